@@ -1,0 +1,27 @@
+# What does pre-training buy a small vision transformer? The study is config.yaml or a --configfile of studies/.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+if not workflow.overwrite_configfiles:  # a study given by --configfile stands alone
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/intermediate.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/aggregate.smk"
+
+
+rule all:
+    """Evaluate every cell of the study and gather tables and figures."""
+    default_target: True
+    input:
+        cells=expand(METRICS, cell=CELLS),
+        tables=TABLES,
+        figures=FIGURES,

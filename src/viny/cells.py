@@ -1,0 +1,186 @@
+"""Cells: what a study's grid expands to, what each is called, and what each stage of it depends on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from viny.config import TRAIN_KEYS
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One combination of the grid: images to pre-train on, intermediate task, labels, seed."""
+
+    pretrain_size: int
+    intermediate: str
+    finetune_size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return (
+            f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "name": self.name}
+
+
+def cells(config: Mapping[str, Any]) -> list[Cell]:
+    """Every cell of a resolved study, in the grid's order."""
+    grid = config["grid"]
+    return [
+        Cell(*values)
+        for values in itertools.product(
+            grid["pretrain_sizes"], grid["intermediates"], grid["finetune_sizes"], grid["seeds"]
+        )
+    ]
+
+
+def _train(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: section[key] for key in TRAIN_KEYS}
+
+
+def _compute(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config["compute"][key] for key in ("device", "precision")}
+
+
+def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the pack `name` ('pretrain', 'segmentation' or a task) is made from."""
+    if name == "pretrain":
+        section, size, stream = config["pretrain"], config["pretrain"]["pack_size"], "unlabelled"
+        resize = "antialias"
+    elif name == "segmentation":
+        section, size, stream = config["segmentation"], config["model"]["image_size"], "segmentation"
+        resize = config["switches"]["resize"]
+    else:
+        section, size = config["intermediate"][name], config["model"]["image_size"]
+        stream = "segmentation" if section["target"] == "patch" else "scenes"
+        resize = config["switches"]["resize"]
+    spec = {"source": section["source"], "size": size, "resize": resize}
+    if section["source"] == "synthetic":
+        made = config["synthetic"]
+        return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
+    spec["path"] = section["path"]
+    if section["source"] == "pets":
+        spec["download"] = config["segmentation"]["download"]
+    return spec
+
+
+def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
+    """Whether an intermediate task learns from the very images that are segmented."""
+    mine, target = pack_spec(config, task), pack_spec(config, "segmentation")
+    return mine == target
+
+
+def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    return {
+        "kind": "pretrain",
+        "size": size,
+        "seed": seed,
+        "split_seed": config["split_seed"],
+        "subsets": config["switches"]["subsets"],
+    }
+
+
+def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    return {
+        "kind": "finetune",
+        "size": size,
+        "seed": seed,
+        "split_seed": config["split_seed"],
+        "subsets": config["switches"]["subsets"],
+        "test_set": config["switches"]["test_set"],
+        "test_size": config["segmentation"]["test_size"],
+    }
+
+
+def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return {
+        "kind": "task",
+        "on_segmentation_data": on_segmentation_data(config, task),
+        "pool": config["switches"]["pets_pool"],
+        "test_set": config["switches"]["test_set"],
+        "split_seed": config["split_seed"],
+        "test_size": config["segmentation"]["test_size"],
+    }
+
+
+def pretrain_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    """Everything that a pre-training's weights depend on, but its data."""
+    section = config["pretrain"]
+    return {
+        "stage": "pretrain",
+        "cell": {"pretrain_size": size, "seed": seed},
+        "model": config["model"],
+        "train": _train(section),
+        "mask_ratio": section["mask_ratio"],
+        "crop_scale": section["crop_scale"],
+        "class_token": config["switches"]["class_token"] == "always",
+        **_compute(config),
+    }
+
+
+def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int) -> dict[str, Any]:
+    """Everything that an intermediate encoder depends on, but its data and its parent's weights."""
+    section = config["intermediate"][task]
+    return {
+        "stage": "intermediate",
+        "cell": {"intermediate": task, "pretrain_size": size, "seed": seed},
+        "model": config["model"],
+        "train": _train(section),
+        "target": section["target"],
+        "mixup": section["mixup"],
+        "contrast": section["contrast"],
+        "class_token": config["switches"]["class_token"] == "always",
+        **_compute(config),
+    }
+
+
+def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Everything that a fine-tuned model depends on, but its data and its parent's weights."""
+    section, switches = config["finetune"], config["switches"]
+    return {
+        "stage": "finetune",
+        "cell": cell.as_dict(),
+        "model": config["model"],
+        "train": _train(section),
+        "contrast": section["contrast"],
+        "segmentation_loss": switches["segmentation_loss"],
+        "augmentation": switches["augmentation"],
+        "normalise": switches["normalise_finetune"],
+        "class_token": switches["class_token"] == "always",
+        **_compute(config),
+    }
+
+
+def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Everything that a cell's metrics depend on, but its weights and its data."""
+    switches = config["switches"]
+    return {
+        "stage": "evaluate",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "switches": dict(switches),
+        "cell": cell.as_dict(),
+        "contrast": config["finetune"]["contrast"],
+        "split_seed": config["split_seed"],
+        **_compute(config),
+    }
+
+
+def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figures depend on beside the results."""
+    switches = config["switches"]
+    return {
+        "note": config["note"],
+        "examples": config["figures"]["examples"],
+        "split_seed": config["split_seed"],
+        "test_set": switches["test_set"],
+        "test_size": config["segmentation"]["test_size"],
+        "mask_ratio": config["pretrain"]["mask_ratio"],
+    }

@@ -1,0 +1,190 @@
+"""`python -m viny <command>`: the stages that the workflow's rules call, and commands for people.
+
+Heavy imports stand inside the commands, so that each job loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from viny.errors import InputError
+
+# Exit codes: 0 done, 1 the job failed, 2 the input is at fault.
+FAILED, BAD_INPUT = 1, 2
+
+
+def _spec(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
+
+
+def _check(args: argparse.Namespace) -> None:
+    from viny.cells import cells
+    from viny.config import merge, read_config, resolve
+
+    raw: dict[str, Any] = {}
+    for path in args.study:
+        raw = merge(raw, read_config(path))
+    config = resolve(raw)
+    if args.show:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+    else:
+        print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from viny.data.pack import describe, pack_into_store
+    from viny.files import read_json
+
+    folder = pack_into_store(args.spec, args.store, args.manifest, args.threads)
+    print(f"{folder}: {describe(read_json(args.manifest, 'a pack manifest'))}")
+
+
+def _split(args: argparse.Namespace) -> None:
+    from viny.data import splits
+
+    pack = splits.open_pack(args.manifest)
+    spec = {k: v for k, v in args.spec.items() if k != "code"}
+    make = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
+    split = make[spec.pop("kind")](pack, **spec)
+    splits.write_split(args.record, args.indices, split, {"spec": args.spec, "pack_sha256": pack.sha256})
+
+
+def _train(args: argparse.Namespace) -> None:
+    from viny.learning.stages import StageFiles, run_stage
+
+    files = StageFiles(
+        manifest=args.manifest,
+        split=args.split,
+        indices=args.indices,
+        parent=args.parent,
+        weights=args.weights,
+        record=args.record,
+        curve=args.curve,
+        run=args.run,
+    )
+    run_stage(args.spec, files, args.threads)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from viny.evidence.evaluate import run_evaluate
+
+    run_evaluate(
+        args.spec,
+        args.manifest,
+        args.split,
+        args.indices,
+        args.model,
+        args.metrics,
+        args.confusion,
+        args.threads,
+    )
+
+
+def _tables(args: argparse.Namespace) -> None:
+    from viny.evidence.tables import write_tables
+
+    write_tables(args.metrics, args.out)
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from viny.evidence.gallery import write_figures
+
+    write_figures(args.spec, args.metrics, args.curves, args.pretrained, args.models, args.manifest, args.out)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; each command's function is in its `run_command`."""
+    top = argparse.ArgumentParser(prog="viny", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Any, text: str, *, stage: bool = True) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=text, description=text)
+        p.set_defaults(run_command=function)
+        if stage:
+            p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
+            p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        return p
+
+    def files(p: argparse.ArgumentParser, **names: str) -> None:
+        for name, text in names.items():
+            p.add_argument(f"--{name}", type=Path, required=True, help=text)
+
+    p = command("check", _check, "Check study files and say what they expand to.", stage=False)
+    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
+
+    p = command("pack", _pack, "Decode a data set once into memory-mapped arrays.")
+    files(p, store="folder of all packs", manifest="the study's copy of the manifest (output)")
+
+    p = command("split", _split, "Write the index lists of one subset and its test set.")
+    files(p, manifest="of the pack", record="JSON (output)", indices="npz (output)")
+
+    for name, text in (
+        ("pretrain", "Pre-train an encoder with SimMIM."),
+        ("intermediate", "Train an encoder on an intermediate task."),
+        ("finetune", "Fine-tune an encoder for segmentation."),
+    ):
+        p = command(name, _train, text)
+        files(p, manifest="of the pack", split="record of the split", indices="index lists of the split")
+        p.add_argument("--parent", type=Path, help="record of the weights to start from; none: random ones")
+        files(
+            p,
+            weights="safetensors (output)",
+            record="JSON beside the weights (output)",
+            curve="CSV (output)",
+            run="provenance, JSON (output)",
+        )
+
+    p = command("evaluate", _evaluate, "Evaluate a fine-tuned model on its test images.")
+    files(
+        p,
+        manifest="of the pack",
+        split="record of the split",
+        indices="index lists of the split",
+        model="record of the fine-tuned weights",
+        metrics="JSON (output)",
+        confusion="per-image confusion matrices, npz (output)",
+    )
+
+    p = command("tables", _tables, "Gather metrics into tables.", stage=False)
+    files(p, out="folder (output)")
+    p.add_argument("--metrics", type=Path, nargs="+", required=True, help="a JSON a cell")
+
+    p = command("figures", _figures, "Draw a study's figures.")
+    files(p, out="folder (output)", manifest="of the segmentation pack")
+    p.add_argument("--metrics", type=Path, nargs="+", required=True, help="a JSON a cell")
+    p.add_argument("--curves", type=Path, nargs="+", required=True, help="learning curves, CSV")
+    p.add_argument("--pretrained", type=Path, help="record of the encoder whose reconstructions are shown")
+    p.add_argument("--models", type=Path, nargs="+", required=True, help="records of models to show")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        args.run_command(args)
+    except InputError as error:
+        print(f"viny: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except RuntimeError as error:
+        if type(error).__name__ != "TrainingError":  # its module costs seconds to import
+            raise
+        print(f"viny: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+    return 0

@@ -1,0 +1,160 @@
+"""Augmentation of whole batches on the device that trains; every draw comes from a generator that is passed in.
+
+Draws are made on the CPU, a few numbers an image, so that they are the same whatever the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] in 0 to 255 to float32 in 0 to 1."""
+    return images.float().div_(255)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Subtract ImageNet's channel means and divide by its deviations: float [B, 3, H, W] in 0 to 1."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """Undo `normalise`."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return images * std + mean
+
+
+def draw_crops(
+    shapes: Tensor, scale: float, generator: torch.Generator, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Tensor:
+    """Crop boxes as torchvision's RandomResizedCrop draws them, for a batch at once.
+
+    Args:
+        shapes: [B, 2] heights and widths of the originals, pixels.
+        scale: least share of the area; the greatest is 1.
+        generator: of the draws.
+        ratio: range of width over height.
+
+    Returns:
+        float [B, 4]: top, left, height, width as shares of the image.
+    """
+    tries = 10
+    b = len(shapes)
+    height, width = shapes[:, :1].double(), shapes[:, 1:].double()  # [B, 1]
+    u = torch.rand(4, b, tries, generator=generator, dtype=torch.float64)
+    area = height * width * (scale + (1 - scale) * u[0])  # [B, T]
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * u[1])
+    w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first try that fits, as the loop there takes
+    # Where none fits: the largest centred box whose aspect is within the range.
+    back_w = torch.minimum(width, (height * ratio[1]).round())
+    back_h = torch.minimum(height, (width / ratio[0]).round())
+    none = ~fits.any(1, keepdim=True)
+    w = torch.where(none, back_w, w.gather(1, first))
+    h = torch.where(none, back_h, h.gather(1, first))
+    top = torch.floor(u[2].gather(1, first) * (height - h + 1)).clamp(max=height - h)
+    left = torch.floor(u[3].gather(1, first) * (width - w + 1)).clamp(max=width - w)
+    top = torch.where(none, ((height - h) / 2).floor(), top)
+    left = torch.where(none, ((width - w) / 2).floor(), left)
+    return torch.cat([top / height, left / width, h / height, w / width], dim=1).float()
+
+
+def draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    """bool [count], each True with probability one half."""
+    return torch.rand(count, generator=generator) < 0.5
+
+
+def draw_contrast(count: int, contrast: float, generator: torch.Generator) -> Tensor:
+    """float [count], uniform between 1 - contrast and 1 + contrast."""
+    return 1 + contrast * (2 * torch.rand(count, generator=generator) - 1)
+
+
+def crop_resize_flip(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
+    """Cut each image's box out, resize it bilinearly, and mirror it where asked, in one resampling.
+
+    Args:
+        images: float [B, 3, H, W].
+        boxes: [B, 4] top, left, height, width as shares of the image.
+        flips: bool [B].
+        size: side of the result, pixels (S).
+
+    Returns:
+        [B, 3, S, S].
+    """
+    boxes = boxes.to(images.device)
+    top, left, height, width = boxes.unbind(1)
+    sign = 1 - 2 * flips.to(images.device).float()
+    theta = images.new_zeros(len(images), 2, 3)  # output to input coordinates, both in [-1, 1]
+    theta[:, 0, 0] = width * sign
+    theta[:, 0, 2] = 2 * left + width - 1
+    theta[:, 1, 1] = height
+    theta[:, 1, 2] = 2 * top + height - 1
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def flip(batch: Tensor, flips: Tensor) -> Tensor:
+    """Mirror the images or masks [B, ..., H, W] where `flips` [B] is True."""
+    shape = (-1,) + (1,) * (batch.dim() - 1)
+    return torch.where(flips.to(batch.device).view(shape), batch.flip(-1), batch)
+
+
+def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Blend each image with its mean grey level, as torchvision's `adjust_contrast` does.
+
+    Args:
+        images: float [B, 3, H, W] in 0 to 1.
+        factors: [B]; 1 leaves an image as it is.
+
+    Returns:
+        [B, 3, H, W], clamped to 0 to 1.
+    """
+    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    mean = (images * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    f = factors.to(images.device).view(-1, 1, 1, 1)
+    return torch.lerp(mean.expand_as(images), images, f).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One flip and one contrast factor an image: what a labelled stage draws."""
+
+    flips: Tensor  # bool [N]
+    contrast: Tensor  # float [N]
+
+    @classmethod
+    def make(cls, count: int, contrast: float, generator: torch.Generator) -> Draws:
+        return cls(draw_flips(count, generator), draw_contrast(count, contrast, generator))
+
+    def at(self, positions: Tensor) -> Draws:
+        return Draws(self.flips[positions], self.contrast[positions])
+
+
+def labelled_images(images: Tensor, draws: Draws | None, normalised: bool) -> Tensor:
+    """Flip, jitter and normalise a batch for a labelled stage.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        draws: flips and contrast factors [B]; None for images as they are.
+        normalised: whether to subtract ImageNet's means and divide by its deviations.
+
+    Returns:
+        float [B, 3, H, W].
+    """
+    x = to_float(images)
+    if draws is not None:
+        x = adjust_contrast(flip(x, draws.flips), draws.contrast)
+    return normalise(x) if normalised else x

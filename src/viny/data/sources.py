@@ -1,0 +1,164 @@
+"""Where images come from: each source lists its images with classes, masks and official split.
+
+A source reads names only; pixels are read once, by `viny.data.pack`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from viny.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+TRAIN, TEST = 0, 1
+
+
+@dataclass
+class Listing:
+    """Images of one data set, in an order that is the same on every machine.
+
+    `labels` and `parts` (TRAIN or TEST, the official split) are empty where a source has none; `masks`
+    likewise. `mask_values` maps a value in a mask file to a class index.
+    """
+
+    images: list[Path]
+    classes: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    masks: list[Path] = field(default_factory=list)
+    mask_classes: list[str] = field(default_factory=list)
+    mask_values: dict[int, int] = field(default_factory=dict)
+
+
+HOW_TO_GET = {
+    "imagenet": (
+        "class folders of images, <path>/train/<wnid>/*.JPEG or <path>/<class>/*.jpg. ImageNet-1K needs an "
+        "account at image-net.org: fetch ILSVRC2012_img_train.tar, then unpack it with "
+        "torchvision.datasets.imagenet.parse_train_archive"
+    ),
+    "intel": (
+        "<path>/seg_train/seg_train/<class>/*.jpg and <path>/seg_test/seg_test/<class>/*.jpg, as in the archive "
+        "of the Kaggle data set puneet6060/intel-image-classification"
+    ),
+    "pets": (
+        "<path>/oxford-iiit-pet/images/*.jpg and <path>/oxford-iiit-pet/annotations/{trainval.txt,test.txt,"
+        "trimaps/*.png}; set segmentation.download to true to fetch it (800 MB), or unpack images.tar.gz and "
+        "annotations.tar.gz of the Oxford-IIIT Pet data set there"
+    ),
+}
+
+
+def _missing(source: str, path: Path, lacking: Path) -> InputError:
+    return InputError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = [
+        Path(e.path)
+        for e in os.scandir(folder)
+        if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
+    ]
+    return sorted(found)
+
+
+def _class_folders(folder: Path, source: str, path: Path) -> tuple[list[Path], list[str], list[int]]:
+    if not folder.is_dir():
+        raise _missing(source, path, folder)
+    images: list[Path] = []
+    labels: list[int] = []
+    classes = _subfolders(folder)
+    for label, sub in enumerate(classes):
+        found = _images_in(sub)
+        if not found:
+            raise InputError(f"{sub}: class folder without images; remove it or fill it")
+        images += found
+        labels += [label] * len(found)
+    if not images:
+        raise _missing(source, path, folder / "<class>")
+    return images, [c.name for c in classes], labels
+
+
+def list_imagenet(path: Path) -> Listing:
+    """Class folders below `path`/train (torchvision's ImageNet), or right below `path` (an ImageFolder)."""
+    folder = path / "train" if (path / "train").is_dir() else path
+    images, classes, labels = _class_folders(folder, "imagenet", path)
+    return Listing(images, classes, labels, [TRAIN] * len(images))
+
+
+def list_intel(path: Path) -> Listing:
+    """The Kaggle archive's layout: seg_train/seg_train/<class> and seg_test/seg_test/<class>."""
+    images, classes, labels = _class_folders(path / "seg_train" / "seg_train", "intel", path)
+    test_images, test_classes, test_labels = _class_folders(path / "seg_test" / "seg_test", "intel", path)
+    if classes != test_classes:
+        raise InputError(
+            f"{path}: seg_train has classes {', '.join(classes)} but seg_test {', '.join(test_classes)}; "
+            "they must be the same"
+        )
+    parts = [TRAIN] * len(images) + [TEST] * len(test_images)
+    return Listing(images + test_images, classes, labels + test_labels, parts)
+
+
+def list_pets(path: Path) -> Listing:
+    """Oxford-IIIT Pet in torchvision's layout: trainval first, then test, each in its list file's order."""
+    base = path / "oxford-iiit-pet"
+    notes = base / "annotations"
+    out = Listing([], mask_classes=["pet", "background", "border"], mask_values={1: 0, 2: 1, 3: 2})
+    names: dict[int, str] = {}
+    for part, file in ((TRAIN, notes / "trainval.txt"), (TEST, notes / "test.txt")):
+        if not file.is_file():
+            raise _missing("pets", path, file)
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                stem, label = line.split()[0], int(line.split()[1]) - 1
+            except (IndexError, ValueError) as error:
+                raise InputError(f"{file}, line {number}: expected '<name> <class> ...', got {line!r}") from error
+            out.images.append(base / "images" / f"{stem}.jpg")
+            out.masks.append(notes / "trimaps" / f"{stem}.png")
+            out.labels.append(label)
+            out.parts.append(part)
+            names[label] = stem.rsplit("_", 1)[0]
+    out.classes = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
+    return out
+
+
+def fetch_pets(path: Path) -> None:
+    """Download Oxford-IIIT Pet below `path` with torchvision, unless it is there."""
+    from torchvision.datasets import OxfordIIITPet
+
+    OxfordIIITPet(path, split="trainval", target_types="segmentation", download=True)
+
+
+LISTERS = {"imagenet": list_imagenet, "intel": list_intel, "pets": list_pets}
+
+
+def list_source(source: str, path: str | Path) -> Listing:
+    """List the images of a data set on disk.
+
+    Args:
+        source: imagenet, intel or pets.
+        path: its folder.
+
+    Raises:
+        InputError: a file or folder is missing; says which, what is expected, and how to get it.
+    """
+    return LISTERS[source](Path(path))
+
+
+def count_images(section: Mapping[str, Any], synthetic_count: int) -> int | None:
+    """Images that a source holds, or None where it is not on disk (yet)."""
+    if section["source"] == "synthetic":
+        return synthetic_count
+    try:
+        return len(list_source(section["source"], section["path"]).images)
+    except InputError:
+        return None

@@ -1,0 +1,110 @@
+"""Which images a cell trains and tests on: index lists, nested, hashed, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viny.data.pack import Pack
+from viny.data.sources import TEST, TRAIN
+from viny.errors import InputError
+from viny.files import array_sha256, atomic_path, read_json, write_json
+
+
+def permutation(count: int, *keys: int | str) -> np.ndarray:
+    """A permutation of range(count) that depends on `keys` alone: int64 [count].
+
+    Indices are sorted by a hash of (keys, index), so it is the same with any library version, and a larger
+    data set keeps the order of the smaller one.
+    """
+    prefix = ":".join(map(str, keys))
+    hashed = [hashlib.blake2b(f"{prefix}:{i}".encode(), digest_size=16).digest() for i in range(count)]
+    return np.array(sorted(range(count), key=hashed.__getitem__), dtype=np.int64)
+
+
+def torch_permutation(count: int, seed: int) -> np.ndarray:
+    """What `torch.utils.data.random_split` with a generator seeded at `seed` cuts: int64 [count]."""
+    import torch
+
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def pretrain_split(pack: Pack, size: int, seed: int, split_seed: int, subsets: str) -> dict[str, np.ndarray]:
+    """Unlabelled images for pre-training: a prefix of one permutation."""
+    if size > len(pack):
+        raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(pack)} images")
+    draw = ["pretrain", split_seed] + ([seed] if subsets == "per_seed" else [])
+    return {"train": permutation(len(pack), *draw)[:size], "test": np.empty(0, np.int64)}
+
+
+def finetune_split(
+    pack: Pack, size: int, seed: int, split_seed: int, subsets: str, test_set: str, test_size: int
+) -> dict[str, np.ndarray]:
+    """Labelled images for fine-tuning and test.
+
+    'fixed': the test set is the end of one permutation of all images and never changes; training takes a
+    prefix of the rest. 'moving': the paper's random_split, whose test set follows the training images.
+
+    Raises:
+        InputError: `size` and `test_size` do not fit the data.
+    """
+    if size + test_size > len(pack):
+        raise InputError(
+            f"grid.finetune_sizes: {size} and segmentation.test_size {test_size} do not fit {len(pack)} images"
+        )
+    if test_set == "moving":
+        order = torch_permutation(len(pack), split_seed)
+        return {"train": order[:size], "test": order[size : size + test_size]}
+    test, pool = _fixed_test_set(pack, split_seed, test_size)
+    if subsets == "per_seed":
+        pool = pool[permutation(len(pool), "finetune", split_seed, seed)]
+    return {"train": pool[:size], "test": test}
+
+
+def _fixed_test_set(pack: Pack, split_seed: int, test_size: int) -> tuple[np.ndarray, np.ndarray]:
+    order = permutation(len(pack), "segmentation", split_seed)
+    return np.sort(order[len(pack) - test_size :]), order[: len(pack) - test_size]
+
+
+def task_split(
+    pack: Pack, on_segmentation_data: bool, pool: str, test_set: str, split_seed: int, test_size: int
+) -> dict[str, np.ndarray]:
+    """Images for an intermediate task: the official split, or, for a task on the segmentation data under
+    pool 'training', everything but the fixed test set."""
+    if on_segmentation_data and pool == "training" and test_set == "fixed":
+        test, rest = _fixed_test_set(pack, split_seed, test_size)
+        return {"train": np.sort(rest), "test": test}
+    if pack.parts is None:
+        raise InputError(f"{pack.folder}: source '{pack.manifest['source']}' has no train and test parts")
+    return {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}
+
+
+def write_split(record_path: Path, indices_path: Path, split: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write index lists (npz) and a small record of their hashes (JSON)."""
+    with atomic_path(indices_path) as tmp, open(tmp, "wb") as f:
+        np.savez(f, **split)
+    parts = {k: {"count": len(v), "sha256": array_sha256(v)} for k, v in split.items()}
+    write_json(record_path, {**about, "parts": parts})
+
+
+def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, np.ndarray]:
+    """Read index lists and check them against their record and the pack they were cut from.
+
+    Raises:
+        InputError: damaged, or of another pack.
+    """
+    record = read_json(record_path, "a split record")
+    if record["pack_sha256"] != pack.sha256:
+        raise InputError(f"{record_path}: was cut from another pack than {pack.folder}; delete it and rerun")
+    try:
+        with np.load(indices_path, allow_pickle=False) as f:
+            split = {k: f[k] for k in record["parts"]}
+    except Exception as error:  # zip, header and key errors each have a type of their own
+        raise InputError(f"{indices_path}: not readable index lists ({error}); delete it and rerun") from error
+    for name, indices in split.items():
+        if array_sha256(indices) != record["parts"][name]["sha256"]:
+            raise InputError(f"{indices_path}: '{name}' is not what {record_path} says; delete both and rerun")
+    return split

@@ -1,0 +1,97 @@
+"""Segmentation metrics, all from per-image confusion matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Confusion matrices, one an image.
+
+    Args:
+        truth: integer [B, H, W], each in 0 to classes - 1.
+        predicted: likewise.
+        classes: C.
+
+    Returns:
+        int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
+    """
+    b = len(truth)
+    image = torch.arange(b, device=truth.device).view(b, 1, 1)
+    code = (image * classes + truth.long()) * classes + predicted.long()
+    return torch.bincount(code.flatten(), minlength=b * classes * classes).view(b, classes, classes)
+
+
+def iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class.
+
+    Args:
+        confusion: [..., C, C], true class first.
+
+    Returns:
+        float [..., C]; NaN where a class is neither present nor predicted.
+    """
+    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
+    union = confusion.sum(-1) + confusion.sum(-2) - hit
+    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+
+
+def without_border(confusion: np.ndarray, border: int) -> np.ndarray:
+    """Drop the pixels whose true class is the border; predicting it elsewhere stays a miss.
+
+    Args:
+        confusion: [..., C, C].
+        border: the class to ignore.
+
+    Returns:
+        [..., C, C] with an empty row for the border.
+    """
+    out = confusion.copy()
+    out[..., border, :] = 0
+    return out
+
+
+def mean_iou_per_image(confusion: np.ndarray, classes: list[int]) -> float:
+    """The paper's mIoU: per image the sum of the classes' IoU over their number, absent classes counting 0,
+    then the mean over images.
+
+    Args:
+        confusion: [N, C, C].
+        classes: those that count.
+    """
+    return float(np.nan_to_num(iou(confusion)[:, classes]).mean())
+
+
+def mean_iou_dataset(confusion: np.ndarray, classes: list[int]) -> float:
+    """The field's mIoU: from one confusion matrix over all images; classes that never occur are left out."""
+    values = iou(confusion.sum(0))[classes]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def summarise(confusion: np.ndarray, names: list[str], border: int | None) -> dict[str, Any]:
+    """All metrics of a test set, as fractions; None where undefined.
+
+    Args:
+        confusion: [N, C, C].
+        names: of the classes.
+        border: the class that the two-class metrics ignore; None for data without one.
+    """
+    every = list(range(len(names)))
+    total = confusion.sum(0)
+    out: dict[str, float] = {
+        "pixel_accuracy": np.trace(total) / max(1, total.sum()),
+        "miou_dataset": mean_iou_dataset(confusion, every),
+        "miou_per_image": mean_iou_per_image(confusion, every),
+    }
+    out |= {f"iou_{name}": value for name, value in zip(names, iou(total), strict=True)}
+    if border is not None:
+        rest = [c for c in every if c != border]
+        reduced = without_border(confusion, border)
+        # A pixel predicted 'border' lies in no column of the rest, so it counts as missed, not as found.
+        out["miou_two_class_dataset"] = mean_iou_dataset(reduced, rest)
+        out["miou_two_class_per_image"] = mean_iou_per_image(reduced, rest)
+    return {k: (float(v) if np.isfinite(v) else None) for k, v in out.items()}

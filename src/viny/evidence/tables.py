@@ -1,0 +1,259 @@
+"""Tables of a study: every cell's metrics, their summary over seeds, paired differences, the paper's tables.
+
+Metrics are fractions in [0, 1] in every frame and in metrics.csv, summary.csv and paired_differences.csv;
+the paper's tables are percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from viny.errors import InputError
+from viny.files import atomic_path, read_json
+
+KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
+GROUP = KEYS[:3]
+ORDER = ["intermediate", "pretrain_size", "finetune_size", "seed"]
+BEFORE = ["study", "protocol", "note", "cell", *KEYS]  # columns to the left of the metrics
+RUN = ["device", "precision", "threads", "seconds", "code"]  # taken from the provenance
+AFTER = ["miou_is", "test_images", *RUN]  # columns to the right of the metrics
+STATISTICS = {"mean": "mean", "std": "sd", "sem": "se"}  # pandas' names to ours; std and sem have ddof=1
+
+PAPER_TABLES = {
+    "1": ("Table 1: no pre-training, no intermediate task", ["# Fine-tune"]),
+    "A2": ("Table A2: pre-training, no intermediate task", ["# Pre-train", "# Fine-tune"]),
+    "A3": (
+        "Table A3: an intermediate task, with and without pre-training",
+        ["Intermediate", "# Pre-train", "# Fine-tune"],
+    ),
+}
+HEADINGS = {
+    "pretrain_size": "# Pre-train",
+    "intermediate": "Intermediate",
+    "finetune_size": "# Fine-tune",
+    "n": "Runs",
+}
+
+
+def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Collect the metric files of evaluated cells.
+
+    Args:
+        paths: JSON files, one a cell, in any order; what a cell is called comes from inside.
+
+    Returns:
+        One row a cell: `BEFORE`, the metrics (fractions; NaN where undefined), `AFTER` (seconds in s).
+        Sorted by intermediate ('none' first), pretrain_size, finetune_size, seed.
+
+    Raises:
+        InputError: no files, a file that holds something else, or a cell that two files hold.
+    """
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, None] = {}  # an ordered set
+    seen: dict[tuple[Any, ...], str | Path] = {}
+    for path in paths:
+        row, values = _read_cell(path)
+        key = tuple(row[k] for k in ("study", "protocol", *KEYS))
+        if key in seen:
+            raise InputError(f"{path}: holds the same cell as {seen[key]} ({row['cell']}); keep one of them")
+        seen[key] = path
+        metrics |= dict.fromkeys(values)
+        rows.append(row | values)
+    if not rows:
+        raise InputError("no metric files given; evaluate at least one cell first")
+    frame = pd.DataFrame(rows, columns=[*BEFORE, *metrics, *AFTER])
+    return _sort(frame.astype(dict.fromkeys(metrics, float)))
+
+
+def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """What describes a cell, and its metrics."""
+    try:
+        value = read_json(path, "the metrics of an evaluated cell")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
+
+    def need(holder: Any, key: str, kind: type | tuple[type, ...], least: float = 0) -> Any:
+        got = holder.get(key) if isinstance(holder, Mapping) else None
+        # bool is an int in Python, but no size, seed or metric
+        wrong = not isinstance(got, kind) or isinstance(got, bool)
+        if wrong or (isinstance(got, int | float) and not got >= least):
+            raise InputError(
+                f"{path}: not the metrics of an evaluated cell ('{key}' is missing or holds {got!r}); "
+                "pass only metric files, or delete this one and evaluate its cell again"
+            )
+        return got
+
+    cell = need(value, "cell", dict)
+    provenance = need(value, "provenance", dict)
+    row = {key: need(value, key, str) for key in ("study", "protocol", "miou_is")}
+    row["note"] = value.get("note") or ""
+    row["cell"] = need(cell, "name", str)
+    row |= {key: need(cell, key, str if key == "intermediate" else int) for key in KEYS}
+    row["test_images"] = need(value, "test_images", int, 1)
+    row |= {key: provenance.get(key) for key in RUN}
+    metrics = need(value, "metrics", dict)
+    for name in {"miou", "pixel_accuracy", *metrics}:
+        # Metrics in percent must not slip in; null is for the undefined. A missing one is not null.
+        if metrics.get(name, -1) is not None and need(metrics, name, (int, float)) > 1:
+            raise InputError(f"{path}: metric '{name}' is {metrics[name]}; expected a fraction in [0, 1]")
+    return row, metrics
+
+
+def _sort(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows by intermediate ('none' first), then sizes, then seed; as far as the frame has these."""
+
+    def key(column: pd.Series) -> pd.Series:
+        return column.replace("none", "") if column.name == "intermediate" else column
+
+    return frame.sort_values([k for k in ORDER if k in frame], key=key, ignore_index=True)
+
+
+def _check(frame: pd.DataFrame) -> None:
+    """Refuse what statistics over seeds would pool in silence: several studies, or a cell twice."""
+    for column in ("study", "protocol", "miou_is"):
+        if column in frame and frame[column].nunique() > 1:
+            found = ", ".join(sorted(frame[column].unique()))
+            raise InputError(f"cells differ in '{column}' ({found}); make the tables of each on its own")
+    twice = frame.duplicated(KEYS)
+    if twice.any():
+        key = dict(frame.loc[twice, KEYS].iloc[0])
+        cell = ", ".join(f"{name} {value}" for name, value in key.items())
+        raise InputError(f"cell given more than once: {cell}; keep one row of each")
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, spread and standard error over seeds.
+
+    Args:
+        frame: what `read_metrics` returns.
+
+    Returns:
+        A row per (pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each
+        metric <metric>_mean, _sd (ddof=1; NaN for one seed) and _se = sd / sqrt(n), all fractions. A seed
+        whose metric is undefined (NaN) does not count towards that metric's three.
+    """
+    _check(frame)
+    metrics = [c for c in frame.columns if c not in (*BEFORE, *AFTER)]
+    groups = frame.groupby(GROUP)
+    table = groups[metrics].agg(list(STATISTICS))
+    table.columns = [f"{metric}_{STATISTICS[name]}" for metric, name in table.columns]
+    table.insert(0, "n", groups.size())
+    return _sort(table.reset_index())
+
+
+def paired_differences(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """What an intermediate task changes, seed by seed.
+
+    Args:
+        frame: what `read_metrics` returns.
+        metric: the metric to compare.
+
+    Returns:
+        `KEYS` and difference, the fraction with the task minus that without; a row for each task and each
+        (pretrain_size, finetune_size, seed) for which both are there.
+    """
+    _check(frame)
+    cells = frame[[*KEYS, metric]].dropna(subset=metric)
+    is_none = cells["intermediate"] == "none"
+    pairs = cells[~is_none].merge(
+        cells[is_none].drop(columns="intermediate"),
+        on=[k for k in KEYS if k != "intermediate"],
+        suffixes=("", "_none"),
+        validate="many_to_one",
+    )
+    return _sort(pairs[KEYS].assign(difference=pairs[metric] - pairs[f"{metric}_none"]))
+
+
+def paper_table(frame: pd.DataFrame, which: str) -> pd.DataFrame:
+    """One of the paper's tables, in percent.
+
+    Args:
+        frame: what `read_metrics` returns.
+        which: '1' (no pre-training, no intermediate task), 'A2' (pre-training, no intermediate task) or
+            'A3' (an intermediate task; unlike the paper's, it has the rows without pre-training too).
+
+    Returns:
+        The paper's columns and Runs, the number of seeds. Accuracy (of pixels) and mIoU are strings: mean
+        ± standard deviation over seeds (ddof=1), the mean alone for one seed, 'n/a' where undefined.
+    """
+    _, keys = PAPER_TABLES[which]
+    table = summarise(frame)
+    is_none, is_scratch = table["intermediate"] == "none", table["pretrain_size"] == 0
+    chosen = {"1": is_none & is_scratch, "A2": is_none & ~is_scratch, "A3": ~is_none}[which]
+    table = table[chosen].reset_index(drop=True).rename(columns=HEADINGS)
+    for heading, metric in (("Accuracy", "pixel_accuracy"), ("mIoU", "miou")):
+        both = zip(table[f"{metric}_mean"], table[f"{metric}_sd"], strict=True)
+        table[heading] = pd.Series([_percent(mean, sd) for mean, sd in both], dtype=str)
+    return table[[*keys, "Accuracy", "mIoU", "Runs"]]
+
+
+def _percent(mean: float, sd: float) -> str:
+    if pd.isna(mean):
+        return "n/a"
+    return f"{100 * mean:.2f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.2f}")
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table without its index; numbers to the right, NaN empty."""
+
+    def text(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return " ".join(shown.replace("|", r"\|").split())
+
+    rules = ["--:" if pd.api.types.is_numeric_dtype(dtype) else ":--" for dtype in frame.dtypes]
+    rows = [map(text, frame.columns), rules]
+    rows += [map(text, row) for row in frame.itertuples(index=False)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> None:
+    """Write metrics.csv, summary.csv, paired_differences.csv and the paper's tables as .csv and .md.
+
+    Args:
+        metric_paths: JSON files of one study, one a cell.
+        out_dir: folder for the tables; made where it is not there.
+
+    Raises:
+        InputError: as `read_metrics`, or cells of several studies.
+    """
+    frame = read_metrics(metric_paths)
+    tables = {f"table{which}": paper_table(frame, which) for which in PAPER_TABLES}
+    frames = {
+        "metrics": frame,
+        "summary": summarise(frame),
+        "paired_differences": paired_differences(frame),
+    }
+    for name, table in (frames | tables).items():
+        with atomic_path(Path(out_dir) / f"{name}.csv") as tmp:
+            table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+    about = _about(frame)
+    for which, (title, _) in PAPER_TABLES.items():
+        table = tables[f"table{which}"]
+        body = to_markdown(table)
+        if table.empty:
+            body += "\nThe study has no such cells.\n"
+        with atomic_path(Path(out_dir) / f"table{which}.md") as tmp:
+            tmp.write_text(f"# {title}\n\n{about}\n\n{body}", encoding="utf-8")
+
+
+def _about(frame: pd.DataFrame) -> str:
+    """One line on what a table's numbers are."""
+    first = frame.iloc[0]
+    images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))
+    averaged = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
+    notes = [" ".join(note.split()) for note in frame["note"].unique()]
+    return " ".join(
+        [
+            f"Study {first['study']}, protocol {first['protocol']}.",
+            "Percent: mean ± standard deviation over seeds (ddof = 1), the mean alone for one run.",
+            f"mIoU is {averaged.get(first['miou_is'], first['miou_is'])}.",
+            f"Test images: {images}.",
+            *notes,
+        ]
+    ).strip()

@@ -1,0 +1,131 @@
+"""Batches: from a pack and an index list to augmented tensors on the device, without per-image Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viny.data import augment
+from viny.data.pack import Pack
+from viny.learning.objectives import draw_patch_mask, mixup
+
+IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
+
+# (positions in the training list [B], generator of the step) -> what the objective's loss takes
+BatchMaker = Callable[[Tensor, torch.Generator], Any]
+
+
+class Rows:
+    """Rows of a pack's array, chosen by an index list and gathered by position.
+
+    Args:
+        array: [N, ...], usually a memory map.
+        indices: [M], rows that make up the subset.
+        device: where batches are wanted; on a GPU the subset is kept there if it fits beside the training.
+    """
+
+    def __init__(self, array: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
+        self.array, self.indices, self.device = array, indices, device
+        size = len(indices) * int(np.prod(array.shape[1:])) * array.dtype.itemsize
+        if device.type == "cuda":
+            limit = torch.cuda.mem_get_info(device)[0] // 2
+        else:
+            limit = IN_MEMORY
+        self.held = torch.from_numpy(array[indices]).to(device) if size <= limit else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """[B, ...] on the device, for positions [B] in the subset."""
+        if self.held is not None:
+            return self.held[positions.to(self.held.device)]
+        rows = self.indices[positions.numpy()]
+        order = np.argsort(rows, kind="stable")  # the disk is read in one direction
+        out = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
+        out[order] = self.array[rows[order]]
+        batch = torch.from_numpy(out)
+        if self.device.type == "cuda":
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch
+
+
+def simmim_batches(
+    pack: Pack,
+    indices: np.ndarray,
+    image_size: int,
+    patches: int,
+    mask_ratio: float,
+    crop_scale: float,
+    device: torch.device,
+) -> BatchMaker:
+    """Random crops, flips, ImageNet normalisation, and a patch mask an image."""
+    images = Rows(pack.images, indices, device)
+    shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
+
+    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        count = len(positions)
+        boxes = augment.draw_crops(shapes[positions], crop_scale, generator)
+        flips = augment.draw_flips(count, generator)
+        mask = draw_patch_mask(count, patches, mask_ratio, generator)
+        x = augment.to_float(images[positions])
+        x = augment.crop_resize_flip(x, boxes, flips, image_size)
+        return augment.normalise(x), mask.to(device)
+
+    return make
+
+
+@dataclass(frozen=True)
+class LabelledAugmentation:
+    """How a labelled stage sees its training images."""
+
+    contrast: float
+    normalised: bool
+    frozen: augment.Draws | None = None  # drawn once for all images of the list; None draws in every step
+
+    def draws(self, positions: Tensor, generator: torch.Generator) -> augment.Draws:
+        if self.frozen is not None:
+            return self.frozen.at(positions)
+        return augment.Draws.make(len(positions), self.contrast, generator)
+
+
+def class_batches(
+    pack: Pack,
+    indices: np.ndarray,
+    classes: int,
+    augmentation: LabelledAugmentation,
+    alpha: float,
+    device: torch.device,
+) -> BatchMaker:
+    """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes]."""
+    images = Rows(pack.images, indices, device)
+    labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()
+
+    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        draws = augmentation.draws(positions, generator)
+        x = augment.labelled_images(images[positions], draws, augmentation.normalised)
+        targets = F.one_hot(labels[positions], classes).float().to(device)
+        return mixup(x, targets, alpha, generator)
+
+    return make
+
+
+def mask_batches(
+    pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device
+) -> BatchMaker:
+    """Flips of image and mask together, contrast jitter and normalisation of the image."""
+    images = Rows(pack.images, indices, device)
+    masks = Rows(pack.masks, indices, device)
+
+    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        draws = augmentation.draws(positions, generator)
+        x = augment.labelled_images(images[positions], draws, augmentation.normalised)
+        return x, augment.flip(masks[positions], draws.flips)
+
+    return make

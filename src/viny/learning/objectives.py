@@ -1,0 +1,150 @@
+"""What each stage learns: modules that hold an encoder and a head, and give the loss of a batch.
+
+Every objective has `encoder` (a ViNy) and `loss(batch)`; a batch is what `viny.learning.batches` makes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viny.learning.model import ViNy, patchify, unpatchify
+
+
+def draw_patch_mask(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """bool [count, patches] with int(ratio * patches) True in every row, at random places."""
+    masked = int(ratio * patches)
+    places = torch.rand(count, patches, generator=generator).argsort(1)[:, :masked]
+    return torch.zeros(count, patches, dtype=torch.bool).scatter_(1, places, True)
+
+
+class SimMIM(nn.Module):
+    """Masked image modelling with a linear decoder (Xie et al. 2022, arXiv 2111.09886).
+
+    Masked patch tokens are replaced by a learned one before the position embedding is added; the loss is
+    the mean absolute error of the masked patches' normalised pixels.
+    """
+
+    def __init__(self, encoder: ViNy, class_token: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.class_token = class_token
+        settings = encoder.settings
+        self.mask_token = nn.Parameter(torch.randn(settings.dim))
+        self.head = nn.Linear(settings.dim, 3 * settings.patch_size**2)
+
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Pixels of every patch [B, L, P*P*3] from images [B, 3, S, S] with `mask` [B, L] hidden."""
+        tokens = self.encoder.encode(images, self.class_token, mask, self.mask_token)
+        return self.head(tokens[:, int(self.class_token) :])
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, mask = batch
+        predicted = self.predict(images, mask)[mask].float()  # [masked, P*P*3]
+        return F.l1_loss(predicted, patchify(images, self.encoder.settings.patch_size)[mask])
+
+
+class Classification(nn.Module):
+    """Cross-entropy of the class token's logits, with targets as probabilities (MixUp mixes them)."""
+
+    def __init__(self, encoder: ViNy, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.settings.dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, 3, S, S]."""
+        return self.head(self.encoder.encode(images, class_token=True)[:, 0])
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, targets = batch
+        return F.cross_entropy(self(images).float(), targets)
+
+
+def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Blend a batch with a shuffled copy of itself (Zhang et al. 2018, arXiv 1710.09412).
+
+    Args:
+        images: [B, 3, S, S].
+        targets: [B, classes], probabilities.
+        alpha: of the Beta distribution that the blend's weight comes from; 0 leaves the batch as it is.
+        generator: of the draws.
+    """
+    if alpha == 0:
+        return images, targets
+    # A Beta draw is a ratio of two Gamma draws; torch's sampler takes the generator, its Beta class does not.
+    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    weight = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    return torch.lerp(images[order], images, weight), torch.lerp(targets[order], targets, weight)
+
+
+class PatchClassification(nn.Module):
+    """Cross-entropy of each patch token's logits against the patch's majority mask class."""
+
+    def __init__(self, encoder: ViNy, classes: int, class_token: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.class_token = class_token
+        self.classes = classes
+        self.head = nn.Linear(encoder.settings.dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, L, classes] of images [B, 3, S, S]."""
+        return self.head(self.encoder.encode(images, self.class_token)[:, int(self.class_token) :])
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, masks = batch
+        targets = majority_class(masks, self.encoder.settings.patch_size, self.classes)
+        return F.cross_entropy(self(images).float().transpose(1, 2), targets)
+
+
+def majority_class(masks: Tensor, patch_size: int, classes: int) -> Tensor:
+    """The most frequent class of each patch; of equals, the one that is listed first.
+
+    Args:
+        masks: integer [B, S, S].
+        patch_size: P.
+        classes: how many there are.
+
+    Returns:
+        int64 [B, L], patches row by row.
+    """
+    patches = patchify(masks.unsqueeze(1), patch_size)  # [B, L, P*P]
+    counts = torch.stack([(patches == c).sum(2) for c in range(classes)], dim=2)
+    return counts.argmax(2)
+
+
+class Segmentation(nn.Module):
+    """A linear head on each patch token gives every pixel of the patch its class logits.
+
+    Args:
+        encoder: the transformer.
+        classes: mask classes.
+        loss: 'class_softmax', cross-entropy over classes; 'pixel_softmax', the paper's code, which takes a
+            log-softmax over all pixels of a class map before the cross-entropy over classes.
+        class_token: whether a class token stands in the sequence.
+    """
+
+    def __init__(
+        self, encoder: ViNy, classes: int, loss: str = "class_softmax", class_token: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classes = classes
+        self.loss_kind = loss
+        self.class_token = class_token
+        self.head = nn.Linear(encoder.settings.dim, classes * encoder.settings.patch_size**2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores [B, classes, S, S] of images [B, 3, S, S]; their argmax is the prediction."""
+        tokens = self.encoder.encode(images, self.class_token)[:, int(self.class_token) :]
+        logits = unpatchify(self.head(tokens).float(), self.encoder.settings.patch_size, self.classes)
+        if self.loss_kind == "pixel_softmax":
+            logits = F.log_softmax(logits.flatten(2), dim=2).view_as(logits)
+        return logits
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, masks = batch
+        return F.cross_entropy(self(images), masks.long())

@@ -1,0 +1,201 @@
+"""Tables: what is read, refused, averaged, paired and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from viny.errors import InputError
+from viny.evidence import tables
+
+MIOU = [0.41, 0.43, 0.48]
+
+
+def cell(pre: int, mid: str, fine: int, seed: int, miou: float | None = 0.5, **over: Any) -> dict[str, Any]:
+    return {
+        "study": "made-up",
+        "protocol": "sound",
+        "note": "Made up\nfor tests.",
+        "cell": {
+            "name": f"pre-{pre}_mid-{mid}_fine-{fine}_seed-{seed}",
+            "pretrain_size": pre,
+            "intermediate": mid,
+            "finetune_size": fine,
+            "seed": seed,
+        },
+        "metrics": {"miou": miou, "pixel_accuracy": 0.7, "iou_border": None},
+        "test_images": 1000,
+        "miou_is": "dataset",
+        "parameters": 5,
+        "provenance": {"device": "cpu", "precision": "float32", "threads": 1, "seconds": 1.5, "code": "abc"},
+    } | over
+
+
+def write(folder: Path, cells: list[dict[str, Any]]) -> list[Path]:
+    """Files whose names say nothing of their cells."""
+    paths = [folder / f"{i}.json" for i in range(len(cells))]
+    for path, value in zip(paths, cells, strict=True):
+        path.write_text(json.dumps(value))
+    return paths
+
+
+def frame_of(rows: list[tuple[int, str, int, int, float]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=[*tables.KEYS, "miou"])
+    return frame.assign(pixel_accuracy=frame["miou"] + 0.2)
+
+
+def test_read_sorts_and_keeps_every_field(tmp_path: Path) -> None:
+    order = [(0, "none", 250, 0), (0, "none", 1000, 0), (9, "none", 250, 0), (9, "none", 250, 1)]
+    order += [(0, "Alpha", 250, 0), (0, "zeta", 250, 0)]
+    frame = tables.read_metrics(write(tmp_path, [cell(*key) for key in reversed(order)]))
+    assert list(frame[tables.KEYS].itertuples(index=False, name=None)) == order
+    assert frame["cell"][0] == "pre-0_mid-none_fine-250_seed-0"
+    first = frame.iloc[0]
+    assert (first["study"], first["protocol"], first["test_images"]) == ("made-up", "sound", 1000)
+    assert [first[k] for k in tables.RUN] == ["cpu", "float32", 1, 1.5, "abc"]
+    assert frame["iou_border"].isna().all()
+    assert frame["iou_border"].dtype == float
+
+
+def test_duplicate_cell_names_both_files(tmp_path: Path) -> None:
+    paths = write(tmp_path, [cell(0, "none", 250, 0), cell(0, "none", 250, 1), cell(0, "none", 250, 0)])
+    with pytest.raises(InputError, match=r"2\.json.*0\.json.*keep one"):
+        tables.read_metrics(paths)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "[]",
+        "{}",
+        json.dumps(cell(0, "none", 250, 0, 43.0)),
+        json.dumps(cell(0, "none", 250, 0, float("nan"))),
+        json.dumps(cell(0, "none", 250, True)),
+        json.dumps(cell(-1, "none", 250, 0)),
+        json.dumps(cell(0, "none", 250, 0, metrics={"miou": 0.5})),
+        json.dumps(cell(0, "none", 250, 0, provenance=None)),
+        json.dumps(cell(0, "none", 250, 0, cell="a")),
+    ],
+)
+def test_foreign_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"odd\.json"):
+        tables.read_metrics([path])
+
+
+def test_unreadable_or_no_files(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.json"):
+        with pytest.raises(InputError, match=path.name):
+            tables.read_metrics([path])
+    with pytest.raises(InputError, match="no metric files"):
+        tables.read_metrics([])
+
+
+def test_summary_agrees_with_numpy_and_scipy() -> None:
+    rows = [(0, "none", 250, seed, miou) for seed, miou in enumerate(MIOU)]
+    frame = frame_of([*rows, (0, "a", 250, 0, 0.3), (0, "none", 500, 0, 0.6)])
+    table = tables.summarise(frame.sample(frac=1, random_state=0))
+    assert list(table["intermediate"]) == ["none", "none", "a"]
+    assert list(table["n"]) == [3, 1, 1]
+    first = table.iloc[0]
+    assert first["miou_mean"] == pytest.approx(np.mean(MIOU))
+    assert first["miou_sd"] == pytest.approx(np.std(MIOU, ddof=1))
+    assert first["miou_se"] == pytest.approx(stats.sem(MIOU))
+    assert first["pixel_accuracy_sd"] == pytest.approx(first["miou_sd"])
+    assert table.loc[1:, ["miou_sd", "miou_se"]].isna().all(axis=None)
+
+
+def test_undefined_metric_does_not_count() -> None:
+    frame = frame_of([(0, "none", 250, 0, 0.4), (0, "none", 250, 1, 0.6), (0, "none", 250, 2, float("nan"))])
+    first = tables.summarise(frame).iloc[0]
+    assert first["n"] == 3
+    assert first["miou_mean"] == pytest.approx(0.5)
+    assert first["miou_se"] == pytest.approx(stats.sem([0.4, 0.6]))
+
+
+def test_pooling_what_differs_is_refused() -> None:
+    frame = frame_of([(0, "none", 250, 0, 0.4), (0, "none", 250, 1, 0.6)])
+    with pytest.raises(InputError, match="protocol"):
+        tables.summarise(frame.assign(protocol=["paper", "sound"]))
+    for use in (tables.summarise, tables.paired_differences):
+        with pytest.raises(InputError, match="more than once"):
+            use(pd.concat([frame, frame]))
+
+
+def test_pairs_by_seed_whatever_the_order() -> None:
+    rows = [(9, "none", 250, s, m) for s, m in ((0, 0.5), (1, 0.6), (3, 0.1))]
+    rows += [(9, "a", 250, s, m) for s, m in ((1, 0.65), (0, 0.45), (2, 0.9))]
+    rows += [(0, "a", 250, 0, 0.2), (9, "a", 500, 0, 0.2)]  # without a partner, as are seeds 2 and 3
+    expected = pd.DataFrame(
+        [(9, "a", 250, 0, -0.05), (9, "a", 250, 1, 0.05)], columns=[*tables.KEYS, "difference"]
+    )
+    for state in range(5):
+        shuffled = frame_of(rows).sample(frac=1, random_state=state)
+        pd.testing.assert_frame_equal(tables.paired_differences(shuffled), expected)
+        other = tables.paired_differences(shuffled, "pixel_accuracy")
+        pd.testing.assert_frame_equal(other, expected)
+
+
+def test_pair_with_undefined_metric_is_no_pair() -> None:
+    frame = frame_of([(0, "none", 250, 0, float("nan")), (0, "a", 250, 0, 0.5)])
+    assert tables.paired_differences(frame).empty
+
+
+def test_paper_tables() -> None:
+    rows = [(0, "none", 250, seed, miou) for seed, miou in enumerate((0.40, 0.42, 0.44))]
+    rows += [(9, "none", 250, 0, 0.5), (0, "a", 250, 0, 0.3), (9, "a", 250, 0, float("nan"))]
+    frame = frame_of(rows)
+    one, a2, a3 = (tables.paper_table(frame, which) for which in ("1", "A2", "A3"))
+    assert one.to_dict("list") == {
+        "# Fine-tune": [250],
+        "Accuracy": ["62.00 ± 2.00"],
+        "mIoU": ["42.00 ± 2.00"],
+        "Runs": [3],
+    }
+    assert list(a2.columns) == ["# Pre-train", "# Fine-tune", "Accuracy", "mIoU", "Runs"]
+    assert a2.to_numpy().tolist() == [[9, 250, "70.00", "50.00", 1]]
+    assert set(a3.columns) == {"Intermediate", *a2.columns}
+    assert list(a3["# Pre-train"]) == [0, 9]  # the paper omits 0
+    assert list(a3["mIoU"]) == ["30.00", "n/a"]
+
+
+def test_markdown() -> None:
+    frame = pd.DataFrame({"Task": ["a|b", "c\nd"], "x": [1 / 3, float("nan")], "n": [200000, 2]})
+    assert tables.to_markdown(frame) == (
+        "| Task | x | n |\n| :-- | --: | --: |\n| a\\|b | 0.333333 | 200000 |\n| c d |  | 2 |\n"
+    )
+
+
+def test_files(tmp_path: Path) -> None:
+    paths = write(tmp_path, [cell(0, "none", 250, seed, miou) for seed, miou in enumerate(MIOU)])
+    out = tmp_path / "new" / "tables"
+    tables.write_tables(iter(paths), out)
+    names = {"metrics.csv", "summary.csv", "paired_differences.csv"}
+    names |= {f"table{which}.{kind}" for which in ("1", "A2", "A3") for kind in ("csv", "md")}
+    assert {p.name for p in out.iterdir()} == names
+    summary = pd.read_csv(out / "summary.csv", dtype=str)
+    assert summary["miou_sd"][0] == f"{np.std(MIOU, ddof=1):.6g}"
+    assert (out / "table1.csv").read_text() == (
+        "# Fine-tune,Accuracy,mIoU,Runs\n250,70.00 ± 0.00,44.00 ± 3.61,3\n"
+    )
+    assert (out / "paired_differences.csv").read_text() == ",".join([*tables.KEYS, "difference"]) + "\n"
+    assert (out / "tableA2.csv").read_text() == "# Pre-train,# Fine-tune,Accuracy,mIoU,Runs\n"
+    text = (out / "table1.md").read_text()
+    for said in ("made-up", "sound", "± standard deviation over seeds", "1000", "Made up for tests."):
+        assert said in text
+    assert "no such cells" not in text
+    for which in ("A2", "A3"):
+        text = (out / f"table{which}.md").read_text()
+        assert "The study has no such cells." in text
+        assert "| # Pre-train |" in text
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    tables.write_tables(reversed(paths), out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before

@@ -1,0 +1,93 @@
+# The study, its paths, and the settings that each rule depends on; imports the library, defines no rule.
+import sys
+from pathlib import Path
+
+try:
+    import viny
+except ModuleNotFoundError:
+    sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
+from viny import cells as grid
+from viny.config import check_sizes, resolve
+from viny.data.sources import count_images
+from viny.errors import InputError
+from viny.files import canonical_json
+from viny.provenance import code_fingerprint
+
+
+def settings():
+    """The resolved study; a fault in it ends the run with one message."""
+    try:
+        study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
+        if workflow.is_main_process:
+            made = study["synthetic"]
+            counts = {
+                "pretrain": count_images(study["pretrain"], made["unlabelled"]),
+                "segmentation": count_images(study["segmentation"], made["segmentation"]),
+            }
+            check_sizes(study, {k: v for k, v in counts.items() if v is not None})
+        return study
+    except InputError as error:
+        sys.exit(f"The study's settings are at fault.\n{error}")
+
+
+STUDY = settings()
+ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
+CELLS = list(ALL_CELLS)
+TASKS = list(STUDY["intermediate"])
+PYTHON = sys.executable
+
+ROOT = f"results/{STUDY['study']}"
+LOG = f"{ROOT}/logs"
+BENCHMARK = f"{ROOT}/benchmarks"
+MANIFEST = f"{ROOT}/packs/{{pack}}/manifest.json"
+SPLIT = f"{ROOT}/splits/{{part}}/{{subset}}.json"
+INDICES = f"{ROOT}/splits/{{part}}/{{subset}}.npz"
+PRETRAINED = f"{ROOT}/pretrain/size-{{size}}_seed-{{seed}}"
+ADAPTED = f"{ROOT}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}"
+FINETUNED = f"{ROOT}/finetune/{{cell}}"
+METRICS = f"{ROOT}/metrics/{{cell}}.json"
+TABLES = expand(
+    f"{ROOT}/tables/{{name}}",
+    name=[
+        "metrics.csv",
+        "summary.csv",
+        "paired_differences.csv",
+        *[f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")],
+    ],
+)
+FIGURE_NAMES = ["miou_curves", "miou_difference", "learning_curves", "segmentation"]
+if max(STUDY["grid"]["pretrain_sizes"]) > 0:
+    FIGURE_NAMES.append("reconstructions")
+FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=FIGURE_NAMES, kind=["pdf", "png"])
+
+
+wildcard_constraints:
+    size=r"\d+",
+    seed=r"\d+",
+    task="|".join(TASKS) or "none",
+    cell=r"pre-\d+_mid-[A-Za-z0-9_]+_fine-\d+_seed-\d+",
+    pack="|".join(["pretrain", "segmentation", *TASKS]),
+    part="pretrain|finetune|intermediate",
+    subset=r"[A-Za-z0-9_-]+",
+
+
+def spec(stage, make):
+    """A rule's one param: the settings that it depends on and a fingerprint of its code, as canonical JSON."""
+
+    def of(wildcards):
+        return canonical_json({**make(wildcards), "code": code_fingerprint(stage)})
+
+    return of
+
+
+def parent_record(task, size, seed):
+    """Record of the weights that a fine-tuning starts from; empty for a random start."""
+    if task != "none":
+        return [f"{ADAPTED}/encoder.json".format(task=task, size=size, seed=seed)]
+    if int(size) > 0:
+        return [f"{PRETRAINED}/encoder.json".format(size=size, seed=seed)]
+    return []
+
+
+def weights_of(records):
+    return [record.removesuffix(".json") + ".safetensors" for record in records]

@@ -1,0 +1,32 @@
+# in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>, finetune/<cell>
+# out: metrics/<cell>.{json,npz}
+
+
+rule evaluate:
+    """Evaluate a cell's model on its test images."""
+    input:
+        manifest=rules.finetune.input.manifest,
+        images=ancient(rules.finetune.input.images),
+        split=lambda w: SPLIT.format(**subset_of(w)),
+        indices=ancient(lambda w: INDICES.format(**subset_of(w))),
+        model=rules.finetune.output.record,
+        weights=ancient(rules.finetune.output.weights),
+    output:
+        metrics=METRICS,
+        confusion=METRICS.replace(".json", ".npz"),
+    log:
+        f"{LOG}/evaluate/{{cell}}.log",
+    benchmark:
+        f"{BENCHMARK}/evaluate/{{cell}}.jsonl"
+    threads: STUDY["compute"]["train_threads"]
+    resources:
+        mem_mb=3000,
+        runtime=60,
+        gpu=1,
+    params:
+        spec=spec("evaluate", lambda w: grid.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
+    shell:
+        "exec {PYTHON:q} -m viny evaluate --spec {params.spec:q} --threads {threads}"
+        " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
+        " --model {input.model:q} --metrics {output.metrics:q} --confusion {output.confusion:q}"
+        " > {log:q} 2>&1"

@@ -1,0 +1,45 @@
+# in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>, the cell's encoder (none for a random start)
+# out: finetune/<cell>/{model.safetensors, model.json, curve.csv, run.json}
+
+
+def subset_of(wildcards):
+    cell = ALL_CELLS[wildcards.cell]
+    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
+
+
+def encoder_of(wildcards):
+    cell = ALL_CELLS[wildcards.cell]
+    return parent_record(cell.intermediate, cell.pretrain_size, cell.seed)
+
+
+rule finetune:
+    """Fine-tune a cell's encoder for segmentation on its labelled images."""
+    input:
+        manifest=MANIFEST.format(pack="segmentation"),
+        images=ancient(MANIFEST.format(pack="segmentation").replace("manifest.json", "images.npy")),
+        split=lambda w: SPLIT.format(**subset_of(w)),
+        indices=ancient(lambda w: INDICES.format(**subset_of(w))),
+        parent=encoder_of,
+        parent_weights=ancient(lambda w: weights_of(encoder_of(w))),
+    output:
+        weights=f"{FINETUNED}/model.safetensors",
+        record=f"{FINETUNED}/model.json",
+        curve=f"{FINETUNED}/curve.csv",
+        run=f"{FINETUNED}/run.json",
+    log:
+        f"{LOG}/finetune/{{cell}}.log",
+    benchmark:
+        f"{BENCHMARK}/finetune/{{cell}}.jsonl"
+    threads: STUDY["compute"]["train_threads"]
+    resources:
+        mem_mb=4000,
+        runtime=600,
+        gpu=1,
+    params:
+        spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),
+    shell:
+        "exec {PYTHON:q} -m viny finetune --spec {params.spec:q} --threads {threads}"
+        " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
+        " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
+        " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
+        " --run {output.run:q} > {log:q} 2>&1"
