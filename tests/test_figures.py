@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -86,7 +87,7 @@ def test_miou_curves() -> None:
     said = words(figure)
     assert "mIoU (%)" in said
     assert "standard deviation" in said
-    assert NOTE.strip() in said
+    assert NOTE.strip() in said.replace("\n", " ")  # wrapped
 
 
 def test_single_seed_has_no_bars() -> None:
@@ -128,10 +129,7 @@ def test_miou_difference() -> None:
     assert high - low == pytest.approx(2 * raw.std(ddof=1) / np.sqrt(3))
     points = [line for line in axes.lines if line.get_label() == "_seeds"]
     assert len(points) == 2
-    assert (
-        set(raw) <= {pytest.approx(y) for y in points[0].get_ydata()}
-        or np.isin(np.round(raw, 9), np.round(points[0].get_ydata(), 9)).all()
-    )
+    assert sorted(points[0].get_ydata()[points[0].get_xdata() < 500]) == pytest.approx(sorted(raw))
     assert any(set(line.get_ydata()) == {0} for line in axes.lines)
     said = words(figure)
     assert "percentage points" in said
@@ -183,7 +181,7 @@ def test_reconstructions(count: int) -> None:
     assert [axes.get_title() for axes in figure.axes[:3]] == ["Original", "Masked", "Reconstruction"]
     assert all(axes.images[0].get_array().max() <= 1 for axes in figure.axes)
     boxes = [axes.title.get_window_extent() for axes in figure.axes[:3]]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     with pytest.raises(ValueError, match="zip"):
         figures.reconstructions(images(count), images(count), images(count + 1))
 

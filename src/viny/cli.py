@@ -54,8 +54,9 @@ def _pack(args: argparse.Namespace) -> None:
 
 def _split(args: argparse.Namespace) -> None:
     from viny.data import splits
+    from viny.data.pack import open_pack
 
-    pack = splits.open_pack(args.manifest)
+    pack = open_pack(args.manifest)
     spec = {k: v for k, v in args.spec.items() if k != "code"}
     make = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
     split = make[spec.pop("kind")](pack, **spec)
