@@ -161,6 +161,11 @@ def test_many_learning_curves_keep_a_short_legend(tmp_path: Path) -> None:
     assert len({line.get_color() for line in axes.lines}) == 3
 
 
+def test_single_epoch_is_seen(tmp_path: Path) -> None:
+    figure = figures.learning_curves([("pretrain", "size-1_seed-0", curve(tmp_path, "a", epochs=1))])
+    assert figure.axes[0].lines[0].get_marker() == "."
+
+
 def test_learning_curves_refuse(tmp_path: Path) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("epoch,lr\n1,2\n")
@@ -205,7 +210,7 @@ def test_segmentation_triples() -> None:
 
 
 def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:
-    frame = study([0, 50], ["none", "a"], [250, 500, 1000, 2000, 4000], seeds=2)
+    frame = study([0, 50], ["none", "a" * 32], [250, 500, 1000, 2000, 4000], seeds=2)
     labels = np.zeros((2, 8, 8), int)
     return {
         "curves": lambda: figures.miou_curves(frame, NOTE),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from viny.config import TRAIN_KEYS
+from viny.settings import TRAIN_KEYS
 
 
 @dataclass(frozen=True, order=True)
@@ -21,9 +22,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return (
-            f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
-        )
+        return f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "name": self.name}
@@ -173,14 +172,61 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     }
 
 
+def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables depend on beside the results."""
+    return {"grid": config["grid"]}
+
+
 def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the figures depend on beside the results."""
-    switches = config["switches"]
     return {
+        "grid": config["grid"],
         "note": config["note"],
         "examples": config["figures"]["examples"],
-        "split_seed": config["split_seed"],
-        "test_set": switches["test_set"],
-        "test_size": config["segmentation"]["test_size"],
         "mask_ratio": config["pretrain"]["mask_ratio"],
     }
+
+
+def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
+    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed."""
+    grid = config["grid"]
+    sizes, labels = grid["pretrain_sizes"], grid["finetune_sizes"]
+    picked = [
+        Cell(size, grid["intermediates"][0], label, grid["seeds"][0])
+        for label in (min(labels), max(labels))
+        for size in (min(sizes), max(sizes))
+    ]
+    return list(dict.fromkeys(picked))
+
+
+# Where results stand below results/<study>; the workflow's path patterns say the same, and a test holds them equal.
+
+
+def encoder_folder(root: Path, task: str, size: int, seed: int) -> Path | None:
+    """Folder of the encoder that fine-tuning starts from; None for a random start."""
+    leaf = f"size-{size}_seed-{seed}"
+    if task != "none":
+        return root / "intermediate" / task / leaf
+    return root / "pretrain" / leaf if size else None
+
+
+def finetune_folder(root: Path, cell: Cell) -> Path:
+    return root / "finetune" / cell.name
+
+
+def metrics_file(root: Path, cell: Cell) -> Path:
+    return root / "metrics" / f"{cell.name}.json"
+
+
+def training_folders(root: Path, all_cells: Iterable[Cell]) -> list[tuple[str, str, Path]]:
+    """Stage, label and folder of every training job that the cells need, each once."""
+    found: dict[Path, tuple[str, str]] = {}
+    for cell in all_cells:
+        leaf = f"size-{cell.pretrain_size}_seed-{cell.seed}"
+        if folder := encoder_folder(root, "none", cell.pretrain_size, cell.seed):
+            found[folder] = ("pretrain", leaf)
+        if cell.intermediate != "none":
+            folder = encoder_folder(root, cell.intermediate, cell.pretrain_size, cell.seed)
+            found[folder] = ("intermediate", f"{cell.intermediate}/{leaf}")
+        found[finetune_folder(root, cell)] = ("finetune", cell.name)
+    return [(stage, label, folder) for folder, (stage, label) in found.items()]

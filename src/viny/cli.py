@@ -45,7 +45,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    from viny.data.pack import describe, pack_into_store
+    from viny.data.packing import describe, pack_into_store
     from viny.files import read_json
 
     folder = pack_into_store(args.spec, args.store, args.manifest, args.threads)
@@ -95,15 +95,17 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _tables(args: argparse.Namespace) -> None:
+    from viny.cells import cells, metrics_file
     from viny.evidence.tables import write_tables
 
-    write_tables(args.metrics, args.out)
+    write_tables([metrics_file(args.root, cell) for cell in cells(args.spec)], args.out)
 
 
 def _figures(args: argparse.Namespace) -> None:
+    from viny.cells import cells, shown_cells
     from viny.evidence.gallery import write_figures
 
-    write_figures(args.spec, args.metrics, args.curves, args.pretrained, args.models, args.manifest, args.out)
+    write_figures(args.spec, cells(args.spec), args.root, shown_cells(args.spec), args.out, args.threads)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,16 +162,11 @@ def parser() -> argparse.ArgumentParser:
         confusion="per-image confusion matrices, npz (output)",
     )
 
-    p = command("tables", _tables, "Gather metrics into tables.", stage=False)
-    files(p, out="folder (output)")
-    p.add_argument("--metrics", type=Path, nargs="+", required=True, help="a JSON a cell")
+    p = command("tables", _tables, "Gather metrics into tables.")
+    files(p, root="the study's folder", out="folder (output)")
 
     p = command("figures", _figures, "Draw a study's figures.")
-    files(p, out="folder (output)", manifest="of the segmentation pack")
-    p.add_argument("--metrics", type=Path, nargs="+", required=True, help="a JSON a cell")
-    p.add_argument("--curves", type=Path, nargs="+", required=True, help="learning curves, CSV")
-    p.add_argument("--pretrained", type=Path, help="record of the encoder whose reconstructions are shown")
-    p.add_argument("--models", type=Path, nargs="+", required=True, help="records of models to show")
+    files(p, root="the study's folder", out="folder (output)")
     return top
 
 

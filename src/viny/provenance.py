@@ -16,19 +16,31 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pandas", "matplotlib", "snakemake")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pandas",
+    "matplotlib",
+    "snakemake",
+)
 
 # The module whose code, with all that it imports from this package, makes each stage's output.
 ENTRY = {
-    "pack": "viny.data.pack",
+    "pack": "viny.data.packing",
     "split": "viny.data.splits",
     "pretrain": "viny.learning.stages",
     "intermediate": "viny.learning.stages",
     "finetune": "viny.learning.stages",
     "evaluate": "viny.evidence.evaluate",
     "tables": "viny.evidence.tables",
-    "figures": "viny.evidence.figures",
+    "figures": "viny.evidence.gallery",
 }
+# Modules that keep the books: they are used by stages, but no number depends on them.
+BOOKKEEPING = {"viny.provenance", "viny.errors"}
 
 
 def _module_file(module: str) -> Path | None:
@@ -43,7 +55,11 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -74,7 +90,7 @@ def code_fingerprint(stage: str) -> str:
     todo, seen = [ENTRY[stage]], {}
     while todo:
         module = todo.pop()
-        if module not in seen:
+        if module not in seen and module not in BOOKKEEPING:
             seen[module], imports = _parse(module)
             todo += imports
     return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(seen.items())).encode()).hexdigest()[:16]
@@ -95,7 +111,9 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["git", "-C", root, *arguments], capture_output=True, text=True, check=True, timeout=30
+    )
     return done.stdout.strip()
 
 

@@ -17,40 +17,31 @@ rule tables:
         mem_mb=1000,
         runtime=20,
     params:
-        spec=spec("tables", lambda w: {}),
-        out=f"{ROOT}/tables",
+        spec=spec("tables", lambda w: grid.tables_spec(STUDY)),
+        root=ROOT,
     shell:
-        "exec {PYTHON:q} -m viny tables --out {params.out:q} --metrics {input.metrics:q} > {log:q} 2>&1"
+        "exec {PYTHON:q} -m viny tables --spec {params.spec:q} --root {params.root:q}"
+        " --out {params.root:q}/tables > {log:q} 2>&1"
 
 
 def all_curves(wildcards):
     """Learning curves of every training job that the cells need."""
-    folders = []
-    for cell in ALL_CELLS.values():
-        at = {"size": cell.pretrain_size, "seed": cell.seed}
-        if cell.pretrain_size:
-            folders.append(PRETRAINED.format(**at))
-        if cell.intermediate != "none":
-            folders.append(ADAPTED.format(task=cell.intermediate, **at))
-        folders.append(FINETUNED.format(cell=cell.name))
-    return [f"{folder}/curve.csv" for folder in dict.fromkeys(folders)]
+    return [str(folder / "curve.csv") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
 
 
 def shown_encoder(wildcards):
     """The encoder whose reconstructions are shown: most images, first seed."""
-    seeds, sizes = STUDY["grid"]["seeds"], STUDY["grid"]["pretrain_sizes"]
-    return parent_record("none", max(sizes), seeds[0])
+    return parent_record("none", max(STUDY["grid"]["pretrain_sizes"]), STUDY["grid"]["seeds"][0])
 
 
 def shown_models(wildcards):
-    """The models whose predictions are shown: fewest and most labels, first seed, least and most pre-training."""
-    shown = STUDY["grid"]
-    picked = [
-        grid.Cell(pretrain, shown["intermediates"][0], labels, shown["seeds"][0])
-        for labels in (min(shown["finetune_sizes"]), max(shown["finetune_sizes"]))
-        for pretrain in (min(shown["pretrain_sizes"]), max(shown["pretrain_sizes"]))
-    ]
-    return [f"{FINETUNED}/model.json".format(cell=cell.name) for cell in dict.fromkeys(picked)]
+    """The models whose predictions are shown."""
+    return [f"{FINETUNED}/model.json".format(cell=cell.name) for cell in grid.shown_cells(STUDY)]
+
+
+def shown_subset():
+    cell = grid.shown_cells(STUDY)[-1]
+    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
 
 
 rule figures:
@@ -59,6 +50,8 @@ rule figures:
         metrics=expand(METRICS, cell=CELLS),
         curves=all_curves,
         manifest=rules.finetune.input.manifest,
+        split=lambda w: SPLIT.format(**shown_subset()),
+        indices=ancient(lambda w: INDICES.format(**shown_subset())),
         images=ancient(rules.finetune.input.images),
         pretrained=shown_encoder,
         pretrained_weights=ancient(lambda w: weights_of(shown_encoder(w))),
@@ -76,9 +69,7 @@ rule figures:
         runtime=30,
     params:
         spec=spec("figures", lambda w: grid.figures_spec(STUDY)),
-        out=f"{ROOT}/figures",
+        root=ROOT,
     shell:
-        "exec {PYTHON:q} -m viny figures --spec {params.spec:q} --out {params.out:q}"
-        " --manifest {input.manifest:q} --metrics {input.metrics:q} --curves {input.curves:q}"
-        " $(test -z {input.pretrained:q} || echo --pretrained {input.pretrained:q})"
-        " --models {input.models:q} > {log:q} 2>&1"
+        "exec {PYTHON:q} -m viny figures --spec {params.spec:q} --root {params.root:q}"
+        " --out {params.root:q}/figures > {log:q} 2>&1"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from viny.data.pack import TEST, TRAIN
 from viny.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-TRAIN, TEST = 0, 1
 
 
 @dataclass
@@ -121,7 +121,9 @@ def list_pets(path: Path) -> Listing:
             try:
                 stem, label = line.split()[0], int(line.split()[1]) - 1
             except (IndexError, ValueError) as error:
-                raise InputError(f"{file}, line {number}: expected '<name> <class> ...', got {line!r}") from error
+                raise InputError(
+                    f"{file}, line {number}: expected '<name> <class> ...', got {line!r}"
+                ) from error
             out.images.append(base / "images" / f"{stem}.jpg")
             out.masks.append(notes / "trimaps" / f"{stem}.png")
             out.labels.append(label)

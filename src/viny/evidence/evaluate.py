@@ -47,7 +47,12 @@ def test_draws(spec: Mapping[str, Any], count: int) -> Draws | None:
 
 @torch.inference_mode()
 def predict(
-    model: Segmentation, pack: Pack, indices: np.ndarray, normalised: bool, draws: Draws | None, machine: Machine
+    model: Segmentation,
+    pack: Pack,
+    indices: np.ndarray,
+    normalised: bool,
+    draws: Draws | None,
+    machine: Machine,
 ) -> tuple[Tensor, Tensor]:
     """Class maps of some images of a pack.
 
@@ -109,7 +114,9 @@ def run_evaluate(
     test = read_split(split, indices, pack)["test"]
     model, record = load_segmentation(record_path)
     if record["spec"]["cell"] != spec["cell"]:
-        raise InputError(f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
+        raise InputError(
+            f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}"
+        )
     draws = test_draws(spec, len(test))
     truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]
@@ -150,4 +157,6 @@ def run_evaluate(
             ),
         },
     )
-    print(f"{spec['cell']['name']}: mIoU {100 * metrics['miou']:.2f} %, accuracy {100 * metrics['pixel_accuracy']:.2f} %")
+    print(
+        f"{spec['cell']['name']}: mIoU {100 * metrics['miou']:.2f} %, accuracy {100 * metrics['pixel_accuracy']:.2f} %"
+    )

@@ -34,6 +34,7 @@ MIN_SIDE = 1.05  # inches, of an image
 # Okabe and Ito's palette, told apart with any colour vision
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
+TITLE = 36  # letters above half the width
 MAX_LEGEND = 10  # entries beside one panel
 
 P = ParamSpec("P")
@@ -73,7 +74,7 @@ def miou_curves(frame: pd.DataFrame, note: str = "") -> Figure:
                 axes, line["finetune_size"], 100 * line["miou_mean"], 100 * line["miou_sd"],
                 color=colours[size], label=f"{size}", **_task_style(task, tasks),
             )  # fmt: skip
-        axes.set_title(_task_title(task))
+        axes.set_title(textwrap.fill(_task_title(task), TITLE))
     _size_axis(panels, frame["finetune_size"])
     _label(panels, "mIoU (%)")
     _size_legend(figure, colours)
@@ -116,14 +117,14 @@ def miou_difference(frame: pd.DataFrame, note: str = "") -> Figure:
                 1.012 * shift * mine["finetune_size"], mine["points"], linestyle="", marker=".",
                 markersize=4, markeredgewidth=0, color=colours[size], alpha=0.7, label="_seeds",
             )  # fmt: skip
-        axes.set_title(f"{task} minus no intermediate task")
+        axes.set_title(textwrap.fill(_task_title(task), TITLE))
     _size_axis(panels, frame["finetune_size"])
     _label(panels, "mIoU difference\n(percentage points)")
     paired = set(pairs["pretrain_size"])
     _size_legend(figure, {size: colour for size, colour in colours.items() if size in paired})
     counts = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).size()
     bars = "error bars: standard error; small points: single seeds" if counts.max() > 1 else "no error bars"
-    _note(figure, f"Paired by seed. {_seeds(counts)} ({bars}).", note)
+    _note(figure, f"With the task minus without, paired by seed. {_seeds(counts)} ({bars}).", note)
     return figure
 
 
@@ -163,6 +164,7 @@ def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figu
             axes.plot(
                 curve["epoch"], curve["loss"], linewidth=0.7, color=colours[getattr(run, by)],
                 linestyle=_task_style(run.intermediate, tasks)["linestyle"], label=run.group,
+                marker="." if len(curve) == 1 else "",  # a single epoch is no line
             )  # fmt: skip
         axes.set(title=STAGES[stage], xlabel="Epoch", ylabel="Training loss")
         axes.xaxis.get_major_locator().set_params(integer=True)

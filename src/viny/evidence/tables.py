@@ -90,7 +90,7 @@ def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None
     cell = need(value, "cell", dict)
     provenance = need(value, "provenance", dict)
     row = {key: need(value, key, str) for key in ("study", "protocol", "miou_is")}
-    row["note"] = value.get("note") or ""
+    row["note"] = " ".join(str(value.get("note") or "").split())  # one line
     row["cell"] = need(cell, "name", str)
     row |= {key: need(cell, key, str if key == "intermediate" else int) for key in KEYS}
     row["test_images"] = need(value, "test_images", int, 1)
@@ -247,13 +247,12 @@ def _about(frame: pd.DataFrame) -> str:
     first = frame.iloc[0]
     images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))
     averaged = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
-    notes = [" ".join(note.split()) for note in frame["note"].unique()]
     return " ".join(
         [
             f"Study {first['study']}, protocol {first['protocol']}.",
             "Percent: mean ± standard deviation over seeds (ddof = 1), the mean alone for one run.",
             f"mIoU is {averaged.get(first['miou_is'], first['miou_is'])}.",
             f"Test images: {images}.",
-            *notes,
+            *frame["note"].unique(),
         ]
     ).strip()

@@ -19,9 +19,9 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from viny.config import ModelSettings
 from viny.errors import InputError
 from viny.files import atomic_path
+from viny.settings import ModelSettings
 
 VINY = ModelSettings()
 VINY_PARAMETERS = 4_843_138  # with a 2-way head, as the paper counts them
@@ -172,7 +172,9 @@ def assert_paper_size() -> None:
     """Raise AssertionError unless the default dimensions give the paper's parameter count."""
     with torch.device("meta"):
         count = count_parameters(ViNy(VINY, num_classes=2))
-    assert count == VINY_PARAMETERS, f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
+    assert count == VINY_PARAMETERS, (
+        f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
+    )
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

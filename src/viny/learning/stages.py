@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from viny.config import ModelSettings, TrainSettings
 from viny.data.augment import Draws
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -36,6 +35,7 @@ from viny.learning.objectives import Classification, PatchClassification, Segmen
 from viny.learning.train import Machine, fit
 from viny.provenance import Record
 from viny.seeds import derive, generator
+from viny.settings import ModelSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     record = read_json(record_path, "a weights record")
     path = weights_beside(record_path)
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")
+        raise InputError(
+            f"{path}: no such weights file, though {record_path} describes it; delete that and rerun"
+        )
     found = file_sha256(path)
     if found != record["weights_sha256"]:
         raise InputError(
@@ -119,7 +121,9 @@ def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, de
     return SimMIM(encoder, spec["class_token"]), batches
 
 
-def _intermediate(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
+def _intermediate(
+    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device
+) -> Any:
     augmentation = LabelledAugmentation(spec["contrast"], normalised=True)
     if spec["target"] == "patch":
         classes = len(pack.manifest["mask_classes"])

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from viny.config import TrainSettings
 from viny.files import atomic_path
 from viny.learning.batches import BatchMaker
 from viny.seeds import generator
+from viny.settings import TrainSettings
 
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
@@ -59,7 +59,9 @@ def computes_in_bfloat16(device: str) -> bool:
     """Whether matrix products in bfloat16 are native, not emulated."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    flags = [
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
     return any(flag is not None and flag() for flag in flags)
 
 
