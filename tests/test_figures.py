@@ -52,11 +52,7 @@ def curve(folder: Path, name: str, epochs: int = 3) -> Path:
 
 def finetuning(folder: Path, pres: list[int], fines: list[int], seeds: int) -> list[tuple[str, str, Path]]:
     names = [
-        f"pre-{p}_mid-{t}_fine-{f}_seed-{s}"
-        for p in pres
-        for t in ("none", "a_b")
-        for f in fines
-        for s in range(seeds)
+        f"pre-{p}_mid-{t}_fine-{f}_seed-{s}" for p in pres for t in ("none", "a_b") for f in fines for s in range(seeds)
     ]
     return [("finetune", name, curve(folder, name)) for name in names]
 
@@ -118,9 +114,7 @@ def test_miou_difference() -> None:
     figure = figures.miou_difference(frame.sample(frac=1, random_state=0))
     assert len(figure.axes) == 2
     assert legend(figure) == ["50", "100"]  # size 0 has no pairs
-    wide = frame.pivot(
-        index=["pretrain_size", "finetune_size", "seed"], columns="intermediate", values="miou"
-    )
+    wide = frame.pivot(index=["pretrain_size", "finetune_size", "seed"], columns="intermediate", values="miou")
     raw = 100 * (wide["a"] - wide["none"]).loc[50, 250]
     axes = figure.axes[0]
     data, _, (bar,) = axes.containers[0].lines

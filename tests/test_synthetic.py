@@ -133,9 +133,7 @@ def test_colour_alone_does_not_part_object_from_ground(drawn):
     for image, mask, _, _ in drawn:
         pixels = image.reshape(3, -1).T.astype(np.float32)
         side = mask.ravel()
-        gaps = [
-            ((pixels - pixels[side == value].mean(axis=0)) ** 2).sum(axis=1) for value in (OBJECT, GROUND)
-        ]
+        gaps = [((pixels - pixels[side == value].mean(axis=0)) ** 2).sum(axis=1) for value in (OBJECT, GROUND)]
         guess = np.argmin(gaps, axis=0)
         accuracies.append(np.mean([np.mean(guess[side == value] == value) for value in (OBJECT, GROUND)]))
     assert 0.6 < np.mean(accuracies) < 0.95

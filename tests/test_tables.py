@@ -134,9 +134,7 @@ def test_pairs_by_seed_whatever_the_order() -> None:
     rows = [(9, "none", 250, s, m) for s, m in ((0, 0.5), (1, 0.6), (3, 0.1))]
     rows += [(9, "a", 250, s, m) for s, m in ((1, 0.65), (0, 0.45), (2, 0.9))]
     rows += [(0, "a", 250, 0, 0.2), (9, "a", 500, 0, 0.2)]  # without a partner, as are seeds 2 and 3
-    expected = pd.DataFrame(
-        [(9, "a", 250, 0, -0.05), (9, "a", 250, 1, 0.05)], columns=[*tables.KEYS, "difference"]
-    )
+    expected = pd.DataFrame([(9, "a", 250, 0, -0.05), (9, "a", 250, 1, 0.05)], columns=[*tables.KEYS, "difference"])
     for state in range(5):
         shuffled = frame_of(rows).sample(frac=1, random_state=state)
         pd.testing.assert_frame_equal(tables.paired_differences(shuffled), expected)
@@ -183,9 +181,7 @@ def test_files(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == names
     summary = pd.read_csv(out / "summary.csv", dtype=str)
     assert summary["miou_sd"][0] == f"{np.std(MIOU, ddof=1):.6g}"
-    assert (out / "table1.csv").read_text() == (
-        "# Fine-tune,Accuracy,mIoU,Runs\n250,70.00 ± 0.00,44.00 ± 3.61,3\n"
-    )
+    assert (out / "table1.csv").read_text() == ("# Fine-tune,Accuracy,mIoU,Runs\n250,70.00 ± 0.00,44.00 ± 3.61,3\n")
     assert (out / "paired_differences.csv").read_text() == ",".join([*tables.KEYS, "difference"]) + "\n"
     assert (out / "tableA2.csv").read_text() == "# Pre-train,# Fine-tune,Accuracy,mIoU,Runs\n"
     text = (out / "table1.md").read_text()

@@ -12,6 +12,8 @@ rule tables:
         f"{LOG}/tables.log",
     benchmark:
         f"{BENCHMARK}/tables.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     localrule: True
     resources:
         mem_mb=1000,
@@ -63,6 +65,8 @@ rule figures:
         f"{LOG}/figures.log",
     benchmark:
         f"{BENCHMARK}/figures.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     localrule: True
     resources:
         mem_mb=2000,

@@ -34,7 +34,8 @@ STUDY = settings()
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
 TASKS = list(STUDY["intermediate"])
-PYTHON = sys.executable
+# With --software-deployment-method, rules take the Python of their own environment.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 
 ROOT = f"results/{STUDY['study']}"
 LOG = f"{ROOT}/logs"

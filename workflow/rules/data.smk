@@ -11,6 +11,8 @@ rule pack:
         f"{LOG}/pack/{{pack}}.log",
     benchmark:
         f"{BENCHMARK}/pack/{{pack}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     threads: STUDY["compute"]["pack_threads"]
     resources:
         mem_mb=2000,
@@ -48,6 +50,8 @@ rule split:
         f"{LOG}/split/{{part}}/{{subset}}.log",
     benchmark:
         f"{BENCHMARK}/split/{{part}}/{{subset}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     resources:
         mem_mb=2000,
         runtime=20,

@@ -18,6 +18,8 @@ rule evaluate:
         f"{LOG}/evaluate/{{cell}}.log",
     benchmark:
         f"{BENCHMARK}/evaluate/{{cell}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
         mem_mb=3000,

@@ -30,6 +30,8 @@ rule finetune:
         f"{LOG}/finetune/{{cell}}.log",
     benchmark:
         f"{BENCHMARK}/finetune/{{cell}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
         mem_mb=4000,

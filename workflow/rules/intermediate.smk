@@ -24,6 +24,8 @@ rule intermediate:
         f"{LOG}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.log",
     benchmark:
         f"{BENCHMARK}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
         mem_mb=6000,

@@ -20,6 +20,8 @@ rule pretrain:
         f"{LOG}/pretrain/size-{{size}}_seed-{{seed}}.log",
     benchmark:
         f"{BENCHMARK}/pretrain/size-{{size}}_seed-{{seed}}.jsonl"
+    conda:
+        "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
         mem_mb=6000,

@@ -121,9 +121,7 @@ def list_pets(path: Path) -> Listing:
             try:
                 stem, label = line.split()[0], int(line.split()[1]) - 1
             except (IndexError, ValueError) as error:
-                raise InputError(
-                    f"{file}, line {number}: expected '<name> <class> ...', got {line!r}"
-                ) from error
+                raise InputError(f"{file}, line {number}: expected '<name> <class> ...', got {line!r}") from error
             out.images.append(base / "images" / f"{stem}.jpg")
             out.masks.append(notes / "trimaps" / f"{stem}.png")
             out.labels.append(label)

@@ -81,9 +81,7 @@ def task_split(
     return {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}
 
 
-def write_split(
-    record_path: Path, indices_path: Path, split: dict[str, np.ndarray], about: dict[str, Any]
-) -> None:
+def write_split(record_path: Path, indices_path: Path, split: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     """Write index lists (npz) and a small record of their hashes (JSON)."""
     with atomic_path(indices_path) as tmp, open(tmp, "wb") as f:
         np.savez(f, **split)
@@ -104,12 +102,8 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
         with np.load(indices_path, allow_pickle=False) as f:
             split = {k: f[k] for k in record["parts"]}
     except Exception as error:  # zip, header and key errors each have a type of their own
-        raise InputError(
-            f"{indices_path}: not readable index lists ({error}); delete it and rerun"
-        ) from error
+        raise InputError(f"{indices_path}: not readable index lists ({error}); delete it and rerun") from error
     for name, indices in split.items():
         if array_sha256(indices) != record["parts"][name]["sha256"]:
-            raise InputError(
-                f"{indices_path}: '{name}' is not what {record_path} says; delete both and rerun"
-            )
+            raise InputError(f"{indices_path}: '{name}' is not what {record_path} says; delete both and rerun")
     return split

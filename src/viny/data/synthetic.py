@@ -137,9 +137,7 @@ def _generator(stream: str, index: int, seed: int) -> np.random.Generator:
 # `_placed` finds out how large the shape is and sets it into the image.
 
 
-def _ellipse(
-    x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0
-) -> np.ndarray:
+def _ellipse(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
     """The points in an ellipse at (cx, cy) with half axes rx and ry, the first turned by `turn` radians."""
     c, s = math.cos(turn), math.sin(turn)
     dx, dy = x - cx, y - cy
@@ -317,9 +315,7 @@ def _placed(
     return silhouette, (middle[0], middle[1])
 
 
-def _arrangement(
-    rng: np.random.Generator, kind: str, axis: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+def _arrangement(rng: np.random.Generator, kind: str, axis: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
     """The objects' silhouettes, back to front, the last being of that kind, and what lies over them all.
 
     Each is bool [S, S]; what lies over them, often nothing (None), belongs to the ground.

@@ -31,9 +31,7 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     """A fine-tuned model, ready to predict, and its record."""
     tensors, _, record = read_weights(record_path)
     spec = record["spec"]
-    model = make_segmentation(
-        spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"])
-    )
+    model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
     model.load_state_dict(tensors)
     return model.eval(), record
 
@@ -114,9 +112,7 @@ def run_evaluate(
     test = read_split(split, indices, pack)["test"]
     model, record = load_segmentation(record_path)
     if record["spec"]["cell"] != spec["cell"]:
-        raise InputError(
-            f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}"
-        )
+        raise InputError(f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
     draws = test_draws(spec, len(test))
     truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]

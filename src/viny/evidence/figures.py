@@ -174,9 +174,7 @@ def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figu
 
 
 @_figure
-def reconstructions(
-    original: np.ndarray, masked: np.ndarray, reconstruction: np.ndarray, note: str = ""
-) -> Figure:
+def reconstructions(original: np.ndarray, masked: np.ndarray, reconstruction: np.ndarray, note: str = "") -> Figure:
     """Rows of original, masked and reconstructed image.
 
     Args:

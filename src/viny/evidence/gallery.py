@@ -64,9 +64,7 @@ def _channels_last(images: Tensor) -> np.ndarray:
     return images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _segmentation(
-    root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str
-) -> Any:
+def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str) -> Any:
     """Rows of input, truth and prediction: one test image after another, each as every shown model sees it."""
     images = to_float(torch.from_numpy(np.array(pack.images[picked])))
     rows, truths, guesses, titles = [], [], [], []

@@ -33,10 +33,7 @@ class Rows:
     def __init__(self, array: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
         self.array, self.indices, self.device = array, indices, device
         size = len(indices) * int(np.prod(array.shape[1:])) * array.dtype.itemsize
-        if device.type == "cuda":
-            limit = torch.cuda.mem_get_info(device)[0] // 2
-        else:
-            limit = IN_MEMORY
+        limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
         self.held = torch.from_numpy(array[indices]).to(device) if size <= limit else None
 
     def __len__(self) -> int:

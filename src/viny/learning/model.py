@@ -78,9 +78,7 @@ def attention_class(head_dim: int) -> type[Attention]:
 class PatchEmbedding(nn.Module):
     """Flatten each patch, normalise, project, normalise: [B, 3, S, S] to [B, L, D]."""
 
-    def __init__(
-        self, img_size: int, patch_size: int, in_chans: int = 3, embed_dim: int = 128, **_: Any
-    ) -> None:
+    def __init__(self, img_size: int, patch_size: int, in_chans: int = 3, embed_dim: int = 128, **_: Any) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.num_patches = (img_size // patch_size) ** 2
@@ -172,9 +170,7 @@ def assert_paper_size() -> None:
     """Raise AssertionError unless the default dimensions give the paper's parameter count."""
     with torch.device("meta"):
         count = count_parameters(ViNy(VINY, num_classes=2))
-    assert count == VINY_PARAMETERS, (
-        f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
-    )
+    assert count == VINY_PARAMETERS, f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -195,7 +191,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             metadata = json.loads((f.metadata() or {})["viny"])
-            return {k: f.get_tensor(k) for k in f.keys()}, metadata
+            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118, safe_open is no mapping, metadata
     except Exception as error:  # safetensors raises its own type for each kind of damage
         raise InputError(
             f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"

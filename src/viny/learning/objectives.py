@@ -127,9 +127,7 @@ class Segmentation(nn.Module):
         class_token: whether a class token stands in the sequence.
     """
 
-    def __init__(
-        self, encoder: ViNy, classes: int, loss: str = "class_softmax", class_token: bool = False
-    ) -> None:
+    def __init__(self, encoder: ViNy, classes: int, loss: str = "class_softmax", class_token: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.classes = classes

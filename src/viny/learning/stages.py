@@ -71,9 +71,7 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     record = read_json(record_path, "a weights record")
     path = weights_beside(record_path)
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such weights file, though {record_path} describes it; delete that and rerun"
-        )
+        raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")
     found = file_sha256(path)
     if found != record["weights_sha256"]:
         raise InputError(
@@ -121,9 +119,7 @@ def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, de
     return SimMIM(encoder, spec["class_token"]), batches
 
 
-def _intermediate(
-    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device
-) -> Any:
+def _intermediate(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
     augmentation = LabelledAugmentation(spec["contrast"], normalised=True)
     if spec["target"] == "patch":
         classes = len(pack.manifest["mask_classes"])

@@ -59,9 +59,7 @@ def computes_in_bfloat16(device: str) -> bool:
     """Whether matrix products in bfloat16 are native, not emulated."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = [
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
+    flags = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(flag is not None and flag() for flag in flags)
 
 

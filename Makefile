@@ -1,0 +1,35 @@
+# make run: the default study; make test: the tests. Both set the environment up first, where it is missing or old.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc)
+
+.PHONY: run test lint setup setup-test clean
+
+run: setup
+	$(BIN)/snakemake --cores $(CORES)
+	@echo "Tables: results/demo/tables, figures: results/demo/figures"
+
+test: setup-test lint
+	$(BIN)/python -m pytest
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+
+setup: $(VENV)/.run
+setup-test: $(VENV)/.test
+
+$(VENV)/.run: envs/viny.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/viny.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run envs/test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
