@@ -12,38 +12,18 @@ rule tables:
         f"{LOG}/tables.log",
     benchmark:
         f"{BENCHMARK}/tables.jsonl"
+    localrule: True
     conda:
         "../../envs/viny.yaml"
-    localrule: True
     resources:
         mem_mb=1000,
         runtime=20,
     params:
         spec=spec("tables", lambda w: grid.tables_spec(STUDY)),
-        root=ROOT,
+        root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
-        "exec {PYTHON:q} -m viny tables --spec {params.spec:q} --root {params.root:q}"
+        "exec python -m viny tables --spec {params.spec:q} --root {params.root:q}"
         " --out {params.root:q}/tables > {log:q} 2>&1"
-
-
-def all_curves(wildcards):
-    """Learning curves of every training job that the cells need."""
-    return [str(folder / "curve.csv") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
-
-
-def shown_encoder(wildcards):
-    """The encoder whose reconstructions are shown: most images, first seed."""
-    return parent_record("none", max(STUDY["grid"]["pretrain_sizes"]), STUDY["grid"]["seeds"][0])
-
-
-def shown_models(wildcards):
-    """The models whose predictions are shown."""
-    return [f"{FINETUNED}/model.json".format(cell=cell.name) for cell in grid.shown_cells(STUDY)]
-
-
-def shown_subset():
-    cell = grid.shown_cells(STUDY)[-1]
-    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
 
 
 rule figures:
@@ -65,15 +45,15 @@ rule figures:
         f"{LOG}/figures.log",
     benchmark:
         f"{BENCHMARK}/figures.jsonl"
+    localrule: True
     conda:
         "../../envs/viny.yaml"
-    localrule: True
     resources:
         mem_mb=2000,
         runtime=30,
     params:
         spec=spec("figures", lambda w: grid.figures_spec(STUDY)),
-        root=ROOT,
+        root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
-        "exec {PYTHON:q} -m viny figures --spec {params.spec:q} --root {params.root:q}"
+        "exec python -m viny figures --spec {params.spec:q} --root {params.root:q}"
         " --out {params.root:q}/figures > {log:q} 2>&1"

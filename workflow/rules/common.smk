@@ -1,4 +1,6 @@
 # The study, its paths, and the settings that each rule depends on; imports the library, defines no rule.
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,12 +32,14 @@ def settings():
         sys.exit(f"The study's settings are at fault.\n{error}")
 
 
+# Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
+if not workflow.deployment_settings.deployment_method:
+    shell.prefix(f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+
 STUDY = settings()
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
 TASKS = list(STUDY["intermediate"])
-# With --software-deployment-method, rules take the Python of their own environment.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 
 ROOT = f"results/{STUDY['study']}"
 LOG = f"{ROOT}/logs"
@@ -92,3 +96,51 @@ def parent_record(task, size, seed):
 
 def weights_of(records):
     return [record.removesuffix(".json") + ".safetensors" for record in records]
+
+
+def split_spec(wildcards):
+    part, subset = wildcards.part, wildcards.subset
+    if part == "intermediate":
+        return grid.task_split_spec(STUDY, subset)
+    size, seed = (int(piece.split("-")[1]) for piece in subset.split("_"))
+    make = {"pretrain": grid.pretrain_split_spec, "finetune": grid.finetune_split_spec}[part]
+    return make(STUDY, size, seed)
+
+
+def pack_of_split(wildcards):
+    named = {"pretrain": "pretrain", "finetune": "segmentation"}
+    return MANIFEST.format(pack=named.get(wildcards.part, wildcards.subset))
+
+
+def pretrained(wildcards):
+    return parent_record("none", wildcards.size, wildcards.seed)
+
+
+def subset_of(wildcards):
+    cell = ALL_CELLS[wildcards.cell]
+    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
+
+
+def encoder_of(wildcards):
+    cell = ALL_CELLS[wildcards.cell]
+    return parent_record(cell.intermediate, cell.pretrain_size, cell.seed)
+
+
+def all_curves(wildcards):
+    """Learning curves of every training job that the cells need."""
+    return [str(folder / "curve.csv") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
+
+
+def shown_encoder(wildcards):
+    """The encoder whose reconstructions are shown: most images, first seed."""
+    return parent_record("none", max(STUDY["grid"]["pretrain_sizes"]), STUDY["grid"]["seeds"][0])
+
+
+def shown_models(wildcards):
+    """The models whose predictions are shown."""
+    return [f"{FINETUNED}/model.json".format(cell=cell.name) for cell in grid.shown_cells(STUDY)]
+
+
+def shown_subset():
+    cell = grid.shown_cells(STUDY)[-1]
+    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}

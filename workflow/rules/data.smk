@@ -21,22 +21,8 @@ rule pack:
         spec=spec("pack", lambda w: grid.pack_spec(STUDY, w.pack)),
         store=STUDY["pack_store"],
     shell:
-        "exec {PYTHON:q} -m viny pack --spec {params.spec:q} --store {params.store:q} --threads {threads}"
+        "exec python -m viny pack --spec {params.spec:q} --store {params.store:q} --threads {threads}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"
-
-
-def split_spec(wildcards):
-    part, subset = wildcards.part, wildcards.subset
-    if part == "intermediate":
-        return grid.task_split_spec(STUDY, subset)
-    size, seed = (int(piece.split("-")[1]) for piece in subset.split("_"))
-    make = {"pretrain": grid.pretrain_split_spec, "finetune": grid.finetune_split_spec}[part]
-    return make(STUDY, size, seed)
-
-
-def pack_of_split(wildcards):
-    named = {"pretrain": "pretrain", "finetune": "segmentation"}
-    return MANIFEST.format(pack=named.get(wildcards.part, wildcards.subset))
 
 
 rule split:
@@ -58,5 +44,5 @@ rule split:
     params:
         spec=spec("split", split_spec),
     shell:
-        "exec {PYTHON:q} -m viny split --spec {params.spec:q} --manifest {input.manifest:q}"
+        "exec python -m viny split --spec {params.spec:q} --manifest {input.manifest:q}"
         " --record {output.record:q} --indices {output.indices:q} > {log:q} 2>&1"

@@ -28,7 +28,7 @@ rule evaluate:
     params:
         spec=spec("evaluate", lambda w: grid.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
     shell:
-        "exec {PYTHON:q} -m viny evaluate --spec {params.spec:q} --threads {threads}"
+        "exec python -m viny evaluate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " --model {input.model:q} --metrics {output.metrics:q} --confusion {output.confusion:q}"
         " > {log:q} 2>&1"

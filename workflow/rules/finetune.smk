@@ -2,16 +2,6 @@
 # out: finetune/<cell>/{model.safetensors, model.json, curve.csv, run.json}
 
 
-def subset_of(wildcards):
-    cell = ALL_CELLS[wildcards.cell]
-    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
-
-
-def encoder_of(wildcards):
-    cell = ALL_CELLS[wildcards.cell]
-    return parent_record(cell.intermediate, cell.pretrain_size, cell.seed)
-
-
 rule finetune:
     """Fine-tune a cell's encoder for segmentation on its labelled images."""
     input:
@@ -40,7 +30,7 @@ rule finetune:
     params:
         spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),
     shell:
-        "exec {PYTHON:q} -m viny finetune --spec {params.spec:q} --threads {threads}"
+        "exec python -m viny finetune --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"

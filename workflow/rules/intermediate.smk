@@ -2,10 +2,6 @@
 # out: intermediate/<task>/size-<n>_seed-<s>/{encoder.safetensors, encoder.json, curve.csv, run.json}
 
 
-def pretrained(wildcards):
-    return parent_record("none", wildcards.size, wildcards.seed)
-
-
 rule intermediate:
     """Train a pre-trained (or, for size 0, a random) encoder on an intermediate task."""
     input:
@@ -37,7 +33,7 @@ rule intermediate:
             lambda w: grid.intermediate_spec(STUDY, w.task, int(w.size), int(w.seed)),
         ),
     shell:
-        "exec {PYTHON:q} -m viny intermediate --spec {params.spec:q} --threads {threads}"
+        "exec python -m viny intermediate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"

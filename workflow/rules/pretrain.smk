@@ -30,7 +30,7 @@ rule pretrain:
     params:
         spec=spec("pretrain", lambda w: grid.pretrain_spec(STUDY, int(w.size), int(w.seed))),
     shell:
-        "exec {PYTHON:q} -m viny pretrain --spec {params.spec:q} --threads {threads}"
+        "exec python -m viny pretrain --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
         " --run {output.run:q} > {log:q} 2>&1"

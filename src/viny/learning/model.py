@@ -191,7 +191,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             metadata = json.loads((f.metadata() or {})["viny"])
-            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118, safe_open is no mapping, metadata
+            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118, safe_open is no mapping
     except Exception as error:  # safetensors raises its own type for each kind of damage
         raise InputError(
             f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"
