@@ -1,0 +1,228 @@
+"""The workflow: which jobs a study expands to, what reruns after a change, and a tiny study from images to figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = REPOSITORY / "tests" / "tiny.yaml"
+
+
+def snakemake(folder: Path, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the repository's workflow in a working folder of its own."""
+    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def planned(folder: Path, *arguments: str | Path) -> dict[str, int]:
+    """Jobs by rule that a dry run lists; empty where nothing is to be done."""
+    out = snakemake(folder, "-n", *arguments).stdout
+    table = re.search(r"^Job stats:\n(?:.*\n){2}((?:\S+ +\d+\n)+)", out, re.MULTILINE)
+    if table is None:
+        assert "Nothing to be done" in out, out[-3000:]
+        return {}
+    counts = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+    total = counts.pop("total")
+    counts.pop("all", None)
+    assert total in (sum(counts.values()), sum(counts.values()) + 1)
+    return counts
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    """A copy of the tiny study with some keys replaced, given as section__key or key."""
+    study = yaml.safe_load(TINY.read_text())
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = study
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def test_paper_grid_shares_its_stages(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, "--configfile", REPOSITORY / "studies" / "paper.yaml")
+    assert jobs == {
+        "pack": 3,
+        "split": 9 + 18 + 1,
+        "pretrain": 9,
+        "intermediate": 12,
+        "finetune": 144,
+        "evaluate": 144,
+        "tables": 1,
+        "figures": 1,
+    }
+
+
+def test_default_study_is_the_demo(tmp_path: Path) -> None:
+    # The default study is read from the working folder, so it is run from the repository's root.
+    jobs = planned(tmp_path, "--configfile", REPOSITORY / "config.yaml")
+    study = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    lists = study["grid"].values()
+    cells = 1
+    for values in lists:
+        cells *= len(values)
+    assert study["study"] == "demo"
+    assert jobs["finetune"] == jobs["evaluate"] == cells
+
+
+def test_a_given_study_does_not_inherit_from_the_default_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("study: demo\nmodel: {dim: 7}\nnote: wrong\n")
+    out = snakemake(tmp_path, "-n", "-p", "--configfile", REPOSITORY / "studies" / "paper.yaml").stdout
+    assert '"dim":128' in out
+    assert '"dim":7' not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"finetune__milestones": [3]}, ["finetune.milestones", "3", "from 1 to 2"]),
+        ({"finetune__epoch": 3}, ["finetune", "'epoch'", "did you mean 'epochs'"]),
+        ({"finetune__epochs": "many"}, ["finetune.epochs", "integer", "many"]),
+        ({"grid__finetune_sizes": [8, 21]}, ["grid.finetune_sizes", "21", "30 images", "leave 20"]),
+        ({"grid__pretrain_sizes": [0, 31]}, ["grid.pretrain_sizes", "31", "30 images"]),
+        ({"grid__intermediates": ["none", "scense"]}, ["grid.intermediates", "did you mean 'scenes'"]),
+        ({"study": "../elsewhere"}, ["study", "../elsewhere"]),
+    ],
+)
+def test_faults_in_a_study_stop_at_once_with_the_key(tmp_path: Path, change: dict, words: list[str]) -> None:
+    done = snakemake(tmp_path, "--cores", "1", "--configfile", write_study(tmp_path, **change), check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_data_say_what_is_expected_and_how_to_get_it(tmp_path: Path) -> None:
+    study = write_study(tmp_path, segmentation={"source": "pets", "test_size": 10, "path": "nowhere"})
+    done = snakemake(tmp_path, "--cores", "1", "--until", "pack", "--configfile", study, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "nowhere/oxford-iiit-pet/annotations/trainval.txt: not found" in said
+    assert "segmentation.download" in said
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny study has run to its end."""
+    folder = tmp_path_factory.mktemp("tiny")
+    snakemake(folder, "--cores", "2", "--configfile", TINY)
+    return folder
+
+
+@pytest.mark.slow
+def test_tiny_study_leaves_every_result(finished: Path) -> None:
+    root = finished / "results" / "tiny"
+    frame = pd.read_csv(root / "tables" / "metrics.csv")
+    assert len(frame) == 16
+    assert set(frame["note"]) == {"Test study."}
+    for name in ("miou_curves", "miou_difference", "learning_curves", "segmentation", "reconstructions"):
+        assert (root / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (root / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    metrics = json.loads((root / "metrics" / "pre-24_mid-scenes_fine-8_seed-1.json").read_text())
+    assert metrics["cell"] == {
+        "name": "pre-24_mid-scenes_fine-8_seed-1",
+        "pretrain_size": 24,
+        "intermediate": "scenes",
+        "finetune_size": 8,
+        "seed": 1,
+    }
+    assert 0 <= metrics["metrics"]["miou"] <= 1
+    adapted = json.loads((root / "intermediate" / "scenes" / "size-24_seed-1" / "encoder.json").read_text())
+    pretrained = json.loads((root / "pretrain" / "size-24_seed-1" / "encoder.json").read_text())
+    assert metrics["hashes"]["parent_weights"] == adapted["weights_sha256"]
+    assert adapted["parent_sha256"] == pretrained["weights_sha256"]
+    assert len((root / "pretrain" / "size-24_seed-1" / "curve.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_finished_study_reruns_nothing(finished: Path) -> None:
+    assert planned(finished, "--configfile", TINY) == {}
+    # A touched file of unchanged content is no reason either, however large it is.
+    for path in (finished / "results" / "tiny").rglob("*"):
+        if path.suffix in (".safetensors", ".json", ".npz") and "metrics" not in path.parts:
+            os.utime(path)
+    assert planned(finished, "--configfile", TINY) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"finetune__lr": 0.004}, {"finetune": 16, "evaluate": 16, "tables": 1, "figures": 1}),
+        (
+            {"grid__seeds": [0, 1, 2]},
+            {
+                "split": 3,
+                "pretrain": 1,
+                "intermediate": 2,
+                "finetune": 8,
+                "evaluate": 8,
+                "tables": 1,
+                "figures": 1,
+            },
+        ),
+        (
+            {"grid__finetune_sizes": [8, 12, 16]},
+            {"split": 2, "finetune": 8, "evaluate": 8, "tables": 1, "figures": 1},
+        ),
+        ({"intermediate__scenes__mixup": 0.2}, {"intermediate": 4, "finetune": 8, "evaluate": 8}),
+        ({"note": "Another note."}, {"evaluate": 16, "tables": 1, "figures": 1}),
+        ({"compute__pack_threads": 2}, {}),
+    ],
+)
+def test_a_changed_setting_reruns_what_depends_on_it(finished: Path, change: dict, expected: dict) -> None:
+    jobs = planned(finished, "--configfile", write_study(finished, **change))
+    assert {rule: jobs.get(rule, 0) for rule in expected} == expected
+    assert set(jobs) <= {*expected, "tables", "figures"}
+
+
+@pytest.mark.slow
+def test_a_deleted_result_is_made_again_the_same(finished: Path) -> None:
+    root = finished / "results" / "tiny"
+    cell = "pre-24_mid-none_fine-16_seed-0"
+    metrics = root / "metrics" / f"{cell}.json"
+    weights = root / "finetune" / cell / "model.safetensors"
+    before = json.loads(metrics.read_text())["metrics"], hashlib.sha256(weights.read_bytes()).hexdigest()
+    metrics.unlink()
+    assert planned(finished, "--configfile", TINY) == {"evaluate": 1, "tables": 1, "figures": 1}
+    weights.unlink()
+    assert planned(finished, "--configfile", TINY) == {"finetune": 1, "evaluate": 1, "tables": 1, "figures": 1}
+    snakemake(finished, "--cores", "2", "--configfile", TINY)
+    after = json.loads(metrics.read_text())["metrics"], hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert after == before
+
+
+def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
+    from viny import cells
+    from viny.config import read_config, resolve
+
+    config = resolve(read_config(TINY))
+    root = Path("results/tiny")
+    out = snakemake(tmp_path, "-n", "--configfile", TINY).stdout
+    for cell in cells.cells(config):
+        assert str(cells.metrics_file(root, cell)) in out
+    for _, _, folder in cells.training_folders(root, cells.cells(config)):
+        assert f"{folder}/curve.csv" in out
+
+
+def test_workflow_passes_its_linter(tmp_path: Path) -> None:
+    assert "good condition" in "".join(snakemake(tmp_path, "--lint", "--configfile", TINY).stderr)
