@@ -97,8 +97,8 @@ def code_fingerprint(stage: str) -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """The package's version, and the commit and state of its checkout where it is one."""
-    out: dict[str, Any] = {"version": _version("viny"), "commit": None, "dirty": None}
+    """The package's version in one word, and the commit and state of its checkout where it is one."""
+    out: dict[str, Any] = {"code": _version("viny") or "unknown", "commit": None, "dirty": None}
     root = PACKAGE.parents[1]
     if not (root / ".git").exists():
         return out
@@ -106,7 +106,8 @@ def code_version() -> dict[str, Any]:
         out["commit"] = _git(root, "rev-parse", "HEAD")
         out["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
-        pass  # a checkout without git on the machine: the version has to do
+        return out  # a checkout without git on the machine: the version has to do
+    out["code"] += f"+g{out['commit'][:12]}" + (".dirty" if out["dirty"] else "")
     return out
 
 
@@ -133,7 +134,7 @@ class Record:
         """What, where, when, how long (seconds), and the peak of resident memory (MB)."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {
-            "code": code_version(),
+            **code_version(),
             "packages": {p: v for p in PACKAGES if (v := _version(p))},
             "python": platform.python_version(),
             "host": platform.node(),
