@@ -185,22 +185,22 @@ def test_reconstructions(count: int) -> None:
         figures.reconstructions(images(count), images(count), images(count + 1))
 
 
-def test_segmentation_triples() -> None:
+def test_segmentations() -> None:
     labels = np.zeros((2, 8, 8), int)
     labels[:, 2:4] = 1
     classes = ["pet", "background", "border"]
-    figure = figures.segmentation_triples(images(2), labels, 1 - labels, classes, ["first", "second"])
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["Image", "Truth", "Prediction"]
-    assert [figure.axes[i].get_ylabel() for i in (0, 3)] == ["first", "second"]
+    figure = figures.segmentations(images(2), labels, {"first": 1 - labels, "second": labels}, classes)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["Image", "Truth", "first", "second"]
+    assert np.array_equal(figure.axes[6].images[0].get_array(), 1 - labels[1])
     assert legend(figure) == classes
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     shown = figure.axes[1].images[0]
     for index in (0, 1):  # the legend's colour is the one on the map, whichever classes a map holds
         assert patches[index] == shown.cmap(shown.norm(index))
-    with pytest.raises(ValueError, match="prediction"):
-        figures.segmentation_triples(images(2), labels, labels + 2, classes)
+    with pytest.raises(ValueError, match="first holds"):
+        figures.segmentations(images(2), labels, {"first": labels + 2}, classes)
     with pytest.raises(ValueError, match="colours"):
-        figures.segmentation_triples(images(2), labels, labels, list("abcdefghi"))
+        figures.segmentations(images(2), labels, {"first": labels}, list("abcdefghi"))
 
 
 def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:
@@ -212,7 +212,7 @@ def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:
         "words": lambda: figures.miou_difference(study([0], ["none"], [250], 1), NOTE),
         "learning": lambda: figures.learning_curves(finetuning(folder, [0, 9], [250], seeds=2), NOTE),
         "reconstructions": lambda: figures.reconstructions(images(2), images(2), images(2), NOTE),
-        "triples": lambda: figures.segmentation_triples(images(2), labels, labels, ["a", "b"], note=NOTE),
+        "triples": lambda: figures.segmentations(images(2), labels, {"one": labels}, ["a", "b"], NOTE),
     }
 
 

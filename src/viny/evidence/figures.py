@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -190,37 +190,34 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, reconstruction: np
 
 
 @_figure
-def segmentation_triples(
+def segmentations(
     images: np.ndarray,
     truth: np.ndarray,
-    prediction: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
     classes: Sequence[str],
-    titles: Sequence[str] | None = None,
     note: str = "",
 ) -> Figure:
-    """Rows of image, true and predicted segmentation.
+    """Rows of image, true segmentation, and the segmentation that each of some models predicts.
 
     Args:
         images: [N, H, W, 3] floats in [0, 1].
-        truth, prediction: [N, H, W] ints, indices into `classes`.
+        truth: [N, H, W] ints, indices into `classes`.
+        predictions: the same of each model, by the title of its column.
         classes: names; a class's colour depends on its index alone.
-        titles: N lines, printed left of the rows.
         note: printed under the figure.
     """
     if len(classes) > len(CLASS_COLOURS):
         raise ValueError(f"{len(classes)} classes, but only {len(CLASS_COLOURS)} colours are told apart well")
-    for name, labels in (("truth", truth), ("prediction", prediction)):
+    columns = {"Truth": truth, **predictions}
+    for name, labels in columns.items():
         if labels.size and not (labels.min() >= 0 and labels.max() < len(classes)):
             raise ValueError(f"{name} holds a value outside of 0 to {len(classes) - 1}")
     colours = ListedColormap(CLASS_COLOURS)
-    figure, panels = _image_grid(len(images), ["Image", "Truth", "Prediction"])
-    for row, image, *labels in zip(panels, images, truth, prediction, strict=True):
+    figure, panels = _image_grid(len(images), ["Image", *columns])
+    for row, image, *labels in zip(panels, images, *columns.values(), strict=True):
         row[0].imshow(np.clip(image, 0, 1))
         for axes, label in zip(row[1:], labels, strict=True):
             axes.imshow(label, cmap=colours, vmin=-0.5, vmax=len(CLASS_COLOURS) - 0.5)
-    if titles is not None:
-        for row, title in zip(panels, titles, strict=True):
-            row[0].set_ylabel(title, parse_math=False)
     handles = [Patch(color=c, label=n) for c, n in zip(CLASS_COLOURS, classes, strict=False)]
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     _note(figure, note)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from viny.cells import Cell, encoder_folder, finetune_folder, metrics_file, training_folders
@@ -64,33 +65,21 @@ def _channels_last(images: Tensor) -> np.ndarray:
     return images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str) -> Any:
-    """Rows of input, truth and prediction: one test image after another, each as every shown model sees it."""
-    images = to_float(torch.from_numpy(np.array(pack.images[picked])))
-    rows, truths, guesses, titles = [], [], [], []
+def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str) -> Figure:
+    """Test images, their true segmentation, and what each shown model makes of them."""
+    predictions = {}
     for cell in shown:
         model, record = load_segmentation(finetune_folder(root, cell) / "model.json")
         truth, guess = predict(model, pack, picked, record["spec"]["normalise"], None, machine)
-        rows.append(images)
-        truths.append(truth)
-        guesses.append(guess)
-        titles += [f"{cell.pretrain_size} pre-training\n{cell.finetune_size} labels"] * len(picked)
-    # Interleave, so that the models' views of one image stand under each other.
-    order = torch.arange(len(titles)).view(len(shown), len(picked)).T.flatten()
-    return figures.segmentation_triples(
-        _channels_last(torch.cat(rows)[order]),
-        torch.cat(truths)[order].numpy(),
-        torch.cat(guesses)[order].numpy(),
-        pack.manifest["mask_classes"],
-        [titles[i] for i in order.tolist()],
-        note,
-    )
+        predictions[f"Pre-train {cell.pretrain_size},\nlabels {cell.finetune_size}"] = guess.numpy()
+    images = _channels_last(to_float(torch.from_numpy(np.array(pack.images[picked]))))
+    return figures.segmentations(images, truth.numpy(), predictions, pack.manifest["mask_classes"], note)
 
 
 @torch.inference_mode()
 def _reconstructions(
     spec: Mapping[str, Any], record_path: Path, pack: Pack, picked: np.ndarray, machine: Machine, note: str
-) -> Any:
+) -> Figure:
     """What SimMIM paints into the masked patches of images that it was not trained on."""
     tensors, _, record = read_weights(record_path)
     encoder = new_encoder(record["spec"]["model"], record["spec"]["cell"]["seed"])

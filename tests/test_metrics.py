@@ -1,0 +1,152 @@
+"""Segmentation metrics against torchmetrics and against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from viny.evidence.metrics import (
+    confusion_matrices,
+    iou,
+    mean_iou_dataset,
+    mean_iou_per_image,
+    summarise,
+    without_border,
+)
+
+NAMES = ["pet", "background", "border"]
+BORDER = 2
+
+
+@pytest.fixture
+def maps() -> tuple[Tensor, Tensor]:
+    """Truth and prediction of six images that agree in part; classes are missing from some."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 3, (6, 10, 10), generator=generator, dtype=torch.uint8)
+    noise = torch.randint(0, 3, (6, 10, 10), generator=generator, dtype=torch.uint8)
+    keep = torch.rand(6, 10, 10, generator=generator) < 0.7
+    predicted = torch.where(keep, truth, noise)
+    truth[1][truth[1] == 0] = 1  # no pet, though some is predicted
+    truth[2], predicted[2] = 1, 1  # all background, rightly
+    truth[3], predicted[3] = 1, 0  # all background, taken for pet
+    return truth, predicted
+
+
+def confusion(maps: tuple[Tensor, Tensor]) -> np.ndarray:
+    return confusion_matrices(*maps, 3).numpy()
+
+
+def test_confusion_matrices(maps: tuple[Tensor, Tensor]) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    found = confusion_matrices(*maps, 3)
+    assert found.shape == (6, 3, 3)
+    assert found.sum((1, 2)).tolist() == [100] * 6
+    for t, p, matrix in zip(*maps, found, strict=True):
+        expected = torchmetrics.multiclass_confusion_matrix(p.long(), t.long(), num_classes=3)
+        assert torch.equal(matrix, expected)
+    # Rows are the truth: class 1 taken for class 0.
+    assert found[3].tolist() == [[0, 0, 0], [100, 0, 0], [0, 0, 0]]
+
+
+def test_many_images_do_not_spill_into_each_other() -> None:
+    truth = torch.arange(5).view(5, 1, 1).expand(5, 2, 2)
+    found = confusion_matrices(truth, torch.zeros_like(truth), 5)
+    for image in range(5):
+        expected = torch.zeros(5, 5, dtype=torch.int64)
+        expected[image, 0] = 4
+        assert torch.equal(found[image], expected)
+
+
+def test_dataset_metrics_are_torchmetrics(maps: tuple[Tensor, Tensor]) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    truth, predicted = (m.long() for m in maps)
+    found = summarise(confusion(maps), NAMES, BORDER)
+    jaccard, accuracy = torchmetrics.multiclass_jaccard_index, torchmetrics.multiclass_accuracy
+    assert found["miou_dataset"] == pytest.approx(float(jaccard(predicted, truth, num_classes=3)), abs=1e-6)
+    overall = float(accuracy(predicted, truth, num_classes=3, average="micro"))
+    assert found["pixel_accuracy"] == pytest.approx(overall, abs=1e-6)
+    each = jaccard(predicted, truth, num_classes=3, average="none").tolist()
+    assert [found[f"iou_{name}"] for name in NAMES] == pytest.approx(each, abs=1e-6)
+    two = float(jaccard(predicted, truth, num_classes=3, ignore_index=BORDER))
+    assert found["miou_two_class_dataset"] == pytest.approx(two, abs=1e-6)
+    assert found["miou_two_class_dataset"] != pytest.approx(found["miou_dataset"], abs=1e-3)
+
+
+def naive_per_image(truth: Tensor, predicted: Tensor, classes: list[int], ignored: int | None) -> float:
+    """Sets of pixels, image by image; a class in neither map counts 0, as in the paper's code."""
+    images = []
+    for t, p in zip(truth.flatten(1).tolist(), predicted.flatten(1).tolist(), strict=True):
+        pairs = [(a, b) for a, b in zip(t, p, strict=True) if a != ignored]
+        total = 0.0
+        for c in classes:
+            union = sum(a == c or b == c for a, b in pairs)
+            total += sum(a == c and b == c for a, b in pairs) / union if union else 0.0
+        images.append(total / len(classes))
+    return sum(images) / len(images)
+
+
+def test_per_image_miou_by_loop(maps: tuple[Tensor, Tensor]) -> None:
+    found = summarise(confusion(maps), NAMES, BORDER)
+    assert found["miou_per_image"] == pytest.approx(naive_per_image(*maps, [0, 1, 2], None))
+    assert found["miou_two_class_per_image"] == pytest.approx(naive_per_image(*maps, [0, 1], BORDER))
+    # On its own, the perfect all-background image gets a third: the quirk that is kept.
+    assert mean_iou_per_image(confusion(maps)[2:3], [0, 1, 2]) == pytest.approx(1 / 3)
+    assert mean_iou_per_image(confusion(maps)[3:4], [0, 1, 2]) == 0
+
+
+def test_border_pixels_are_ignored_but_predicting_border_is_not(maps: tuple[Tensor, Tensor]) -> None:
+    truth, predicted = maps
+    before = summarise(confusion(maps), NAMES, BORDER)
+    changed = predicted.clone()
+    changed[truth == BORDER] = (predicted[truth == BORDER] + 1) % 3  # other guesses on border pixels
+    after = summarise(confusion((truth, changed)), NAMES, BORDER)
+    for key in ("miou_two_class_dataset", "miou_two_class_per_image"):
+        assert after[key] == before[key]
+    assert after["miou_dataset"] != before["miou_dataset"]
+    missed = predicted.clone()
+    missed[(truth == 0) & (predicted == 0)] = BORDER
+    worse = summarise(confusion((truth, missed)), NAMES, BORDER)
+    assert worse["miou_two_class_dataset"] < before["miou_two_class_dataset"]
+
+
+def test_the_input_of_without_border_is_kept(maps: tuple[Tensor, Tensor]) -> None:
+    matrix = confusion(maps)
+    copy = matrix.copy()
+    reduced = without_border(matrix, BORDER)
+    assert (matrix == copy).all()
+    assert reduced[:, BORDER].sum() == 0
+    assert (reduced[:, :BORDER] == copy[:, :BORDER]).all()
+
+
+def test_perfect_prediction() -> None:
+    truth = torch.randint(0, 3, (3, 6, 6), generator=torch.Generator().manual_seed(1))
+    found = summarise(confusion((truth, truth)), NAMES, BORDER)
+    assert set(found.values()) == {1.0}
+
+
+def test_images_of_one_class() -> None:
+    truth = torch.ones(4, 5, 5, dtype=torch.uint8)
+    found = summarise(confusion((truth, truth)), NAMES, BORDER)
+    assert found["pixel_accuracy"] == 1
+    assert found["miou_dataset"] == 1  # classes that never occur are left out
+    assert found["miou_per_image"] == pytest.approx(1 / 3)  # and here count 0
+    assert found["iou_background"] == 1
+    assert found["iou_pet"] is None and found["iou_border"] is None
+
+
+def test_undefined_is_none() -> None:
+    truth = torch.full((2, 4, 4), BORDER)
+    found = summarise(confusion((truth, truth)), NAMES, BORDER)
+    # Nothing is left when the border is ignored.
+    assert found["miou_two_class_dataset"] is None
+    assert found["miou_dataset"] == 1
+    assert np.isnan(iou(np.zeros((3, 3)))).all()
+    assert np.isnan(mean_iou_dataset(np.zeros((2, 3, 3)), [0, 1, 2]))
+
+
+def test_without_a_border_there_are_no_two_class_metrics(maps: tuple[Tensor, Tensor]) -> None:
+    found = summarise(confusion(maps), NAMES, None)
+    assert not any("two_class" in key for key in found)
+    assert all(value is None or type(value) is float for value in found.values())

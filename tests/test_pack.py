@@ -1,0 +1,512 @@
+"""Packs: what is read from each layout, what decides their content, what is shared, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from viny.data import packing
+from viny.data.pack import TEST, TRAIN, Pack, open_pack, verify_pack
+from viny.data.packing import build_pack, decode, decode_mask, pack_into_store
+from viny.data.sources import count_images, list_imagenet, list_intel, list_pets, list_source
+from viny.errors import InputError
+
+PET_VALUES = {1: 0, 2: 1, 3: 2}
+
+
+def picture(path: Path, seed: int, width: int = 40, height: int = 30) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def imagenet_at(root: Path) -> Path:
+    for i, name in enumerate(("n01/a.png", "n01/b.JPEG", "n02/c.jpg")):
+        picture(root / name, i)
+    (root / "n01" / ".hidden.png").write_bytes(b"")
+    (root / "n01" / "notes.txt").write_text("not an image")
+    return root
+
+
+def intel_at(root: Path) -> Path:
+    for part, count in (("seg_train", 2), ("seg_test", 1)):
+        for label, name in enumerate(("forest", "sea")):
+            for i in range(count):
+                picture(root / part / part / name / f"{i}.png", 10 * label + i)
+    return root
+
+
+def pets_at(root: Path) -> Path:
+    """Three pets; the trimap of the last is all background."""
+    base = root / "oxford-iiit-pet"
+    (base / "annotations" / "trimaps").mkdir(parents=True)
+    names = ["Abyssinian_1", "basset_hound_7", "Abyssinian_2"]
+    for i, name in enumerate(names):
+        picture(base / "images" / f"{name}.jpg", i)
+        mask = np.full((30, 40), 2, np.uint8)
+        if i < 2:
+            mask[8:20, 10:30], mask[10:18, 12:28] = 3, 1
+        Image.fromarray(mask).save(base / "annotations" / "trimaps" / f"{name}.png")
+    lines = [f"{name} {1 + ('hound' in name)} 1 1" for name in names]
+    (base / "annotations" / "trainval.txt").write_text("# name class\n" + "\n".join(lines[:2]) + "\n\n")
+    (base / "annotations" / "test.txt").write_text(lines[2] + "\n")
+    return root
+
+
+LAYOUTS = {"imagenet": imagenet_at, "intel": intel_at, "pets": pets_at}
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Pack]:
+    """Packs a source that stands at a path."""
+    number = 0
+
+    def make(source: str, path: Path, threads: int = 1, resize: str = "antialias") -> Pack:
+        nonlocal number
+        number += 1
+        folder = tmp_path / f"built-{number}"
+        folder.mkdir()
+        build_pack({"source": source, "path": str(path), "size": 16, "resize": resize}, folder, threads)
+        return open_pack(folder / "manifest.json")
+
+    return make
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_imagenet_layouts(tmp_path: Path, build: Callable[..., Pack], below: str) -> None:
+    imagenet_at(tmp_path / "data" / below)
+    pack = build("imagenet", tmp_path / "data")
+    assert pack.images.shape == (3, 3, 16, 16) and pack.images.dtype == np.uint8
+    assert pack.shapes.tolist() == [[30, 40]] * 3  # height, width
+    assert pack.labels.tolist() == [0, 0, 1]
+    assert pack.parts.tolist() == [TRAIN] * 3
+    assert pack.masks is None
+    assert pack.manifest["classes"] == ["n01", "n02"]
+    names = (pack.folder / "names.txt").read_text().split()
+    assert names == [str(Path(below, name)) for name in ("n01/a.png", "n01/b.JPEG", "n02/c.jpg")]
+
+
+def test_intel_layout(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    pack = build("intel", intel_at(tmp_path / "intel"))
+    assert pack.labels.tolist() == [0, 0, 1, 1, 0, 1]
+    assert pack.parts.tolist() == [TRAIN] * 4 + [TEST] * 2
+    assert pack.manifest["classes"] == ["forest", "sea"]
+    assert "border_class" not in pack.manifest
+
+
+def test_pets_layout(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    pack = build("pets", pets_at(tmp_path), resize="nearest")
+    assert pack.masks.shape == (3, 16, 16)
+    assert pack.parts.tolist() == [TRAIN, TRAIN, TEST]
+    assert pack.labels.tolist() == [0, 1, 0]  # the list counts from 1
+    assert pack.manifest["classes"] == ["Abyssinian", "basset_hound"]
+    assert pack.manifest["mask_classes"] == ["pet", "background", "border"]
+    assert pack.manifest["border_class"] == 2
+    assert pack.manifest["masks_of_one_class"] == 1
+    # 1, 2, 3 in the files are 0, 1, 2 here: pet in the middle, background in the corner.
+    assert set(np.unique(pack.masks[0])) == {0, 1, 2}
+    assert (pack.masks[0, 7, 8], pack.masks[0, 0, 0]) == (0, 1)
+    assert set(np.unique(pack.masks[2])) == {1}
+
+
+@pytest.mark.parametrize("resize", ["antialias", "nearest"])
+def test_images_are_stretched_as_asked(tmp_path: Path, build: Callable[..., Pack], resize: str) -> None:
+    imagenet_at(tmp_path / "data")
+    pack = build("imagenet", tmp_path / "data", resize=resize)
+    with Image.open(tmp_path / "data" / "n01" / "a.png") as image:
+        raw = np.asarray(image)
+    if resize == "nearest":
+        rows, columns = (((np.arange(16) + 0.5) * n / 16).astype(int) for n in (30, 40))
+        expected = raw[rows][:, columns].transpose(2, 0, 1)
+        assert np.array_equal(pack.images[0], expected)
+    else:
+        # Antialiasing averages: noise loses contrast, and the mean stays.
+        assert pack.images[0].std() < 0.7 * raw.std()
+        assert abs(pack.images[0].mean() - raw.mean()) < 4
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    for mode, fill in (("L", 100), ("RGBA", (100, 100, 100, 255)), ("P", 3), ("CMYK", (9, 9, 9, 9))):
+        path = tmp_path / (f"{mode}.tif" if mode == "CMYK" else f"{mode}.png")
+        Image.new(mode, (20, 10), fill).save(path)
+        pixels, shape = decode(path, 16, "antialias")
+        assert pixels.shape == (3, 16, 16) and shape == (10, 20)
+
+
+# Content
+
+
+@pytest.mark.parametrize("source", sorted(LAYOUTS))
+def test_content_does_not_depend_on_place_or_threads(
+    tmp_path: Path, build: Callable[..., Pack], source: str
+) -> None:
+    first = LAYOUTS[source](tmp_path / "here")
+    shutil.copytree(first, tmp_path / "over" / "there")
+    packs = [build(source, first), build(source, tmp_path / "over" / "there", threads=3)]
+    texts = [(pack.folder / "manifest.json").read_text() for pack in packs]
+    assert texts[0] == texts[1]
+    assert str(tmp_path) not in texts[0]
+    names = [(pack.folder / "names.txt").read_text() for pack in packs]
+    assert names[0] == names[1]
+
+
+def test_content_decides_the_hash(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    root = imagenet_at(tmp_path / "data")
+    first = build("imagenet", root)
+    picture(root / "n02" / "c.jpg", seed=99)
+    assert build("imagenet", root).sha256 != first.sha256
+
+
+def synthetic_spec(**over: Any) -> dict[str, Any]:
+    spec = {"source": "synthetic", "size": 24, "resize": "antialias", "seed": 0}
+    return {**spec, "stream": "segmentation", "count": 10, **over}
+
+
+def test_synthetic_pack(pack: Pack) -> None:
+    assert len(pack) == 30
+    assert pack.images.shape == (30, 3, 24, 24)
+    assert set(np.unique(pack.masks)) == {0, 1, 2}
+    assert pack.manifest["mask_classes"] == ["object", "ground", "border"]
+    assert pack.manifest["border_class"] == 2
+    assert pack.parts.tolist() == [TRAIN] * 24 + [TEST] * 6
+    assert len(pack.manifest["classes"]) == 7
+    assert pack.labels.max() < 7
+    verify_pack(pack.folder / "manifest.json")
+
+
+def test_synthetic_packs_repeat(tmp_path: Path) -> None:
+    hashes = []
+    for i, over in enumerate(({}, {}, {"seed": 1}, {"stream": "unlabelled"})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        hashes.append(build_pack(synthetic_spec(**over), folder, threads=1 + i % 2)["sha256"])
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_scenes_hold_out_every_class(synthetic_pack: Callable[..., Pack]) -> None:
+    pack = synthetic_pack("scenes", 30)
+    for part in (TRAIN, TEST):
+        assert set(pack.labels[pack.parts == part]) == set(range(6))
+
+
+def test_arrays_cannot_be_written_to(pack: Pack) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        pack.images[0] = 0
+
+
+# Scaled decoding
+
+
+def test_reduced_jpeg_is_near_the_full_one(tmp_path: Path) -> None:
+    """Decoding a JPEG at half scale and resizing is all but the same as resizing the whole of it."""
+    y, x = np.mgrid[0:375, 0:500].astype(float)
+    smooth = np.stack([x / 500, y / 375, (x + y) / 875], axis=2)
+    texture = 0.25 * np.sin(x / 5)[..., None] * np.cos(y / 7)[..., None]
+    noise = np.random.default_rng(0).normal(0, 0.05, (375, 500, 3))
+    pixels = (np.clip(smooth * 0.7 + 0.15 + texture + noise, 0, 1) * 255).astype(np.uint8)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(path, quality=90)
+    found, shape = decode(path, 128, "antialias")
+    with Image.open(path) as image:
+        full = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
+        nearest = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.NEAREST))
+    gap = np.abs(found.astype(int) - full.transpose(2, 0, 1))
+    assert 0 < gap.mean() < 3  # not 0: the short cut was taken
+    assert shape == (375, 500)  # of the original, not of the reduced one
+    # Nearest neighbour means pixels of the original, so there it is not taken.
+    assert np.array_equal(decode(path, 128, "nearest")[0], nearest.transpose(2, 0, 1))
+
+
+# Store
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[[str], Path]:
+    return lambda study: tmp_path / "results" / study / "packs" / "segmentation" / "manifest.json"
+
+
+def test_studies_share_packs(
+    tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, store = synthetic_spec(), tmp_path / "packs"
+    folder = pack_into_store(spec, store, place("one"), 1)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("packed twice")
+
+    monkeypatch.setattr(packing, "build_pack", refuse)
+    assert pack_into_store(dict(reversed(spec.items())), store, place("two"), 2) == folder
+    assert pack_into_store(spec, store, place("one"), 1) == folder  # a rerun, over its own files
+    packs = [open_pack(place(study)) for study in ("one", "two")]
+    assert packs[0].sha256 == packs[1].sha256
+    assert packs[0].folder == packs[1].folder == folder.resolve()
+    assert not place("two").is_symlink()  # the manifest is a copy, so that its own time stands for it
+    with pytest.raises(AssertionError, match="packed twice"):
+        pack_into_store(synthetic_spec(seed=1), store, place("one"), 1)
+
+
+def test_store_and_results_can_move_together(tmp_path: Path, place: Callable[[str], Path]) -> None:
+    pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.move(tmp_path / "packs", moved / "packs")
+    shutil.move(tmp_path / "results", moved / "results")
+    assert len(open_pack(moved / place("one").relative_to(tmp_path))) == 10
+
+
+def test_an_interrupted_packing_leaves_nothing(
+    tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(spec: Any, folder: Path, threads: int) -> None:
+        (folder / "images.npy").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing, "build_pack", fail)
+        pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
+    assert list((tmp_path / "packs").iterdir()) == []
+    assert not place("one").exists()
+    pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
+    verify_pack(place("one"))
+
+
+def test_two_jobs_may_make_the_same_pack(
+    tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, store = synthetic_spec(), tmp_path / "packs"
+    other: list[Path] = []
+
+    def late(*arguments: Any) -> Any:
+        made = build_pack(*arguments)
+        if not other:  # the second job starts and ends between the first one's packing and its renaming
+            other.append(Path())
+            other[0] = pack_into_store(spec, store, place("two"), 1)
+        return made
+
+    monkeypatch.setattr(packing, "build_pack", late)
+    assert pack_into_store(spec, store, place("one"), 1) == other[0]
+    assert [p.name for p in store.iterdir()] == [other[0].name]
+    for study in ("one", "two"):
+        verify_pack(place(study))
+
+
+def test_a_damaged_pack_is_not_reused(tmp_path: Path, place: Callable[[str], Path]) -> None:
+    folder = pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
+    flip_last_byte(folder / "masks.npy")
+    with pytest.raises(InputError, match=r"masks\.npy: content differs"):
+        pack_into_store(synthetic_spec(), tmp_path / "packs", place("two"), 1)
+
+
+# Damage
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def copied(pack: Pack, tmp_path: Path) -> Path:
+    """A pack of one's own, to damage; gives its folder."""
+    return Path(shutil.copytree(pack.folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["images", "shapes", "masks", "labels", "parts"])
+def test_a_flipped_bit_is_found(copied: Path, name: str) -> None:
+    verify_pack(copied / "manifest.json")
+    flip_last_byte(copied / f"{name}.npy")
+    with pytest.raises(InputError, match=rf"{name}\.npy: content differs"):
+        verify_pack(copied / "manifest.json")
+
+
+def test_wrong_shapes_and_types_are_refused(copied: Path) -> None:
+    labels = np.load(copied / "labels.npy")
+    for wrong in (labels[:-1], labels.astype(np.int64)):
+        np.save(copied / "labels.npy", wrong)
+        with pytest.raises(InputError, match=r"labels\.npy: holds .* says <i4 \[30\]"):
+            open_pack(copied / "manifest.json")
+
+
+@pytest.mark.parametrize("kept", [None, 0, 4, 200])
+def test_missing_and_truncated_arrays_are_refused(copied: Path, kept: int | None) -> None:
+    path = copied / "masks.npy"
+    data = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(data[:kept])
+    with pytest.raises(InputError, match=r"masks\.npy: .*rerun to pack again"):
+        open_pack(copied / "manifest.json")
+
+
+def test_a_missing_or_broken_manifest_is_refused(copied: Path) -> None:
+    (copied / "manifest.json").write_text("{'format': 1}")
+    with pytest.raises(InputError, match=r"manifest\.json: not valid JSON"):
+        open_pack(copied / "manifest.json")
+    (copied / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: no such file"):
+        open_pack(copied / "manifest.json")
+
+
+# Sources at fault
+
+
+@pytest.mark.parametrize("name", ["n01/a.png", "n01/b.JPEG"])
+@pytest.mark.parametrize("resize", ["antialias", "nearest"])
+def test_a_truncated_image_is_named(
+    tmp_path: Path, build: Callable[..., Pack], name: str, resize: str
+) -> None:
+    path = imagenet_at(tmp_path / "data") / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"{path.name}: cannot be read as an image .*replace or remove"):
+        build("imagenet", tmp_path / "data", threads=2, resize=resize)
+
+
+def test_an_image_that_is_none_is_named(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    (imagenet_at(tmp_path / "data") / "n02" / "d.png").write_text("hello")
+    with pytest.raises(InputError, match=r"d\.png: cannot be read as an image"):
+        build("imagenet", tmp_path / "data")
+
+
+def trimap(root: Path) -> Path:
+    return root / "oxford-iiit-pet" / "annotations" / "trimaps" / "basset_hound_7.png"
+
+
+def test_a_missing_mask_or_image_is_named(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    trimap(pets_at(tmp_path)).unlink()
+    with pytest.raises(InputError, match=r"basset_hound_7\.png: mask is missing"):
+        build("pets", tmp_path)
+    (tmp_path / "oxford-iiit-pet" / "images" / "Abyssinian_1.jpg").unlink()
+    with pytest.raises(InputError, match=r"Abyssinian_1\.jpg: listed image is missing"):
+        build("pets", tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, 4, 255])
+def test_an_unknown_mask_value_is_named(tmp_path: Path, build: Callable[..., Pack], value: int) -> None:
+    path = trimap(pets_at(tmp_path))
+    with Image.open(path) as image:
+        mask = np.array(image)
+    mask[:10] = value
+    Image.fromarray(mask).save(path)
+    expected = rf"basset_hound_7\.png: unknown mask values \[{value}\]; expected \[1, 2, 3\]"
+    with pytest.raises(InputError, match=expected):
+        build("pets", tmp_path)
+
+
+def test_a_mask_must_have_one_channel(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (1, 1, 1)).save(tmp_path / "colour.png")
+    with pytest.raises(InputError, match=r"colour\.png: expected one channel"):
+        decode_mask(tmp_path / "colour.png", 8, PET_VALUES)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "colour.png").read_bytes()[:40])
+    with pytest.raises(InputError, match=r"broken\.png: cannot be read as a mask"):
+        decode_mask(tmp_path / "broken.png", 8, PET_VALUES)
+
+
+@pytest.mark.parametrize(
+    ("source", "lacking", "expected"),
+    [
+        ("imagenet", "", "ILSVRC2012_img_train.tar"),
+        ("intel", "seg_train/seg_train", "puneet6060/intel-image-classification"),
+        ("pets", "oxford-iiit-pet/annotations/trainval.txt", "segmentation.download"),
+    ],
+)
+def test_missing_data_say_what_is_expected(tmp_path: Path, source: str, lacking: str, expected: str) -> None:
+    root = tmp_path / "nowhere"
+    with pytest.raises(InputError) as caught:
+        list_source(source, root)
+    message = str(caught.value)
+    assert message.startswith(f"{root / lacking}: not found")
+    assert expected in message
+    assert count_images({"source": source, "path": root}, 0) is None
+
+
+def test_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expects class folders"):
+        list_imagenet(tmp_path / "empty")
+    root = imagenet_at(tmp_path / "data")
+    (root / "n03").mkdir()
+    with pytest.raises(InputError, match=r"n03: class folder without images"):
+        list_imagenet(root)
+
+
+def test_intels_parts_must_have_the_same_classes(tmp_path: Path) -> None:
+    root = intel_at(tmp_path)
+    picture(root / "seg_test" / "seg_test" / "street" / "0.png", 0)
+    with pytest.raises(
+        InputError, match=r"seg_train has classes forest, sea but seg_test forest, sea, street"
+    ):
+        list_intel(root)
+
+
+def test_a_broken_line_of_pets_is_named(tmp_path: Path) -> None:
+    notes = pets_at(tmp_path) / "oxford-iiit-pet" / "annotations"
+    (notes / "test.txt").write_text("# comment\nAbyssinian_2\n")
+    with pytest.raises(InputError, match=r"test\.txt, line 2: expected .* got 'Abyssinian_2'"):
+        list_pets(tmp_path)
+
+
+def test_counts(tmp_path: Path) -> None:
+    assert count_images({"source": "imagenet", "path": imagenet_at(tmp_path / "a")}, 7) == 3
+    assert count_images({"source": "synthetic"}, 7) == 7
+
+
+def test_manifest_says_what_the_arrays_are(pack: Pack) -> None:
+    manifest = json.loads((pack.folder / "manifest.json").read_text())
+    for name, about in manifest["arrays"].items():
+        array = np.load(pack.folder / f"{name}.npy")
+        assert (list(array.shape), array.dtype.str) == (about["shape"], about["dtype"])
+    assert (manifest["count"], manifest["resolution"]) == (30, 24)
+    assert not [key for key in manifest if "time" in key or "host" in key]
+
+
+# Real images
+
+
+@pytest.mark.real_data
+def test_real_pets(real_data: Path) -> None:
+    listing = list_pets(real_data)
+    assert len(listing.images) == len(listing.masks) == 7349
+    assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (3680, 3669)
+    assert len(listing.classes) == 37 and "saint_bernard" in listing.classes
+    # Images and masks belong together, and so do breeds and names.
+    for i in (0, 3679, 3680, 7348):
+        assert listing.images[i].stem == listing.masks[i].stem
+        assert listing.images[i].stem.rsplit("_", 1)[0] == listing.classes[listing.labels[i]]
+        pixels, (height, width) = decode(listing.images[i], 32, "antialias")
+        assert pixels.shape == (3, 32, 32) and min(height, width) > 32
+        assert set(np.unique(decode_mask(listing.masks[i], 64, listing.mask_values))) == {0, 1, 2}
+    # One of the fourteen trimaps that are all background in the official release.
+    blank = next(path for path in listing.masks if path.stem == "saint_bernard_60")
+    assert set(np.unique(decode_mask(blank, 64, listing.mask_values))) == {1}
+
+
+@pytest.mark.real_data
+def test_real_intel(real_data: Path) -> None:
+    if not (real_data / "intel").is_dir():
+        pytest.skip(f"no Intel images at {real_data}")
+    listing = list_intel(real_data / "intel")
+    assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (14034, 3000)
+    assert len(listing.classes) == 6
+    assert decode(listing.images[0], 32, "nearest")[0].shape == (3, 32, 32)
+
+
+@pytest.mark.real_data
+def test_real_imagenet(real_data: Path) -> None:
+    if not (real_data / "imagenet").is_dir():
+        pytest.skip(f"no ImageNet images at {real_data}")
+    listing = list_imagenet(real_data / "imagenet")
+    assert 900 < len(listing.classes) <= 1000  # a reduced copy may lack some
+    assert all(path.parent.parent.name == "train" for path in listing.images)  # val/ stays out
+    assert decode(listing.images[0], 32, "antialias")[0].shape == (3, 32, 32)

@@ -1,0 +1,319 @@
+"""The training loop: rates, repeatability, order, failure, and the batches that it is given."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from viny.data.augment import Draws, denormalise, flip, to_float
+from viny.data.pack import Pack
+from viny.learning import batches as batches_module
+from viny.learning import train as train_module
+from viny.learning.batches import (
+    LabelledAugmentation,
+    Rows,
+    class_batches,
+    mask_batches,
+    simmim_batches,
+)
+from viny.learning.objectives import Classification, Segmentation, SimMIM
+from viny.learning.stages import new_encoder
+from viny.learning.train import CURVE_COLUMNS, Machine, TrainingError, fit, make_optimizer, rate
+from viny.seeds import derive, generator
+from viny.settings import ModelSettings, TrainSettings
+
+CPU = torch.device("cpu")
+SETTINGS = TrainSettings(
+    epochs=3, batch_size=8, optimizer="adamw", lr=2e-3, weight_decay=0.01, milestones=(2,), gamma=0.5
+)
+SUBSET = np.array([3, 20, 7, 11, 29, 0, 14, 15, 16, 2, 9, 28])
+
+
+def objective_and_batches(kind: str, pack: Pack, tiny: ModelSettings, seed: int) -> tuple[nn.Module, Any]:
+    encoder = new_encoder(vars(tiny), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "simmim":
+            made = simmim_batches(pack, SUBSET, tiny.image_size, tiny.patches, 0.5, 0.67, CPU)
+            return SimMIM(encoder), made
+        if kind == "classes":
+            augmentation = LabelledAugmentation(0.3, normalised=True)
+            return Classification(encoder, 7), class_batches(pack, SUBSET, 7, augmentation, 0.1, CPU)
+        augmentation = LabelledAugmentation(0.3, normalised=False)
+        return Segmentation(encoder, 3), mask_batches(pack, SUBSET, augmentation, CPU)
+
+
+@pytest.fixture
+def train(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., tuple[dict[str, Tensor], Any]]:
+    """Trains a tiny model; gives its weights and its curve."""
+
+    def run(
+        kind: str = "masks",
+        seed: int = 0,
+        settings: TrainSettings = SETTINGS,
+        precision: str = "float32",
+        wrap: Callable[[Any], Any] = lambda make: make,
+    ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+        objective, make = objective_and_batches(kind, pack, tiny, seed)
+        machine = Machine(CPU, precision)
+        rows = fit(
+            objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv"
+        )
+        return objective.state_dict(), rows
+
+    return run
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Rates
+
+
+@pytest.mark.parametrize(
+    ("milestones", "gamma"), [((50, 85), 0.1), ((70, 90, 95), 0.5), ((), 0.1), ((1,), 1)]
+)
+def test_rate_is_multisteplrs(milestones: tuple[int, ...], gamma: float) -> None:
+    settings = replace(SETTINGS, epochs=100, lr=2e-3, milestones=milestones, gamma=gamma)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
+    for epoch in range(100):
+        assert rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_rate_reaches_the_optimiser(train: Callable[..., Any]) -> None:
+    """After a milestone that all but stops it, training moves the weights no more."""
+    still = replace(SETTINGS, weight_decay=0, milestones=(1,), gamma=1e-9)
+    one, _ = train(settings=replace(still, epochs=1, milestones=()))
+    three, rows = train(settings=still)
+    more, _ = train(settings=replace(still, milestones=()))
+    assert all((one[k] - three[k]).abs().max() < 1e-6 for k in one)
+    assert max(float((one[k] - more[k]).abs().max()) for k in one) > 1e-4
+    assert [row["lr"] for row in rows] == pytest.approx([2e-3, 2e-12, 2e-12])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimiser_is_the_named_one(name: str, kind: type) -> None:
+    settings = replace(SETTINGS, optimizer=name, lr=0.3, weight_decay=0.07)
+    optimizer = make_optimizer(nn.Linear(2, 2), settings, CPU)
+    assert type(optimizer) is kind  # AdamW is a subclass of Adam in some versions
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.3, 0.07)
+
+
+# Repeatability
+
+
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+def test_a_seed_fixes_every_bit(train: Callable[..., Any], kind: str) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first, curve = train(kind)
+    # The global generators are in another state now, and have to be none of training's business.
+    torch.manual_seed(2)
+    torch.rand(7)
+    np.random.seed(2)
+    second, again = train(kind)
+    assert same(first, second)
+    assert [row["loss"] for row in curve] == [row["loss"] for row in again]
+    other, _ = train(kind, seed=1)
+    assert not same(first, other)
+
+
+def test_training_leaves_the_global_generator_alone(train: Callable[..., Any]) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train("classes")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_seed_matters_to_start_and_to_draws(tiny: ModelSettings) -> None:
+    first, again, other = (new_encoder(vars(tiny), seed).state_dict() for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not torch.equal(first["pos_embed"], other["pos_embed"])
+
+
+def test_seeds_are_named() -> None:
+    names = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", "order"), (0, "a", 0, 1), (0, "a", 1, 0)]
+    found = [derive(*name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(0 <= seed < 1 << 63 for seed in found)
+    assert torch.equal(
+        torch.rand(3, generator=generator(4, "x", 2)), torch.rand(3, generator=generator(4, "x", 2))
+    )
+
+
+# Order
+
+
+def test_every_image_is_seen_once_an_epoch(train: Callable[..., Any]) -> None:
+    seen: list[list[int]] = []
+
+    def spy(make: Any) -> Any:
+        def wrapped(positions: Tensor, draws: torch.Generator) -> Any:
+            seen.append(positions.tolist())
+            return make(positions, draws)
+
+        return wrapped
+
+    train(wrap=spy)
+    assert [len(batch) for batch in seen] == [8, 4] * 3  # the last, smaller batch is not dropped
+    epochs = [seen[i] + seen[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3  # shuffled anew
+
+
+def test_epochs_loss_is_the_mean_over_images(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> None:
+    """Batches of unequal size count by their images."""
+
+    class Count(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = new_encoder(vars(tiny), 0)
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def loss(self, positions: Tensor) -> Tensor:
+            return positions.float().mean() + 0 * self.weight
+
+    machine = Machine(CPU, "float32")
+    rows = fit(Count(), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv")
+    assert [row["loss"] for row in rows] == pytest.approx([5.5] * 3)
+
+
+# Failure, curve, precision
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_divergence_stops_training(train: Callable[..., Any], tmp_path: Path, bad: float) -> None:
+    steps = 0
+
+    def spoil(make: Any) -> Any:
+        def wrapped(positions: Tensor, draws: torch.Generator) -> Any:
+            nonlocal steps
+            steps += 1
+            images, masks = make(positions, draws)
+            return (images * bad if steps == 3 else images), masks  # the first step of the second epoch
+
+        return wrapped
+
+    with pytest.raises(TrainingError, match=r"^finetune: .* epoch 2 of 3 .*finetune\.lr"):
+        train(wrap=spoil)
+    assert steps == 4  # no epoch is wasted after it
+    assert not (tmp_path / "curve.csv").exists()
+
+
+def test_curve_has_a_row_an_epoch(train: Callable[..., Any], tmp_path: Path) -> None:
+    _, rows = train()
+    with open(tmp_path / "curve.csv", newline="") as f:
+        reader = csv.DictReader(f)
+        written = list(reader)
+    assert tuple(reader.fieldnames or ()) == CURVE_COLUMNS
+    assert CURVE_COLUMNS == ("epoch", "loss", "lr", "images_per_second", "seconds")
+    assert [int(row["epoch"]) for row in written] == [1, 2, 3]
+    assert [float(row["lr"]) for row in written] == pytest.approx([2e-3, 2e-3, 1e-3])
+    assert [float(row["loss"]) for row in written] == [row["loss"] for row in rows]
+    seconds = [float(row["seconds"]) for row in written]
+    assert sorted(seconds) == seconds and seconds[0] > 0
+    assert all(float(row["images_per_second"]) > 0 for row in written)
+
+
+def test_training_lowers_the_loss(train: Callable[..., Any]) -> None:
+    _, rows = train(settings=replace(SETTINGS, epochs=12, lr=5e-3, milestones=()))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+
+
+@pytest.mark.parametrize("kind", ["simmim", "masks"])
+def test_bfloat16_stays_near_float32(train: Callable[..., Any], kind: str) -> None:
+    full, curve = train(kind)
+    half, other = train(kind, precision="bfloat16")
+    assert not same(full, half)  # or the precision had no effect
+    assert all(value.dtype == torch.float32 for value in half.values())  # weights are kept whole
+    for a, b in zip(curve, other, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.03)
+
+
+def test_machine_takes_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Machine.choose("cpu", "bfloat16", 1) == Machine(CPU, "bfloat16")
+    assert torch.get_num_threads() == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for native, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(train_module, "computes_in_bfloat16", lambda _, native=native: native)
+        assert Machine.choose("auto", "auto", 1) == Machine(CPU, precision)
+
+
+# Batches
+
+
+def test_rows_are_the_same_from_memory_and_from_the_map(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions = torch.tensor([5, 0, 11, 5])
+    held = Rows(pack.images, SUBSET, CPU)
+    monkeypatch.setattr(batches_module, "IN_MEMORY", 0)
+    mapped = Rows(pack.images, SUBSET, CPU)
+    assert held.held is not None and mapped.held is None
+    expected = torch.from_numpy(pack.images[SUBSET[[5, 0, 11, 5]]])
+    assert torch.equal(held[positions], expected)
+    assert torch.equal(mapped[positions], expected)
+    assert len(held) == len(mapped) == 12
+
+
+def test_simmim_batches_crop_and_mask(pack: Pack, tiny: ModelSettings) -> None:
+    make = simmim_batches(pack, SUBSET, 12, tiny.patches, 0.5, 0.67, CPU)
+    positions = torch.tensor([4, 1, 4])
+    images, mask = make(positions, generator(0, "x"))
+    assert images.shape == (3, 3, 12, 12)
+    assert mask.sum(1).tolist() == [8, 8, 8]
+    assert denormalise(images).min() > -1e-5 and denormalise(images).max() < 1 + 1e-5
+    again = make(positions, generator(0, "x"))
+    assert torch.equal(images, again[0]) and torch.equal(mask, again[1])
+    assert not torch.equal(images[0], images[2])  # the same picture, drawn twice
+    assert not torch.equal(images, make(positions, generator(1, "x"))[0])
+
+
+def test_masks_follow_their_images(pack: Pack) -> None:
+    augmentation = LabelledAugmentation(0.0, normalised=False)
+    make = mask_batches(pack, SUBSET, augmentation, CPU)
+    positions = torch.arange(12)
+    images, masks = make(positions, generator(0, "x"))
+    raw = to_float(torch.from_numpy(pack.images[SUBSET]))
+    raw_masks = torch.from_numpy(pack.masks[SUBSET])
+    flipped = [bool(torch.allclose(a, b.flip(-1), atol=1e-6)) for a, b in zip(images, raw, strict=True)]
+    assert set(flipped) == {True, False}
+    torch.testing.assert_close(images, flip(raw, torch.tensor(flipped)))
+    assert torch.equal(masks, flip(raw_masks, torch.tensor(flipped)))
+
+
+def test_frozen_draws_stay_and_fresh_ones_do_not(pack: Pack) -> None:
+    positions = torch.tensor([2, 7, 9])
+    frozen = Draws.make(12, 0.3, generator(0, "frozen"))
+    for draws, constant in ((frozen, True), (None, False)):
+        make = mask_batches(pack, SUBSET, LabelledAugmentation(0.3, False, draws), CPU)
+        first, second = (make(positions, generator(0, "finetune", epoch))[0] for epoch in (0, 1))
+        assert torch.equal(first, second) is constant
+    # A frozen draw belongs to an image, wherever in a batch it stands.
+    make = mask_batches(pack, SUBSET, LabelledAugmentation(0.3, False, frozen), CPU)
+    assert torch.equal(
+        make(positions, generator(0, "x"))[0][2], make(torch.tensor([9]), generator(1, "y"))[0][0]
+    )
+
+
+def test_class_batches_name_the_images_classes(pack: Pack) -> None:
+    make = class_batches(pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 0.0, CPU)
+    positions = torch.tensor([3, 8, 0])
+    _, targets = make(positions, generator(0, "x"))
+    assert targets.argmax(1).tolist() == pack.labels[SUBSET[[3, 8, 0]]].tolist()
+    assert targets.sum(1).tolist() == [1, 1, 1]
+    mixed = class_batches(pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 1.0, CPU)
+    blended = mixed(torch.arange(12), generator(0, "x"))[1]
+    assert ((blended > 0) & (blended < 1)).any()
