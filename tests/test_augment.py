@@ -192,9 +192,7 @@ def test_labelled_images_do_each_step_in_turn() -> None:
     draws = Draws.make(5, 0.3, gen(11))
     expected = augment.adjust_contrast(augment.flip(raw.float() / 255, draws.flips), draws.contrast)
     torch.testing.assert_close(augment.labelled_images(raw, draws, normalised=False), expected)
-    torch.testing.assert_close(
-        augment.labelled_images(raw, draws, normalised=True), augment.normalise(expected)
-    )
+    torch.testing.assert_close(augment.labelled_images(raw, draws, normalised=True), augment.normalise(expected))
     torch.testing.assert_close(augment.labelled_images(raw, None, normalised=False), raw.float() / 255)
 
 

@@ -85,9 +85,7 @@ def test_simmim_loss_by_hand(encoder: ViNy, four: dict[str, Tensor], class_token
                 guess = objective.head.weight @ tokens[image, patch] + objective.head.bias
                 errors += (guess - pixels).abs().tolist()
     assert len(errors) == 4 * 8 * 108
-    assert float(objective.loss((images, mask)).detach()) == pytest.approx(
-        sum(errors) / len(errors), rel=1e-5
-    )
+    assert float(objective.loss((images, mask)).detach()) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
 def test_simmim_asks_for_masked_patches_only(encoder: ViNy, four: dict[str, Tensor]) -> None:
@@ -133,9 +131,7 @@ def test_patch_classification_loss_by_hand(encoder: ViNy, four: dict[str, Tensor
     logits = objective(four["images"])
     assert logits.shape == (4, 16, 3)
     targets = majority_class(four["masks"], 6, 3)
-    chosen = [
-        -float(logits[i, p].log_softmax(0)[targets[i, p]].detach()) for i in range(4) for p in range(16)
-    ]
+    chosen = [-float(logits[i, p].log_softmax(0)[targets[i, p]].detach()) for i in range(4) for p in range(16)]
     expected = sum(chosen) / 64
     loss = objective.loss((four["images"], four["masks"]))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
@@ -268,9 +264,7 @@ def objectives(encoder: ViNy, four: dict[str, Tensor]) -> dict[str, tuple[Any, A
     ("name", "factor"),
     [("simmim", 2), ("classes", 20), ("patches", 5), ("segmentation", 3), ("pixel_softmax", 3)],
 )
-def test_four_images_can_be_learned_by_heart(
-    encoder: ViNy, four: dict[str, Tensor], name: str, factor: float
-) -> None:
+def test_four_images_can_be_learned_by_heart(encoder: ViNy, four: dict[str, Tensor], name: str, factor: float) -> None:
     objective, batch = objectives(encoder, four)[name]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2, weight_decay=0)
     losses = []

@@ -147,9 +147,7 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", sorted(LAYOUTS))
-def test_content_does_not_depend_on_place_or_threads(
-    tmp_path: Path, build: Callable[..., Pack], source: str
-) -> None:
+def test_content_does_not_depend_on_place_or_threads(tmp_path: Path, build: Callable[..., Pack], source: str) -> None:
     first = LAYOUTS[source](tmp_path / "here")
     shutil.copytree(first, tmp_path / "over" / "there")
     packs = [build(source, first), build(source, tmp_path / "over" / "there", threads=3)]
@@ -236,9 +234,7 @@ def place(tmp_path: Path) -> Callable[[str], Path]:
     return lambda study: tmp_path / "results" / study / "packs" / "segmentation" / "manifest.json"
 
 
-def test_studies_share_packs(
-    tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_studies_share_packs(tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     spec, store = synthetic_spec(), tmp_path / "packs"
     folder = pack_into_store(spec, store, place("one"), 1)
 
@@ -364,9 +360,7 @@ def test_a_missing_or_broken_manifest_is_refused(copied: Path) -> None:
 
 @pytest.mark.parametrize("name", ["n01/a.png", "n01/b.JPEG"])
 @pytest.mark.parametrize("resize", ["antialias", "nearest"])
-def test_a_truncated_image_is_named(
-    tmp_path: Path, build: Callable[..., Pack], name: str, resize: str
-) -> None:
+def test_a_truncated_image_is_named(tmp_path: Path, build: Callable[..., Pack], name: str, resize: str) -> None:
     path = imagenet_at(tmp_path / "data") / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"{path.name}: cannot be read as an image .*replace or remove"):
@@ -444,9 +438,7 @@ def test_empty_folders_are_refused(tmp_path: Path) -> None:
 def test_intels_parts_must_have_the_same_classes(tmp_path: Path) -> None:
     root = intel_at(tmp_path)
     picture(root / "seg_test" / "seg_test" / "street" / "0.png", 0)
-    with pytest.raises(
-        InputError, match=r"seg_train has classes forest, sea but seg_test forest, sea, street"
-    ):
+    with pytest.raises(InputError, match=r"seg_train has classes forest, sea but seg_test forest, sea, street"):
         list_intel(root)
 
 

@@ -26,9 +26,7 @@ SOUND = {"split_seed": 42, "subsets": "shared", "test_set": "fixed", "test_size"
 def empty_pack(count: int, sha256: str = "a" * 64, parts: np.ndarray | None = None) -> Pack:
     """A pack without pixels: splits need its length, its hash and its parts."""
     nothing = np.empty((count, 0), np.uint8)
-    return Pack(
-        Path("packs/made-up"), {"sha256": sha256, "source": "pets"}, nothing, nothing, None, parts, None
-    )
+    return Pack(Path("packs/made-up"), {"sha256": sha256, "source": "pets"}, nothing, nothing, None, parts, None)
 
 
 def test_permutation_is_one() -> None:

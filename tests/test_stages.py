@@ -62,9 +62,7 @@ class Study:
         splits.write_split(record, indices, split, {"spec": spec, "pack_sha256": pack.sha256})
         return record, indices
 
-    def train(
-        self, spec: dict[str, Any], inputs: tuple[Path, Path, Path], parent: Path | None, leaf: str
-    ) -> Path:
+    def train(self, spec: dict[str, Any], inputs: tuple[Path, Path, Path], parent: Path | None, leaf: str) -> Path:
         folder = self.root / leaf
         files = StageFiles(
             *inputs,
@@ -184,9 +182,7 @@ def test_hashes_lead_from_metrics_to_data(chain: Chain) -> None:
     assert records["pretrain"]["parent_sha256"] is None
     assert records["intermediate"]["parent_sha256"] == records["pretrain"]["weights_sha256"]
     assert records["finetune"]["parent_sha256"] == records["intermediate"]["weights_sha256"]
-    packs = {
-        name: open_pack(chain.study.pack(name)).sha256 for name in ("pretrain", "scenes", "segmentation")
-    }
+    packs = {name: open_pack(chain.study.pack(name)).sha256 for name in ("pretrain", "scenes", "segmentation")}
     assert len(set(packs.values())) == 3
     assert [records[stage]["pack_sha256"] for stage in chain.stages] == list(packs.values())
     hashes = chain.metrics["hashes"]
@@ -211,9 +207,7 @@ def test_stages_hand_on_the_encoder(chain: Chain) -> None:
     load_encoder(encoder, chain.pretrain)
     tensors = load_weights(weights_beside(chain.pretrain))[0]
     assert all(torch.equal(v, tensors[f"encoder.{k}"]) for k, v in encoder.state_dict().items())
-    assert not torch.equal(
-        encoder.state_dict()["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"]
-    )
+    assert not torch.equal(encoder.state_dict()["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
     # SimMIM has no use for the class token: it is the seed's own until the intermediate task.
     assert torch.equal(encoder.cls_token, start["cls_token"])
     load_encoder(encoder, chain.intermediate)
@@ -335,9 +329,7 @@ def test_a_class_token_in_every_stage(tmp_path: Path, made_study: Callable[[str]
     assert not torch.equal(encoder.cls_token, start)  # SimMIM trains it now
 
 
-def test_patch_task_on_the_segmentation_images(
-    tmp_path: Path, made_study: Callable[[str], dict[str, Any]]
-) -> None:
+def test_patch_task_on_the_segmentation_images(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
     chain = run_chain(tmp_path, made_study("sound"), "spatial")
     assert cells.on_segmentation_data(chain.study.config, "spatial")
     # It learns from every image that is never tested on.
@@ -349,9 +341,7 @@ def test_patch_task_on_the_segmentation_images(
     assert tensors["head.weight"].shape == (3, 16)
 
 
-def test_intermediate_without_pretraining(
-    tmp_path: Path, made_study: Callable[[str], dict[str, Any]]
-) -> None:
+def test_intermediate_without_pretraining(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
     """The cell that the paper left out."""
     study, cell = Study(tmp_path, made_study("sound")), Cell(0, "scenes", 8, 0)
     middle = study.intermediate("scenes", None, size=0)
@@ -412,9 +402,7 @@ def test_metrics_follow_from_the_predictions(name: str, request: pytest.FixtureR
 
 def test_test_draws_are_the_same_for_every_cell(made_study: Callable[[str], dict[str, Any]]) -> None:
     config = made_study("paper")
-    draws = [
-        draws_of_test_images(cells.evaluate_spec(config, Cell(0, "none", 8, seed)), 10) for seed in (0, 1)
-    ]
+    draws = [draws_of_test_images(cells.evaluate_spec(config, Cell(0, "none", 8, seed)), 10) for seed in (0, 1)]
     assert draws[0] is not None and draws[1] is not None
     assert torch.equal(draws[0].flips, draws[1].flips)
     assert torch.equal(draws[0].contrast, draws[1].contrast)
@@ -422,9 +410,7 @@ def test_test_draws_are_the_same_for_every_cell(made_study: Callable[[str], dict
     assert other is not None and not torch.equal(draws[0].contrast, other.contrast)
 
 
-def test_prediction_does_not_depend_on_the_batch(
-    chain: Chain, pack: Pack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prediction_does_not_depend_on_the_batch(chain: Chain, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = load_segmentation(chain.finetune)
     machine, rows = Machine(torch.device("cpu"), "float32"), np.arange(30)
     whole = predict(model, pack, rows, True, None, machine)

@@ -65,9 +65,7 @@ def train(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., tupl
     ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         objective, make = objective_and_batches(kind, pack, tiny, seed)
         machine = Machine(CPU, precision)
-        rows = fit(
-            objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv"
-        )
+        rows = fit(objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv")
         return objective.state_dict(), rows
 
     return run
@@ -80,9 +78,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # Rates
 
 
-@pytest.mark.parametrize(
-    ("milestones", "gamma"), [((50, 85), 0.1), ((70, 90, 95), 0.5), ((), 0.1), ((1,), 1)]
-)
+@pytest.mark.parametrize(("milestones", "gamma"), [((50, 85), 0.1), ((70, 90, 95), 0.5), ((), 0.1), ((1,), 1)])
 def test_rate_is_multisteplrs(milestones: tuple[int, ...], gamma: float) -> None:
     settings = replace(SETTINGS, epochs=100, lr=2e-3, milestones=milestones, gamma=gamma)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
@@ -150,9 +146,7 @@ def test_seeds_are_named() -> None:
     found = [derive(*name) for name in names]
     assert len(set(found)) == len(names)
     assert all(0 <= seed < 1 << 63 for seed in found)
-    assert torch.equal(
-        torch.rand(3, generator=generator(4, "x", 2)), torch.rand(3, generator=generator(4, "x", 2))
-    )
+    assert torch.equal(torch.rand(3, generator=generator(4, "x", 2)), torch.rand(3, generator=generator(4, "x", 2)))
 
 
 # Order
@@ -303,9 +297,7 @@ def test_frozen_draws_stay_and_fresh_ones_do_not(pack: Pack) -> None:
         assert torch.equal(first, second) is constant
     # A frozen draw belongs to an image, wherever in a batch it stands.
     make = mask_batches(pack, SUBSET, LabelledAugmentation(0.3, False, frozen), CPU)
-    assert torch.equal(
-        make(positions, generator(0, "x"))[0][2], make(torch.tensor([9]), generator(1, "y"))[0][0]
-    )
+    assert torch.equal(make(positions, generator(0, "x"))[0][2], make(torch.tensor([9]), generator(1, "y"))[0][0])
 
 
 def test_class_batches_name_the_images_classes(pack: Pack) -> None:
