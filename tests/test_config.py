@@ -324,3 +324,23 @@ def test_training_folders_are_each_named_once(tmp_path: Path) -> None:
     # 2 seeds x (1 pre-training, 2 intermediates) and 16 cells.
     assert len(folders) == len(set(folders)) == 2 * (1 + 2) + 16
     assert cells.encoder_folder(tmp_path, "none", 0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("switches", "tasks", "key"),
+    [
+        ({"subsets": "per_seed"}, ["none"], "switches.subsets"),
+        ({"pets_pool": "training"}, ["none", "pets_spatial"], "switches.pets_pool"),
+    ],
+)
+def test_switches_that_a_moving_test_set_rules_out_are_refused(switches: dict, tasks: list, key: str) -> None:
+    raw = {"study": "x", "protocol": "paper", "grid": {"intermediates": tasks}, "switches": switches}
+    with pytest.raises(InputError, match=key):
+        resolve(raw)
+
+
+def test_a_rate_that_yaml_takes_for_text_is_explained(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text("study: x\nfinetune: {lr: 1e-3}\n")
+    with pytest.raises(InputError, match=r"write 1\.0e-3"):
+        resolve(read_config(study))

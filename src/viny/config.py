@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from viny.data.synthetic import MIN_SIZE
 from viny.errors import InputError
 from viny.settings import ModelSettings
 
@@ -68,6 +70,9 @@ BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Names that a task may not have: 'none' is the absence of one, the others are packs of other stages.
+RESERVED = ("none", "pretrain", "segmentation")
+
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "synthetic": ""}
 
 
@@ -116,6 +121,9 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     _fill_defaults(config, schema, schema)
     config["switches"] = PROTOCOLS[config["protocol"]] | config["switches"]
     task_schema = schema["$defs"]["task"]
+    for name in RESERVED:
+        if name in config["intermediate"]:
+            raise InputError(f"intermediate.{name}: a task may not be called '{name}'; choose another name")
     tasks = {}
     for name in config["grid"]["intermediates"]:
         if name == "none":
@@ -174,7 +182,15 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 def _validate(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
     import jsonschema  # here, so that jobs, which get checked settings, need not have it
 
-    validator = jsonschema.Draft202012Validator(schema)
+    # Draft 2020-12 takes 100.0 for an integer and NaN for a number; training can use neither.
+    base = jsonschema.Draft202012Validator
+    types = base.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, v: isinstance(v, int) and not isinstance(v, bool),
+            "number": lambda _, v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
+        }
+    )
+    validator = jsonschema.validators.extend(base, type_checker=types)(schema)
     errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
     if errors:
         raise InputError("\n".join(dict.fromkeys(_explain(e) for e in errors)))
@@ -191,6 +207,8 @@ def _explain(error: Any) -> str:
         hints = [f"unknown key '{k}'{_did_you_mean(str(k), known)}" for k in unknown]
         return f"{where}{', '.join(hints)}; allowed are {', '.join(known)}"
     said = error.schema.get("description", "")
+    if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
+        said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
     expected = {
         "type": lambda: f"expected {allowed}",
         "enum": lambda: f"expected one of {', '.join(map(str, allowed))}",
@@ -213,6 +231,21 @@ def _check_across(config: dict[str, Any]) -> None:
         raise InputError(
             f"model.patch_size: {model['patch_size']} does not divide model.image_size, "
             f"{model['image_size']}; choose a divisor"
+        )
+    switches = config["switches"]
+    if switches["test_set"] == "moving":
+        on_pets = [n for n, t in config["intermediate"].items() if t["source"] == config["segmentation"]["source"]]
+        for key, allowed, matters in (("subsets", "shared", True), ("pets_pool", "official", bool(on_pets))):
+            if matters and switches[key] != allowed:
+                raise InputError(
+                    f"switches.{key}: '{switches[key]}' needs switches.test_set: fixed; with a moving test set "
+                    f"use '{allowed}'"
+                )
+    sections = (config["pretrain"], config["segmentation"], *config["intermediate"].values())
+    synthetic = any(section["source"] == "synthetic" for section in sections)
+    if synthetic and model["image_size"] < MIN_SIZE:
+        raise InputError(
+            f"model.image_size: {model['image_size']} is too small for synthetic images; use at least {MIN_SIZE}"
         )
     stages = {"pretrain": config["pretrain"], "finetune": config["finetune"]}
     stages |= {f"intermediate.{name}": task for name, task in config["intermediate"].items()}

@@ -55,7 +55,7 @@ def open_pack(manifest_path: str | Path) -> Pack:
         file = folder / f"{name}.npy"
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(
                 f"{file}: {error}; {manifest_path} says it is {about['dtype']} {about['shape']}; "
                 f"delete {manifest_path} and rerun to pack again"

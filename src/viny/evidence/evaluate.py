@@ -113,6 +113,8 @@ def run_evaluate(
     model, record = load_segmentation(record_path)
     if record["spec"]["cell"] != spec["cell"]:
         raise InputError(f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
+    if record["pack_sha256"] != pack.sha256:
+        raise InputError(f"{record_path}: was trained on another pack than {manifest}; rerun its fine-tuning")
     draws = test_draws(spec, len(test))
     truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]

@@ -107,7 +107,7 @@ class ViNy(VisionTransformer):
             embed_dim=settings.dim,
             depth=settings.depth,
             num_heads=settings.heads,
-            mlp_ratio=settings.mlp_dim / settings.dim,
+            mlp_ratio=(settings.mlp_dim + 0.5) / settings.dim,  # timm rounds dim * mlp_ratio down
             qkv_bias=False,
             num_classes=num_classes,
             norm_layer=nn.LayerNorm,

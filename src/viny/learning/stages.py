@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from viny.data.augment import Draws
+from viny.data.augment import Draws, labelled_images
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.errors import InputError
@@ -19,6 +20,7 @@ from viny.files import read_json, write_json
 from viny.learning.batches import (
     BatchMaker,
     LabelledAugmentation,
+    Rows,
     class_batches,
     mask_batches,
     simmim_batches,
@@ -31,7 +33,7 @@ from viny.learning.model import (
     load_weights,
     save_weights,
 )
-from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
+from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM, majority_class
 from viny.learning.train import Machine, fit
 from viny.provenance import Record
 from viny.seeds import derive, generator
@@ -147,6 +149,24 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, BatchMaker]]] = {
 }
 
 
+@torch.inference_mode()
+def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine) -> float:
+    """Share of held-out images, or of their patches, whose class an intermediate task's model finds."""
+    objective.eval()
+    images = Rows(pack.images, indices, machine.device)
+    patches = isinstance(objective, PatchClassification)
+    targets = Rows(pack.masks if patches else pack.labels, indices, machine.device)
+    hits = []
+    for positions in torch.arange(len(indices)).split(250):
+        with machine.autocast():
+            guess = objective(labelled_images(images[positions], None, normalised=True)).argmax(-1)
+        truth = targets[positions]
+        if patches:
+            truth = majority_class(truth, objective.encoder.settings.patch_size, objective.classes)
+        hits.append((guess == truth).float().flatten().cpu())
+    return float(torch.cat(hits).mean())
+
+
 def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
     """Train one stage and write its weights, their record, its learning curve and its provenance.
 
@@ -165,7 +185,8 @@ def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
     provenance = Record()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(files.manifest)
-    train = read_split(files.split, files.indices, pack)["train"]
+    split = read_split(files.split, files.indices, pack)
+    train = split["train"]
     stage, seed = spec["stage"], spec["cell"]["seed"]
     encoder = new_encoder(spec["model"], seed)
     parent = load_encoder(encoder, files.parent) if files.parent else None
@@ -191,6 +212,10 @@ def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
         "parent_sha256": parent["weights_sha256"] if parent else None,
         "mask_classes": pack.manifest["mask_classes"],
     }
+    if stage == "intermediate":
+        record["held_out_images"] = len(split["test"])
+        record["held_out_accuracy"] = held_out_accuracy(objective, pack, split["test"], machine)
+        print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(split['test'])} held-out images")
     save_weights(files.weights, objective.state_dict(), record)
     record["weights_sha256"] = file_sha256(files.weights)
     write_json(
