@@ -18,17 +18,19 @@ import torch
 from viny import cells
 from viny.cells import Cell
 from viny.data import splits
+from viny.data.augment import labelled_images
 from viny.data.pack import Pack, open_pack
 from viny.data.packing import build_pack
 from viny.errors import InputError
-from viny.evidence.evaluate import load_segmentation, predict, run_evaluate
-from viny.evidence.evaluate import test_draws as draws_of_test_images  # as it is, pytest would collect it
+from viny.evidence.evaluate import draws_of_test_images, load_segmentation, predict, run_evaluate
 from viny.evidence.metrics import confusion_matrices, summarise
 from viny.files import digest
 from viny.learning.model import load_weights
+from viny.learning.objectives import Classification, PatchClassification
 from viny.learning.stages import (
     StageFiles,
     file_sha256,
+    held_out_accuracy,
     load_encoder,
     new_encoder,
     read_weights,
@@ -36,6 +38,7 @@ from viny.learning.stages import (
     weights_beside,
 )
 from viny.learning.train import Machine
+from viny.settings import ModelSettings
 
 SPLITS = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
 
@@ -418,3 +421,25 @@ def test_prediction_does_not_depend_on_the_batch(chain: Chain, pack: Pack, monke
     parts = predict(model, pack, rows, True, None, machine)
     assert torch.equal(whole[0], parts[0])
     assert (whole[1] == parts[1]).float().mean() > 0.999  # a tie may fall otherwise by rounding
+
+
+def test_held_out_accuracy_counts_images_and_patches(pack: Pack, tiny: ModelSettings) -> None:
+    machine = Machine.choose("cpu", "float32", threads=1)
+    encoder = new_encoder(vars(tiny), seed=0)
+    held_out = np.array([3, 7, 11, 20])
+    images = labelled_images(torch.from_numpy(np.array(pack.images[held_out])), None, normalised=True)
+
+    by_image = Classification(encoder, len(pack.manifest["classes"]))
+    guesses = by_image(images).argmax(1).tolist()
+    hits = [guess == pack.labels[i] for guess, i in zip(guesses, held_out, strict=True)]
+    assert held_out_accuracy(by_image, pack, held_out, machine) == pytest.approx(np.mean(hits))
+
+    by_patch = PatchClassification(encoder, 3)
+    hits = []
+    for guess, i in zip(by_patch(images).argmax(2), held_out, strict=True):
+        for patch, found in enumerate(guess.tolist()):
+            row, column = divmod(patch, 4)
+            square = pack.masks[i][6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
+            hits.append(found == np.bincount(square.ravel(), minlength=3).argmax())
+    assert 0 < np.mean(hits) < 1
+    assert held_out_accuracy(by_patch, pack, held_out, machine) == pytest.approx(np.mean(hits))

@@ -36,7 +36,7 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     return model.eval(), record
 
 
-def test_draws(spec: Mapping[str, Any], count: int) -> Draws | None:
+def draws_of_test_images(spec: Mapping[str, Any], count: int) -> Draws | None:
     """The paper's flips and jitters of the test images, the same for every cell; None if they stay as they are."""
     if not spec["switches"]["augment_test"]:
         return None
@@ -59,7 +59,7 @@ def predict(
         pack: with masks.
         indices: [N].
         normalised: as in the model's training.
-        draws: of `test_draws`.
+        draws: of `draws_of_test_images`.
         machine: device and precision.
 
     Returns:
@@ -115,7 +115,7 @@ def run_evaluate(
         raise InputError(f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{record_path}: was trained on another pack than {manifest}; rerun its fine-tuning")
-    draws = test_draws(spec, len(test))
+    draws = draws_of_test_images(spec, len(test))
     truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]
     parts = [
