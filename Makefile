@@ -11,7 +11,7 @@ run: setup
 	@echo "Tables: results/demo/tables, figures: results/demo/figures"
 
 test: setup-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 lint: setup-test
 	$(BIN)/ruff check .
