@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from viny.data.augment import Draws, denormalise, flip, to_float
 from viny.data.pack import Pack
+from viny.errors import InputError
 from viny.learning import batches as batches_module
 from viny.learning import train as train_module
 from viny.learning.batches import (
@@ -309,3 +310,9 @@ def test_class_batches_name_the_images_classes(pack: Pack) -> None:
     mixed = class_batches(pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 1.0, CPU)
     blended = mixed(torch.arange(12), generator(0, "x"))[1]
     assert ((blended > 0) & (blended < 1)).any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_a_missing_gpu_is_said_plainly() -> None:
+    with pytest.raises(InputError, match=r"compute\.device: 'cuda'.*use auto or cpu"):
+        Machine.choose("cuda", "auto", threads=1)

@@ -40,6 +40,7 @@ STUDY = settings()
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
 TASKS = list(STUDY["intermediate"])
+GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a training job asks for
 
 ROOT = f"results/{STUDY['study']}"
 LOG = f"{ROOT}/logs"

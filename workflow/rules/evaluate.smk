@@ -24,7 +24,7 @@ rule evaluate:
     resources:
         mem_mb=3000,
         runtime=60,
-        gpu=1,
+        gpu=GPUS,
     params:
         spec=spec("evaluate", lambda w: grid.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
     shell:

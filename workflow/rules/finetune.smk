@@ -26,7 +26,7 @@ rule finetune:
     resources:
         mem_mb=4000,
         runtime=600,
-        gpu=1,
+        gpu=GPUS,
     params:
         spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),
     shell:

@@ -26,7 +26,7 @@ rule intermediate:
     resources:
         mem_mb=6000,
         runtime=1440,
-        gpu=1,
+        gpu=GPUS,
     params:
         spec=spec(
             "intermediate",

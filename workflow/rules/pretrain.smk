@@ -26,7 +26,7 @@ rule pretrain:
     resources:
         mem_mb=6000,
         runtime=1440,
-        gpu=1,
+        gpu=GPUS,
     params:
         spec=spec("pretrain", lambda w: grid.pretrain_spec(STUDY, int(w.size), int(w.seed))),
     shell:

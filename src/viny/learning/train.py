@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from viny.errors import InputError
 from viny.files import atomic_path
 from viny.learning.batches import BatchMaker
 from viny.seeds import generator
@@ -35,10 +36,16 @@ class Machine:
 
     @classmethod
     def choose(cls, device: str, precision: str, threads: int) -> Machine:
-        """Turn 'auto' into what this machine does best, and set PyTorch's thread count."""
+        """Turn 'auto' into what this machine does best, and set PyTorch's thread count.
+
+        Raises:
+            InputError: a GPU is asked for and there is none.
+        """
         torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise InputError("compute.device: 'cuda', but PyTorch finds no GPU here; use auto or cpu")
         if precision == "auto":
             precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
         return cls(torch.device(device), precision)
