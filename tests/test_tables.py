@@ -181,9 +181,12 @@ def test_files(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == names
     summary = pd.read_csv(out / "summary.csv", dtype=str)
     assert summary["miou_sd"][0] == f"{np.std(MIOU, ddof=1):.6g}"
-    assert (out / "table1.csv").read_text() == ("# Fine-tune,Accuracy,mIoU,Runs\n250,70.00 ± 0.00,44.00 ± 3.61,3\n")
-    assert (out / "paired_differences.csv").read_text() == ",".join([*tables.KEYS, "difference"]) + "\n"
-    assert (out / "tableA2.csv").read_text() == "# Pre-train,# Fine-tune,Accuracy,mIoU,Runs\n"
+    whose = "study,protocol,note"  # every file says whose numbers it holds
+    assert (out / "table1.csv").read_text() == (
+        f"# Fine-tune,Accuracy,mIoU,Runs,{whose}\n250,70.00 ± 0.00,44.00 ± 3.61,3,made-up,sound,Made up for tests.\n"
+    )
+    assert (out / "paired_differences.csv").read_text() == ",".join([*tables.KEYS, "difference", whose]) + "\n"
+    assert (out / "tableA2.csv").read_text() == f"# Pre-train,# Fine-tune,Accuracy,mIoU,Runs,{whose}\n"
     text = (out / "table1.md").read_text()
     for said in ("made-up", "sound", "± standard deviation over seeds", "1000", "Made up for tests."):
         assert said in text

@@ -215,6 +215,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> None:
     """Write metrics.csv, summary.csv, paired_differences.csv and the paper's tables as .csv and .md.
 
+    Every file says the study, its protocol and its note, the CSVs in columns of their own.
+
     Args:
         metric_paths: JSON files of one study, one a cell.
         out_dir: folder for the tables; made where it is not there.
@@ -229,17 +231,20 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
         "summary": summarise(frame),
         "paired_differences": paired_differences(frame),
     }
+    about = dict(frame.iloc[0][["study", "protocol", "note"]])
     for name, table in (frames | tables).items():
+        if name != "metrics":  # which has them; every other file says too whose numbers it holds
+            table = table.assign(**about)
         with atomic_path(Path(out_dir) / f"{name}.csv") as tmp:
             table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
-    about = _about(frame)
+    heading = _about(frame)
     for which, (title, _) in PAPER_TABLES.items():
         table = tables[f"table{which}"]
         body = to_markdown(table)
         if table.empty:
             body += "\nThe study has no such cells.\n"
         with atomic_path(Path(out_dir) / f"table{which}.md") as tmp:
-            tmp.write_text(f"# {title}\n\n{about}\n\n{body}", encoding="utf-8")
+            tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
 
 
 def _about(frame: pd.DataFrame) -> str:
