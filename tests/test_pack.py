@@ -422,7 +422,7 @@ def test_missing_data_say_what_is_expected(tmp_path: Path, source: str, lacking:
     message = str(caught.value)
     assert message.startswith(f"{root / lacking}: not found")
     assert expected in message
-    assert count_images({"source": source, "path": root}, 0) is None
+    assert count_images({"source": source, "path": root}) is None
 
 
 def test_empty_folders_are_refused(tmp_path: Path) -> None:
@@ -450,8 +450,8 @@ def test_a_broken_line_of_pets_is_named(tmp_path: Path) -> None:
 
 
 def test_counts(tmp_path: Path) -> None:
-    assert count_images({"source": "imagenet", "path": imagenet_at(tmp_path / "a")}, 7) == 3
-    assert count_images({"source": "synthetic"}, 7) == 7
+    assert count_images({"source": "imagenet", "path": imagenet_at(tmp_path / "a")}) == 3
+    assert count_images({"source": "synthetic", "count": 7}) == 7
 
 
 def test_manifest_says_what_the_arrays_are(pack: Pack) -> None:

@@ -98,9 +98,11 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
 
 
 def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+    if not on_segmentation_data(config, task):
+        return {"kind": "task", "on_segmentation_data": False}
     return {
         "kind": "task",
-        "on_segmentation_data": on_segmentation_data(config, task),
+        "on_segmentation_data": True,
         "pool": config["switches"]["pets_pool"],
         "test_set": config["switches"]["test_set"],
         "split_seed": config["split_seed"],

@@ -21,11 +21,7 @@ def settings():
     try:
         study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
         if workflow.is_main_process:
-            made = study["synthetic"]
-            counts = {
-                "pretrain": count_images(study["pretrain"], made["unlabelled"]),
-                "segmentation": count_images(study["segmentation"], made["segmentation"]),
-            }
+            counts = {name: count_images(grid.pack_spec(study, name)) for name in ("pretrain", "segmentation")}
             check_sizes(study, {k: v for k, v in counts.items() if v is not None})
         return study
     except InputError as error:

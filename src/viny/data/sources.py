@@ -154,11 +154,11 @@ def list_source(source: str, path: str | Path) -> Listing:
     return LISTERS[source](Path(path))
 
 
-def count_images(section: Mapping[str, Any], synthetic_count: int) -> int | None:
-    """Images that a source holds, or None where it is not on disk (yet)."""
-    if section["source"] == "synthetic":
-        return synthetic_count
+def count_images(spec: Mapping[str, Any]) -> int | None:
+    """Images that a pack would hold (see `viny.cells.pack_spec`), or None where its source is not on disk yet."""
+    if spec["source"] == "synthetic":
+        return spec["count"]
     try:
-        return len(list_source(section["source"], section["path"]).images)
+        return len(list_source(spec["source"], spec["path"]).images)
     except InputError:
         return None

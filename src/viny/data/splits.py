@@ -69,10 +69,15 @@ def _fixed_test_set(pack: Pack, split_seed: int, test_size: int) -> tuple[np.nda
 
 
 def task_split(
-    pack: Pack, on_segmentation_data: bool, pool: str, test_set: str, split_seed: int, test_size: int
+    pack: Pack,
+    on_segmentation_data: bool,
+    pool: str = "official",
+    test_set: str = "fixed",
+    split_seed: int = 0,
+    test_size: int = 0,
 ) -> dict[str, np.ndarray]:
     """Images for an intermediate task: the official split, or, for a task on the segmentation data under
-    pool 'training', everything but the fixed test set."""
+    pool 'training', everything but the fixed test set. The last three matter to the latter alone."""
     if on_segmentation_data and pool == "training" and test_set == "fixed":
         test, rest = _fixed_test_set(pack, split_seed, test_size)
         return {"train": np.sort(rest), "test": test}
