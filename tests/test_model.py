@@ -104,6 +104,29 @@ def test_logits_are_those_of_vit_pytorch(fused: bool) -> None:
     assert (logits[0] - logits[1]).abs().max() > 1e-3  # the comparison is not one of constants
 
 
+def test_simmim_loss_is_that_of_vit_pytorch() -> None:
+    vit_pytorch = pytest.importorskip("vit_pytorch")
+    from vit_pytorch.simmim import SimMIM as Theirs
+
+    from viny.learning.objectives import SimMIM
+
+    mine = SimMIM(shaken(ViNy()))
+    shape = {"image_size": 128, "patch_size": 16, "dim": 128, "depth": 12, "heads": 8, "mlp_dim": 512}
+    vit = vit_pytorch.ViT(num_classes=2, dim_head=64, **shape)
+    vit.load_state_dict(carried_over(mine.encoder), strict=False)  # all but the class head, which is not used
+    theirs = Theirs(encoder=vit, masking_ratio=0.5)
+    theirs.mask_token.data.copy_(mine.mask_token)
+    theirs.to_pixels.load_state_dict(mine.head.state_dict())
+    images = torch.randn(3, 3, 128, 128)
+    torch.manual_seed(5)
+    their_loss = theirs(images)
+    torch.manual_seed(5)  # it draws its mask from the global generator; this is the same one
+    hidden = torch.rand(3, 64).topk(32, dim=-1).indices
+    mask = torch.zeros(3, 64, dtype=torch.bool).scatter_(1, hidden, True)
+    # It divides the mean by the number of masked patches once more, a constant that Adam does not see.
+    assert mine.loss((images, mask)).item() == pytest.approx(32 * their_loss.item(), rel=1e-4)
+
+
 def test_fused_attention_changes_nothing(encoder: ViNy, images: Tensor) -> None:
     encoder.set_fused_attention(False)
     plain = encoder.encode(images, class_token=True)
