@@ -39,18 +39,20 @@ SETTINGS = TrainSettings(
 SUBSET = np.array([3, 20, 7, 11, 29, 0, 14, 15, 16, 2, 9, 28])
 
 
-def objective_and_batches(kind: str, pack: Pack, tiny: ModelSettings, seed: int) -> tuple[nn.Module, Any]:
+def objective_and_batches(
+    kind: str, pack: Pack, tiny: ModelSettings, seed: int, device: torch.device
+) -> tuple[nn.Module, Any]:
     encoder = new_encoder(vars(tiny), seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "simmim":
-            made = simmim_batches(pack, SUBSET, tiny.image_size, tiny.patches, 0.5, 0.67, CPU)
+            made = simmim_batches(pack, SUBSET, tiny.image_size, tiny.patches, 0.5, 0.67, device)
             return SimMIM(encoder), made
         if kind == "classes":
             augmentation = LabelledAugmentation(0.3, normalised=True)
-            return Classification(encoder, 7), class_batches(pack, SUBSET, 7, augmentation, 0.1, CPU)
+            return Classification(encoder, 7), class_batches(pack, SUBSET, 7, augmentation, 0.1, device)
         augmentation = LabelledAugmentation(0.3, normalised=False)
-        return Segmentation(encoder, 3), mask_batches(pack, SUBSET, augmentation, CPU)
+        return Segmentation(encoder, 3), mask_batches(pack, SUBSET, augmentation, device)
 
 
 @pytest.fixture
@@ -63,9 +65,10 @@ def train(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., tupl
         settings: TrainSettings = SETTINGS,
         precision: str = "float32",
         wrap: Callable[[Any], Any] = lambda make: make,
+        device: torch.device = CPU,
     ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        objective, make = objective_and_batches(kind, pack, tiny, seed)
-        machine = Machine(CPU, precision)
+        objective, make = objective_and_batches(kind, pack, tiny, seed, device)
+        machine = Machine(device, precision)
         rows = fit(objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv")
         return objective.state_dict(), rows
 
@@ -316,3 +319,14 @@ def test_class_batches_name_the_images_classes(pack: Pack) -> None:
 def test_a_missing_gpu_is_said_plainly() -> None:
     with pytest.raises(InputError, match=r"compute\.device: 'cuda'.*use auto or cpu"):
         Machine.choose("cuda", "auto", threads=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_trains_as_the_cpu_does(train: Callable[..., Any], kind: str, precision: str) -> None:
+    """Every draw is made on the CPU, so both see the same crops, masks and blends and differ by rounding."""
+    _, here = train(kind)
+    _, there = train(kind, precision=precision, device=torch.device("cuda"))
+    assert [row["loss"] for row in there] == pytest.approx([row["loss"] for row in here], rel=0.05)
