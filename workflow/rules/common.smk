@@ -84,11 +84,8 @@ def spec(stage, make):
 
 def parent_record(task, size, seed):
     """Record of the weights that a fine-tuning starts from; empty for a random start."""
-    if task != "none":
-        return [f"{ADAPTED}/encoder.json".format(task=task, size=size, seed=seed)]
-    if int(size) > 0:
-        return [f"{PRETRAINED}/encoder.json".format(size=size, seed=seed)]
-    return []
+    folder = grid.encoder_folder(Path(ROOT), task, int(size), seed)
+    return [str(folder / "encoder.json")] if folder else []
 
 
 def weights_of(records):
@@ -113,9 +110,12 @@ def pretrained(wildcards):
     return parent_record("none", wildcards.size, wildcards.seed)
 
 
-def subset_of(wildcards):
-    cell = ALL_CELLS[wildcards.cell]
+def finetune_subset(cell):
     return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
+
+
+def subset_of(wildcards):
+    return finetune_subset(ALL_CELLS[wildcards.cell])
 
 
 def encoder_of(wildcards):
@@ -139,5 +139,4 @@ def shown_models(wildcards):
 
 
 def shown_subset():
-    cell = grid.shown_cells(STUDY)[-1]
-    return {"part": "finetune", "subset": f"size-{cell.finetune_size}_seed-{cell.seed}"}
+    return finetune_subset(grid.shown_cells(STUDY)[-1])

@@ -34,7 +34,7 @@ def write_figures(
         spec: see `viny.cells.figures_spec`.
         cells: all of the study.
         root: the study's folder.
-        shown: the cells whose predictions are shown, each over the images of the first one's test set.
+        shown: the cells whose predictions are shown, each over images of the last one's test set.
         out: folder for the figures.
         threads: CPU threads.
     """
