@@ -14,97 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_study import Study
 
 from viny import cells
 from viny.cells import Cell
 from viny.data import splits
 from viny.data.augment import labelled_images
 from viny.data.pack import Pack, open_pack
-from viny.data.packing import build_pack
 from viny.errors import InputError
-from viny.evidence.evaluate import draws_of_test_images, load_segmentation, predict, run_evaluate
+from viny.evidence.evaluate import draws_of_test_images, load_segmentation, predict
 from viny.evidence.metrics import confusion_matrices, summarise
 from viny.files import digest
 from viny.learning.model import load_weights
 from viny.learning.objectives import Classification, PatchClassification
 from viny.learning.stages import (
-    StageFiles,
     file_sha256,
     held_out_accuracy,
     load_encoder,
     new_encoder,
     read_weights,
-    run_stage,
     weights_beside,
 )
 from viny.learning.train import Machine
 from viny.settings import ModelSettings
-
-SPLITS = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
-
-
-@dataclass
-class Study:
-    """Runs the stages of a tiny study below a folder, as the workflow's rules would."""
-
-    root: Path
-    config: dict[str, Any]
-
-    def pack(self, name: str) -> Path:
-        folder = self.root / "packs" / name
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            build_pack(cells.pack_spec(self.config, name), folder, threads=1)
-        return folder / "manifest.json"
-
-    def split(self, name: str, spec: dict[str, Any], manifest: Path) -> tuple[Path, Path]:
-        pack = open_pack(manifest)
-        arguments = {k: v for k, v in spec.items() if k != "kind"}
-        record, indices = (self.root / "splits" / f"{name}.{suffix}" for suffix in ("json", "npz"))
-        split = SPLITS[spec["kind"]](pack, **arguments)
-        splits.write_split(record, indices, split, {"spec": spec, "pack_sha256": pack.sha256})
-        return record, indices
-
-    def train(self, spec: dict[str, Any], inputs: tuple[Path, Path, Path], parent: Path | None, leaf: str) -> Path:
-        folder = self.root / leaf
-        files = StageFiles(
-            *inputs,
-            parent=parent,
-            weights=folder / "model.safetensors",
-            record=folder / "model.json",
-            curve=folder / "curve.csv",
-            run=folder / "run.json",
-        )
-        run_stage(spec, files, threads=1)
-        return files.record
-
-    def pretrain(self, size: int = 24, seed: int = 0) -> Path:
-        manifest = self.pack("pretrain")
-        split = self.split("pretrain", cells.pretrain_split_spec(self.config, size, seed), manifest)
-        spec = cells.pretrain_spec(self.config, size, seed)
-        return self.train(spec, (manifest, *split), None, "pretrain")
-
-    def intermediate(self, task: str, parent: Path | None, size: int = 24, seed: int = 0) -> Path:
-        manifest = self.pack(task)
-        split = self.split(task, cells.task_split_spec(self.config, task), manifest)
-        spec = cells.intermediate_spec(self.config, task, size, seed)
-        return self.train(spec, (manifest, *split), parent, f"intermediate-{task}")
-
-    def finetune_inputs(self, cell: Cell) -> tuple[Path, Path, Path]:
-        manifest = self.pack("segmentation")
-        spec = cells.finetune_split_spec(self.config, cell.finetune_size, cell.seed)
-        return manifest, *self.split("finetune", spec, manifest)
-
-    def finetune(self, cell: Cell, parent: Path | None) -> Path:
-        spec = cells.finetune_spec(self.config, cell)
-        return self.train(spec, self.finetune_inputs(cell), parent, "finetune")
-
-    def evaluate(self, cell: Cell, record: Path) -> dict[str, Any]:
-        spec, inputs = cells.evaluate_spec(self.config, cell), self.finetune_inputs(cell)
-        metrics = self.root / "metrics.json"
-        run_evaluate(spec, *inputs, record, metrics, self.root / "confusion.npz", threads=1)
-        # A NaN would be read by Python and by little else.
-        return json.loads(metrics.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
 @dataclass
@@ -198,7 +130,7 @@ def test_hashes_lead_from_metrics_to_data(chain: Chain) -> None:
 
 def test_weights_carry_their_own_description(chain: Chain) -> None:
     for path in chain.stages.values():
-        _, metadata, record = read_weights(path)
+        metadata, record = load_weights(weights_beside(path))[1], read_weights(path)[1]
         record.pop("weights_sha256")  # of the file, so it cannot stand in it
         assert metadata == record
 
@@ -340,7 +272,7 @@ def test_patch_task_on_the_segmentation_images(tmp_path: Path, made_study: Calla
     assert record["images"] == 20
     with np.load(tmp_path / "splits" / "spatial.npz") as task, np.load(tmp_path / "confusion.npz") as tested:
         assert not set(task["train"]) & set(tested["indices"])
-    tensors, _, _ = read_weights(chain.intermediate)
+    tensors, _ = read_weights(chain.intermediate)
     assert tensors["head.weight"].shape == (3, 16)
 
 

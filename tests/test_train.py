@@ -69,7 +69,9 @@ def train(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., tupl
     ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         objective, make = objective_and_batches(kind, pack, tiny, seed, device)
         machine = Machine(device, precision)
-        rows = fit(objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv")
+        rows = fit(
+            objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv"
+        ).curve
         return objective.state_dict(), rows
 
     return run
@@ -186,7 +188,7 @@ def test_epochs_loss_is_the_mean_over_images(pack: Pack, tiny: ModelSettings, tm
             return positions.float().mean() + 0 * self.weight
 
     machine = Machine(CPU, "float32")
-    rows = fit(Count(), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv")
+    rows = fit(Count(), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv").curve
     assert [row["loss"] for row in rows] == pytest.approx([5.5] * 3)
 
 
@@ -206,7 +208,7 @@ def test_divergence_stops_training(train: Callable[..., Any], tmp_path: Path, ba
 
         return wrapped
 
-    with pytest.raises(TrainingError, match=r"^finetune: .* epoch 2 of 3 .*finetune\.lr"):
+    with pytest.raises(TrainingError, match=r"^finetune: .* epoch 2 of 3, step 1, at rate 0.002; lower finetune\.lr"):
         train(wrap=spoil)
     assert steps == 4  # no epoch is wasted after it
     assert not (tmp_path / "curve.csv").exists()

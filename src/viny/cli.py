@@ -6,16 +6,21 @@ Heavy imports stand inside the commands, so that each job loads only what it nee
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from viny.errors import InputError
+from viny.processes import Stopped, end_with_parent, on_stop, raise_stopped
 
-# Exit codes: 0 done, 1 the job failed, 2 the input is at fault.
-FAILED, BAD_INPUT = 1, 2
+# Exit codes: 0 done, 1 the job failed, 2 the input is at fault, 128 + n stopped by signal n.
+FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def _spec(text: str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from viny.learning.stages import StageFiles, run_stage
+    from viny.learning.stages import CHECKPOINT_MINUTES, StageFiles, run_stage
 
     files = StageFiles(
         manifest=args.manifest,
@@ -75,8 +80,10 @@ def _train(args: argparse.Namespace) -> None:
         record=args.record,
         curve=args.curve,
         run=args.run,
+        checkpoints=args.checkpoints,
     )
-    run_stage(args.spec, files, args.threads)
+    minutes = CHECKPOINT_MINUTES if args.checkpoint_minutes is None else args.checkpoint_minutes
+    run_stage(args.spec, files, args.threads, minutes)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -115,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Any, text: str, *, stage: bool = True) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=text, description=text)
-        p.set_defaults(run_command=function)
+        p.set_defaults(run_command=function, command=name)
         if stage:
             p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
             p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
@@ -150,6 +157,13 @@ def parser() -> argparse.ArgumentParser:
             curve="CSV (output)",
             run="provenance, JSON (output)",
         )
+        p.add_argument("--checkpoints", type=Path, help="folder that a stopped run goes on from; none: it cannot")
+        p.add_argument(
+            "--checkpoint-minutes",
+            type=float,
+            default=os.environ.get("VINY_CHECKPOINT_MINUTES"),
+            help="between two checkpoints (default $VINY_CHECKPOINT_MINUTES, else 5)",
+        )
 
     p = command("evaluate", _evaluate, "Evaluate a fine-tuned model on its test images.")
     files(
@@ -170,19 +184,48 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _check_code(args: argparse.Namespace) -> None:
+    """Refuse to compute under settings that were made for other code than this."""
+    from viny.provenance import code_fingerprint
+
+    code = getattr(args, "spec", {}).get("code")
+    if code is not None and code != code_fingerprint(args.command):
+        raise InputError(
+            f"the code of stage '{args.command}' was edited after this run began; start the run again, so that no "
+            "result is filed under another version's name"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(arguments)
+    if parent := os.environ.get("VINY_PARENT", ""):
+        end_with_parent(int(parent))
     try:
-        args.run_command(args)
+        with on_stop(raise_stopped):
+            _check_code(args)
+            args.run_command(args)
     except InputError as error:
         print(f"viny: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Stopped as stop:
+        print(f"viny: {stop}", file=sys.stderr)
+        return SIGNALLED + stop.signal
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return FAILED
+        if error.errno not in DISK_FAULTS:
+            raise
+        print(
+            f"viny: {error.filename}: {error.strerror}; free space or mend the disk and run again, what is done stays",
+            file=sys.stderr,
+        )
+        return FAILED
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":  # its module costs seconds to import
             raise
         print(f"viny: {error}", file=sys.stderr)
-        return FAILED
-    except BrokenPipeError:
         return FAILED
     return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,33 +14,51 @@ from typing import Any
 import numpy as np
 
 from viny.errors import InputError
+from viny.processes import process_tag, tag_is_dead
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well.
 
-    The data reach the disk before the name does, so a crash leaves the old file or the new one.
+    The data reach the disk before the name does, so a crash leaves the old file or the new one. What a
+    killed process left behind of the same file is removed.
+
+    Raises:
+        OSError: with `path` as its file name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    tmp = Path(name)
+    _remove_leftovers(path)
+    tmp = path.with_name(f".{path.name}.{process_tag()}.tmp{path.suffix}")
     try:
         yield tmp
         with open(tmp, "rb") as f:
             os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())
         os.replace(tmp, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems cannot; the rename stands all the same
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for tmp in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"):
+        tag = tmp.name.removeprefix(f".{path.name}.").removesuffix(f".tmp{path.suffix}")
+        if tag_is_dead(tag):
+            tmp.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:

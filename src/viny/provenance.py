@@ -40,7 +40,7 @@ ENTRY = {
     "figures": "viny.evidence.gallery",
 }
 # Modules that keep the books: they are used by stages, but no number depends on them.
-BOOKKEEPING = {"viny.provenance", "viny.errors"}
+BOOKKEEPING = {"viny.provenance", "viny.errors", "viny.processes"}
 
 
 def _module_file(module: str) -> Path | None:
@@ -130,6 +130,10 @@ class Record:
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
 
+    @property
+    def started(self) -> str:
+        return self._started.isoformat(timespec="seconds")
+
     def finish(self, **more: Any) -> dict[str, Any]:
         """What, where, when, how long (seconds), and the peak of resident memory (MB)."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -141,7 +145,7 @@ class Record:
             "system": platform.platform(),
             "processor": _processor(),
             "processors": os.cpu_count(),
-            "started": self._started.isoformat(timespec="seconds"),
+            "started": self.started,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._began, 3),
             "peak_memory_mb": round(peak, 1),

@@ -1,4 +1,5 @@
 # The study, its paths, and the settings that each rule depends on; imports the library, defines no rule.
+import atexit
 import os
 import shlex
 import sys
@@ -12,7 +13,8 @@ from viny import cells as grid
 from viny.config import check_sizes, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
-from viny.files import canonical_json
+from viny.files import canonical_json, digest, read_json, write_json
+from viny.processes import Claim
 from viny.provenance import code_fingerprint
 
 
@@ -20,17 +22,44 @@ def settings():
     """The resolved study; a fault in it ends the run with one message."""
     try:
         study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
-        if workflow.is_main_process:
-            counts = {name: count_images(grid.pack_spec(study, name)) for name in ("pretrain", "segmentation")}
-            check_sizes(study, {k: v for k, v in counts.items() if v is not None})
-        return study
+        if not workflow.is_main_process:
+            return as_submitted(study)
+        counts = {name: count_images(grid.pack_spec(study, name)) for name in ("pretrain", "segmentation")}
+        check_sizes(study, {k: v for k, v in counts.items() if v is not None})
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
+    os.environ["VINY_STUDY_SHA256"] = digest(study)
+    os.environ["VINY_STUDY_FILE"] = os.path.abspath(f"results/{study['study']}/study.json")
+    return study
 
 
-# Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
-if not workflow.deployment_settings.deployment_method:
-    shell.prefix(f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+def as_submitted(study):
+    """A cluster job's settings: those of the run that submitted it, whatever has become of the study file since."""
+    wanted = os.environ.get("VINY_STUDY_SHA256", digest(study))
+    if digest(study) == wanted:
+        return study
+    written = read_json(os.environ["VINY_STUDY_FILE"], "the settings of the run that submitted this job")
+    if digest(written["config"]) != wanted:
+        raise InputError("the study file was edited after this job was submitted; start snakemake again")
+    return written["config"]
+
+
+def begin():
+    """Claim the study for this run, and write its settings down beside its results."""
+    claim = Claim(Path(ROOT) / ".claim")
+    holder = claim.acquire()
+    if holder is not None:
+        sys.exit(
+            f"The study '{STUDY['study']}' is being run by {holder}. Wait until that has ended, or stop it; "
+            f"if that machine is off for good, delete {claim.path}. Nothing was started."
+        )
+    atexit.register(claim.release)
+    write_json(os.environ["VINY_STUDY_FILE"], {"config": STUDY, "sha256": digest(STUDY)})
+
+
+onstart:
+    begin()
+
 
 STUDY = settings()
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
@@ -41,6 +70,7 @@ GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a training job as
 ROOT = f"results/{STUDY['study']}"
 LOG = f"{ROOT}/logs"
 BENCHMARK = f"{ROOT}/benchmarks"
+CHECKPOINTS = f"{ROOT}/checkpoints"  # no rule's output: Snakemake deletes those of a job that was killed
 MANIFEST = f"{ROOT}/packs/{{pack}}/manifest.json"
 SPLIT = f"{ROOT}/splits/{{part}}/{{subset}}.json"
 INDICES = f"{ROOT}/splits/{{part}}/{{subset}}.npz"
@@ -61,6 +91,17 @@ FIGURE_NAMES = ["miou_curves", "miou_difference", "learning_curves", "segmentati
 if max(STUDY["grid"]["pretrain_sizes"]) > 0:
     FIGURE_NAMES.append("reconstructions")
 FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=FIGURE_NAMES, kind=["pdf", "png"])
+
+
+# What a job learns from its driver and no result depends on: a job ends with its driver, after a checkpoint.
+SURROUNDINGS = {
+    "VINY_PARENT": "$PPID",
+    "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
+}
+# Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
+if not workflow.deployment_settings.deployment_method:
+    SURROUNDINGS["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+shell.prefix(f"export {' '.join(f'{k}={v}' for k, v in SURROUNDINGS.items())}; ")
 
 
 wildcard_constraints:

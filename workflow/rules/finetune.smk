@@ -29,9 +29,10 @@ rule finetune:
         gpu=GPUS,
     params:
         spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),
+        checkpoints=FINETUNED.replace(ROOT, CHECKPOINTS),
     shell:
         "exec python -m viny finetune --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
-        " --run {output.run:q} > {log:q} 2>&1"
+        " --run {output.run:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

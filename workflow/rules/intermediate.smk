@@ -32,9 +32,10 @@ rule intermediate:
             "intermediate",
             lambda w: grid.intermediate_spec(STUDY, w.task, int(w.size), int(w.seed)),
         ),
+        checkpoints=ADAPTED.replace(ROOT, CHECKPOINTS),
     shell:
         "exec python -m viny intermediate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
-        " --run {output.run:q} > {log:q} 2>&1"
+        " --run {output.run:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -29,8 +29,9 @@ rule pretrain:
         gpu=GPUS,
     params:
         spec=spec("pretrain", lambda w: grid.pretrain_spec(STUDY, int(w.size), int(w.seed))),
+        checkpoints=PRETRAINED.replace(ROOT, CHECKPOINTS),
     shell:
         "exec python -m viny pretrain --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
-        " --run {output.run:q} > {log:q} 2>&1"
+        " --run {output.run:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -29,7 +29,7 @@ BATCH = 250  # images a forward pass
 
 def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     """A fine-tuned model, ready to predict, and its record."""
-    tensors, _, record = read_weights(record_path)
+    tensors, record = read_weights(record_path)
     spec = record["spec"]
     model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
     model.load_state_dict(tensors)

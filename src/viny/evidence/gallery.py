@@ -81,7 +81,7 @@ def _reconstructions(
     spec: Mapping[str, Any], record_path: Path, pack: Pack, picked: np.ndarray, machine: Machine, note: str
 ) -> Figure:
     """What SimMIM paints into the masked patches of images that it was not trained on."""
-    tensors, _, record = read_weights(record_path)
+    tensors, record = read_weights(record_path)
     encoder = new_encoder(record["spec"]["model"], record["spec"]["cell"]["seed"])
     objective = SimMIM(encoder, record["spec"]["class_token"]).eval()
     objective.load_state_dict(tensors)

@@ -6,6 +6,7 @@ LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v carry n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -173,11 +174,14 @@ def assert_paper_size() -> None:
     assert count == VINY_PARAMETERS, f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all; returns its sha256."""
     flat = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    content = save(flat, {"viny": json.dumps(metadata, sort_keys=True)})
     with atomic_path(path) as tmp:
-        save_file(flat, tmp, metadata={"viny": json.dumps(metadata, sort_keys=True)})
+        # Written by Python, whose errors name their cause; the library's own writer wraps them all in one type.
+        tmp.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

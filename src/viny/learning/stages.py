@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from viny.learning.batches import (
     mask_batches,
     simmim_batches,
 )
+from viny.learning.checkpoint import Checkpoints
 from viny.learning.model import (
     VINY,
     ViNy,
@@ -35,14 +37,21 @@ from viny.learning.model import (
 )
 from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM, majority_class
 from viny.learning.train import Machine, fit
+from viny.processes import claimed
 from viny.provenance import Record
 from viny.seeds import derive, generator
 from viny.settings import ModelSettings, TrainSettings
 
+CHECKPOINT_MINUTES = 5.0
+
 
 @dataclass(frozen=True)
 class StageFiles:
-    """A training stage's files. `parent` is the record of the weights it starts from, None for none."""
+    """A training stage's files.
+
+    `parent` is the record of the weights it starts from, None for none; `checkpoints` the folder that a
+    stopped run goes on from, None for none.
+    """
 
     manifest: Path
     split: Path
@@ -52,6 +61,7 @@ class StageFiles:
     record: Path
     curve: Path
     run: Path
+    checkpoints: Path | None = None
 
 
 def file_sha256(path: Path) -> str:
@@ -64,8 +74,8 @@ def weights_beside(record: Path) -> Path:
     return record.with_suffix(".safetensors")
 
 
-def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
-    """Weights, their metadata and their record, after a check of the file's hash.
+def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and their record, after a check of the file's hash.
 
     Raises:
         InputError: missing, damaged, or not the file that the record describes.
@@ -80,8 +90,7 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
             f"{path}: content differs from {record_path} (sha256 {found[:12]}, expected "
             f"{record['weights_sha256'][:12]}); delete both and rerun"
         )
-    tensors, metadata = load_weights(path)
-    return tensors, metadata, record
+    return load_weights(path)[0], record
 
 
 def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
@@ -100,7 +109,7 @@ def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
     Raises:
         InputError: the weights are of a model of other dimensions.
     """
-    tensors, _, record = read_weights(record_path)
+    tensors, record = read_weights(record_path)
     mine = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
     try:
         encoder.load_state_dict(mine)
@@ -167,21 +176,36 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
     return float(torch.cat(hits).mean())
 
 
-def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
+def run_stage(
+    spec: Mapping[str, Any], files: StageFiles, threads: int, checkpoint_minutes: float = CHECKPOINT_MINUTES
+) -> None:
     """Train one stage and write its weights, their record, its learning curve and its provenance.
 
     Weights, record and split depend on the settings, the data and the machine's arithmetic alone; when and
-    where the job ran stands in the provenance, apart.
+    where the job ran stands in the provenance, apart. A run that was stopped goes on from its checkpoint.
 
     Args:
         spec: see `viny.cells.pretrain_spec`, `intermediate_spec`, `finetune_spec`.
         files: inputs and outputs.
         threads: CPU threads.
+        checkpoint_minutes: between two checkpoints.
 
     Raises:
         InputError: an input is missing, damaged, or does not fit.
         TrainingError: the loss diverged.
+        Stopped: a signal came.
     """
+    if files.checkpoints is None:
+        _run_stage(spec, files, threads, checkpoint_minutes, False)
+        return
+    # A job whose driver died may still be at work when the next driver starts the same job.
+    with claimed(files.checkpoints.with_name(f"{files.checkpoints.name}.claim"), spec["stage"]) as waited:
+        _run_stage(spec, files, threads, checkpoint_minutes, waited)
+
+
+def _run_stage(
+    spec: Mapping[str, Any], files: StageFiles, threads: int, checkpoint_minutes: float, another: bool
+) -> None:
     provenance = Record()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(files.manifest)
@@ -193,31 +217,38 @@ def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, stage, "head"))
         objective, batches = STAGES[stage](spec, encoder, pack, train, machine.device)
-    print(
-        f"{stage}: {len(train)} images, {count_parameters(objective):,} parameters, {machine.device}, "
-        f"{machine.precision}, {threads} threads",
-        flush=True,
-    )
-    train_settings = TrainSettings.of(spec["train"])
-    curve = fit(objective, batches, len(train), train_settings, machine, seed, stage, files.curve)
     record = {
         "stage": stage,
         "spec": dict(spec),
         "precision": machine.precision,
         "parameters": count_parameters(objective),
         "images": len(train),
-        "final_loss": curve[-1]["loss"],
         "pack_sha256": pack.sha256,
         "split_sha256": read_json(files.split, "a split record")["parts"]["train"]["sha256"],
         "parent_sha256": parent["weights_sha256"] if parent else None,
         "mask_classes": pack.manifest["mask_classes"],
     }
+    if another and _is_made(files, record):
+        print(f"{stage}: {files.weights} is there, made by another process meanwhile", flush=True)
+        return
+    print(
+        f"{stage}: {len(train)} images, {count_parameters(objective):,} parameters, {machine.device}, "
+        f"{machine.precision}, {threads} threads",
+        flush=True,
+    )
+    checkpoints = None
+    if files.checkpoints:
+        identity = {**record, "device": machine.device.type, "torch": torch.__version__}
+        attempt = {"host": platform.node(), "threads": threads, "started": provenance.started}
+        checkpoints = Checkpoints(files.checkpoints, identity, checkpoint_minutes, attempt)
+    train_settings = TrainSettings.of(spec["train"])
+    done = fit(objective, batches, len(train), train_settings, machine, seed, stage, files.curve, checkpoints)
+    record["final_loss"] = done.curve[-1]["loss"]
     if stage == "intermediate":
         record["held_out_images"] = len(split["test"])
         record["held_out_accuracy"] = held_out_accuracy(objective, pack, split["test"], machine)
         print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(split['test'])} held-out images")
-    save_weights(files.weights, objective.state_dict(), record)
-    record["weights_sha256"] = file_sha256(files.weights)
+    record["weights_sha256"] = save_weights(files.weights, objective.state_dict(), record)
     write_json(
         files.run,
         provenance.finish(
@@ -227,6 +258,19 @@ def run_stage(spec: Mapping[str, Any], files: StageFiles, threads: int) -> None:
             threads=threads,
             seed=seed,
             image_passes=len(train) * train_settings.epochs,
+            training_seconds=round(done.seconds, 3),
+            earlier_attempts=done.attempts,
         ),
     )
     write_json(files.record, record)
+    if checkpoints:
+        checkpoints.remove()
+
+
+def _is_made(files: StageFiles, record: Mapping[str, Any]) -> bool:
+    """Whether every output is there and is what this run would make."""
+    try:
+        made = read_weights(files.record)[1]
+    except InputError:
+        return False
+    return all(made.get(k) == v for k, v in record.items()) and files.curve.is_file() and files.run.is_file()

@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,12 @@ from tqdm import tqdm
 from viny.errors import InputError
 from viny.files import atomic_path
 from viny.learning.batches import BatchMaker
+from viny.learning.checkpoint import Checkpoints, Progress
+from viny.processes import Stopped, on_stop
 from viny.seeds import generator
 from viny.settings import TrainSettings
 
+LOOK = 10.0  # seconds between two looks at the losses within an epoch, and between two lines in a log
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
 
@@ -89,10 +93,13 @@ def fit(
     seed: int,
     stage: str,
     curve_path: Path,
-) -> list[dict[str, float]]:
-    """Train an objective in place.
+    checkpoints: Checkpoints | None = None,
+) -> Progress:
+    """Train an objective in place, from its newest checkpoint if it has one.
 
-    What is random in a step is a function of (seed, stage, epoch, step) alone.
+    What is random in a step is a function of (seed, stage, epoch, step) alone, so a run that was stopped at
+    any step and goes on ends where an undisturbed one does. SIGTERM, SIGINT and SIGHUP end the step under way
+    and write a checkpoint.
 
     Args:
         objective: a module with `loss(batch)`.
@@ -103,55 +110,149 @@ def fit(
         seed: of the run.
         stage: name of the stage, for the draws and for messages.
         curve_path: CSV to write, a row an epoch.
+        checkpoints: of this run; None for none.
 
     Returns:
-        The rows of the curve.
+        The curve, the seconds that training took, and the earlier attempts.
 
     Raises:
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss or the weights became NaN or infinite.
+        Stopped: a signal came.
     """
     objective.to(machine.device).train()
     objective.encoder.set_fused_attention(machine.fused_attention)
     optimizer = make_optimizer(objective, settings, machine.device)
-    rows: list[dict[str, float]] = []
-    began = time.monotonic()
-    shown = began
-    bar = tqdm(range(settings.epochs), desc=stage, unit="epoch", mininterval=1.0, disable=None)
-    for epoch in bar:
-        start = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(settings, epoch)
-        losses = [
-            _step(objective, batches, optimizer, machine, positions, generator(seed, stage, epoch, step))
-            * len(positions)
-            for step, positions in enumerate(_order(count, settings.batch_size, seed, stage, epoch))
-        ]
-        loss = float(torch.stack(losses).sum()) / count  # the epoch's one wait for the device
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"{stage}: the loss became {loss} in epoch {epoch + 1} of {settings.epochs} at rate "
-                f"{rate(settings, epoch):g}; lower {stage}.lr or check the images"
-            )
-        now = time.monotonic()
-        row = {
-            "epoch": epoch + 1,
-            "loss": loss,
-            "lr": rate(settings, epoch),
-            "images_per_second": count / (now - start),
-            "seconds": now - began,
-        }
-        rows.append(row)
-        bar.set_postfix(loss=f"{loss:.4f}", images=f"{row['images_per_second']:.0f}/s")
-        if bar.disable and (now - shown > 10 or epoch + 1 == settings.epochs):
-            shown = now
-            left = (now - began) / (epoch + 1) * (settings.epochs - epoch - 1)
+    progress = checkpoints.load(objective, optimizer) if checkpoints else Progress()
+    watch = _Watch(objective, optimizer, settings, stage, progress, checkpoints)
+    report = _Report(stage, settings.epochs, progress.epoch)
+    with on_stop(watch.stop), report:
+        while progress.epoch < settings.epochs:
+            epoch, started, done_before = progress.epoch, time.monotonic(), len(progress.losses)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(settings, epoch)
+            order = _order(count, settings.batch_size, seed, stage, epoch)
+            for step in range(done_before, len(order)):
+                draws = generator(seed, stage, epoch, step)
+                loss = _step(objective, batches, optimizer, machine, order[step], draws)
+                progress.losses.append(loss * len(order[step]))
+                watch.after_step()
+            loss = watch.finite() / count  # the epoch's one wait for the device
+            images = sum(map(len, order[done_before:]))
+            row = {
+                "epoch": epoch + 1,
+                "loss": loss,
+                "lr": rate(settings, epoch),
+                "images_per_second": images / (time.monotonic() - started) if images else 0.0,
+                "seconds": watch.seconds,
+            }
+            progress.curve.append(row)
+            progress.epoch, progress.losses = epoch + 1, []
+            report.show(row)
+    progress.seconds = watch.seconds
+    _write_curve(curve_path, progress.curve)
+    return progress
+
+
+class _Watch:
+    """Keeps a run safe between its steps: stop signals, checkpoints, losses that are numbers."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainSettings,
+        stage: str,
+        progress: Progress,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.objective, self.optimizer, self.settings = objective, optimizer, settings
+        self.stage, self.progress, self.checkpoints = stage, progress, checkpoints
+        self._before, self._began = progress.seconds, time.monotonic()
+        self._looked = self._began
+        self._signal = 0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def stop(self, number: int) -> None:
+        self._signal = self._signal or number
+
+    def after_step(self) -> None:
+        """Do what is due; a step costs a look at the clock."""
+        if self._signal:
+            self._save_and_stop()
+        if self.checkpoints and self.checkpoints.due:
+            self.finite()
+            self._save()
+        elif time.monotonic() - self._looked > LOOK:
+            self.finite()
+
+    def _save(self) -> Path | None:
+        assert self.checkpoints is not None
+        spent = self.seconds
+        saved = replace(self.progress, seconds=spent)
+        return self.checkpoints.save(self.objective, self.optimizer, saved)
+
+    def _save_and_stop(self) -> None:
+        where = f"in epoch {self.progress.epoch + 1} of {self.settings.epochs}"
+        if self.checkpoints is None:
+            raise Stopped(self._signal, f"{where}; without a folder for checkpoints its work is lost")
+        self.finite()
+        path = self._save()
+        kept = f"the next run goes on from {path}" if path else "no checkpoint could be written"
+        raise Stopped(self._signal, f"{where}, step {len(self.progress.losses)}; {kept}")
+
+    def finite(self) -> float:
+        """Summed loss of the epoch so far, once it and the weights are known to be numbers.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        self._looked = time.monotonic()
+        losses = self.progress.losses
+        total = float(torch.stack(losses).sum()) if losses else 0.0
+        weights = torch.stack([p.isfinite().all() for p in self.objective.parameters()]).all()
+        if math.isfinite(total) and bool(weights):
+            return total
+        each = torch.stack(losses).cpu()
+        bad = (~each.isfinite()).nonzero().flatten().tolist()
+        what = f"the loss became {float(each[bad[0]])}" if bad else "the weights became NaN or infinite"
+        step = bad[0] + 1 if bad else len(losses)
+        kept = self.checkpoints.newest() if self.checkpoints else None
+        raise TrainingError(
+            f"{self.stage}: {what} in epoch {self.progress.epoch + 1} of {self.settings.epochs}, step {step}, at rate "
+            f"{rate(self.settings, self.progress.epoch):g}; lower {self.stage}.lr or check the images"
+            + (f". The last good checkpoint is {kept}" if kept else "")
+        )
+
+
+class _Report:
+    """A progress bar on a terminal; in a log a line now and then, and at the end."""
+
+    def __init__(self, stage: str, epochs: int, done: int) -> None:
+        self.stage, self.epochs, self.first = stage, epochs, done
+        self._began = self._shown = time.monotonic()
+        self._bar = tqdm(total=epochs, initial=done, desc=stage, unit="epoch", mininterval=1.0, disable=None)
+
+    def __enter__(self) -> None:
+        self._bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def show(self, row: dict[str, float]) -> None:
+        self._bar.set_postfix(loss=f"{row['loss']:.4f}", images=f"{row['images_per_second']:.0f}/s")
+        self._bar.update()
+        now, epoch = time.monotonic(), row["epoch"]
+        if self._bar.disable and (now - self._shown > LOOK or epoch == self.epochs):
+            self._shown = now
+            left = (now - self._began) / (epoch - self.first) * (self.epochs - epoch)
             print(
-                f"{stage}: epoch {epoch + 1}/{settings.epochs}, loss {loss:.4f}, "
+                f"{self.stage}: epoch {epoch}/{self.epochs}, loss {row['loss']:.4f}, "
                 f"{row['images_per_second']:.0f} images/s, {left:.0f} s left",
                 flush=True,
             )
-    _write_curve(curve_path, rows)
-    return rows
 
 
 def _order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:
