@@ -28,7 +28,7 @@ STAGES = ("pretrain", "scenes", "spatial", "finetune")
 CELL = Cell(24, "scenes", 16, 0)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The process is gone."""
 
 
@@ -94,7 +94,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[
 
     def counting(*arguments: Any) -> Any:
         if left[0] == 0:
-            raise Crash
+            raise CrashError
         if left[0] is not None:
             left[0] -= 1
         counted[0] += 1
@@ -131,7 +131,7 @@ def test_a_run_that_crashes_at_every_step_ends_the_same(
         steps = crash_after(1)
         try:
             record = run(study, stage)
-        except Crash:
+        except CrashError:
             crashes += 1
             assert steps[0] == 1
         else:
@@ -147,7 +147,7 @@ def test_steps_that_a_checkpoint_holds_are_not_repeated(
     crash_after: Callable[[int | None], list[int]],
 ) -> None:
     crash_after(4)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(study, "finetune")
     steps = crash_after(None)
     record = run(study, "finetune")
@@ -166,7 +166,7 @@ def test_after_success_nothing_is_left(study: Study) -> None:
 
 def test_the_last_two_are_kept(study: Study, crash_after: Callable[[int | None], list[int]]) -> None:
     crash_after(5)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(study, "finetune")
     names = sorted(p.name.partition("_")[2] for p in folder_of(study, "finetune").iterdir())
     assert names == [f"epoch-00000{e}_step-0000000{s}.safetensors" for e, s in ((2, 2), (3, 1))]
@@ -211,9 +211,9 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(
 
 
 def stopped(study: Study, crash_after: Callable[[int | None], list[int]], stage: str = "finetune") -> list[Path]:
-    """Crash a run after 3 of 6 steps; its checkpoints, newest last."""
+    """CrashError a run after 3 of 6 steps; its checkpoints, newest last."""
     crash_after(3)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(study, stage)
     return sorted(folder_of(study, stage).iterdir())
 

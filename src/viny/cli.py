@@ -9,14 +9,13 @@ import argparse
 import errno
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from viny.errors import InputError
-from viny.processes import Stopped, end_with_parent, on_stop, raise_stopped
+from viny.processes import Stopped, end_with_parent, leave, on_stop
 
 # Exit codes: 0 done, 1 the job failed, 2 the input is at fault, 128 + n stopped by signal n.
 FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
@@ -198,11 +197,11 @@ def _check_code(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(arguments)
-    if parent := os.environ.get("VINY_PARENT", ""):
-        end_with_parent(int(parent))
     try:
-        with on_stop(raise_stopped):
+        with on_stop(leave):
+            args = parser().parse_args(arguments)
+            if parent := os.environ.get("VINY_PARENT", ""):
+                end_with_parent(int(parent))
             _check_code(args)
             args.run_command(args)
     except InputError as error:
@@ -211,8 +210,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"viny: {stop}", file=sys.stderr)
         return SIGNALLED + stop.signal
-    except KeyboardInterrupt:
-        return SIGNALLED + signal.SIGINT
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return FAILED

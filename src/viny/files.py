@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from viny.errors import InputError
-from viny.processes import process_tag, tag_is_dead
+from viny.processes import unfinished
 
 
 @contextmanager
@@ -29,8 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    tmp = path.with_name(f".{path.name}.{process_tag()}.tmp{path.suffix}")
+    tmp = unfinished(path)
     try:
         yield tmp
         with open(tmp, "rb") as f:
@@ -52,13 +50,6 @@ def _sync_folder(folder: Path) -> None:
         pass  # some network file systems cannot; the rename stands all the same
     finally:
         os.close(handle)
-
-
-def _remove_leftovers(path: Path) -> None:
-    for tmp in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"):
-        tag = tmp.name.removeprefix(f".{path.name}.").removesuffix(f".tmp{path.suffix}")
-        if tag_is_dead(tag):
-            tmp.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:

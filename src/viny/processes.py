@@ -7,6 +7,7 @@ file system but that a hard link or a rename is whole or not at all, so it works
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -101,6 +102,15 @@ def tag_is_dead(tag: str) -> bool:
     return Owner("", where, int(pid), _started(int(pid))).state() == "dead"
 
 
+def unfinished(path: Path) -> Path:
+    """A name beside `path` for what this process has not finished; what killed processes left there is removed."""
+    head, tail = f".{path.name}.", f".tmp{path.suffix}"
+    for left in path.parent.glob(f"{glob.escape(head)}*{glob.escape(tail)}"):
+        if tag_is_dead(left.name.removeprefix(head).removesuffix(tail)):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{head}{process_tag()}{tail}")
+
+
 class Claim:
     """A claim on a piece of work, held from `acquire` to `release` or to the end of the process."""
 
@@ -125,10 +135,8 @@ class Claim:
     def acquire(self) -> Owner | None:
         """Take the claim; returns None when it is ours, else who holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            json.dump(asdict(self._owner), f)
-        os.chmod(name, 0o644)  # others who share the folder must see who it is
+        name, aside = unfinished(self.path), unfinished(self.path.with_suffix(".stale"))
+        name.write_text(json.dumps(asdict(self._owner)), encoding="utf-8")
         try:
             for _ in range(5):
                 try:
@@ -137,18 +145,17 @@ class Claim:
                     holder = self.holder()
                     if holder is not None:
                         return holder
-                    self._clear_stale()
+                    self._clear_stale(aside)
                 else:
                     self._held = True
                     threading.Thread(target=self._beat, daemon=True).start()
                     return None
             return self.holder() or self._owner
         finally:
-            os.unlink(name)
+            name.unlink(missing_ok=True)
 
-    def _clear_stale(self) -> None:
+    def _clear_stale(self, aside: Path) -> None:
         """Remove a dead process's claim, unless another process was quicker and holds it by now."""
-        aside = self.path.with_name(f".{self.path.name}.stale-{os.getpid()}")
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
@@ -217,7 +224,7 @@ def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
 
 
 class Stopped(BaseException):
-    """A signal asks the process to end; `signal` is its number. No error, so `except Exception` lets it pass."""
+    """A signal has asked the process to end; `signal` is its number. No error, so `except Exception` lets it pass."""
 
     def __init__(self, number: int, where: str = "") -> None:
         self.signal = number
@@ -248,8 +255,14 @@ def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def raise_stopped(number: int) -> None:
-    raise Stopped(number)
+def leave(number: int) -> None:
+    """End the process at once, as `on_stop` may want it where nothing needs saving.
+
+    Nothing is cleaned up: an exception raised by a signal handler can get lost in a destructor, and what a
+    process leaves unfinished, the next one removes.
+    """
+    os.write(2, f"viny: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
 
 
 def end_with_parent(parent: int) -> None:
