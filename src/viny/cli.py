@@ -46,21 +46,33 @@ def _check(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from viny.data.packing import describe, pack_into_store
-    from viny.files import read_json
+    from viny.files import digest, read_json
+    from viny.provenance import Record
 
+    provenance = Record()
     folder = pack_into_store(args.spec, args.store, args.manifest, args.threads)
-    print(f"{folder}: {describe(read_json(args.manifest, 'a pack manifest'))}")
+    manifest = read_json(args.manifest, "a pack manifest")
+    print(f"{folder}: {describe(manifest)}")
+    # In the log alone: a manifest holds nothing but what the images determine.
+    hashes = {"spec": digest(args.spec), "pack": manifest["sha256"]}
+    print(json.dumps(provenance.finish(threads=args.threads, hashes=hashes), sort_keys=True))
 
 
 def _split(args: argparse.Namespace) -> None:
     from viny.data import splits
     from viny.data.pack import open_pack
+    from viny.files import digest
+    from viny.provenance import Record
 
+    provenance = Record()
     pack = open_pack(args.manifest)
     spec = {k: v for k, v in args.spec.items() if k != "code"}
     make = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
     split = make[spec.pop("kind")](pack, **spec)
     splits.write_split(args.record, args.indices, split, {"spec": args.spec, "pack_sha256": pack.sha256})
+    # In the log alone: a split's record is the same on every machine.
+    hashes = {"spec": digest(args.spec), "pack": pack.sha256}
+    print(json.dumps(provenance.finish(seed=args.spec.get("seed"), hashes=hashes), sort_keys=True))
 
 
 def _train(args: argparse.Namespace) -> None:
