@@ -14,7 +14,7 @@ from typing import Any
 
 from viny.errors import InputError
 
-# Exit codes: 0 done, 1 the job failed, 2 the input is at fault.
+# Exit codes: 0 done, 1 the job failed or results are not sound, 2 the input is at fault.
 FAILED, BAD_INPUT = 1, 2
 
 
@@ -28,20 +28,39 @@ def _spec(text: str) -> dict[str, Any]:
     return value
 
 
-def _check(args: argparse.Namespace) -> None:
-    from viny.cells import cells
+def _settings(paths: Sequence[Path]) -> dict[str, Any]:
+    """The resolved settings of study files, later ones over earlier ones."""
     from viny.config import merge, read_config, resolve
 
     raw: dict[str, Any] = {}
-    for path in args.study:
+    for path in paths:
         raw = merge(raw, read_config(path))
-    config = resolve(raw)
+    return resolve(raw)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from viny.cells import cells
+
+    config = _settings(args.study)
     if args.show:
         import yaml
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
     else:
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from viny.verify import verify_study
+
+    report = verify_study(args.root, _settings(args.study) if args.study else None, args.store)
+    if args.json:
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        for finding in report.findings:
+            print(finding)
+        print(report.summary())
+    return 0 if report.sound else FAILED
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -141,6 +160,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
 
+    p = command("verify", _verify, "Recompute a study's hashes and say what does not fit.", stage=False)
+    p.add_argument("root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument("--study", type=Path, nargs="+", help="YAML files to hold it against (default: its study.json)")
+    p.add_argument("--store", type=Path, help="folder of packs, for a study that was moved (default: as it is linked)")
+    p.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     p = command("pack", _pack, "Decode a data set once into memory-mapped arrays.")
     files(p, store="folder of all packs", manifest="the study's copy of the manifest (output)")
 
@@ -186,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(arguments)
     try:
-        args.run_command(args)
+        return args.run_command(args) or 0
     except InputError as error:
         print(f"viny: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -197,4 +222,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except BrokenPipeError:
         return FAILED
-    return 0
