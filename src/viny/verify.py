@@ -42,6 +42,8 @@ WRONG, MISSING, NOTE = "wrong", "missing", "note"
 CELL = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")
 UNCHECKED = ("figures", "logs", "benchmarks")  # folders of a study that are not looked into
 RUN_KEYS = ("code", "device", "precision", "threads", "seed", "started", "ended", "seconds", "packages")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100  # characters that are shown of a value
 AGAIN = "delete it and rerun the workflow"
 
 
@@ -148,14 +150,14 @@ def differences(expected: Any, found: Any, key: str = "") -> Iterator[str]:
         for name in sorted({*expected, *found}, key=str):
             inner = f"{key}.{name}" if key else str(name)
             if name not in found:
-                yield f"{inner}: expected {reprlib.repr(expected[name])}, found no such key"
+                yield f"{inner}: expected {_SHORT.repr(expected[name])}, found no such key"
             elif name not in expected:
-                yield f"{inner}: expected no such key, found {reprlib.repr(found[name])}"
+                yield f"{inner}: expected no such key, found {_SHORT.repr(found[name])}"
             else:
                 yield from differences(expected[name], found[name], inner)
     elif expected != found or isinstance(expected, bool) != isinstance(found, bool):
         place = f"{key}: " if key else ""
-        yield f"{place}expected {reprlib.repr(expected)}, found {reprlib.repr(found)}"
+        yield f"{place}expected {_SHORT.repr(expected)}, found {_SHORT.repr(found)}"
 
 
 def _short(sha256: Any) -> str:
@@ -581,8 +583,8 @@ class _Verifier:
                         pairs = zip([*expected, b""], [*found, b""], strict=False)
                         line, (want, got) = next((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1])
                         raise InputError(
-                            f"line {line}: expected {reprlib.repr(want.decode())}, as the metrics have it, found "
-                            f"{reprlib.repr(got.decode(errors='replace'))}; {AGAIN}"
+                            f"line {line}: expected {_SHORT.repr(want.decode())}, as the metrics have it, found "
+                            f"{_SHORT.repr(got.decode(errors='replace'))}; {AGAIN}"
                         )
 
     def codes(self) -> None:
