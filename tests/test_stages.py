@@ -106,6 +106,13 @@ def test_every_stage_writes_its_files(chain: Chain, stage: str, epochs: int) -> 
     assert record["final_loss"] == float(rows[-1]["loss"])
     assert run["image_passes"] == record["images"] * epochs
     assert (run["device"], run["precision"], run["threads"], run["seed"]) == ("cpu", "float32", 1, 0)
+    assert run["hashes"] == {
+        "spec": digest(record["spec"]),
+        "pack": record["pack_sha256"],
+        "split": record["split_sha256"],
+        "weights": file_sha256(weights_beside(path)),
+        "parent_weights": record["parent_sha256"],
+    }
     # When and where stands apart, so that the record repeats.
     assert not {"started", "host", "seconds", "threads"} & record.keys()
 

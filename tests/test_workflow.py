@@ -154,6 +154,17 @@ def test_tiny_study_leaves_every_result(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_finished_study_fits_together(finished: Path) -> None:
+    command = [sys.executable, "-m", "viny", "verify", "results/tiny", "--study", TINY, "--json"]
+    done = subprocess.run(command, cwd=finished, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["findings"] == []
+    # 22 trainings of 4 files, 16 metrics of 2; packs, splits and tables beside them.
+    assert report["files"] > 22 * 4 + 16 * 2
+
+
+@pytest.mark.slow
 def test_a_finished_study_reruns_nothing(finished: Path) -> None:
     assert planned(finished, "--configfile", TINY) == {}
     # A touched file of unchanged content is no reason either, however large it is.

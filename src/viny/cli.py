@@ -17,7 +17,7 @@ from typing import Any
 from viny.errors import InputError
 from viny.processes import Stopped, end_with_parent, leave, on_stop
 
-# Exit codes: 0 done, 1 the job failed, 2 the input is at fault, 128 + n stopped by signal n.
+# Exit codes: 0 done, 1 the job failed or results are not sound, 2 the input is at fault, 128 + n stopped by signal n.
 FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
@@ -32,14 +32,20 @@ def _spec(text: str) -> dict[str, Any]:
     return value
 
 
-def _check(args: argparse.Namespace) -> None:
-    from viny.cells import cells
+def _settings(paths: Sequence[Path]) -> dict[str, Any]:
+    """The resolved settings of study files, later ones over earlier ones."""
     from viny.config import merge, read_config, resolve
 
     raw: dict[str, Any] = {}
-    for path in args.study:
+    for path in paths:
         raw = merge(raw, read_config(path))
-    config = resolve(raw)
+    return resolve(raw)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from viny.cells import cells
+
+    config = _settings(args.study)
     if args.show:
         import yaml
 
@@ -48,23 +54,48 @@ def _check(args: argparse.Namespace) -> None:
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from viny.verify import verify_study
+
+    report = verify_study(args.root, _settings(args.study) if args.study else None, args.store)
+    if args.json:
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        for finding in report.findings:
+            print(finding)
+        print(report.summary())
+    return 0 if report.sound else FAILED
+
+
 def _pack(args: argparse.Namespace) -> None:
     from viny.data.packing import describe, pack_into_store
-    from viny.files import read_json
+    from viny.files import digest, read_json
+    from viny.provenance import Record
 
+    provenance = Record()
     folder = pack_into_store(args.spec, args.store, args.manifest, args.threads)
-    print(f"{folder}: {describe(read_json(args.manifest, 'a pack manifest'))}")
+    manifest = read_json(args.manifest, "a pack manifest")
+    print(f"{folder}: {describe(manifest)}")
+    # In the log alone: a manifest holds nothing but what the images determine.
+    hashes = {"spec": digest(args.spec), "pack": manifest["sha256"]}
+    print(json.dumps(provenance.finish(threads=args.threads, hashes=hashes), sort_keys=True))
 
 
 def _split(args: argparse.Namespace) -> None:
     from viny.data import splits
     from viny.data.pack import open_pack
+    from viny.files import digest
+    from viny.provenance import Record
 
+    provenance = Record()
     pack = open_pack(args.manifest)
     spec = {k: v for k, v in args.spec.items() if k != "code"}
     make = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
     split = make[spec.pop("kind")](pack, **spec)
     splits.write_split(args.record, args.indices, split, {"spec": args.spec, "pack_sha256": pack.sha256})
+    # In the log alone: a split's record is the same on every machine.
+    hashes = {"spec": digest(args.spec), "pack": pack.sha256}
+    print(json.dumps(provenance.finish(seed=args.spec.get("seed"), hashes=hashes), sort_keys=True))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -135,6 +166,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
 
+    p = command("verify", _verify, "Recompute a study's hashes and say what does not fit.", stage=False)
+    p.add_argument("root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument("--study", type=Path, nargs="+", help="YAML files to hold it against (default: its study.json)")
+    p.add_argument("--store", type=Path, help="folder of packs, for a study that was moved (default: as it is linked)")
+    p.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     p = command("pack", _pack, "Decode a data set once into memory-mapped arrays.")
     files(p, store="folder of all packs", manifest="the study's copy of the manifest (output)")
 
@@ -203,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parent := os.environ.get("VINY_PARENT", ""):
                 end_with_parent(int(parent))
             _check_code(args)
-            args.run_command(args)
+            return args.run_command(args) or 0
     except InputError as error:
         print(f"viny: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -225,4 +262,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"viny: {error}", file=sys.stderr)
         return FAILED
-    return 0

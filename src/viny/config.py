@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,24 +75,115 @@ BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
 # Names that a task may not have: 'none' is the absence of one, the others are packs of other stages.
 RESERVED = ("none", "pretrain", "segmentation")
 
+# More than any study needs. A job's settings are one argument of its command, which Linux holds to 128 KiB, and
+# a few lines of YAML with aliases can stand for billions of values, or for one that holds itself.
+MAX_CELLS = 100_000
+MAX_DEPTH = 16  # mappings and lists within each other
+MAX_ENTRIES = 1000  # of a mapping or list
+MAX_VALUES = 10_000  # in all
+MAX_TEXT = 2000  # characters
+MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers may round
+MAX_PACK_SIZE = 2**15  # pixels
+
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "synthetic": ""}
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 8, 8, 200, 200
+
+
+class _StudyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that a mapping has twice is a fault.
+
+    YAML forbids it and PyYAML lets the last one win, so two settings would be mixed in silence. A key of a
+    merged mapping (`<<`) may be given anew, as always.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {_SHORT.repr(key.value)} stands twice; keep one of them", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        super().flatten_mapping(node)
+        # Merged keys come first, the mapping's own last; without this, merges of merges grow without bound.
+        last = {}
+        for key, value in node.value:
+            last[(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)] = (key, value)
+        node.value = list(last.values())
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Parse a study file (YAML).
 
     Raises:
-        InputError: missing, not YAML, or not a mapping.
+        InputError: missing, not YAML, a key twice, not a mapping, or of absurd extent.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StudyLoader)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such study file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values, got {type(value).__name__}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a study file") from error
+    except Exception as error:  # beside its own errors, PyYAML lets those of int, date and recursion through
+        raise InputError(f"{path}: not valid YAML: {error or type(error).__name__}") from error
+    try:
+        check_extent(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return value
+
+
+def check_extent(value: Any) -> None:
+    """Refuse what is no mapping of plain values, or is of absurd extent, before anything goes through it.
+
+    Raises:
+        InputError: names the key, what it holds, and what is allowed.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping of keys to values, got {type(value).__name__}")
+    todo: list[tuple[str, Any, int]] = [("", value, 0)]
+    values = 0
+    while todo:  # not by recursion: the depth is what is in doubt
+        where, item, depth = todo.pop()
+        values += 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"{where}: more than {MAX_DEPTH} mappings and lists within each other; a study has fewer")
+        if values > MAX_VALUES:
+            raise InputError(f"more than {MAX_VALUES:,} values, aliases counted; a study has fewer")
+        if isinstance(item, Mapping | list) and len(item) > MAX_ENTRIES:
+            raise InputError(f"{where or 'the study'}: {len(item):,} entries; expected at most {MAX_ENTRIES:,}")
+        prefix = f"{where}." if where else ""
+        if isinstance(item, Mapping):
+            for key, inner in item.items():
+                if not isinstance(key, str):
+                    raise InputError(f"{prefix}{_SHORT.repr(key)}: expected text as a key, got {type(key).__name__}")
+                _check_text(f"key {prefix}{_SHORT.repr(key)}", key)
+                todo.append((f"{prefix}{key}", inner, depth + 1))
+        elif isinstance(item, list):
+            todo += [(f"{prefix}{i}", inner, depth + 1) for i, inner in enumerate(item)]
+        elif isinstance(item, str):
+            _check_text(where, item)
+        elif isinstance(item, int | float):
+            if MAX_NUMBER < abs(item) < math.inf:  # the schema tells of NaN and infinity
+                raise InputError(f"{where}: expected a number of at most 2**53 (about 9e15) in size, got a larger one")
+        elif item is not None:
+            raise InputError(
+                f"{where}: expected text, a number, true, false, a list or a mapping, got {type(item).__name__}; "
+                "put text in quotes"
+            )
+
+
+def _check_text(where: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{where}: {len(text):,} characters; expected at most {MAX_TEXT:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds half a character (a lone surrogate); write it anew") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,8 +208,9 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     Raises:
         InputError: names the key, what it holds, and what is allowed.
     """
-    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    config = copy.deepcopy(dict(raw))
+    check_extent(raw)
+    schema = _read_schema(Path(schema_path))
+    config = _unshared(raw)
     _validate(config, schema)
     _fill_defaults(config, schema, schema)
     config["switches"] = PROTOCOLS[config["protocol"]] | config["switches"]
@@ -149,6 +243,18 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         )
     _check_across(config)
     return config
+
+
+@functools.cache
+def _read_schema(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing stands twice: sections that a YAML alias makes one would get each other's defaults."""
+    if isinstance(value, Mapping):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def least_pack_size(image_size: int, crop_scale: float) -> int:
@@ -204,7 +310,7 @@ def _explain(error: Any) -> str:
     if rule == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
         unknown = [k for k in got if k not in known]
-        hints = [f"unknown key '{k}'{_did_you_mean(str(k), known)}" for k in unknown]
+        hints = [f"unknown key {k!r}{_did_you_mean(k, known)}" for k in unknown]
         return f"{where}{', '.join(hints)}; allowed are {', '.join(known)}"
     said = error.schema.get("description", "")
     if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
@@ -221,11 +327,14 @@ def _explain(error: Any) -> str:
         "pattern": lambda: f"expected to match {allowed}",
         "required": lambda: f"missing key: {error.message}",
     }.get(rule, lambda: error.message)()
-    return f"{where}{expected}, got {got!r}." + (f" {said}" if said else "")
+    return f"{where}{expected}, got {_SHORT.repr(got)}." + (f" {said}" if said else "")
 
 
 def _check_across(config: dict[str, Any]) -> None:
     """What a schema cannot say: keys that must fit each other."""
+    count = math.prod(len(values) for values in config["grid"].values())
+    if count > MAX_CELLS:
+        raise InputError(f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists")
     model = config["model"]
     if model["image_size"] % model["patch_size"]:
         raise InputError(
@@ -275,6 +384,12 @@ def _check_across(config: dict[str, Any]) -> None:
         raise InputError(
             f"pretrain.pack_size: {config['pretrain']['pack_size']} is less than model.image_size, "
             f"{model['image_size']}; use 0 to have it chosen"
+        )
+    if config["pretrain"]["pack_size"] > MAX_PACK_SIZE:
+        raise InputError(
+            f"pretrain.pack_size: {config['pretrain']['pack_size']:.6g} pixels a side, of which crops of "
+            f"pretrain.crop_scale {config['pretrain']['crop_scale']:g} keep model.image_size, {model['image_size']}; "
+            f"expected at most {MAX_PACK_SIZE}; use a larger crop_scale or a smaller size"
         )
 
 

@@ -7,9 +7,12 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import resource
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +30,8 @@ PACKAGES = (
     "matplotlib",
     "snakemake",
 )
+
+GIT_SECONDS = 10  # that a job waits for git, at most, each of two times
 
 # The module whose code, with all that it imports from this package, makes each stage's output.
 ENTRY = {
@@ -96,66 +101,132 @@ def code_fingerprint(stage: str) -> str:
     return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(seen.items())).encode()).hexdigest()[:16]
 
 
+def _checkout() -> Path | None:
+    """The repository that this very package is worked on in; None for an installed copy.
+
+    A copy may lie within somebody else's repository, whose commits say nothing about it: the package must
+    stand where it stands in its own, at src/viny beside its pyproject.toml.
+    """
+    source, root = PACKAGE.parent, PACKAGE.parents[1]
+    if source.name != "src" or not (root / ".git").exists():
+        return None
+    try:
+        described = (root / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return root if re.search(r'^name = "viny"$', described, re.MULTILINE) else None
+
+
 def code_version() -> dict[str, Any]:
     """The package's version in one word, and the commit and state of its checkout where it is one."""
     out: dict[str, Any] = {"code": _version("viny") or "unknown", "commit": None, "dirty": None}
-    root = PACKAGE.parents[1]
-    if not (root / ".git").exists():
+    root = _checkout()
+    if root is None:
         return out
     try:
-        out["commit"] = _git(root, "rev-parse", "HEAD")
+        out["commit"] = _git(root, "rev-parse", "--verify", "HEAD")
+        out["code"] += f"+g{out['commit'][:12]}"
         out["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
-        return out  # a checkout without git on the machine: the version has to do
-    out["code"] += f"+g{out['commit'][:12]}" + (".dirty" if out["dirty"] else "")
+        return out  # no git, one that fails or one that hangs: what is known has to do
+    if out["dirty"]:
+        out["code"] += ".dirty"
     return out
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True, timeout=30)
+    # Variables such as GIT_DIR, which a hook sets, would name another repository; the ceiling keeps git from
+    # taking the one around a damaged .git.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(
+        ["git", "-C", root, *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=GIT_SECONDS,
+        env=env,
+    )
     return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    except Exception:  # not installed, or its metadata are damaged in one of many ways
         return None
 
 
 class Record:
-    """Collects the provenance of one job, from its making to `finish`."""
+    """Collects the provenance of one job, from its making to `finish`.
+
+    It is no reason for a job to fail: what cannot be found out is None.
+    """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
+        self._code = code_version()  # now, since the checkout may move on while the job runs
 
     @property
     def started(self) -> str:
         return self._started.isoformat(timespec="seconds")
 
-    def finish(self, **more: Any) -> dict[str, Any]:
-        """What, where, when, how long (seconds), and the peak of resident memory (MB)."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def finish(self, *, device: str = "cpu", **more: Any) -> dict[str, Any]:
+        """What, where, when, how long (seconds), and the peaks of resident and GPU memory (MB).
+
+        Args:
+            device: that the job computed on, as PyTorch names it.
+            more: what the job itself knows, such as precision, threads, seed and hashes.
+        """
+        gpu_name, gpu_peak = _gpu(device)
+        processor = _known(_processor)
         return {
-            **code_version(),
+            **self._code,
+            "study_sha256": os.environ.get("VINY_STUDY_SHA256") or None,
             "packages": {p: v for p in PACKAGES if (v := _version(p))},
             "python": platform.python_version(),
-            "host": platform.node(),
-            "system": platform.platform(),
-            "processor": _processor(),
+            "host": _known(platform.node),
+            "system": _known(platform.platform),
+            "processor": processor,
             "processors": os.cpu_count(),
             "started": self.started,
+            "device": device,
+            "device_name": gpu_name or processor,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._began, 3),
-            "peak_memory_mb": round(peak, 1),
+            "peak_memory_mb": _known(_peak_memory),
+            "peak_gpu_memory_mb": gpu_peak,
             **more,
         }
 
 
+def _known(find: Callable[[], Any]) -> Any:
+    """What `find` returns, or None if it fails."""
+    try:
+        return find()
+    except Exception:  # an unreadable /proc, a sandbox, an odd platform: each has an error of its own
+        return None
+
+
+def _peak_memory() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _gpu(device: str) -> tuple[str | None, float | None]:
+    """Name of the GPU and the most of its memory (MB) that tensors held; None and None for another device."""
+    torch = sys.modules.get("torch")  # loaded by any job that computes on one; too slow to load for the books
+    if torch is None or not device.startswith("cuda"):
+        return None, None
+    peak = _known(lambda: round(torch.cuda.max_memory_allocated(device) / 2**20, 1))
+    return _known(lambda: torch.cuda.get_device_name(device)), peak
+
+
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -10,17 +10,20 @@ try:
 except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny import cells as grid
-from viny.config import check_sizes, resolve
+from viny.config import check_sizes, read_config, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
-from viny.files import canonical_json, digest, read_json, write_json
+from viny.files import canonical_json, digest
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
+from viny.study import read_study, write_study
 
 
 def settings():
     """The resolved study; a fault in it ends the run with one message."""
     try:
+        for path in workflow.configfiles if workflow.is_main_process else []:
+            read_config(path)  # Snakemake's own reader lets a key that stands twice pass
         study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
         if not workflow.is_main_process:
             return as_submitted(study)
@@ -29,7 +32,7 @@ def settings():
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
     os.environ["VINY_STUDY_SHA256"] = digest(study)
-    os.environ["VINY_STUDY_FILE"] = os.path.abspath(f"results/{study['study']}/study.json")
+    os.environ["VINY_STUDY_ROOT"] = os.path.abspath(f"results/{study['study']}")
     return study
 
 
@@ -38,10 +41,10 @@ def as_submitted(study):
     wanted = os.environ.get("VINY_STUDY_SHA256", digest(study))
     if digest(study) == wanted:
         return study
-    written = read_json(os.environ["VINY_STUDY_FILE"], "the settings of the run that submitted this job")
-    if digest(written["config"]) != wanted:
+    written = read_study(Path(os.environ["VINY_STUDY_ROOT"]))
+    if digest(written) != wanted:
         raise InputError("the study file was edited after this job was submitted; start snakemake again")
-    return written["config"]
+    return written
 
 
 def begin():
@@ -54,7 +57,7 @@ def begin():
             f"if that machine is off for good, delete {claim.path}. Nothing was started."
         )
     atexit.register(claim.release)
-    write_json(os.environ["VINY_STUDY_FILE"], {"config": STUDY, "sha256": digest(STUDY)})
+    write_study(Path(ROOT), STUDY)
 
 
 onstart:

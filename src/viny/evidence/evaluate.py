@@ -152,6 +152,7 @@ def run_evaluate(
                 precision=machine.precision,
                 threads=threads,
                 seed=spec["cell"]["seed"],
+                fingerprint=spec.get("code"),
             ),
         },
     )

@@ -17,7 +17,7 @@ from viny.data.augment import Draws, labelled_images
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.errors import InputError
-from viny.files import read_json, write_json
+from viny.files import digest, read_json, write_json
 from viny.learning.batches import (
     BatchMaker,
     LabelledAugmentation,
@@ -253,13 +253,20 @@ def _run_stage(
         files.run,
         provenance.finish(
             device=str(machine.device),
-            device_name=torch.cuda.get_device_name() if machine.device.type == "cuda" else None,
             precision=machine.precision,
             threads=threads,
             seed=seed,
             image_passes=len(train) * train_settings.epochs,
             training_seconds=round(done.seconds, 3),
             earlier_attempts=done.attempts,
+            fingerprint=spec.get("code"),
+            hashes={
+                "spec": digest(dict(spec)),
+                "pack": record["pack_sha256"],
+                "split": record["split_sha256"],
+                "weights": record["weights_sha256"],
+                "parent_weights": record["parent_sha256"],
+            },
         ),
     )
     write_json(files.record, record)

@@ -1,0 +1,47 @@
+"""The settings beside a study's results: written and read back, and refused when they were changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jsonschema")
+
+from viny.config import read_config, resolve
+from viny.errors import InputError
+from viny.files import digest
+from viny.study import read_study, study_file, write_study
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def test_settings_are_read_back(tmp_path: Path) -> None:
+    config = resolve(read_config(TINY))
+    assert write_study(tmp_path / "results" / "tiny", config) == digest(config)
+    assert read_study(tmp_path / "results" / "tiny") == config
+    written = json.loads((tmp_path / "results" / "tiny" / "study.json").read_text())
+    assert written == {"config": config, "sha256": digest(config)}
+
+
+def test_changed_settings_are_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, resolve(read_config(TINY)))
+    path = study_file(tmp_path)
+    path.write_text(path.read_text().replace('"epochs": 3', '"epochs": 4'))
+    with pytest.raises(InputError, match=r"study\.json: settings of sha256 [0-9a-f]{12} expected"):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{}", '{"config": {}}', '{"config": [], "sha256": null}', "[" * 100_000]
+)
+def test_what_are_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+    study_file(tmp_path).write_text(text)
+    with pytest.raises(InputError, match=r"study\.json: "):
+        read_study(tmp_path)
+
+
+def test_missing_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"study\.json: no such file; expected a study's settings"):
+        read_study(tmp_path)

@@ -1,0 +1,525 @@
+"""Verification: a whole study has no findings, and each kind of damage has the one that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("jsonschema")
+
+from viny import cells
+from viny.cli import main
+from viny.config import merge, read_config, resolve
+from viny.files import digest
+from viny.provenance import code_fingerprint
+from viny.study import write_study
+from viny.verify import Report, differences, training_jobs, verify_study
+
+TINY = Path(__file__).parent / "tiny.yaml"
+GRID = {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]}
+PLAIN, ADAPTED = "pre-24_mid-none_fine-8_seed-0", "pre-24_mid-scenes_fine-8_seed-0"
+
+
+def run(command: str, spec: dict[str, Any], **files: Path | None) -> None:
+    """One job, as the workflow's rule gives it."""
+    arguments = [piece for name, path in files.items() if path is not None for piece in (f"--{name}", str(path))]
+    code = code_fingerprint(command)
+    assert main([command, "--spec", json.dumps({**spec, "code": code}), *arguments]) == 0
+
+
+def make_study(folder: Path) -> Path:
+    """A study of two cells below a working folder, every file where the workflow puts it; returns its folder."""
+    config = resolve(merge(read_config(TINY), {"grid": GRID}))
+    root = folder / "results" / "tiny"
+    write_study(root, config)
+    for name in ("pretrain", "segmentation", "scenes"):
+        manifest = root / "packs" / name / "manifest.json"
+        run("pack", cells.pack_spec(config, name), store=folder / "packs", manifest=manifest)
+    jobs = training_jobs(root, cells.cells(config))
+    inputs = {}
+    for job in jobs:
+        part, subset = job.split
+        record = root / "splits" / part / f"{subset}.json"
+        files = {"manifest": root / "packs" / job.pack / "manifest.json"}
+        make = {
+            "pretrain": lambda: cells.pretrain_split_spec(config, 24, 0),
+            "finetune": lambda: cells.finetune_split_spec(config, 8, 0),
+            "intermediate": lambda: cells.task_split_spec(config, "scenes"),
+        }[part]
+        run("split", make(), **files, record=record, indices=record.with_suffix(".npz"))
+        inputs[job.folder] = files | {"split": record, "indices": record.with_suffix(".npz")}
+        run(
+            job.stage,
+            job.spec(config),
+            **inputs[job.folder],
+            parent=job.parent / "encoder.json" if job.parent else None,
+            weights=job.record.with_suffix(".safetensors"),
+            record=job.record,
+            curve=job.folder / "curve.csv",
+            run=job.folder / "run.json",
+        )
+    for cell in cells.cells(config):
+        tuned, metrics = cells.finetune_folder(root, cell), cells.metrics_file(root, cell)
+        outputs = {"model": tuned / "model.json", "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
+        run("evaluate", cells.evaluate_spec(config, cell), **inputs[tuned], **outputs)
+    run("tables", cells.tables_spec(config), root=root, out=root / "tables")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study; not to be changed."""
+    return make_study(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def root(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, with its packs, to damage."""
+    shutil.copytree(whole.parents[1], tmp_path / "work", symlinks=True)
+    return tmp_path / "work" / "results" / "tiny"
+
+
+def change(path: Path, **values: Any) -> None:
+    """Replace keys of a JSON file, given as section__key or key."""
+    whole = json.loads(path.read_text())
+    for name, value in values.items():
+        *sections, key = name.split("__")
+        place = whole
+        for section in sections:
+            place = place[section]
+        assert key in place
+        place[key] = value
+    path.write_text(json.dumps(whole))
+
+
+def flip(path: Path) -> None:
+    """Change the last byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def lines(report: Report) -> list[str]:
+    return [str(finding) for finding in report.findings]
+
+
+# A study that is as it was left
+
+
+def test_a_whole_study_has_no_findings(whole: Path) -> None:
+    report = verify_study(whole)
+    assert lines(report) == []
+    assert report.sound
+    present = [path for path in whole.rglob("*") if path.is_file() and path.name != "images.npy"]
+    arrays = list((whole.parents[1] / "packs").glob("*/*.npy"))
+    assert report.files == len(present) + len(arrays)  # each once
+    assert report.bytes == sum(path.stat().st_size for path in [*present, *arrays])
+
+
+def test_each_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    hashed: list[str] = []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or original(f, kind))
+    assert verify_study(whole).sound
+    assert len(hashed) == len(set(hashed)) == 4  # one pre-training, one intermediate, two cells
+
+
+def test_jobs_are_those_of_the_library(whole: Path) -> None:
+    config = resolve(read_config(TINY))
+    jobs = training_jobs(whole, cells.cells(config))
+    assert {(job.stage, job.folder) for job in jobs} == {
+        (stage, folder) for stage, _, folder in cells.training_folders(whole, cells.cells(config))
+    }
+    order = [job.folder for job in jobs]
+    assert all(job.parent is None or order.index(job.parent) < order.index(job.folder) for job in jobs)
+
+
+def test_nothing_is_written(whole: Path) -> None:
+    before = {path: os.lstat(path).st_mtime_ns for path in whole.parents[1].rglob("*")}
+    verify_study(whole)
+    assert {path: os.lstat(path).st_mtime_ns for path in whole.parents[1].rglob("*")} == before
+
+
+# Damage, one at a time
+
+
+def array(name: str) -> Callable[[Path], None]:
+    return lambda root: flip((root / "packs" / "segmentation" / "images.npy").resolve().with_name(f"{name}.npy"))
+
+
+def swap_confusion(root: Path) -> None:
+    with np.load(root / "metrics" / f"{PLAIN}.npz") as f:
+        confusion, indices = f["confusion"], f["indices"]
+    confusion[0, 0, 0] += 1
+    np.savez(root / "metrics" / f"{PLAIN}.npz", confusion=confusion, indices=indices)
+
+
+def other_test_images(root: Path) -> None:
+    with np.load(root / "metrics" / f"{PLAIN}.npz") as f:
+        np.savez(root / "metrics" / f"{PLAIN}.npz", confusion=f["confusion"], indices=f["indices"][::-1])
+
+
+def other_indices(root: Path) -> None:
+    path = root / "splits" / "finetune" / "size-8_seed-0.npz"
+    with np.load(path) as f:
+        np.savez(path, train=f["train"][::-1], test=f["test"])
+
+
+def rewrite(name: str, before: str, after: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        path = root / name
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after, 1))
+
+    return damage
+
+
+def cut_curve(root: Path) -> None:
+    path = root / "finetune" / PLAIN / "curve.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def no_number_in_curve(root: Path) -> None:
+    path = root / "pretrain" / "size-24_seed-0" / "curve.csv"
+    path.write_text(re.sub(r"^1,[^,]+,", "1,nan,", path.read_text(), flags=re.MULTILINE))
+
+
+def foreign_weights(root: Path) -> None:
+    """Weights and record of another cell, which fit each other."""
+    for name in ("model.safetensors", "model.json", "run.json"):
+        shutil.copy(root / "finetune" / ADAPTED / name, root / "finetune" / PLAIN / name)
+
+
+def retrained_parent(root: Path) -> None:
+    """A parent that was trained anew, to other weights, after its children."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = root / "pretrain" / "size-24_seed-0" / "encoder.safetensors"
+    with safe_open(path, framework="np") as f:
+        metadata, tensors = f.metadata(), {key: f.get_tensor(key) + 1 for key in f.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata=metadata)
+    import hashlib
+
+    change(path.with_suffix(".json"), weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    change(path.parent / "run.json", hashes__weights=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def edit(name: str, **values: Any) -> Callable[[Path], None]:
+    return lambda root: change(root / name, **values)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+def write(name: str, data: bytes) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        assert (root / name).exists()
+        (root / name).write_bytes(data)
+
+    return damage
+
+
+MODEL, METRICS, SPLIT = f"finetune/{PLAIN}/model.json", f"metrics/{PLAIN}.json", "splits/finetune/size-8_seed-0.json"
+PRETRAINED = "pretrain/size-24_seed-0/encoder"
+SHA = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (array("images"), r"wrong: packs/segmentation/manifest\.json: .*/images\.npy: "),
+        (array("masks"), r"wrong: packs/segmentation/manifest\.json: .*/masks\.npy: "),
+        (
+            edit("packs/scenes/manifest.json", count=31),
+            r"wrong: packs/scenes/manifest\.json: count: expected 30, found 31",
+        ),
+        (
+            edit("packs/scenes/manifest.json", sha256=SHA),
+            r"wrong: packs/scenes/manifest\.json: sha256: expected .*, found '0000",
+        ),
+        (remove("packs/scenes/manifest.json"), r"missing: packs/scenes/manifest\.json: expected a pack manifest"),
+        (other_indices, r"wrong: splits/finetune/size-8_seed-0\.json: .*'train' is not what"),
+        (remove(SPLIT.replace("json", "npz")), r"missing: splits/finetune/size-8_seed-0\.npz: expected index lists"),
+        (edit(SPLIT, pack_sha256=SHA), r"wrong: splits/finetune/size-8_seed-0\.json: was cut from another pack"),
+        (edit(SPLIT, spec__test_size=11), r"wrong: .*size-8_seed-0\.json: spec\.test_size: expected 10, found 11"),
+        (edit(SPLIT, parts__test__count=9), r"wrong: .*size-8_seed-0\.json: parts\.test\.count: expected 10, found 9"),
+        (lambda root: flip(root / f"{PRETRAINED}.safetensors"), r"wrong: pretrain/.*/encoder\.safetensors: sha256, by"),
+        (remove(f"{PRETRAINED}.safetensors"), r"missing: pretrain/.*/encoder\.safetensors: expected the weights"),
+        (
+            edit(MODEL, weights_sha256=SHA),
+            r"wrong: finetune/.*/model\.safetensors: sha256, by model\.json: expected 0000",
+        ),
+        (edit(MODEL, pack_sha256=SHA), r"wrong: finetune/.*/model\.json: pack 'segmentation': expected"),
+        (edit(MODEL, split_sha256=SHA), r"wrong: finetune/.*/model\.json: split finetune/size-8_seed-0: expected"),
+        (
+            edit(MODEL, parent_sha256=None),
+            r"wrong: finetune/.*/model\.json: weights of pretrain/size-24_seed-0: expected",
+        ),
+        (edit(MODEL, spec__train__lr=0.5), r"wrong: .*/model\.json: spec\.train\.lr: expected 0\.002, found 0\.5"),
+        (edit(MODEL, spec__cell__seed=1), r"wrong: .*/model\.json: spec\.cell\.seed: expected 0, found 1"),
+        (
+            edit(MODEL, parameters=7),
+            r"wrong: .*/model\.json: parameters: expected 8500, found 7; as model\.safetensors",
+        ),
+        (foreign_weights, rf"wrong: finetune/{PLAIN}/model\.json: spec\.cell\.intermediate: expected 'none'"),
+        (retrained_parent, r"wrong: intermediate/.*/encoder\.json: weights of pretrain/size-24_seed-0: expected"),
+        (retrained_parent, rf"wrong: metrics/{PLAIN}\.json: weights of pretrain/size-24_seed-0: expected"),
+        (cut_curve, r"wrong: finetune/.*/curve\.csv: expected a row for each of 3 epochs, found 2"),
+        (no_number_in_curve, r"wrong: pretrain/.*/curve\.csv: loss of epoch 1: expected a number, found nan"),
+        (rewrite(f"finetune/{PLAIN}/curve.csv", "\n3,", "\n3,1"), r"wrong: .*curve\.csv: expected the last loss to be"),
+        (edit(f"finetune/{PLAIN}/run.json", hashes__spec=SHA), r"wrong: .*/run\.json: hashes\.spec: expected"),
+        (remove(f"finetune/{PLAIN}/run.json"), r"missing: finetune/.*/run\.json: expected the job's provenance"),
+        (edit(METRICS, hashes__weights=SHA), r"wrong: metrics/.*json: weights of the model: expected"),
+        (edit(METRICS, hashes__parent_weights=SHA), r"wrong: metrics/.*json: weights of pretrain/size-24_seed-0: exp"),
+        (edit(METRICS, hashes__pack=SHA), r"wrong: metrics/.*json: pack 'segmentation': expected"),
+        (edit(METRICS, hashes__split=SHA), r"wrong: metrics/.*json: split finetune/size-8_seed-0: expected"),
+        (edit(METRICS, hashes__spec=SHA), r"wrong: metrics/.*json: spec: expected"),
+        (edit(METRICS, metrics__miou=0.5), r"wrong: metrics/.*json: metrics\.miou: expected .*, found 0\.5; as pre-24"),
+        (edit(METRICS, metrics__iou_object=1.5), r"wrong: metrics/.*json: metric 'iou_object' is 1\.5"),
+        (edit(METRICS, note="else"), r"wrong: metrics/.*json: note: expected 'Test study\.', found 'else'"),
+        (edit(METRICS, switches__test_set="moving"), r"wrong: metrics/.*json: switches\.test_set: expected 'fixed'"),
+        (edit(METRICS, train__epochs=9), r"wrong: metrics/.*json: train\.epochs: expected 3, found 9"),
+        (swap_confusion, r"wrong: metrics/.*json: metrics\..*: expected .*; as pre-24_mid-none_fine-8_seed-0\.npz"),
+        (other_test_images, r"wrong: metrics/.*npz: expected the test images of split finetune/size-8_seed-0"),
+        (write(METRICS.replace("json", "npz"), b"PK"), r"wrong: metrics/.*npz: not what it should be"),
+        (remove(METRICS), r"missing: metrics/.*json: expected the metrics"),
+        (rewrite("tables/metrics.csv", "tiny,sound", "tiny,paper"), r"wrong: tables/metrics\.csv: line 2: expected"),
+        (rewrite("tables/table1.md", "Percent", "percent"), r"wrong: tables/table1\.md: line 3: expected"),
+        (remove("tables/summary.csv"), r"missing: tables/summary\.csv: expected a table"),
+        (edit("study.json", config__split_seed=7), r"wrong: study\.json: settings of sha256 .* expected"),
+        (remove("study.json"), r"missing: study\.json: expected the study's settings"),
+        *(
+            (write(name, data), rf"wrong: {re.escape(name)}: ")
+            for name in ("packs/scenes/manifest.json", SPLIT, MODEL, METRICS, "study.json", f"{PRETRAINED}.json")
+            for data in (b"", b"[]", b'{"a": 1}', b"\xff\xfe", b"[" * 100_000)
+        ),
+    ],
+)
+def test_damage_is_named(root: Path, damage: Callable[[Path], None], expected: str) -> None:
+    damage(root)
+    report = verify_study(root)
+    assert [line for line in lines(report) if re.match(expected, line)], lines(report)
+    assert not report.sound
+    assert all("\n" not in line for line in lines(report))
+
+
+def test_a_missing_cell_is_one_line_a_job(root: Path) -> None:
+    shutil.rmtree(root / "finetune" / PLAIN)
+    for suffix in ("json", "npz"):
+        (root / "metrics" / f"{PLAIN}.{suffix}").unlink()
+    found = lines(verify_study(root))
+    assert [line.split(": expected")[0] for line in found if not line.startswith("note")] == [
+        f"missing: finetune/{PLAIN}",
+        f"missing: metrics/{PLAIN}.json",
+    ]
+    assert any(line.startswith("note: tables: not compared with the metrics") for line in found)
+
+
+def test_what_does_not_belong_is_a_note(root: Path) -> None:
+    other = "pre-0_mid-none_fine-8_seed-9"
+    shutil.copytree(root / "finetune" / PLAIN, root / "finetune" / other)
+    shutil.copy(root / METRICS, root / "metrics" / f"{other}.json")
+    checkpoint = root / "checkpoints" / "finetune" / PLAIN / "state.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"x")
+    (root / "tables" / ".metrics.csv.ab12.tmp.csv").write_text("half")
+    for name in ("figures", "logs", "benchmarks"):
+        (root / name).mkdir()
+        (root / name / "any").write_text("")
+    report = verify_study(root)
+    assert report.sound
+    assert [(f.severity, f.file) for f in report.findings] == [
+        ("note", f"checkpoints/finetune/{PLAIN}/state.safetensors"),
+        ("note", f"finetune/{other}"),
+        ("note", f"metrics/{other}.json"),
+        ("note", "tables/.metrics.csv.ab12.tmp.csv"),
+    ]
+    assert "a job was interrupted; the next run goes on from it" in lines(report)[0]
+
+
+def test_other_code_is_a_note_a_stage(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("viny.verify.code_fingerprint", lambda stage: "f" * 16)
+    report = verify_study(whole)
+    assert report.sound
+    found = lines(report)
+    assert len(found) == len({line.split(": ")[2] for line in found}) == 5  # split, three trainings, evaluate
+    assert all("made by another version of the code" in line for line in found)
+
+
+def keys(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from keys(value[key], (*path, key))
+
+
+def goes_unseen(name: str, place: str) -> bool:
+    """Whether a change of a key is one that nothing in the study contradicts."""
+    if name.endswith("run.json"):
+        return not place.startswith("hashes.")
+    return place.startswith("provenance") if name == METRICS else place == "spec.code"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["packs/scenes/manifest.json", SPLIT, MODEL, f"finetune/{PLAIN}/run.json", METRICS, "study.json"]
+)
+def test_every_key_that_is_lost_or_of_another_type_is_noticed(root: Path, name: str) -> None:
+    """No change of a key ends in an exception, and none that something contradicts goes unseen."""
+    path = root / name
+    text = path.read_text()
+    odd = [None, -1, "x", [], {}, 1e300, True, [[]], {"a": {}}, "\ud800"]
+    for n, place in enumerate(keys(json.loads(text))):
+        mutated = json.loads(text)
+        holder = mutated
+        for key in place[:-1]:
+            holder = holder[key]
+        if n % 2:
+            del holder[place[-1]]
+        else:
+            holder[place[-1]] = odd[n // 2 % len(odd)]
+        path.write_text(json.dumps(mutated))
+        found = verify_study(root)
+        if mutated != json.loads(text) and not goes_unseen(name, ".".join(map(str, place))):
+            assert not found.sound, (place, mutated)
+    path.write_text(text)
+    assert lines(verify_study(root)) == []
+
+
+def test_a_study_in_which_everything_is_noise(root: Path) -> None:
+    noise = np.random.default_rng(0)
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            path.write_bytes(noise.bytes(300))
+    report = verify_study(root)
+    assert report.count("wrong") > 10
+
+
+# Elsewhere
+
+
+def test_a_moved_study_takes_its_packs_from_where_they_are_named(root: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(root, moved, symlinks=True)
+    lost = verify_study(moved)
+    assert lost.count("missing") == 3
+    assert all("name the folder of packs with --store" in f.message for f in lost.findings if f.severity == "missing")
+    found = verify_study(moved, store=root.parents[1] / "packs")
+    assert found.sound
+    assert {f.file for f in found.findings} == {f"packs/{n}/images.npy" for n in ("pretrain", "scenes", "segmentation")}
+    # Copied together with its packs, it is as it was.
+    shutil.copytree(root.parents[1], tmp_path / "both", symlinks=True)
+    assert lines(verify_study(tmp_path / "both" / "results" / "tiny")) == []
+    # Damage in the store that is named is damage.
+    flip((root / "packs" / "scenes" / "images.npy").resolve())
+    assert not verify_study(moved, store=root.parents[1] / "packs").sound
+
+
+def test_a_shared_pack_is_verified_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from viny.data.pack import verify_pack
+
+    for name in ("manifest.json", "images.npy"):
+        target = root / "packs" / "scenes" / name
+        target.unlink()
+        shutil.copy(root / "packs" / "segmentation" / name, target, follow_symlinks=False)
+    verified: list[Path] = []
+    monkeypatch.setattr("viny.verify.verify_pack", lambda path: verified.append(path) or verify_pack(path))
+    verify_study(root)
+    assert len(verified) == 2  # of three packs, two the same
+
+
+# Settings
+
+
+def test_other_settings_do_not_fit(whole: Path) -> None:
+    config = resolve(merge(read_config(TINY), {"grid": GRID, "finetune": {"lr": 0.004}}))
+    report = verify_study(whole, config)
+    wrong = [line for line in lines(report) if line.startswith("wrong")]
+    assert len(wrong) == 2
+    assert all("spec.train.lr: expected 0.004, found 0.002" in line for line in wrong)
+    assert any(line.startswith("note: study.json: holds other settings than those given") for line in lines(report))
+
+
+def test_a_larger_grid_is_missing(whole: Path) -> None:
+    config = resolve(merge(read_config(TINY), {"grid": {**GRID, "finetune_sizes": [8, 16]}}))
+    report = verify_study(whole, config)
+    assert {f.file for f in report.findings if f.severity == "missing"} == {
+        "splits/finetune/size-16_seed-0.json",
+        "splits/finetune/size-16_seed-0.npz",
+        *(f"finetune/{name.replace('fine-8', 'fine-16')}" for name in (PLAIN, ADAPTED)),
+        *(f"metrics/{name.replace('fine-8', 'fine-16')}.json" for name in (PLAIN, ADAPTED)),
+    }
+    assert report.count("wrong") == 0
+
+
+def test_without_settings_the_rest_is_checked(root: Path) -> None:
+    (root / "study.json").unlink()
+    assert [f.file for f in verify_study(root).findings] == ["study.json"]
+    flip(root / f"{PRETRAINED}.safetensors")
+    assert verify_study(root).count("wrong") >= 1
+
+
+def test_settings_that_a_study_file_no_longer_allows_are_a_finding(root: Path) -> None:
+    config = json.loads((root / "study.json").read_text())["config"]
+    config["grid"]["intermediates"] = [3, "../../etc"]
+    (root / "study.json").write_text(json.dumps({"config": config, "sha256": digest(config)}))
+    assert any(line.startswith("wrong: study.json: grid.intermediates") for line in lines(verify_study(root)))
+
+
+# The command
+
+
+def test_exit_codes_and_words(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["verify", str(root)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1
+    assert re.fullmatch(r"\d+ files, [\d,]+ bytes checked in [\d.]+ s: 0 wrong, 0 missing, 0 notes", out[0])
+
+    flip(root / f"{PRETRAINED}.safetensors")
+    assert main(["verify", str(root)]) == 1
+    assert capsys.readouterr().out.startswith("wrong: pretrain/size-24_seed-0/encoder.safetensors: ")
+    assert main(["verify", str(root), "--json"]) == 1
+    value = json.loads(capsys.readouterr().out)
+    assert value["findings"][0]["severity"] == "wrong"
+    assert value["findings"][0]["file"] == f"{PRETRAINED}.safetensors"
+    assert value["wrong"] == sum(f["severity"] == "wrong" for f in value["findings"]) >= 1
+
+    for arguments in ([str(tmp_path / "none")], [str(tmp_path)], [str(root), "--study", "none.yaml"]):
+        assert main(["verify", *arguments]) == 2
+        assert capsys.readouterr().err.startswith("viny: ")
+    assert main(["verify", str(root), "--store", str(tmp_path / "none")]) == 2
+    with pytest.raises(SystemExit) as usage:
+        main(["verify"])
+    assert usage.value.code == 2
+
+
+def test_study_files_stand_in_for_the_studys_own(root: Path, tmp_path: Path) -> None:
+    (root / "study.json").unlink()
+    over = tmp_path / "over.yaml"
+    over.write_text(yaml.safe_dump({"grid": GRID}))
+    assert main(["verify", str(root)]) == 1
+    assert main(["verify", str(root), "--study", str(TINY), str(over)]) == 0
+
+
+def test_differences_are_told_by_key() -> None:
+    assert list(differences({"a": {"b": 1}, "c": [1]}, {"a": {"b": 2}, "c": [1]})) == ["a.b: expected 1, found 2"]
+    assert list(differences({"a": 1}, {"b": 1})) == [
+        "a: expected 1, found no such key",
+        "b: expected no such key, found 1",
+    ]
+    assert list(differences(1, True)) == ["expected 1, found True"]
+    assert list(differences(0, 0.0)) == []
