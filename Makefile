@@ -1,10 +1,10 @@
-# make run: the default study; make test: the tests. Both set the environment up first, where it is missing or old.
+# make run: the default study; make test: the tests; make faults: the fault campaign in full. Both set the environment up first, where it is missing or old.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test lint setup setup-test clean
+.PHONY: run test faults lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -12,6 +12,9 @@ run: setup
 
 test: setup-test lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
+faults: setup-test
+	$(BIN)/python tests/faults/campaign.py
 
 lint: setup-test
 	$(BIN)/ruff check .

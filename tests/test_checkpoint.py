@@ -431,7 +431,7 @@ def test_curve_and_seconds_of_a_stopped_run_cover_all_attempts(
     seconds = [float(row["seconds"]) for row in rows]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert sorted(seconds) == seconds
-    assert json.loads(record.with_name("run.json").read_text())["training_seconds"] >= seconds[-1]
+    assert json.loads(record.with_name("run.json").read_text())["training_seconds"] >= seconds[-1] - 1e-3  # rounded
 
 
 def test_default_interval_is_the_schema_s() -> None:
