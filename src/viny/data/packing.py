@@ -166,7 +166,7 @@ def _pack_files(
         arrays["shapes"][i] = picture.shape
         if mask:
             arrays.put("masks", i, mask.pixels)
-            if mask.classes == {background}:
+            if background is not None and mask.only == background:
                 blank.add(i)
         if picture.unrotated:
             unrotated.add(i)
