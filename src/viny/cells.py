@@ -203,6 +203,17 @@ def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def searched_packs(spec: Mapping[str, Any]) -> list[str]:
+    """Packs that are searched for duplicates (see `duplicates_spec`), that of the test images first."""
+    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
+
+
+def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Part and subset of the splits that say which images of those packs are trained or tested on."""
+    found = [("finetune", f"size-{size}_seed-{seed}") for size in spec["finetune_sizes"] for seed in spec["seeds"]]
+    return found + [("intermediate", task) for task in spec["tasks"]]
+
+
 def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
     """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed."""
     grid = config["grid"]

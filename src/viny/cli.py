@@ -63,6 +63,12 @@ def _split(args: argparse.Namespace) -> None:
     splits.write_split(args.record, args.indices, split, {"spec": args.spec, "pack_sha256": pack.sha256})
 
 
+def _duplicates(args: argparse.Namespace) -> None:
+    from viny.evidence.duplicates import write_duplicates
+
+    write_duplicates(args.spec, args.root, args.out)
+
+
 def _train(args: argparse.Namespace) -> None:
     from viny.learning.stages import StageFiles, run_stage
 
@@ -134,6 +140,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("split", _split, "Write the index lists of one subset and its test set.")
     files(p, manifest="of the pack", record="JSON (output)", indices="npz (output)")
+
+    p = command("duplicates", _duplicates, "Look for training images among the test images.")
+    files(p, root="the study's folder", out="folder (output)")
 
     for name, text in (
         ("pretrain", "Pre-train an encoder with SimMIM."),

@@ -32,6 +32,7 @@ PACKAGES = (
 ENTRY = {
     "pack": "viny.data.packing",
     "split": "viny.data.splits",
+    "duplicates": "viny.evidence.duplicates",
     "pretrain": "viny.learning.stages",
     "intermediate": "viny.learning.stages",
     "finetune": "viny.learning.stages",
