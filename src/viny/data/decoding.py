@@ -136,6 +136,8 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int]) -> Mask:
             if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
                 raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
             raw = np.asarray(image)
+            if image.mode == "1":
+                raw = raw.astype(np.uint8)
             low, high = int(raw.min()), int(raw.max())
             if not all(value in values for value in {low, high, *range(low, min(high, low + 256))}):
                 unknown = sorted(set(np.unique(raw).tolist()) - set(values))  # slow, and rare

@@ -98,7 +98,8 @@ class Arrays:
         for name in list(self._maps):
             array = self._maps.pop(name)
             for start in range(0, len(rows), CHUNK):  # no row moves backwards, so none is overwritten before it moves
-                array[start : start + CHUNK] = array[rows[start : start + CHUNK]]
+                block = array[rows[start : start + CHUNK]]
+                array[start : start + len(block)] = block
             array.flush()
             path, shape = self._folder / f"{name}.npy", (len(rows), *array.shape[1:])
             header = io.BytesIO()
