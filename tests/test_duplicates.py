@@ -93,7 +93,7 @@ def made_up(phash: list[int], files: list[int]) -> Pack:
         {"sha256": "a" * 64, "source": "pets"},
         nothing,
         nothing,
-        names=[f"{i}.jpg" for i in range(count)],
+        name_lines="".join(f"{i}.jpg\n" for i in range(count)).encode(),
         file_sums=sums,
         phash=np.array(phash, np.uint64),
     )

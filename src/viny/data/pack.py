@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Pack:
     labels: np.ndarray | None = None
     parts: np.ndarray | None = None
     masks: np.ndarray | None = None
-    names: list[str] = field(default_factory=list)  # paths of the images below the source's folder
+    name_lines: bytes = b""  # what names.txt holds
     file_sums: np.ndarray | None = None  # uint8 [N, 16], of the files' bytes
     phash: np.ndarray | None = None  # uint64 [N], see `viny.data.decoding.perceptual_hashes`
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # of the rows of images and masks
@@ -65,6 +66,11 @@ class Pack:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths of the images below the source's folder; empty for made images. Read late: few jobs need them."""
+        return self.name_lines.decode("utf-8").split("\n")[:-1]
 
     @property
     def sha256(self) -> str:
@@ -218,7 +224,7 @@ def open_pack(manifest_path: str | Path) -> Pack:
         if found != sha256:
             file = f"{name}.sums" if name in BY_ROW else name
             raise InputError(f"{folder / file}.npy: content differs from {manifest_path}; {_again(folder)}")
-    names = _names(folder, manifest_path, manifest)
+    name_lines = _name_lines(folder, manifest_path, manifest)
     _check_values(folder, manifest, arrays)
     return Pack(
         folder,
@@ -228,7 +234,7 @@ def open_pack(manifest_path: str | Path) -> Pack:
         labels=arrays.get("labels"),
         parts=arrays.get("parts"),
         masks=arrays.get("masks"),
-        names=names,
+        name_lines=name_lines,
         file_sums=arrays["files.sums"],
         phash=arrays["images.phash"],
         sums={name: arrays[f"{name}.sums"] for name in BY_ROW if name in arrays},
@@ -252,9 +258,9 @@ def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
     return array
 
 
-def _names(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _name_lines(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> bytes:
     if manifest.get("names_sha256") is None:
-        return []
+        return b""
     file = folder / "names.txt"
     try:
         data = file.read_bytes()
@@ -262,10 +268,9 @@ def _names(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> li
         raise InputError(f"{file}: {error.strerror}; expected the images' names; {_again(folder)}") from error
     if hashlib.sha256(data).hexdigest() != manifest["names_sha256"]:
         raise InputError(f"{file}: content differs from {manifest_path}; {_again(folder)}")
-    names = data.decode("utf-8").split("\n")[:-1]
-    if len(names) != manifest["count"]:
-        raise InputError(f"{file}: holds {len(names)} names for {manifest['count']} images; {_again(folder)}")
-    return names
+    if data.count(b"\n") != manifest["count"]:
+        raise InputError(f"{file}: does not hold {manifest['count']} names; {_again(folder)}")
+    return data
 
 
 def _check_values(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
