@@ -484,7 +484,7 @@ SYNTHETIC = {"source": "synthetic", "size": 24, "resize": "antialias", "seed": 0
 def test_a_disk_without_room_is_said_before_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
     with pytest.raises(
-        InputError, match=r"packs: a pack of 12 images needs 0\.00 GB, and 0\.00 GB are free.*pack_store"
+        InputError, match=r"packs: a pack of 12 images needs 0\.0\d MB, and 0\.02 MB are free.*pack_store"
     ):
         pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
     assert list((tmp_path / "packs").iterdir()) == []
@@ -495,10 +495,24 @@ def test_a_disk_that_fills_while_packing_is_said(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"packs: No space left on device while packing synthetic; free some space"):
+    with pytest.raises(
+        InputError, match=r"packs: No space left on device while packing; free some space, or set pack_store"
+    ):
         pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
     assert list((tmp_path / "packs").iterdir()) == []
     assert not (tmp_path / "r").exists()
+
+
+def test_a_disk_that_fills_when_the_pack_is_linked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(packing, "atomic_path", full)
+    with pytest.raises(
+        InputError, match=r"r: No space left on device while packing; .* run the study in a folder on another disk"
+    ):
+        pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
+    assert not (tmp_path / "r" / "manifest.json").exists()
 
 
 def test_the_disk_blocks_of_a_pack_are_reserved(tmp_path: Path) -> None:

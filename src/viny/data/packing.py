@@ -11,8 +11,9 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,24 @@ ASPECT = (
 )
 CHUNK = 64  # images that a thread takes at a time
 SHOWN = 10  # bad files that an error lists
+OTHER_STORE = "set pack_store to a folder on another disk"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a full quota
+
+
+def _size(count: int) -> str:
+    """A number of bytes for a message."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+@contextmanager
+def _full_disk_is_input(where: Path, way_out: str = OTHER_STORE) -> Iterator[None]:
+    """Turn the error of a full disk into one that names the place and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(f"{where}: {error.strerror} while packing; free some space, or {way_out}") from error
 
 
 class Arrays:
@@ -56,8 +74,8 @@ class Arrays:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(
-                f"{folder.parent}: a pack of {count} images needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are "
-                "free there; free some space, or set pack_store to a folder on another disk"
+                f"{folder.parent}: a pack of {count} images needs {_size(needed)}, and {_size(free)} are free there; "
+                f"free some space, or {OTHER_STORE}"
             )
         self._folder, self._maps = folder, {}
         for name in names:
@@ -259,15 +277,8 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
     Raises:
         InputError: the data are missing (see `viny.data.sources`), files of them are bad, or the disk is full.
     """
-    try:
+    with _full_disk_is_input(folder.parent):
         return _build(spec, folder, threads)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise InputError(
-            f"{folder.parent}: {error.strerror} while packing {spec['source']}; free some space, or set pack_store "
-            "to a folder on another disk"
-        ) from error
 
 
 def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
@@ -361,21 +372,24 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     if fault is not None:
         if os.path.lexists(folder):
             print(f"{folder}: is damaged and is packed anew ({fault})", flush=True)
-        store.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(store)
-        tmp = _temporary(folder)
+        with _full_disk_is_input(store):
+            store.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(store)
+            tmp = _temporary(folder)
         try:
             build_pack(spec, tmp, threads)
-            os.chmod(tmp, 0o755)
-            _put_in_place(tmp, folder)
+            with _full_disk_is_input(store):
+                os.chmod(tmp, 0o755)
+                _put_in_place(tmp, folder)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
-    manifest_path.parent.mkdir(parents=True, exist_ok=True)
-    link = manifest_path.parent / "images.npy"
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
-    with atomic_path(manifest_path) as copy:
-        copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
+    with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
+        manifest_path.parent.mkdir(parents=True, exist_ok=True)
+        link = manifest_path.parent / "images.npy"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
+        with atomic_path(manifest_path) as copy:
+            copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 
