@@ -19,9 +19,10 @@ include: "workflow/rules/aggregate.smk"
 
 
 rule all:
-    """Evaluate every cell of the study and gather tables and figures."""
+    """Evaluate every cell of the study and gather tables, figures and duplicates."""
     default_target: True
     input:
         cells=expand(METRICS, cell=CELLS),
         tables=TABLES,
         figures=FIGURES,
+        duplicates=DUPLICATES,

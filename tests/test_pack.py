@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from viny.data import pack as pack_module
 from viny.data import packing
+from viny.data.decoding import decode, decode_mask
 from viny.data.pack import TEST, TRAIN, Pack, open_pack, verify_pack
-from viny.data.packing import build_pack, decode, decode_mask, pack_into_store
+from viny.data.packing import build_pack, pack_into_store
 from viny.data.sources import count_images, list_imagenet, list_intel, list_pets, list_source
 from viny.errors import InputError
+from viny.learning import batches
+from viny.learning.batches import Rows
 
 PET_VALUES = {1: 0, 2: 1, 3: 2}
 
@@ -139,8 +145,8 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     for mode, fill in (("L", 100), ("RGBA", (100, 100, 100, 255)), ("P", 3), ("CMYK", (9, 9, 9, 9))):
         path = tmp_path / (f"{mode}.tif" if mode == "CMYK" else f"{mode}.png")
         Image.new(mode, (20, 10), fill).save(path)
-        pixels, shape = decode(path, 16, "antialias")
-        assert pixels.shape == (3, 16, 16) and shape == (10, 20)
+        picture = decode(path, 16, "antialias")
+        assert picture.pixels.shape == (3, 16, 16) and picture.shape == (10, 20)
 
 
 # Content
@@ -215,15 +221,15 @@ def test_reduced_jpeg_is_near_the_full_one(tmp_path: Path) -> None:
     pixels = (np.clip(smooth * 0.7 + 0.15 + texture + noise, 0, 1) * 255).astype(np.uint8)
     path = tmp_path / "photo.jpg"
     Image.fromarray(pixels).save(path, quality=90)
-    found, shape = decode(path, 128, "antialias")
+    picture = decode(path, 128, "antialias")
     with Image.open(path) as image:
         full = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
         nearest = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.NEAREST))
-    gap = np.abs(found.astype(int) - full.transpose(2, 0, 1))
+    gap = np.abs(picture.pixels.astype(int) - full.transpose(2, 0, 1))
     assert 0 < gap.mean() < 3  # not 0: the short cut was taken
-    assert shape == (375, 500)  # of the original, not of the reduced one
+    assert picture.shape == (375, 500)  # of the original, not of the reduced one
     # Nearest neighbour means pixels of the original, so there it is not taken.
-    assert np.array_equal(decode(path, 128, "nearest")[0], nearest.transpose(2, 0, 1))
+    assert np.array_equal(decode(path, 128, "nearest").pixels, nearest.transpose(2, 0, 1))
 
 
 # Store
@@ -297,11 +303,18 @@ def test_two_jobs_may_make_the_same_pack(
         verify_pack(place(study))
 
 
-def test_a_damaged_pack_is_not_reused(tmp_path: Path, place: Callable[[str], Path]) -> None:
+def test_a_damaged_pack_is_packed_anew(
+    tmp_path: Path, place: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
     flip_last_byte(folder / "masks.npy")
-    with pytest.raises(InputError, match=r"masks\.npy: content differs"):
-        pack_into_store(synthetic_spec(), tmp_path / "packs", place("two"), 1)
+    assert pack_into_store(synthetic_spec(), tmp_path / "packs", place("two"), 1) == folder
+    assert re.search(
+        r"is damaged and is packed anew \(.*masks\.npy: row 9, of image synthetic 9", capsys.readouterr().out
+    )
+    for study in ("one", "two"):  # what was linked to the damaged pack is whole again too
+        verify_pack(place(study))
+    assert [p.name for p in (tmp_path / "packs").iterdir()] == [folder.name]
 
 
 # Damage
@@ -319,19 +332,86 @@ def copied(pack: Pack, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pack.folder, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("name", ["images", "shapes", "masks", "labels", "parts"])
-def test_a_flipped_bit_is_found(copied: Path, name: str) -> None:
+SMALL = ["shapes", "labels", "parts", "images.sums", "masks.sums", "files.sums", "images.phash"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_flipped_bit_of_a_small_array_keeps_the_pack_shut(copied: Path, name: str) -> None:
     verify_pack(copied / "manifest.json")
     flip_last_byte(copied / f"{name}.npy")
-    with pytest.raises(InputError, match=rf"{name}\.npy: content differs"):
+    with pytest.raises(InputError, match=rf"{re.escape(name)}\.npy: content differs .*delete .* and run again"):
+        open_pack(copied / "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_flipped_bit_of_a_row_is_found_when_it_is_first_read(copied: Path, name: str, pack: Pack) -> None:
+    flip_last_byte(copied / f"{name}.npy")
+    damaged = open_pack(copied / "manifest.json")
+    others = np.array([28, 0, 7, 7])
+    assert np.array_equal(damaged.rows(name, others), getattr(pack, name)[others])
+    message = rf"{name}\.npy: row 29, of image synthetic 29, is damaged.*delete {copied} and run again"
+    for _ in range(2):  # also if the first error was caught
+        with pytest.raises(InputError, match=message):
+            damaged.rows(name, np.array([3, 29]))
+    with pytest.raises(InputError, match=message):
         verify_pack(copied / "manifest.json")
+
+
+def test_a_flipped_bit_is_found_however_batches_are_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip_last_byte(copied / "images.npy")
+    damaged = open_pack(copied / "manifest.json")
+    with pytest.raises(InputError, match=r"images\.npy: row 29"):
+        Rows(damaged, "images", np.array([4, 29]), torch.device("cpu"))
+    monkeypatch.setattr(batches, "IN_MEMORY", 0)
+    streamed = Rows(damaged, "images", np.array([4, 29]), torch.device("cpu"))
+    assert np.array_equal(streamed[torch.tensor([0, 0])][1], damaged.images[4])
+    with pytest.raises(InputError, match=r"images\.npy: row 29"):
+        streamed[torch.tensor([0, 1])]
+
+
+def test_a_row_is_hashed_once(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_pack(pack.folder / "manifest.json")
+    first = opened.rows("images", np.array([5, 2, 5]))
+
+    def refuse(_: Any) -> bytes:
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr(pack_module, "short_sha256", refuse)
+    assert np.array_equal(opened.rows("images", np.array([5, 2, 5])), first)
+    with pytest.raises(AssertionError, match="hashed again"):
+        opened.rows("images", np.array([6]))
+
+
+@pytest.mark.parametrize("row", [-1, 30])
+def test_rows_beyond_the_pack_are_refused(pack: Pack, row: int) -> None:
+    with pytest.raises(InputError, match=rf"has rows 0 to 29 of masks, but {min(row, 3)} to {max(row, 3)}"):
+        pack.rows("masks", np.array([3, row]))
+
+
+def test_flipped_bits_of_names_and_manifest_are_found(tmp_path: Path, build: Callable[..., Pack]) -> None:
+    built = build("imagenet", imagenet_at(tmp_path / "data"))
+    manifest, names = built.folder / "manifest.json", built.folder / "names.txt"
+    assert built.names == ["n01/a.png", "n01/b.JPEG", "n02/c.jpg"]
+    flip_last_byte(names)
+    with pytest.raises(InputError, match=r"names\.txt: content differs"):
+        open_pack(manifest)
+    names.unlink()
+    with pytest.raises(InputError, match=r"names\.txt: No such file"):
+        open_pack(manifest)
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"n02"', '"n03"'))
+    with pytest.raises(InputError, match=r"manifest\.json: changed since it was written"):
+        open_pack(manifest)
+    manifest.write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(InputError, match=r"manifest\.json: not a pack manifest of format 2"):
+        open_pack(manifest)
 
 
 def test_wrong_shapes_and_types_are_refused(copied: Path) -> None:
     labels = np.load(copied / "labels.npy")
     for wrong in (labels[:-1], labels.astype(np.int64)):
         np.save(copied / "labels.npy", wrong)
-        with pytest.raises(InputError, match=r"labels\.npy: holds .* says <i4 \[30\]"):
+        with pytest.raises(InputError, match=r"labels\.npy: holds .* says <i4 \[30\].*run again"):
             open_pack(copied / "manifest.json")
 
 
@@ -342,7 +422,7 @@ def test_missing_and_truncated_arrays_are_refused(copied: Path, kept: int | None
     path.unlink()
     if kept is not None:
         path.write_bytes(data[:kept])
-    with pytest.raises(InputError, match=r"masks\.npy: .*rerun to pack again"):
+    with pytest.raises(InputError, match=r"masks\.npy: .*run again: it is packed anew"):
         open_pack(copied / "manifest.json")
 
 
@@ -476,12 +556,13 @@ def test_real_pets(real_data: Path) -> None:
     for i in (0, 3679, 3680, 7348):
         assert listing.images[i].stem == listing.masks[i].stem
         assert listing.images[i].stem.rsplit("_", 1)[0] == listing.classes[listing.labels[i]]
-        pixels, (height, width) = decode(listing.images[i], 32, "antialias")
-        assert pixels.shape == (3, 32, 32) and min(height, width) > 32
-        assert set(np.unique(decode_mask(listing.masks[i], 64, listing.mask_values))) == {0, 1, 2}
+        mask = decode_mask(listing.masks[i], 64, listing.mask_values)
+        picture = decode(listing.images[i], 32, "antialias", mask.shape)
+        assert picture.pixels.shape == (3, 32, 32) and min(picture.shape) > 32
+        assert set(np.unique(mask.pixels)) == {0, 1, 2} and mask.only is None
     # One of the fourteen trimaps that are all background in the official release.
     blank = next(path for path in listing.masks if path.stem == "saint_bernard_60")
-    assert set(np.unique(decode_mask(blank, 64, listing.mask_values))) == {1}
+    assert decode_mask(blank, 64, listing.mask_values).only == 1
 
 
 @pytest.mark.real_data
@@ -491,7 +572,7 @@ def test_real_intel(real_data: Path) -> None:
     listing = list_intel(real_data / "intel")
     assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (14034, 3000)
     assert len(listing.classes) == 6
-    assert decode(listing.images[0], 32, "nearest")[0].shape == (3, 32, 32)
+    assert decode(listing.images[0], 32, "nearest").pixels.shape == (3, 32, 32)
 
 
 @pytest.mark.real_data
@@ -501,4 +582,4 @@ def test_real_imagenet(real_data: Path) -> None:
     listing = list_imagenet(real_data / "imagenet")
     assert 900 < len(listing.classes) <= 1000  # a reduced copy may lack some
     assert all(path.parent.parent.name == "train" for path in listing.images)  # val/ stays out
-    assert decode(listing.images[0], 32, "antialias")[0].shape == (3, 32, 32)
+    assert decode(listing.images[0], 32, "antialias").pixels.shape == (3, 32, 32)

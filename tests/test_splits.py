@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +209,44 @@ def test_torch_permutation_needs_no_global_state() -> None:
     torch.manual_seed(2)
     assert torch_permutation(50, 42).tolist() == first.tolist()
     assert torch_permutation(50, 43).tolist() != first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("pack_sha256"), "'pack_sha256' is missing or no text"),
+        (lambda r: r.pop("parts"), "'parts' does not hold train and test"),
+        (lambda r: r["parts"].pop("test"), "'parts' does not hold train and test"),
+        (lambda r: r["parts"].update(other={}), "'parts' does not hold train and test"),
+        (lambda r: r["parts"].update(train=3), r"'parts\.train' has no sha256"),
+        (lambda r: r["parts"]["test"].update(sha256=None), r"'parts\.test' has no sha256"),
+    ],
+)
+def test_a_record_without_what_it_needs_is_refused(
+    written: tuple[Path, Path, Pack, dict[str, np.ndarray]], change: Callable[[dict], object], message: str
+) -> None:
+    record, indices, pack, _ = written
+    value = json.loads(record.read_text())
+    change(value)
+    record.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=rf"split\.json: not a split record: {message}; delete it and rerun"):
+        read_split(record, indices, pack)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1, 100], [2], "'train' names rows beyond the pack's, 0 to 99"),
+        ([0, 1], [-1], "'test' names rows beyond"),
+        ([0, 1, 0], [2], "'train' names a row twice"),
+        ([0, 1, 2], [2, 3, 0], r"2 rows, such as 0, are in 'train' and in 'test'"),
+        ([[0, 1]], [2], r"'train' is int64 \[1, 2\], expected int64 \[M\]"),
+        ([0.0, 1.0], [2], r"'train' is float64 \[2\]"),
+    ],
+)
+def test_lists_that_no_split_has_are_refused(tmp_path: Path, train: list, test: list, message: str) -> None:
+    """Also where the record's hashes are theirs."""
+    pack, record, indices = empty_pack(100), tmp_path / "split.json", tmp_path / "split.npz"
+    write_split(record, indices, {"train": np.array(train), "test": np.array(test)}, {"pack_sha256": pack.sha256})
+    with pytest.raises(InputError, match=rf"split\.npz: {message}"):
+        read_split(record, indices, pack)

@@ -258,9 +258,9 @@ def test_machine_takes_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_the_same_from_memory_and_from_the_map(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     positions = torch.tensor([5, 0, 11, 5])
-    held = Rows(pack.images, SUBSET, CPU)
+    held = Rows(pack, "images", SUBSET, CPU)
     monkeypatch.setattr(batches_module, "IN_MEMORY", 0)
-    mapped = Rows(pack.images, SUBSET, CPU)
+    mapped = Rows(pack, "images", SUBSET, CPU)
     assert held.held is not None and mapped.held is None
     expected = torch.from_numpy(pack.images[SUBSET[[5, 0, 11, 5]]])
     assert torch.equal(held[positions], expected)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_paper_grid_shares_its_stages(tmp_path: Path) -> None:
         "intermediate": 12,
         "finetune": 144,
         "evaluate": 144,
+        "duplicates": 1,
         "tables": 1,
         "figures": 1,
     }
@@ -137,6 +139,9 @@ def test_tiny_study_leaves_every_result(finished: Path) -> None:
     for name in ("miou_curves", "miou_difference", "learning_curves", "segmentation", "reconstructions"):
         assert (root / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (root / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    counts = (root / "tables" / "duplicates.md").read_text().splitlines()[-3:]
+    assert [line.split(" | ")[0] for line in counts] == ["| pretrain", "| scenes", "| finetune"]
+    assert (root / "tables" / "duplicates.csv").read_text().startswith("role,image,test_image,kind,distance\n")
     metrics = json.loads((root / "metrics" / "pre-24_mid-scenes_fine-8_seed-1.json").read_text())
     assert metrics["cell"] == {
         "name": "pre-24_mid-scenes_fine-8_seed-1",
@@ -187,17 +192,20 @@ def test_a_finished_study_reruns_nothing(finished: Path) -> None:
                 "intermediate": 2,
                 "finetune": 8,
                 "evaluate": 8,
+                "duplicates": 1,
                 "tables": 1,
                 "figures": 1,
             },
         ),
         (
             {"grid__finetune_sizes": [8, 12, 16]},
-            {"split": 2, "finetune": 8, "evaluate": 8, "tables": 1, "figures": 1},
+            {"split": 2, "finetune": 8, "evaluate": 8, "duplicates": 1, "tables": 1, "figures": 1},
         ),
         ({"intermediate__scenes__mixup": 0.2}, {"intermediate": 4, "finetune": 8, "evaluate": 8}),
         ({"note": "Another note."}, {"evaluate": 16, "tables": 1, "figures": 1}),
         ({"compute__pack_threads": 2}, {}),
+        ({"duplicates__distance": 2}, {"duplicates": 1}),
+        ({"on_bad_image": "skip", "segmentation__all_background": "skip"}, {}),  # there are no files
     ],
 )
 def test_a_changed_setting_reruns_what_depends_on_it(finished: Path, change: dict, expected: dict) -> None:
@@ -222,6 +230,39 @@ def test_a_deleted_result_is_made_again_the_same(finished: Path) -> None:
     assert after == before
 
 
+@pytest.mark.parametrize("lost", ["the pack", "the store"])
+def test_a_lost_pack_is_packed_again(tmp_path: Path, lost: str) -> None:
+    """A link that leads nowhere is a missing file to Snakemake."""
+    arguments = ("--configfile", TINY, "--until", "duplicates")
+    snakemake(tmp_path, "--cores", "1", *arguments)
+    assert planned(tmp_path, *arguments) == {}
+    link = tmp_path / "results" / "tiny" / "packs" / "segmentation" / "images.npy"
+    shutil.rmtree(link.resolve().parent if lost == "the pack" else tmp_path / "packs")
+    assert planned(tmp_path, *arguments)["pack"] == (1 if lost == "the pack" else 3)
+    snakemake(tmp_path, "--cores", "1", *arguments)
+    assert link.is_file()
+
+
+def test_a_damaged_pack_stops_its_jobs_and_is_packed_again_once_deleted(tmp_path: Path) -> None:
+    snakemake(tmp_path, "--cores", "1", "--configfile", TINY, "--until", "split")
+    sums = (
+        tmp_path / "results" / "tiny" / "packs" / "segmentation" / "images.npy"
+    ).resolve().parent / "images.sums.npy"
+    data = bytearray(sums.read_bytes())
+    data[-1] ^= 1
+    sums.write_bytes(data)
+    arguments = ("--cores", "1", "--configfile", TINY, "--until", "duplicates")
+    done = snakemake(tmp_path, *arguments, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    named = re.search(
+        r"images\.sums\.npy: content differs from .*; delete (\S+) and run again: it is packed anew", said
+    )
+    assert named is not None, said[-3000:]
+    shutil.rmtree(named[1])
+    snakemake(tmp_path, *arguments)
+
+
 def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
     from viny import cells
     from viny.config import read_config, resolve
@@ -233,6 +274,11 @@ def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
         assert str(cells.metrics_file(root, cell)) in out
     for _, _, folder in cells.training_folders(root, cells.cells(config)):
         assert f"{folder}/curve.csv" in out
+    spec = cells.duplicates_spec(config)
+    for name in cells.searched_packs(spec):
+        assert str(cells.pack_manifest(root, name)) in out
+    for split in cells.searched_splits(spec):
+        assert str(cells.split_record(root, *split)) in out
 
 
 def test_workflow_passes_its_linter(tmp_path: Path) -> None:

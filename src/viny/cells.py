@@ -63,9 +63,10 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if section["source"] == "synthetic":
         made = config["synthetic"]
         return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
-    spec["path"] = section["path"]
+    spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
     if section["source"] == "pets":
-        spec["download"] = config["segmentation"]["download"]
+        # For all packs of Pets alike, so that a task and the segmentation share theirs.
+        spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
     return spec
 
 
@@ -189,6 +190,30 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search for duplicates depends on beside packs and splits."""
+    grid = config["grid"]
+    return {
+        "study": config["study"],
+        "pretrain": max(grid["pretrain_sizes"]) > 0,
+        "tasks": [name for name in grid["intermediates"] if name != "none"],
+        "finetune_sizes": grid["finetune_sizes"],
+        "seeds": grid["seeds"],
+        "distance": config["duplicates"]["distance"],
+    }
+
+
+def searched_packs(spec: Mapping[str, Any]) -> list[str]:
+    """Packs that are searched for duplicates (see `duplicates_spec`), that of the test images first."""
+    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
+
+
+def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Part and subset of the splits that say which images of those packs are trained or tested on."""
+    found = [("finetune", f"size-{size}_seed-{seed}") for size in spec["finetune_sizes"] for seed in spec["seeds"]]
+    return found + [("intermediate", task) for task in spec["tasks"]]
+
+
 def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
     """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed."""
     grid = config["grid"]
@@ -210,6 +235,15 @@ def encoder_folder(root: Path, task: str, size: int, seed: int) -> Path | None:
     if task != "none":
         return root / "intermediate" / task / leaf
     return root / "pretrain" / leaf if size else None
+
+
+def pack_manifest(root: Path, name: str) -> Path:
+    return root / "packs" / name / "manifest.json"
+
+
+def split_record(root: Path, part: str, subset: str) -> Path:
+    """Record of a split; its index lists stand beside it as npz."""
+    return root / "splits" / part / f"{subset}.json"
 
 
 def finetune_folder(root: Path, cell: Cell) -> Path:

@@ -98,6 +98,12 @@ def _split(args: argparse.Namespace) -> None:
     print(json.dumps(provenance.finish(seed=args.spec.get("seed"), hashes=hashes), sort_keys=True))
 
 
+def _duplicates(args: argparse.Namespace) -> None:
+    from viny.evidence.duplicates import write_duplicates
+
+    write_duplicates(args.spec, args.root, args.out)
+
+
 def _train(args: argparse.Namespace) -> None:
     from viny.learning.stages import CHECKPOINT_MINUTES, StageFiles, run_stage
 
@@ -177,6 +183,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("split", _split, "Write the index lists of one subset and its test set.")
     files(p, manifest="of the pack", record="JSON (output)", indices="npz (output)")
+
+    p = command("duplicates", _duplicates, "Look for training images among the test images.")
+    files(p, root="the study's folder", out="folder (output)")
 
     for name, text in (
         ("pretrain", "Pre-train an encoder with SimMIM."),

@@ -37,6 +37,7 @@ GIT_SECONDS = 10  # that a job waits for git, at most, each of two times
 ENTRY = {
     "pack": "viny.data.packing",
     "split": "viny.data.splits",
+    "duplicates": "viny.evidence.duplicates",
     "pretrain": "viny.learning.stages",
     "intermediate": "viny.learning.stages",
     "finetune": "viny.learning.stages",

@@ -90,6 +90,7 @@ TABLES = expand(
         *[f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")],
     ],
 )
+DUPLICATES = expand(f"{ROOT}/tables/duplicates.{{kind}}", kind=["csv", "md"])
 FIGURE_NAMES = ["miou_curves", "miou_difference", "learning_curves", "segmentation"]
 if max(STUDY["grid"]["pretrain_sizes"]) > 0:
     FIGURE_NAMES.append("reconstructions")
@@ -134,6 +135,25 @@ def parent_record(task, size, seed):
 
 def weights_of(records):
     return [record.removesuffix(".json") + ".safetensors" for record in records]
+
+
+def indices_of(records):
+    return [record.removesuffix(".json") + ".npz" for record in records]
+
+
+def images_of(manifests):
+    return [manifest.replace("manifest.json", "images.npy") for manifest in manifests]
+
+
+def searched_packs(wildcards):
+    """Manifests of the packs that are searched for duplicates."""
+    return [str(grid.pack_manifest(Path(ROOT), name)) for name in grid.searched_packs(grid.duplicates_spec(STUDY))]
+
+
+def searched_splits(wildcards):
+    """Records of the splits that say which images of them are trained or tested on."""
+    found = grid.searched_splits(grid.duplicates_spec(STUDY))
+    return [str(grid.split_record(Path(ROOT), *split)) for split in found]
 
 
 def split_spec(wildcards):

@@ -1,5 +1,5 @@
 # in:  the data sets named in the study (or none, for the synthetic source)
-# out: packs/<pack>/{manifest.json, images.npy}, splits/<part>/<subset>.{json,npz}
+# out: packs/<pack>/{manifest.json, images.npy}, splits/<part>/<subset>.{json,npz}, tables/duplicates.{csv,md}
 
 
 rule pack:
@@ -46,3 +46,30 @@ rule split:
     shell:
         "exec python -m viny split --spec {params.spec:q} --manifest {input.manifest:q}"
         " --record {output.record:q} --indices {output.indices:q} > {log:q} 2>&1"
+
+
+rule duplicates:
+    """Look for training images among the test images."""
+    input:
+        manifests=searched_packs,
+        splits=searched_splits,
+        indices=ancient(lambda w: indices_of(searched_splits(w))),
+        images=ancient(lambda w: images_of(searched_packs(w))),
+    output:
+        tables=DUPLICATES,
+    log:
+        f"{LOG}/duplicates.log",
+    benchmark:
+        f"{BENCHMARK}/duplicates.jsonl"
+    localrule: True
+    conda:
+        "../../envs/viny.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        spec=spec("duplicates", lambda w: grid.duplicates_spec(STUDY)),
+        root=lambda w, output: Path(output.tables[0]).parents[1],
+    shell:
+        "exec python -m viny duplicates --spec {params.spec:q} --root {params.root:q}"
+        " --out {params.root:q}/tables > {log:q} 2>&1"

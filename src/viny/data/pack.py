@@ -1,86 +1,292 @@
-"""Packs: a data set decoded and resized once into memory-mapped uint8 arrays.
+"""Packs: a data set decoded and resized once into memory-mapped uint8 arrays, whose bytes are checked before use.
 
 A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals),
-where the source has them labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S], a
-names.txt, and a manifest.json that holds nothing but what the content determines. `viny.data.packing`
-makes them.
+where the source has them labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S]; files.sums
+[N, 16] and images.phash [N] for the search for duplicates; a names.txt, and a manifest.json that holds
+nothing but what the content determines. `viny.data.packing` makes them.
+
+images.npy and masks.npy are large: a hash a row stands beside them (images.sums.npy, masks.sums.npy, uint8
+[N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` compares each row the first time
+that it is read. Their hash in the manifest is made from these. All other files are small and are hashed as a
+whole whenever a pack is opened; the manifest's own hash is that of everything else in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from viny.data.decoding import HASH, short_sha256
 from viny.errors import InputError
-from viny.files import array_sha256, read_json
+from viny.files import array_sha256, digest, read_json
 
+FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy
+BY_ROW = ("images", "masks")  # arrays with a hash a row
+BLOCK = 256  # rows that are read at a time
+
+# Type and shape of each array of N rows, S being the images' side.
+ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "images": ("|u1", ("N", 3, "S", "S")),
+    "masks": ("|u1", ("N", "S", "S")),
+    "images.sums": ("|u1", ("N", HASH)),
+    "masks.sums": ("|u1", ("N", HASH)),
+    "files.sums": ("|u1", ("N", HASH)),
+    "images.phash": ("<u8", ("N",)),
+    "shapes": ("<i4", ("N", 2)),
+    "labels": ("<i4", ("N",)),
+    "parts": ("|u1", ("N",)),
+}
+NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")
 
 
 @dataclass
 class Pack:
-    """An opened pack; arrays are read-only memory maps."""
+    """An opened pack; arrays are read-only. `images` and `masks` are maps: read their rows with `rows`."""
 
     folder: Path
     manifest: dict[str, Any]
     images: np.ndarray
     shapes: np.ndarray
-    labels: np.ndarray | None
-    parts: np.ndarray | None
-    masks: np.ndarray | None
+    labels: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    name_lines: bytes = b""  # what names.txt holds
+    file_sums: np.ndarray | None = None  # uint8 [N, 16], of the files' bytes
+    phash: np.ndarray | None = None  # uint64 [N], see `viny.data.decoding.perceptual_hashes`
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of the rows of images and masks
+    _checked: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # bool [N]: rows that were compared
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths of the images below the source's folder; empty for made images. Read late: few jobs need them."""
+        return self.name_lines.decode("utf-8").split("\n")[:-1]
 
     @property
     def sha256(self) -> str:
         return self.manifest["sha256"]
 
+    def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Rows of an array, in memory, each compared with its hash the first time that it is read.
+
+        Args:
+            name: 'images', 'masks' or 'labels'.
+            indices: [M], whole numbers from 0 to N - 1, in any order, also repeated.
+
+        Returns:
+            [M, ...], a copy.
+
+        Raises:
+            InputError: there is no such row, or its bytes are not those that were packed.
+        """
+        array = {"images": self.images, "masks": self.masks, "labels": self.labels}[name]
+        if array is None:
+            raise InputError(f"{self.folder}: source '{self.manifest['source']}' has no {name}; use one that has")
+        indices = np.asarray(indices)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(array):
+            raise InputError(
+                f"{self.folder}: has rows 0 to {len(array) - 1} of {name}, but {indices.min()} to {indices.max()} "
+                "are wanted; delete the split that lists them and run again"
+            )
+        out = np.empty((len(indices), *array.shape[1:]), array.dtype)
+        order = np.argsort(indices, kind="stable")  # the disk is read in one direction
+        for start in range(0, len(order), BLOCK):
+            here = order[start : start + BLOCK]
+            block = array[indices[here]]
+            self._check(name, indices[here], block)
+            out[here] = block
+        return out
+
+    def _check(self, name: str, rows: np.ndarray, block: np.ndarray) -> None:
+        """Compare those rows' bytes [M, ...] with their hashes, where that was not done before."""
+        if name not in self.sums:
+            return  # a small array, which was compared when the pack was opened
+        checked = self._checked.setdefault(name, np.zeros(len(self), bool))
+        for at in np.flatnonzero(~checked[rows]):
+            row = int(rows[at])
+            if short_sha256(np.ascontiguousarray(block[at])) != self.sums[name][row].tobytes():
+                raise InputError(
+                    f"{self.folder / name}.npy: row {row}, of image {self.name(row)}, is damaged: its bytes are not "
+                    f"those that were packed; {_again(self.folder)}"
+                )
+            checked[row] = True
+
+    def name(self, row: int) -> str:
+        """What an image is called in messages and tables: its path below the source's folder, or its number."""
+        return self.names[row] if self.names else f"{self.manifest['source']} {row}"
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and run again: it is packed anew"
+
+
+def rows_sha256(dtype: str, shape: tuple[int, ...], sums: np.ndarray) -> str:
+    """Hex sha256 of an array of that type and shape from the hashes of its rows (uint8 [N, HASH])."""
+    h = hashlib.sha256(f"{dtype}{tuple(shape)}".encode())
+    h.update(np.ascontiguousarray(sums).data)
+    return h.hexdigest()
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Hex sha256 of all that a manifest holds beside this."""
+    return digest({key: value for key, value in manifest.items() if key != "sha256"})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and check it against its own hash.
+
+    Raises:
+        InputError: missing, of another version, or changed.
+    """
+    manifest = read_json(path, "a pack manifest")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not a pack manifest of format {FORMAT}; delete it and its images.npy and run again: it is "
+            "packed anew"
+        )
+    try:
+        found = manifest_sha256(manifest)
+    except ValueError as error:  # NaN and infinities, which Python reads and JSON has not
+        raise InputError(f"{path}: not a pack manifest ({error}); delete it and run again") from error
+    if manifest.get("sha256") != found:
+        raise InputError(f"{path}: changed since it was written (its sha256 differs); delete it and run again")
+    return manifest
+
+
+def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, list[int], str]]:
+    """Type, shape and hash of each array that a manifest tells of.
+
+    Raises:
+        InputError: it does not tell of a pack.
+    """
+
+    def need(condition: bool, what: str) -> None:
+        if not condition:
+            raise InputError(f"{path}: not a pack manifest: {what}; delete it and run again")
+
+    sides = {"N": manifest.get("count"), "S": manifest.get("resolution")}
+    for key, value in (("count", sides["N"]), ("resolution", sides["S"])):
+        need(type(value) is int and value > 0, f"'{key}' is {value!r}, expected a whole number above 0")
+    need(isinstance(manifest.get("source"), str), "'source' is no text")
+    for key in ("classes", "mask_classes"):
+        words = manifest.get(key)
+        need(isinstance(words, list) and all(isinstance(w, str) for w in words), f"'{key}' is no list of texts")
+    arrays = manifest.get("arrays")
+    need(isinstance(arrays, dict), "'arrays' is no mapping")
+    out = {}
+    for name, about in arrays.items():
+        need(name in ARRAYS, f"'arrays' holds {name!r}; known are {', '.join(ARRAYS)}")
+        dtype, shape = ARRAYS[name][0], [sides.get(side, side) for side in ARRAYS[name][1]]
+        need(isinstance(about, dict), f"'arrays.{name}' is no mapping")
+        said = (about.get("dtype"), about.get("shape"))
+        need(said == (dtype, shape), f"'arrays.{name}' is {said}, expected {(dtype, shape)}")
+        need(isinstance(about.get("sha256"), str), f"'arrays.{name}.sha256' is no text")
+        out[name] = (dtype, shape, about["sha256"])
+    lacking = [name for name in NEEDED if name not in out]
+    lacking += ["masks.sums"] if "masks" in out and "masks.sums" not in out else []
+    need(not lacking, f"'arrays' lacks {', '.join(lacking)}")
+    names = manifest.get("names_sha256")
+    need(names is None or isinstance(names, str), "'names_sha256' is no text")
+    return out
+
 
 def open_pack(manifest_path: str | Path) -> Pack:
     """Open a pack by its manifest; the arrays stand beside it or beside what its images.npy links to.
 
+    Small arrays and the names are compared with the manifest as a whole; rows of images and masks when they
+    are read, see `Pack.rows`.
+
     Raises:
-        InputError: a file is missing, or an array is not what the manifest says.
+        InputError: a file is missing, or is not what the manifest says.
     """
     manifest_path = Path(manifest_path)
-    manifest = read_json(manifest_path, "a pack manifest")
+    manifest = read_manifest(manifest_path)
     folder = Path(os.path.realpath(manifest_path.parent / "images.npy")).parent
-    arrays: dict[str, np.ndarray] = {}
-    for name, about in manifest["arrays"].items():
-        file = folder / f"{name}.npy"
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{file}: {error}; {manifest_path} says it is {about['dtype']} {about['shape']}; "
-                f"delete {manifest_path} and rerun to pack again"
-            ) from error
-        if list(array.shape) != about["shape"] or array.dtype.str != about["dtype"]:
-            raise InputError(
-                f"{file}: holds {array.dtype.str} {list(array.shape)}, but {manifest_path} says "
-                f"{about['dtype']} {about['shape']}; delete both and rerun to pack again"
-            )
-        arrays[name] = array
-    optional = {name: arrays.get(name) for name in ("labels", "parts", "masks")}
-    return Pack(folder, manifest, arrays["images"], arrays["shapes"], **optional)
+    expected = _expected(manifest_path, manifest)
+    arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
+    for name, (dtype, shape, sha256) in expected.items():
+        if name in BY_ROW:
+            found = rows_sha256(dtype, tuple(shape), arrays[f"{name}.sums"])
+        else:
+            arrays[name] = np.array(arrays[name])  # out of the map, so that what is compared is what is used
+            arrays[name].flags.writeable = False
+            found = array_sha256(arrays[name])
+        if found != sha256:
+            file = f"{name}.sums" if name in BY_ROW else name
+            raise InputError(f"{folder / file}.npy: content differs from {manifest_path}; {_again(folder)}")
+    name_lines = _name_lines(folder, manifest_path, manifest)
+    _check_values(folder, manifest, arrays)
+    return Pack(
+        folder,
+        manifest,
+        arrays["images"],
+        arrays["shapes"],
+        labels=arrays.get("labels"),
+        parts=arrays.get("parts"),
+        masks=arrays.get("masks"),
+        name_lines=name_lines,
+        file_sums=arrays["files.sums"],
+        phash=arrays["images.phash"],
+        sums={name: arrays[f"{name}.sums"] for name in BY_ROW if name in arrays},
+    )
+
+
+def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
+    """A read-only map of an array's file, which must be whole: pages that a map lacks kill the process."""
+    file = folder / f"{name}.npy"
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header has many ways to fail
+        raise InputError(f"{file}: {error}; expected {dtype} {shape}; {_again(folder)}") from error
+    if not isinstance(array, np.memmap) or list(array.shape) != shape or array.dtype.str != dtype:
+        found = f"{array.dtype.str} {list(array.shape)}" if isinstance(array, np.ndarray) else "no array"
+        raise InputError(f"{file}: holds {found}, but its manifest says {dtype} {shape}; {_again(folder)}")
+    if not array.flags.c_contiguous or file.stat().st_size != array.offset + array.nbytes:
+        raise InputError(f"{file}: not the size of {dtype} {shape}; {_again(folder)}")
+    return array
+
+
+def _name_lines(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> bytes:
+    if manifest.get("names_sha256") is None:
+        return b""
+    file = folder / "names.txt"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; expected the images' names; {_again(folder)}") from error
+    if hashlib.sha256(data).hexdigest() != manifest["names_sha256"]:
+        raise InputError(f"{file}: content differs from {manifest_path}; {_again(folder)}")
+    if data.count(b"\n") != manifest["count"]:
+        raise InputError(f"{file}: does not hold {manifest['count']} names; {_again(folder)}")
+    return data
+
+
+def _check_values(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Labels name classes, parts are parts: what a hash cannot say of a pack that was made wrongly."""
+    for name, limit in (("labels", len(manifest["classes"])), ("parts", TEST + 1)):
+        if name in arrays and not 0 <= arrays[name].min() <= arrays[name].max() < limit:
+            raise InputError(f"{folder / name}.npy: holds values beyond 0 to {limit - 1}; {_again(folder)}")
 
 
 def verify_pack(manifest_path: str | Path) -> None:
-    """Recompute the hash of every array.
+    """Compare every byte of a pack with its manifest.
 
     Raises:
-        InputError: names the array whose bytes are not those of the manifest.
+        InputError: names the file that differs, and of images and masks the row and the image.
     """
     pack = open_pack(manifest_path)
-    for name, about in pack.manifest["arrays"].items():
-        found = array_sha256(np.load(pack.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-        if found != about["sha256"]:
-            raise InputError(
-                f"{pack.folder / name}.npy: content differs from {manifest_path} (sha256 {found[:12]}, expected "
-                f"{about['sha256'][:12]}); delete {pack.folder} and rerun to pack again"
-            )
+    for name in pack.sums:
+        for start in range(0, len(pack), BLOCK):
+            pack.rows(name, np.arange(start, min(start + BLOCK, len(pack))))

@@ -2,175 +2,272 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from viny.data.pack import verify_pack
+from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
+from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.errors import InputError
 from viny.files import array_sha256, atomic_path, digest, write_json
 
-FORMAT = 1
-RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 ASPECT = (
     "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
     "the original's geometry"
 )
+CHUNK = 64  # images that a thread takes at a time
+SHOWN = 10  # bad files that an error lists
+OTHER_STORE = "set pack_store to a folder on another disk"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a full quota
 
 
-def decode(path: Path, size: int, resize: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """Read one image, stretched to a square.
+def _size(count: int) -> str:
+    """A number of bytes for a message."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
-    JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still leaves at least the pixels that are wanted, so
-    that the antialiased resize after it has the last word; for nearest neighbour at full scale always.
+
+@contextmanager
+def _full_disk_is_input(where: Path, way_out: str = OTHER_STORE) -> Iterator[None]:
+    """Turn the error of a full disk into one that names the place and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(f"{where}: {error.strerror} while packing; free some space, or {way_out}") from error
+
+
+class Arrays:
+    """The arrays of a pack in the making: writable maps of files whose disk blocks are reserved.
 
     Args:
-        path: the image file.
-        size: side wanted, pixels (S).
-        resize: 'antialias' or 'nearest'.
-
-    Returns:
-        uint8 [3, S, S], and height and width of the original in pixels.
+        folder: an empty folder.
+        count: rows (N).
+        size: side of an image, pixels (S).
+        optional: of 'labels', 'parts' and 'masks', those that the source has.
 
     Raises:
-        InputError: the file cannot be read as an image.
+        InputError: the disk has no room for them.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if resize == "antialias":
-                image.draft("RGB", (size, size))
-            image = image.convert("RGB").resize((size, size), RESAMPLING[resize])
-            return np.asarray(image).transpose(2, 0, 1), (height, width)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: listed image is missing; restore it or remove it from the list") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
+
+    def __init__(self, folder: Path, count: int, size: int, optional: list[str]) -> None:
+        names = ["images", "images.sums", "files.sums", "images.phash", "shapes", *optional]
+        names += ["masks.sums"] if "masks" in optional else []
+        sides = {"N": count, "S": size}
+        shapes = {name: tuple(sides.get(side, side) for side in ARRAYS[name][1]) for name in names}
+        needed = sum(int(np.prod(shapes[name])) * np.dtype(ARRAYS[name][0]).itemsize for name in names)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(
+                f"{folder.parent}: a pack of {count} images needs {_size(needed)}, and {_size(free)} are free there; "
+                f"free some space, or {OTHER_STORE}"
+            )
+        self._folder, self._maps = folder, {}
+        for name in names:
+            self._maps[name] = self._create(name, shapes[name])
+        # Plain views: indexing a numpy.memmap costs more than hashing a small row does.
+        self._views = {name: np.asarray(array) for name, array in self._maps.items()}
+
+    def _create(self, name: str, shape: tuple[int, ...]) -> np.memmap:
+        path = self._folder / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=ARRAYS[name][0], shape=shape)
+        # A map of a file with holes kills the process (SIGBUS) if the disk is full when a hole is written to.
+        if hasattr(os, "posix_fallocate"):
+            try:
+                with open(path, "r+b") as f:
+                    os.posix_fallocate(f.fileno(), 0, array.offset + array.nbytes)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise  # these say that the file system cannot reserve, not that it is full
+        return array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._views
+
+    def put(self, name: str, row: int, value: np.ndarray) -> bytes:
+        """Write one row of images or masks, and its hash, which is given back."""
+        value = np.ascontiguousarray(value)
+        self._views[name][row] = value
+        found = short_sha256(value)
+        self._views[f"{name}.sums"][row] = np.frombuffer(found, np.uint8)
+        return found
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Move these rows [M], ascending, to the front and cut the files off behind them."""
+        self._views = {}
+        for name in list(self._maps):
+            array = self._maps.pop(name)
+            for start in range(0, len(rows), CHUNK):  # no row moves backwards, so none is overwritten before it moves
+                block = array[rows[start : start + CHUNK]]
+                array[start : start + len(block)] = block
+            array.flush()
+            path, shape = self._folder / f"{name}.npy", (len(rows), *array.shape[1:])
+            header = io.BytesIO()
+            about = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, about)
+            assert header.tell() == array.offset  # headers have room for a longer first side
+            row_size = array.nbytes // len(array)
+            del array
+            with open(path, "r+b") as f:
+                f.write(header.getvalue())
+                f.truncate(header.tell() + len(rows) * row_size)
+            self._maps[name] = np.load(path, mmap_mode="r+")
+        self._views = {name: np.asarray(array) for name, array in self._maps.items()}
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Write everything to disk; gives type, shape and hash of each array, as the manifest tells them."""
+        about = {}
+        for name, array in self._maps.items():
+            array.flush()
+            if name in BY_ROW:
+                sha256 = rows_sha256(array.dtype.str, array.shape, self._views[f"{name}.sums"])
+            else:
+                sha256 = array_sha256(array)
+            about[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "sha256": sha256}
+        return about
 
 
-def decode_mask(path: Path, size: int, values: Mapping[int, int]) -> np.ndarray:
-    """Read one mask of class values, stretched to a square by nearest neighbour: uint8 [S, S].
-
-    Args:
-        path: a single-channel image.
-        size: side wanted, pixels (S).
-        values: class index of each value that the file may hold.
-
-    Raises:
-        InputError: unreadable, or with a value that is not in `values`.
-    """
-    try:
-        with Image.open(path) as image:
-            raw = np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: mask is missing; restore it or remove its image from the list") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a mask ({error}); replace or remove it") from error
-    if raw.ndim != 2:
-        raise InputError(f"{path}: expected one channel of class values, got shape {raw.shape}")
-    unknown = sorted(set(np.unique(raw).tolist()) - set(values))
-    if unknown:
-        raise InputError(f"{path}: unknown mask values {unknown[:8]}; expected {sorted(values)}")
-    table = np.zeros(256, np.uint8)
-    table[list(values)] = list(values.values())
-    return table[raw]
-
-
-def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-
-
-def _fill(count: int, threads: int, work: Callable[[int], None], what: str) -> None:
-    """Run `work` for every index on `threads` threads; Pillow decodes and resizes outside Python's lock."""
+def _fill(count: int, threads: int, work: Callable[[range], None], what: str) -> None:
+    """Run `work` for all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock."""
     bar = tqdm(total=count, desc=what, unit="image", mininterval=1.0, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
-        chunk = 64
-        starts = range(0, count, chunk)
 
         def run(start: int) -> int:
-            stop = min(start + chunk, count)
-            for i in range(start, stop):
-                work(i)
-            return stop - start
+            chunk = range(start, min(start + CHUNK, count))
+            work(chunk)
+            return len(chunk)
 
         try:
-            for done in pool.map(run, starts):
+            for done in pool.map(run, range(0, count, CHUNK)):
                 bar.update(done)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _pack_files(listing: Listing, spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+def _pack_files(
+    listing: Listing, spec: Mapping[str, Any], folder: Path, threads: int
+) -> tuple[Arrays, list[str], dict[str, Any]]:
+    """Pack a listed data set: its arrays, the names of its images, and what the manifest says beside these."""
     count, size = len(listing.images), spec["size"]
-    arrays = {
-        "images": _array(folder, "images", (count, 3, size, size), np.uint8),
-        "shapes": _array(folder, "shapes", (count, 2), np.int32),
-    }
-    if listing.masks:
-        arrays["masks"] = _array(folder, "masks", (count, size, size), np.uint8)
-    if listing.labels:
-        arrays["labels"] = _array(folder, "labels", (count,), np.int32)
-        arrays["labels"][:] = listing.labels
-    if listing.parts:
-        arrays["parts"] = _array(folder, "parts", (count,), np.uint8)
-        arrays["parts"][:] = listing.parts
+    arrays = Arrays(folder, count, size, [name for name in ("labels", "parts", "masks") if getattr(listing, name)])
+    for name in ("labels", "parts"):
+        if name in arrays:
+            arrays[name][:] = getattr(listing, name)
+    background = listing.mask_classes.index("background") if "background" in listing.mask_classes else None
+    refused: dict[int, BadFileError] = {}
+    blank: set[int] = set()  # images whose mask is all background
+    unrotated: set[int] = set()
 
-    def work(i: int) -> None:
-        arrays["images"][i], arrays["shapes"][i] = decode(listing.images[i], size, spec["resize"])
-        if listing.masks:
-            arrays["masks"][i] = decode_mask(listing.masks[i], size, listing.mask_values)
+    def pack_one(i: int) -> np.ndarray:
+        mask = decode_mask(listing.masks[i], size, listing.mask_values) if listing.masks else None
+        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None)
+        arrays.put("images", i, picture.pixels)
+        arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
+        arrays["shapes"][i] = picture.shape
+        if mask:
+            arrays.put("masks", i, mask.pixels)
+            if background is not None and mask.only == background:
+                blank.add(i)
+        if picture.unrotated:
+            unrotated.add(i)
+        return picture.grey
+
+    def work(chunk: range) -> None:
+        greys = np.zeros((len(chunk), GREY, GREY), np.uint8)
+        for at, i in enumerate(chunk):
+            try:
+                greys[at] = pack_one(i)
+            except BadFileError as error:
+                refused[i] = error
+        arrays["images.phash"][chunk.start : chunk.stop] = perceptual_hashes(greys)
 
     _fill(count, threads, work, f"pack {spec['source']}")
+    if refused:
+        _tolerate(refused, count, spec)
     base = Path(spec["path"])
-    names = [os.path.relpath(p, base) for p in listing.images]
-    (folder / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    return {"arrays": arrays, "classes": listing.classes, "mask_classes": listing.mask_classes}
+    names = [os.path.relpath(path, base) for path in listing.images]
+    left_out = {i: {"file": os.path.relpath(e.path, base), "reason": e.reason} for i, e in refused.items()}
+    if spec.get("all_background") == "skip":
+        reason = {"reason": "the mask shows nothing but background"}
+        left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
+    more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    if listing.masks:
+        more |= {"unrotated": len(unrotated), "masks_without_image": listing.masks_without_image}
+        if background is not None:
+            more["all_background"] = len(blank)
+    if left_out:
+        kept = np.array([i for i in range(count) if i not in left_out], np.int64)
+        if len(kept) == 0:
+            raise InputError(f"{spec['path']}: no image is left; set segmentation.all_background: keep")
+        arrays.keep(kept)
+        names = [names[i] for i in kept]
+    return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **more}
 
 
-def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+def _tolerate(refused: Mapping[int, BadFileError], count: int, spec: Mapping[str, Any]) -> None:
+    """Raise an error for bad files, unless the study skips them and most files are good."""
+    skip = spec.get("on_bad_image", "error") == "skip"
+    if skip and 2 * len(refused) <= count:
+        return
+    shown = [f"  {refused[i]}" for i in sorted(refused)[:SHOWN]]
+    if len(refused) > SHOWN:
+        shown.append(f"  and {len(refused) - SHOWN} more")
+    way_out = "fix or remove them, or set on_bad_image: skip to leave them out"
+    if skip:
+        way_out = "more than half: on_bad_image: skip does not go that far; check the folder and the source"
+    raise InputError("\n".join([f"{spec['path']}: {len(refused)} of {count} images are bad; {way_out}", *shown]))
+
+
+def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tuple[Arrays, list[str], dict[str, Any]]:
     from viny.data.synthetic import KINDS, SCENES, SEGMENTATION_CLASSES, render
 
     count, size, stream = spec["count"], spec["size"], spec["stream"]
     scenes = stream == "scenes"
-    arrays = {
-        "images": _array(folder, "images", (count, 3, size, size), np.uint8),
-        "shapes": _array(folder, "shapes", (count, 2), np.int32),
-        "masks": _array(folder, "masks", (count, size, size), np.uint8),
-        "labels": _array(folder, "labels", (count,), np.int32),
-        "parts": _array(folder, "parts", (count,), np.uint8),
-    }
+    arrays = Arrays(folder, count, size, ["labels", "parts", "masks"])
 
-    def work(i: int) -> None:
-        image, mask, scene, kind = render(stream, i, size, spec["seed"])
-        arrays["images"][i], arrays["masks"][i], arrays["shapes"][i] = image, mask, (size, size)
-        arrays["labels"][i] = scene if scenes else kind
-        # One in five is held out, in runs that take every class.
-        arrays["parts"][i] = i * 5 // count == 4
+    def work(chunk: range) -> None:
+        greys = np.zeros((len(chunk), GREY, GREY), np.uint8)
+        for at, i in enumerate(chunk):
+            image, mask, scene, kind = render(stream, i, size, spec["seed"])
+            # There is no file; the picture's own bytes tell it from others.
+            arrays["files.sums"][i] = np.frombuffer(arrays.put("images", i, image), np.uint8)
+            arrays.put("masks", i, mask)
+            arrays["shapes"][i] = (size, size)
+            arrays["labels"][i] = scene if scenes else kind
+            # One in five is held out, in runs that take every class.
+            arrays["parts"][i] = i * 5 // count == 4
+            greys[at] = small_grey(image)
+        arrays["images.phash"][chunk.start : chunk.stop] = perceptual_hashes(greys)
 
     _fill(count, threads, work, f"make {stream}")
-    return {
-        "arrays": arrays,
-        "classes": list(SCENES if scenes else KINDS),
-        "mask_classes": list(SEGMENTATION_CLASSES),
-    }
+    return arrays, [], {"classes": list(SCENES if scenes else KINDS), "mask_classes": list(SEGMENTATION_CLASSES)}
 
 
 def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     """Pack one data set into an empty folder.
 
     Args:
-        spec: source, path, size, resize; for the synthetic source seed, stream, count.
+        spec: source, path, size, resize, and for files on_bad_image and all_background, see
+            `viny.cells.pack_spec`; for the synthetic source seed, stream, count.
         folder: an existing folder to fill.
         threads: workers.
 
@@ -178,47 +275,85 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
         The manifest, as written to `folder`/manifest.json.
 
     Raises:
-        InputError: the data are missing or damaged; see `viny.data.sources`.
+        InputError: the data are missing (see `viny.data.sources`), files of them are bad, or the disk is full.
     """
+    with _full_disk_is_input(folder.parent):
+        return _build(spec, folder, threads)
+
+
+def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     if spec["source"] == "synthetic":
-        made = _pack_synthetic(spec, folder, threads)
+        arrays, names, more = _pack_synthetic(spec, folder, threads)
     else:
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
-        made = _pack_files(list_source(spec["source"], spec["path"]), spec, folder, threads)
-    about = {}
-    for name, array in made["arrays"].items():
-        array.flush()
-        about[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "sha256": array_sha256(array)}
+        arrays, names, more = _pack_files(list_source(spec["source"], spec["path"]), spec, folder, threads)
     manifest = {
         "format": FORMAT,
         "source": spec["source"],
-        "count": len(made["arrays"]["images"]),
+        "count": len(arrays["images"]),
         "resolution": spec["size"],
         "resize": {"antialias": "bilinear with antialiasing", "nearest": "nearest neighbour"}[spec["resize"]],
         "aspect": ASPECT,
-        "classes": made["classes"],
-        "mask_classes": made["mask_classes"],
-        "arrays": about,
+        "arrays": arrays.finish(),
+        **more,
     }
-    if made["mask_classes"]:
-        manifest["border_class"] = made["mask_classes"].index("border")
-        manifest["masks_of_one_class"] = _count_uniform(made["arrays"]["masks"])
-    manifest["sha256"] = digest(about)
+    if names:
+        text = "".join(f"{name}\n" for name in names).encode()
+        (folder / "names.txt").write_bytes(text)
+        manifest["names_sha256"] = hashlib.sha256(text).hexdigest()
+    if manifest["mask_classes"]:
+        manifest["border_class"] = manifest["mask_classes"].index("border")
+        manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])
+    manifest["sha256"] = manifest_sha256(manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 def _count_uniform(masks: np.ndarray) -> int:
-    """Masks that show a single class; Pets has some that are all background."""
+    """Packed masks that show a single class."""
     return sum(int(m.min() == m.max()) for m in masks)
 
 
-def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, threads: int) -> Path:
-    """Make sure that the store holds a pack, and link it beside a study's manifest.
+def _remove_leftovers(store: Path) -> None:
+    """Remove the temporary folders of packers on this machine that were killed."""
+    for folder in store.glob(".*@*@*"):
+        found = re.fullmatch(r"\..+@(.+)@(\d+)@\w+", folder.name)
+        if found and found[1] == platform.node() and not _alive(int(found[2])):
+            print(f"{folder}: left behind by a packer that was killed; removed", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    The store is keyed by what the pack is made from, so studies share packs. A pack appears under its name
-    only when it is complete; two jobs that make the same one at the same time both succeed.
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # there is one, of another user
+    return True
+
+
+def _temporary(folder: Path) -> Path:
+    """A new folder beside `folder` whose name says which process it belongs to."""
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}@{platform.node()}@{os.getpid()}@", dir=folder.parent))
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with the pack in a folder; None where it is whole."""
+    try:
+        verify_pack(folder / "manifest.json")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, threads: int) -> Path:
+    """Make sure that the store holds a whole pack, and link it beside a study's manifest.
+
+    The store is keyed by what the pack is made from, so studies share packs. One that is there is compared
+    with its manifest first, and packed anew if it is damaged. A pack appears under its name only when it is
+    complete; two jobs that make the same one at the same time both succeed.
 
     Args:
         spec: see `build_pack`.
@@ -228,32 +363,60 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
 
     Returns:
         The pack's folder.
+
+    Raises:
+        InputError: as `build_pack`.
     """
     folder = store / f"{spec['source']}-{spec['size']}-{digest(spec)[:12]}"
-    if (folder / "manifest.json").is_file():
-        verify_pack(folder / "manifest.json")
-    else:
-        store.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=store))
+    fault = _fault(folder) if os.path.lexists(folder) else "not packed before"
+    if fault is not None:
+        if os.path.lexists(folder):
+            print(f"{folder}: is damaged and is packed anew ({fault})", flush=True)
+        with _full_disk_is_input(store):
+            store.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(store)
+            tmp = _temporary(folder)
         try:
             build_pack(spec, tmp, threads)
-            os.chmod(tmp, 0o755)
-            try:
-                os.rename(tmp, folder)
-            except OSError:
-                if not (folder / "manifest.json").is_file():
-                    raise
+            with _full_disk_is_input(store):
+                os.chmod(tmp, 0o755)
+                _put_in_place(tmp, folder)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
-    manifest_path.parent.mkdir(parents=True, exist_ok=True)
-    link = manifest_path.parent / "images.npy"
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
-    with atomic_path(manifest_path) as copy:
-        copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
+    with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
+        manifest_path.parent.mkdir(parents=True, exist_ok=True)
+        link = manifest_path.parent / "images.npy"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
+        with atomic_path(manifest_path) as copy:
+            copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Give a complete pack its name, unless another job did so meanwhile; what is damaged there goes."""
+    try:
+        os.rename(made, folder)
+        return
+    except OSError:
+        if _fault(folder) is None:
+            return
+    aside = _temporary(folder)
+    try:
+        os.rename(folder, aside / folder.name)  # at once: who has it open keeps what is open
+        os.rename(made, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def describe(manifest: Mapping[str, Any]) -> str:
-    """One line for a log."""
-    return json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})
+    """A few lines for a log: what the pack is, and what was noticed in its making."""
+    lines = [json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})]
+    counts = {
+        "unrotated": "images whose EXIF orientation was left aside, because their masks fit without it",
+        "all_background": "masks that show nothing but background",
+        "masks_without_image": "masks whose image is in no list",
+    }
+    lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
+    lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]
+    return "\n".join(lines)

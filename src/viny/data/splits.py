@@ -12,6 +12,8 @@ from viny.data.pack import TEST, TRAIN, Pack
 from viny.errors import InputError
 from viny.files import array_sha256, atomic_path, read_json, write_json
 
+LISTS = ("train", "test")  # that every split has
+
 
 def permutation(count: int, *keys: int | str) -> np.ndarray:
     """A permutation of range(count) that depends on `keys` alone: int64 [count].
@@ -97,18 +99,48 @@ def write_split(record_path: Path, indices_path: Path, split: dict[str, np.ndarr
 def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, np.ndarray]:
     """Read index lists and check them against their record and the pack they were cut from.
 
+    Returns:
+        'train' and 'test', each int64 [M]: rows of the pack, none twice and none in both lists.
+
     Raises:
         InputError: damaged, or of another pack.
     """
     record = read_json(record_path, "a split record")
+
+    def need(condition: bool, what: str) -> None:
+        if not condition:
+            raise InputError(f"{record_path}: not a split record: {what}; delete it and rerun")
+
+    need(isinstance(record, dict), "no mapping")
+    need(isinstance(record.get("pack_sha256"), str), "'pack_sha256' is missing or no text")
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{record_path}: was cut from another pack than {pack.folder}; delete it and rerun")
+    parts = record.get("parts")
+    need(isinstance(parts, dict) and set(parts) == set(LISTS), f"'parts' does not hold {' and '.join(LISTS)}")
+    for name, about in parts.items():
+        need(isinstance(about, dict) and isinstance(about.get("sha256"), str), f"'parts.{name}' has no sha256")
     try:
         with np.load(indices_path, allow_pickle=False) as f:
-            split = {k: f[k] for k in record["parts"]}
+            split = {k: f[k] for k in LISTS}
     except Exception as error:  # zip, header and key errors each have a type of their own
         raise InputError(f"{indices_path}: not readable index lists ({error}); delete it and rerun") from error
     for name, indices in split.items():
-        if array_sha256(indices) != record["parts"][name]["sha256"]:
+        if array_sha256(indices) != parts[name]["sha256"]:
             raise InputError(f"{indices_path}: '{name}' is not what {record_path} says; delete both and rerun")
+    _check_lists(split, len(pack), indices_path)
     return split
+
+
+def _check_lists(split: dict[str, np.ndarray], count: int, path: Path) -> None:
+    """Refuse lists that no split of a pack of `count` images has, whoever wrote their hashes."""
+    again = f"delete {path} and its record and rerun"
+    for name, indices in split.items():
+        if indices.dtype != np.int64 or indices.ndim != 1:
+            raise InputError(f"{path}: '{name}' is {indices.dtype} {list(indices.shape)}, expected int64 [M]; {again}")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+            raise InputError(f"{path}: '{name}' names rows beyond the pack's, 0 to {count - 1}; {again}")
+        if len(np.unique(indices)) != len(indices):
+            raise InputError(f"{path}: '{name}' names a row twice; {again}")
+    both = np.intersect1d(split["train"], split["test"])
+    if len(both):
+        raise InputError(f"{path}: {len(both)} rows, such as {both[0]}, are in 'train' and in 'test'; {again}")

@@ -67,7 +67,7 @@ def predict(
     """
     model.to(machine.device)
     model.encoder.set_fused_attention(machine.fused_attention)
-    images, masks = Rows(pack.images, indices, machine.device), Rows(pack.masks, indices, machine.device)
+    images, masks = Rows(pack, "images", indices, machine.device), Rows(pack, "masks", indices, machine.device)
     truths, guesses = [], []
     for positions in torch.arange(len(indices)).split(BATCH):
         here = draws.at(positions) if draws is not None else None

@@ -51,7 +51,10 @@ def write_figures(
     split = root / "splits" / "finetune" / f"size-{shown[-1].finetune_size}_seed-{shown[-1].seed}"
     test = read_split(split.with_suffix(".json"), split.with_suffix(".npz"), pack)["test"]
     # Images with every class, evenly spaced through the test set.
-    whole = [i for i in test if len(np.unique(pack.masks[i])) == len(pack.manifest["mask_classes"])]
+    masks = pack.rows("masks", test)
+    whole = [
+        i for i, mask in zip(test, masks, strict=True) if len(np.unique(mask)) == len(pack.manifest["mask_classes"])
+    ]
     picked = np.array(whole or test)[:: max(1, len(whole or test) // spec["examples"])][: spec["examples"]]
     figures.save(_segmentation(root, shown, pack, picked, machine, note), out / "segmentation")
     pretrained = encoder_folder(root, "none", max(c.pretrain_size for c in cells), shown[0].seed)
@@ -72,7 +75,7 @@ def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray,
         model, record = load_segmentation(finetune_folder(root, cell) / "model.json")
         truth, guess = predict(model, pack, picked, record["spec"]["normalise"], None, machine)
         predictions[f"Pre-train {cell.pretrain_size},\nlabels {cell.finetune_size}"] = guess.numpy()
-    images = _channels_last(to_float(torch.from_numpy(np.array(pack.images[picked]))))
+    images = _channels_last(to_float(torch.from_numpy(pack.rows("images", picked))))
     return figures.segmentations(images, truth.numpy(), predictions, pack.manifest["mask_classes"], note)
 
 
@@ -89,7 +92,7 @@ def _reconstructions(
     settings = encoder.settings
     draws = generator(record["spec"]["cell"]["seed"], "figures", "masks")
     mask = draw_patch_mask(len(picked), settings.patches, spec["mask_ratio"], draws)
-    images = labelled_images(torch.from_numpy(np.array(pack.images[picked])), None, normalised=True)
+    images = labelled_images(torch.from_numpy(pack.rows("images", picked)), None, normalised=True)
     patches = patchify(images, settings.patch_size)
     painted = torch.where(mask.unsqueeze(-1), objective.predict(images, mask), patches)
     grey = patchify(normalise(torch.full_like(images, 0.5)), settings.patch_size)

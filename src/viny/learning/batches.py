@@ -22,19 +22,21 @@ BatchMaker = Callable[[Tensor, torch.Generator], Any]
 
 
 class Rows:
-    """Rows of a pack's array, chosen by an index list and gathered by position.
+    """Rows of a pack's array, chosen by an index list, gathered by position, and checked when first read.
 
     Args:
-        array: [N, ...], usually a memory map.
+        pack: the pack.
+        name: of its array [N, ...]: 'images', 'masks' or 'labels'.
         indices: [M], rows that make up the subset.
         device: where batches are wanted; on a GPU the subset is kept there if it fits beside the training.
     """
 
-    def __init__(self, array: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
-        self.array, self.indices, self.device = array, indices, device
+    def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device) -> None:
+        self.pack, self.name, self.indices, self.device = pack, name, indices, device
+        array = getattr(pack, name)
         size = len(indices) * int(np.prod(array.shape[1:])) * array.dtype.itemsize
         limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
-        self.held = torch.from_numpy(array[indices]).to(device) if size <= limit else None
+        self.held = torch.from_numpy(pack.rows(name, indices)).to(device) if size <= limit else None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -43,11 +45,7 @@ class Rows:
         """[B, ...] on the device, for positions [B] in the subset."""
         if self.held is not None:
             return self.held[positions.to(self.held.device)]
-        rows = self.indices[positions.numpy()]
-        order = np.argsort(rows, kind="stable")  # the disk is read in one direction
-        out = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
-        out[order] = self.array[rows[order]]
-        batch = torch.from_numpy(out)
+        batch = torch.from_numpy(self.pack.rows(self.name, self.indices[positions.numpy()]))
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
@@ -63,7 +61,7 @@ def simmim_batches(
     device: torch.device,
 ) -> BatchMaker:
     """Random crops, flips, ImageNet normalisation, and a patch mask an image."""
-    images = Rows(pack.images, indices, device)
+    images = Rows(pack, "images", indices, device)
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -101,7 +99,7 @@ def class_batches(
     device: torch.device,
 ) -> BatchMaker:
     """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes]."""
-    images = Rows(pack.images, indices, device)
+    images = Rows(pack, "images", indices, device)
     labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -117,8 +115,8 @@ def mask_batches(
     pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device
 ) -> BatchMaker:
     """Flips of image and mask together, contrast jitter and normalisation of the image."""
-    images = Rows(pack.images, indices, device)
-    masks = Rows(pack.masks, indices, device)
+    images = Rows(pack, "images", indices, device)
+    masks = Rows(pack, "masks", indices, device)
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draws = augmentation.draws(positions, generator)

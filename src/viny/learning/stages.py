@@ -162,9 +162,9 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, BatchMaker]]] = {
 def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine) -> float:
     """Share of held-out images, or of their patches, whose class an intermediate task's model finds."""
     objective.eval()
-    images = Rows(pack.images, indices, machine.device)
+    images = Rows(pack, "images", indices, machine.device)
     patches = isinstance(objective, PatchClassification)
-    targets = Rows(pack.masks if patches else pack.labels, indices, machine.device)
+    targets = Rows(pack, "masks" if patches else "labels", indices, machine.device)
     hits = []
     for positions in torch.arange(len(indices)).split(250):
         with machine.autocast():

@@ -1,0 +1,279 @@
+"""Decoding one image or mask file as it comes: any mode and orientation in, a square of uint8 out, or one reason.
+
+A file is read once: what is hashed is what is decoded. Nothing here knows packs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from viny.errors import InputError
+
+RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+# No others: Pillow would hand EPS to Ghostscript, and would read containers that refer to other files.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+MIN_SIDE = 4  # pixels; less is no picture, and a crop of it may have no pixel at all
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size: Pillow's own limit, 89 million
+MAX_BYTES = 1 << 30  # of a file, for it is read as a whole
+HASH = 16  # bytes kept of a sha256
+GREY = 32  # side of the picture that a perceptual hash is made from, pixels
+
+_ORIENTATION = 0x0112  # EXIF
+_TURNS = {  # what makes a picture upright, by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadFileError(InputError):
+    """A file that cannot be used; `reason` says why and what to do, without the file's place."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image."""
+
+    pixels: np.ndarray  # uint8 [3, S, S]
+    shape: tuple[int, int]  # height and width of the original, upright, pixels
+    grey: np.ndarray  # uint8 [GREY, GREY]
+    file: bytes  # the first HASH bytes of the sha256 of the file's bytes
+    unrotated: bool  # whether an EXIF orientation was left aside because the mask fits without it
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A decoded mask."""
+
+    pixels: np.ndarray  # uint8 [S, S], class indices
+    shape: tuple[int, int]  # height and width of the original, pixels
+    only: int | None  # the one class that the original shows everywhere; None where it shows several
+
+
+def short_sha256(data: bytes | np.ndarray) -> bytes:
+    """The first HASH bytes of the sha256 of some bytes or of a C-contiguous array's."""
+    return hashlib.sha256(data).digest()[:HASH]
+
+
+def decode(path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None) -> Picture:
+    """Read one image, upright, as RGB, stretched to a square.
+
+    JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still leaves at least the pixels that are wanted, so
+    that the antialiased resize after it has the last word; for nearest neighbour at full scale always.
+    Transparent pixels are laid on white, 16-bit greys are scaled to 8 bits, of an animation the first frame
+    is taken, and EXIF's orientation is applied.
+
+    Args:
+        path: the image file.
+        size: side wanted, pixels (S).
+        resize: 'antialias' or 'nearest'.
+        mask_shape: height and width of its mask, where it has one. It must fit the upright image; where it
+            fits the image as stored instead, the mask was drawn on that, and the orientation is left aside.
+
+    Raises:
+        BadFileError: the file cannot be read as an image, or does not fit its mask.
+    """
+    data = _read(path, "image")
+    try:
+        with _open(path, data, "image") as image:
+            width, height = image.size  # before draft mode makes it smaller
+            if resize == "antialias":
+                image.draft("RGB", (size, size))
+            image.load()
+            turn = _turn(image)
+            upright = (width, height) if turn in _LYING else (height, width)
+            unrotated = False
+            if mask_shape is not None and mask_shape != upright:
+                if mask_shape != (height, width):
+                    expected = f"{upright[0]} x {upright[1]} pixels (height x width)"
+                    found = f"{mask_shape[0]} x {mask_shape[1]}"
+                    raise BadFileError(path, f"is {expected}, but its mask {found}; they must be of one size")
+                turn, upright, unrotated = None, mask_shape, True
+            image = _rgb(path, image)
+            if turn is not None:
+                image = image.transpose(turn)
+            square = image.resize((size, size), RESAMPLING[resize])
+            # From the antialiased square, which is small; nearest neighbour's would alias.
+            grey = _grey(square if resize == "antialias" else image)
+            return Picture(np.asarray(square).transpose(2, 0, 1), upright, grey, short_sha256(data), unrotated)
+    except (BadFileError, MemoryError):
+        raise
+    except Exception as error:  # each decoder has errors of its own, also IndexError, struct.error, zlib.error
+        raise BadFileError(path, _unreadable("image", error)) from error
+
+
+def decode_mask(path: Path, size: int, values: Mapping[int, int]) -> Mask:
+    """Read one mask of class values, stretched to a square by nearest neighbour.
+
+    Args:
+        path: a single-channel image.
+        size: side wanted, pixels (S).
+        values: class index of each value that the file may hold, both 0 to 255.
+
+    Raises:
+        BadFileError: unreadable, of several channels, or with a value that is not in `values`.
+    """
+    data = _read(path, "mask")
+    try:
+        with _open(path, data, "mask") as image:
+            image.load()
+            if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+                raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
+            raw = np.asarray(image)
+            if image.mode == "1":
+                raw = raw.astype(np.uint8)
+            low, high = int(raw.min()), int(raw.max())
+            if not all(value in values for value in {low, high, *range(low, min(high, low + 256))}):
+                unknown = sorted(set(np.unique(raw).tolist()) - set(values))  # slow, and rare
+                if unknown:
+                    said = f"unknown mask values {unknown[:8]}; expected {sorted(values)}"
+                    raise BadFileError(path, f"{said}; replace it")
+            if image.mode not in ("L", "P"):
+                image = Image.fromarray(raw.astype(np.uint8))
+            table = np.zeros(256, np.uint8)
+            table[list(values)] = list(values.values())
+            pixels = table[np.asarray(image.resize((size, size), Image.Resampling.NEAREST))]
+            return Mask(pixels, image.size[::-1], values[low] if low == high else None)
+    except (BadFileError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode`
+        raise BadFileError(path, _unreadable("mask", error)) from error
+
+
+_LYING = (  # turns that make heights of widths
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+
+
+def _read(path: Path, what: str) -> bytes:
+    """A file's bytes; `what` is 'image' or 'mask'."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
+            raise BadFileError(path, f"cannot be read as {_a(what)} (it is {kind}); replace or remove it")
+        if about.st_size > MAX_BYTES:
+            raise BadFileError(path, f"cannot be read as {_a(what)} (larger than 1 GiB); replace or remove it")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        if what == "mask":
+            raise BadFileError(path, "mask is missing; restore it or remove its image from the list") from error
+        raise BadFileError(path, "listed image is missing; restore it or remove it from the list") from error
+    except OSError as error:
+        reason = f"cannot be read as {_a(what)} ({error.strerror}); check its permissions and its disk"
+        raise BadFileError(path, reason) from error
+    if not data:
+        raise BadFileError(path, f"cannot be read as {_a(what)} (the file is empty); replace or remove it")
+    return data
+
+
+def _a(what: str) -> str:
+    return "an image" if what == "image" else "a mask"
+
+
+def _unreadable(what: str, error: Exception) -> str:
+    said = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
+        said = f"none of the formats {', '.join(FORMATS)}, or its header is damaged"
+    return f"cannot be read as {_a(what)} ({said}); replace or remove it"
+
+
+def _open(path: Path, data: bytes, what: str) -> Image.Image:
+    """A picture whose header has been read, of a size that can be worked with."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        reason = f"{width} x {height} pixels are more than {MAX_PIXELS:,}"
+        raise BadFileError(path, f"cannot be read as {_a(what)} ({reason}); replace or remove it")
+    if min(width, height) < MIN_SIDE:
+        reason = f"{width} x {height} pixels; a side needs at least {MIN_SIDE}"
+        raise BadFileError(path, f"cannot be read as {_a(what)} ({reason}); replace or remove it")
+    return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded image upright; None where it is, says nothing of it, or says it illegibly."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # many real files have a broken EXIF block, and their pixels are whole
+        return None
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    """A loaded image of any mode as RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        wide = np.asarray(image).astype(np.uint32)  # 65,535 becomes 255; `convert` would clip
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        reason = "32 bits a sample, in a range that the file does not say; convert it to 8 or 16 bits"
+        raise BadFileError(path, f"cannot be read as an image ({reason})")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L").resize((GREY, GREY), Image.Resampling.BOX))
+
+
+def small_grey(pixels: np.ndarray) -> np.ndarray:
+    """What a perceptual hash is made from, uint8 [GREY, GREY], of pixels, uint8 [3, S, S]."""
+    return _grey(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+
+
+def _cosines() -> np.ndarray:
+    """The 8 lowest rows of the DCT-II over GREY points, in whole numbers of 2**-15: float64 [8, GREY]."""
+    k, n = np.arange(8)[:, None], np.arange(GREY)[None]
+    return np.rint(np.cos(np.pi * k * (2 * n + 1) / (2 * GREY)) * (1 << 15))
+
+
+_COSINES = _cosines()
+# Least standard deviation of the GREY x GREY picture, in grey levels, for its hash to mean anything.
+_LEAST_CONTRAST = 4
+
+
+def perceptual_hashes(greys: np.ndarray) -> np.ndarray:
+    """64-bit hashes of which few bits differ between pictures that look the same: uint64 [N].
+
+    The pHash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010): each of
+    the 8 x 8 lowest coefficients of the DCT gives a bit, whether it is above their median; row by row, the
+    first bit being the highest. 0, which no other picture has, stands for a picture that is all but
+    constant, whose bits would be noise.
+
+    Args:
+        greys: uint8 [N, GREY, GREY].
+    """
+    x = greys.astype(np.float64)
+    # Sums of whole numbers below 2**53: exact in any order, so the bits are the same on every machine. Products
+    # of small matrices stay in this thread; one large product would wake the BLAS library's own threads.
+    low = (_COSINES @ x @ _COSINES.T).reshape(len(x), 64)
+    x = x.reshape(len(x), -1)
+    middle = np.partition(low, (31, 32), axis=1)[:, 31:33]
+    bits = 2 * low > middle.sum(1, keepdims=True)  # above the median
+    found = np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    total, squares = x.sum(1), np.einsum("ij,ij->i", x, x)
+    found[squares * x.shape[1] - total * total < (_LEAST_CONTRAST * x.shape[1]) ** 2] = 0
+    return found

@@ -1,0 +1,172 @@
+"""Training images among the test images: the same file, or a picture that looks the same.
+
+A test image that was also trained on makes its score too good. Nothing is removed and nothing fails: a table
+lists the pairs, and a reader judges.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viny.cells import pack_manifest, searched_splits, split_record
+from viny.data.pack import Pack, open_pack
+from viny.data.splits import read_split
+from viny.files import atomic_path
+
+COLUMNS = ("role", "image", "test_image", "kind", "distance")
+BLOCK = 1 << 22  # pairs that are compared at a time: 32 MB of differences
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of one role: rows of its pack, rows of the segmentation pack, and how they are alike."""
+
+    rows: np.ndarray  # int64 [M]
+    tests: np.ndarray  # int64 [M]
+    distances: np.ndarray  # int64 [M], bits of 64; 0 for exact pairs
+    exact: np.ndarray  # bool [M]
+
+
+def find_pairs(train: Pack, rows: np.ndarray, test: Pack, tests: np.ndarray, distance: int) -> Pairs:
+    """Every pair of a training and a test image that are one file or look the same.
+
+    Args:
+        train: pack of the training images.
+        rows: [M], rows of it.
+        test: pack of the test images.
+        tests: [T], rows of it.
+        distance: most bits in which the perceptual hashes of two that look the same differ.
+
+    Returns:
+        exact pairs (the same bytes of a file; for synthetic images, of a picture), then near ones, each by
+        row and test. An image that is in both lists is a pair with itself. Nearly constant pictures have no
+        perceptual hash and are in exact pairs only.
+    """
+    same_rows, same_tests = _same_files(train.file_sums[rows], test.file_sums[tests])
+    near_rows, near_tests, near = _near(train.phash[rows], test.phash[tests], distance)
+    # Those of one file look the same too; they are in the list once.
+    known = np.isin(near_rows * len(tests) + near_tests, same_rows * len(tests) + same_tests)
+    near_rows, near_tests, near = near_rows[~known], near_tests[~known], near[~known]
+    return Pairs(
+        rows=np.concatenate([rows[same_rows], rows[near_rows]]),
+        tests=np.concatenate([tests[same_tests], tests[near_tests]]),
+        distances=np.concatenate([np.zeros(len(same_rows), np.int64), near]),
+        exact=np.arange(len(same_rows) + len(near_rows)) < len(same_rows),
+    )
+
+
+def _same_files(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in both lists of hashes (uint8 [M, 16], [T, 16]) of each pair of equal ones."""
+    places: dict[bytes, list[int]] = {}
+    for j, value in enumerate(right):
+        places.setdefault(value.tobytes(), []).append(j)
+    keys = np.ascontiguousarray(left).view("V16")[:, 0]
+    wanted = np.ascontiguousarray(right).view("V16")[:, 0]
+    candidates = np.flatnonzero(np.isin(_words(keys), _words(wanted)))  # by the first half of the hash
+    found = [(i, j) for i in candidates.tolist() for j in places.get(keys[i].tobytes(), [])]
+    pairs = np.array(found, np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _words(keys: np.ndarray) -> np.ndarray:
+    """The first 8 bytes of hashes (16 bytes [M]) as uint64 [M]."""
+    return keys.view(np.uint64).reshape(-1, 2)[:, 0]
+
+
+def _near(left: np.ndarray, right: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions in both lists of perceptual hashes (uint64 [M], [T]) of each near pair, and their distances."""
+    mine, theirs = np.flatnonzero(left), np.flatnonzero(right)  # 0: nearly constant
+    values, others = left[mine], right[theirs]
+    step = max(1, BLOCK // max(1, len(others)))
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for start in range(0, len(values), step):
+        bits = np.bitwise_count(values[start : start + step, None] ^ others[None])  # uint8
+        i, j = np.nonzero(bits <= distance)
+        found.append((mine[start + i], theirs[j], bits[i, j].astype(np.int64)))
+    if not found:
+        return (np.empty(0, np.int64),) * 3
+    i, j, bits = (np.concatenate(column) for column in zip(*found, strict=True))
+    return i, j, bits
+
+
+def _among(rows: np.ndarray, tests: np.ndarray, splits: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """bool [M]: whether some split trains on the row and tests on the other of a pair."""
+    found = np.zeros(len(rows), bool)
+    for split in splits:
+        found |= np.isin(rows, split["train"]) & np.isin(tests, split["test"])
+    return found
+
+
+def write_duplicates(spec: Mapping[str, Any], root: Path, out: Path) -> None:
+    """Search a study's training images for its segmentation test images.
+
+    Roles are 'pretrain', the whole pre-training pack; each intermediate task, the images that it trains on;
+    and 'finetune': under a fixed test set the pool that labelled images of any number are cut from, under a
+    moving one the images that a cell trains on, against the test images of the same cell.
+
+    Args:
+        spec: see `viny.cells.duplicates_spec`.
+        root: the study's folder.
+        out: folder for duplicates.csv (a pair a line) and duplicates.md (their counts).
+
+    Raises:
+        InputError: a pack or a split is missing or damaged.
+    """
+    packs = {name: open_pack(pack_manifest(root, name)) for name in ("segmentation", *spec["tasks"])}
+    if spec["pretrain"]:
+        packs["pretrain"] = open_pack(pack_manifest(root, "pretrain"))
+    test = packs["segmentation"]
+    finetune, tasks = [], {}
+    for part, subset in searched_splits(spec):
+        record = split_record(root, part, subset)
+        split = read_split(record, record.with_suffix(".npz"), test if part == "finetune" else packs[subset])
+        if part == "finetune":
+            finetune.append(split)
+        else:
+            tasks[subset] = split["train"]
+    tests = _union(split["test"] for split in finetune)
+    searched = {"pretrain": (packs["pretrain"], np.arange(len(packs["pretrain"])))} if spec["pretrain"] else {}
+    searched |= {name: (packs[name], rows) for name, rows in tasks.items()}
+    fixed = all(np.array_equal(split["test"], tests) for split in finetune)
+    pool = np.setdiff1d(np.arange(len(test)), tests) if fixed else _union(split["train"] for split in finetune)
+    searched["finetune"] = (test, pool)
+    lines, counts = [], []
+    for role, (pack, rows) in searched.items():
+        pairs = find_pairs(pack, rows, test, tests, spec["distance"])
+        keep = np.ones(len(pairs.rows), bool)
+        if role == "finetune" and not fixed:  # the test set of one size may hold what another trains on
+            keep = _among(pairs.rows, pairs.tests, finetune)
+        for i in np.flatnonzero(keep).tolist():
+            names = pack.name(int(pairs.rows[i])), test.name(int(pairs.tests[i]))
+            lines.append((role, *names, "exact" if pairs.exact[i] else "near", int(pairs.distances[i])))
+        exact, near = (np.unique(pairs.tests[keep & kind]) for kind in (pairs.exact, ~pairs.exact))
+        pair_counts = int((keep & pairs.exact).sum()), int((keep & ~pairs.exact).sum())
+        counts.append((role, len(rows), *pair_counts, len(np.union1d(exact, near))))
+    with atomic_path(out / "duplicates.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(lines)
+    text = _markdown(spec, counts, len(tests))
+    with atomic_path(out / "duplicates.md") as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _union(lists: Iterable[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(list(lists)))
+
+
+def _markdown(spec: Mapping[str, Any], counts: list[tuple[str, int, int, int, int]], tests: int) -> str:
+    head = "| role | training images | exact pairs | near pairs | test images concerned |\n|:--|--:|--:|--:|--:|\n"
+    body = "".join(f"| {role} | {' | '.join(f'{n:,}' for n in numbers)} |\n" for role, *numbers in counts)
+    return (
+        f"# Training images among the test images\n\nStudy {spec['study']}, {tests:,} test images. Exact: the same "
+        f"bytes. Near: perceptual hashes of 64 bits differ in at most {spec['distance']}, which is a hint and no "
+        f"proof. duplicates.csv names the pairs.\n\n{head}{body}"
+    )
