@@ -199,7 +199,8 @@ def _check_code(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(arguments)
-    if parent := os.environ.get("VINY_PARENT", ""):
+    parent = os.environ.get("VINY_PARENT", "")
+    if parent.isdecimal():
         end_with_parent(int(parent))
     try:
         with on_stop(raise_stopped):
@@ -218,8 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return FAILED
         if error.errno not in DISK_FAULTS:
             raise
+        where = error.filename or "output"
         print(
-            f"viny: {error.filename}: {error.strerror}; free space or mend the disk and run again, what is done stays",
+            f"viny: {where}: {error.strerror}; free space or mend the disk and run again, what is done stays",
             file=sys.stderr,
         )
         return FAILED
