@@ -613,6 +613,18 @@ def test_a_disk_fault_ends_with_the_file_s_name(
     assert said.count("\n") == 1
 
 
+def test_a_disk_without_room_for_a_pack_is_an_error_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert cli.main(pack_arguments(tmp_path)) == 1
+    assert "/images.npy: No space left on device; free space" in capsys.readouterr().err
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_a_training_error_ends_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,7 +87,17 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int]) -> np.ndarray:
 
 
 def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+    path = folder / f"{name}.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # A full disk is an error here; met later, by a write to the memory map, it kills the process.
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with open(path, "r+b") as f:
+                os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+    return array
 
 
 def _fill(count: int, threads: int, work: Callable[[int], None], what: str) -> None:
