@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -32,6 +31,7 @@ from viny.data.sources import list_imagenet, list_pets
 from viny.data.splits import finetune_split, read_split, write_split
 from viny.errors import InputError
 from viny.files import array_sha256
+from viny.processes import place, process_tag
 
 VALUES = {1: 0, 2: 1, 3: 2}
 HEIGHT, WIDTH = 30, 40
@@ -530,9 +530,10 @@ def test_a_file_system_that_cannot_reserve_is_no_fault(tmp_path: Path, monkeypat
 
 def test_what_killed_packers_left_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    host, pid = platform.node(), int(gone.stdout)
-    left = tmp_path / "packs" / f".pets-16-abc@{host}@{pid}@x1_y"
-    others = [f".pets-16-abc@elsewhere@{pid}@x1_y", f".pets-16-abc@{host}@{os.getpid()}@x1_y", f"pets@{host}@{pid}@x"]
+    here, pid = place(), int(gone.stdout)
+    left = tmp_path / "packs" / f".pets-16-abc.{here}-{pid}-0.tmp"
+    tags = [f"00000000{here[8:]}-{pid}-0", process_tag()]  # of another machine, of this process
+    others = [*(f".pets-16-abc.{tag}.tmp" for tag in tags), f"pets.{here}-{pid}-0.tmp"]
     for folder in (left, *(tmp_path / "packs" / name for name in others)):
         folder.mkdir(parents=True)
         (folder / "images.npy").write_bytes(b"half")

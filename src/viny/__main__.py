@@ -1,4 +1,7 @@
-from viny.cli import main
+import sys
+
+from viny.cli import Log, main
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = Log(sys.stdout), Log(sys.stderr)
     raise SystemExit(main())

@@ -229,6 +229,30 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class Log:
+    """Standard output or error that a full disk cannot turn into the end of a training: what does not fit is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Any, *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+
+
 def _check_code(args: argparse.Namespace) -> None:
     """Refuse to compute under settings that were made for other code than this."""
     from viny.provenance import code_fingerprint
@@ -246,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with on_stop(leave):
             args = parser().parse_args(arguments)
-            if parent := os.environ.get("VINY_PARENT", ""):
+            parent = os.environ.get("VINY_PARENT", "")
+            if parent.isdecimal():
                 end_with_parent(int(parent))
             _check_code(args)
             return args.run_command(args) or 0
@@ -261,8 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return FAILED
         if error.errno not in DISK_FAULTS:
             raise
+        where = error.filename or "output"
         print(
-            f"viny: {error.filename}: {error.strerror}; free space or mend the disk and run again, what is done stays",
+            f"viny: {where}: {error.strerror}; free space or mend the disk and run again, what is done stays",
             file=sys.stderr,
         )
         return FAILED

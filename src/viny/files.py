@@ -36,7 +36,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(tmp, path)
         _sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.filename is None or str(error.filename) == str(tmp):
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
         tmp.unlink(missing_ok=True)

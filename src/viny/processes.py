@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 import glob
 import hashlib
+import itertools
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -25,6 +28,8 @@ from typing import Any
 
 BEAT = 30.0  # seconds between the signs of life that a claim's holder gives
 SILENCE = 600.0  # seconds without one after which a holder on another machine counts as dead
+UNFINISHED = 10.0  # seconds after which a claim that names nobody is a crash's leftover, no longer being written
+_numbers = itertools.count()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -49,10 +54,10 @@ def place() -> str:
     return "-".join(map(_short, (platform.node(), boot, namespace)))
 
 
-def _started(pid: int) -> str:
-    """Start of a process in the kernel's ticks, so that a reused number is not mistaken for it."""
-    stat = _read(f"/proc/{pid}/stat")
-    return stat.rpartition(")")[2].split()[19] if stat else ""
+def _process(pid: int) -> tuple[str, str]:
+    """A process's state letter and its start in the kernel's ticks; empty where the kernel does not show it."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], fields[19]) if fields else ("", "")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,19 @@ class Owner:
 
     @classmethod
     def me(cls) -> Owner:
-        return cls(platform.node(), place(), os.getpid(), _started(os.getpid()))
+        return cls(platform.node(), place(), os.getpid(), _process(os.getpid())[1])
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Read what `asdict` wrote; ValueError for anything else."""
+        value = json.loads(text)
+        kinds = {"host": str, "place": str, "pid": int, "started": str}
+        if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != kinds:
+            raise ValueError("not an owner")
+        owner = cls(**value)
+        if owner.pid <= 0 or owner.place.count("-") != 2:
+            raise ValueError("no process of any machine")
+        return owner
 
     def state(self) -> str:
         """'alive', 'dead', or 'elsewhere' where this process cannot tell."""
@@ -83,32 +100,47 @@ class Owner:
             return "dead"
         except PermissionError:
             pass
-        return "alive" if _started(self.pid) == self.started else "dead"
+        except OverflowError:
+            return "dead"  # no process has such a number
+        state, started = _process(self.pid)
+        if state in ("Z", "X"):
+            return "dead"  # its parent has not asked for its exit code, which keeps its number in use
+        # A kernel that hides the processes of others, or has no /proc, leaves only the number to go by.
+        return "dead" if started and self.started and started != self.started else "alive"
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {self.host}" if self.pid else "a process that its claim does not tell"
+
+
+NOBODY_KNOWN = Owner("", "", 0, "")  # holds a claim that cannot be read
 
 
 def process_tag() -> str:
-    """This process as a part of a file name."""
-    return f"{place()}-{os.getpid()}"
+    """This process and a number of its own, as a part of a file name: another at every call."""
+    return f"{place()}-{os.getpid()}-{next(_numbers)}"
 
 
 def tag_is_dead(tag: str) -> bool:
     """Whether a tag is of a process that surely lives no more."""
-    where, _, pid = tag.rpartition("-")
-    if where.count("-") != 2 or not pid.isdecimal():
-        return False
-    return Owner("", where, int(pid), _started(int(pid))).state() == "dead"
+    found = re.fullmatch(r"(\w+-\w+-\w+)-(\d+)-\d+", tag)
+    return found is not None and Owner("", found[1], int(found[2]), "").state() == "dead"
 
 
 def unfinished(path: Path) -> Path:
     """A name beside `path` for what this process has not finished; what killed processes left there is removed."""
-    head, tail = f".{path.name}.", f".tmp{path.suffix}"
-    for left in path.parent.glob(f"{glob.escape(head)}*{glob.escape(tail)}"):
-        if tag_is_dead(left.name.removeprefix(head).removesuffix(tail)):
-            left.unlink(missing_ok=True)
-    return path.with_name(f"{head}{process_tag()}{tail}")
+    remove_leftovers(path.parent, path.name)
+    return path.with_name(f".{path.name}.{process_tag()}.tmp{path.suffix}")
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """Remove the files and folders that killed processes left unfinished in `folder`, of one name or of all."""
+    removed = []
+    for left in folder.glob(f".{glob.escape(name) if name else '*'}.*.tmp*"):
+        tag = left.name.rpartition(".tmp")[0].rpartition(".")[2]
+        if tag_is_dead(tag):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            removed.append(left)
+    return removed
 
 
 class Claim:
@@ -117,78 +149,130 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._owner = Owner.me()
+        self._content = json.dumps(asdict(self._owner)).encode()
         self._done = threading.Event()
         self._held = False
 
     def holder(self) -> Owner | None:
         """Who holds the claim now; None if nobody who is alive does."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[Owner | None, bytes | None]:
+        """Who holds the claim, and the content that says so; None for no claim, also for one we may not read."""
         try:
-            owner = Owner(**json.loads(self.path.read_text(encoding="utf-8")))
+            content = self.path.read_bytes()
             silent = _now(self.path.parent) - self.path.stat().st_mtime
-            state = owner.state()
-        except (OSError, ValueError, TypeError, IndexError):
-            return None
-        if state == "dead" or (state == "elsewhere" and silent > SILENCE):
-            return None
-        return owner
+        except FileNotFoundError:
+            return None, None
+        except OSError:  # what we may not read may well be held
+            return NOBODY_KNOWN, None
+        try:
+            owner = Owner.parse(content.decode())
+        except ValueError:
+            # Without hard links a claim is empty for a moment before it says whose it is.
+            return (NOBODY_KNOWN if silent < UNFINISHED else None), content
+        state = owner.state()
+        return (None if state == "dead" or (state == "elsewhere" and silent > SILENCE) else owner), content
 
     def acquire(self) -> Owner | None:
         """Take the claim; returns None when it is ours, else who holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        name, aside = unfinished(self.path), unfinished(self.path.with_suffix(".stale"))
-        name.write_text(json.dumps(asdict(self._owner)), encoding="utf-8")
+        name = unfinished(self.path)
         try:
+            name.write_bytes(self._content)
+            other: Owner | None = None
             for _ in range(5):
-                try:
-                    _link(name, self.path)
-                except FileExistsError:
-                    holder = self.holder()
-                    if holder is not None:
-                        return holder
-                    self._clear_stale(aside)
-                else:
-                    self._held = True
-                    threading.Thread(target=self._beat, daemon=True).start()
+                if _link(name, self.path):
+                    self._held, self._done = True, threading.Event()
+                    threading.Thread(target=self._beat, args=(self._done,), daemon=True).start()
+                    self._sweep()
                     return None
-            return self.holder() or self._owner
+                holder, content = self._look()
+                if holder is not None:
+                    return holder
+                if content is not None:
+                    other = self._clear_stale(content)
+            return other or self.holder() or NOBODY_KNOWN
         finally:
             name.unlink(missing_ok=True)
 
-    def _clear_stale(self, aside: Path) -> None:
-        """Remove a dead process's claim, unless another process was quicker and holds it by now."""
-        try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
-            return
-        if Claim(aside).holder() is not None:
-            with suppress(FileExistsError):
-                _link(aside, self.path)
-        aside.unlink()
+    def _right(self, word: str) -> Path:
+        return self.path.with_name(f".{self.path.name.lstrip('.')}.{word}")
 
-    def _beat(self) -> None:
-        while not self._done.wait(BEAT):
+    def _sweep(self) -> None:
+        """Remove what a process left that was killed while it removed a dead claim; safe for who holds the claim."""
+        for left in self.path.parent.glob(self._right("[0-9a-f]" * 8).name):
+            if Claim(left).holder() is None:
+                left.unlink(missing_ok=True)
+
+    def _clear_stale(self, content: bytes) -> Owner | None:
+        """Remove a dead process's claim; returns who else is removing it.
+
+        Of all who find the same dead claim, one at a time has the right to remove it, and only while it is
+        still there: who comes late would else remove the claim of somebody alive.
+        """
+        word = hashlib.sha256(content).hexdigest()[:8]
+        right = Claim(self._right(word))
+        other = right.acquire()
+        if other is not None:
+            time.sleep(0.02)
+            return other
+        try:
+            if self._look() == (None, content):
+                self.path.unlink(missing_ok=True)
+        finally:
+            right.release()
+        return None
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._content
+        except OSError:
+            return False
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(BEAT):
             with suppress(OSError):  # the folder is away for a moment, or for good; the work itself will say so
-                os.utime(self.path)
+                if self._is_ours():
+                    os.utime(self.path)
 
     def release(self) -> None:
+        """Give the claim back; after too long a silence it may be another's by now, and stays that."""
         self._done.set()
         if self._held:
             self._held = False
-            self.path.unlink(missing_ok=True)
+            if self._is_ours():
+                self.path.unlink(missing_ok=True)
 
 
-def _link(source: str | Path, path: Path) -> None:
-    """Give a file a second name, whole, or raise FileExistsError where the name is taken."""
+def _link(source: Path, path: Path) -> bool:
+    """Give a file a second name, whole; whether the name was free."""
     try:
         os.link(source, path)
     except FileExistsError:
+        # A network file system may report its own success, repeated, as a failure.
+        try:
+            return os.path.samefile(source, path)
+        except OSError:
+            return False  # given back meanwhile
+    except OSError:  # a file system without hard links
+        return _copy(source, path)
+    return True
+
+
+def _copy(source: Path, path: Path) -> bool:
+    """`_link` by a copy, which is empty for a moment; whether the name was free."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(source.read_bytes())
+    except OSError:
+        path.unlink(missing_ok=True)
         raise
-    except OSError:  # a file system without hard links: whole all the same, but for a crash between two calls
-        with open(source, encoding="utf-8") as f:
-            text = f.read()
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
+    return True
 
 
 def _now(folder: Path) -> float:

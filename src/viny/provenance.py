@@ -84,7 +84,20 @@ def _parse(module: str) -> tuple[str, tuple[str, ...]]:
             for alias in node.names:  # a name may be a module or something in one
                 inner = f"{node.module}.{alias.name}"
                 imports.add(inner if _module_file(inner) else node.module)
-    return hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest(), tuple(sorted(imports))
+    return hashlib.sha256(_canonical(_strip_docstrings(tree)).encode()).hexdigest(), tuple(sorted(imports))
+
+
+def _canonical(node: Any) -> str:
+    """A syntax tree as text, the same under every Python: unlike `ast.dump`, without fields that hold nothing.
+
+    Versions differ in which empty fields a node has and in which of them they show.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
 
 
 @functools.cache

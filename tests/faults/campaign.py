@@ -38,6 +38,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 from tiny_study import Study  # noqa: E402, found through the line above
 
 from viny.cells import Cell  # noqa: E402
+from viny.cli import Log  # noqa: E402
 from viny.cli import main as viny_main  # noqa: E402
 from viny.config import resolve  # noqa: E402
 
@@ -127,8 +128,8 @@ def start(command: list[str], log: Path, prepare: Callable[[], None] = lambda: N
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, it lives as long as the process
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stdout = Log(open(1, "w", closefd=False))  # noqa: SIM115, it lives as long as the process
+        sys.stderr = Log(open(2, "w", closefd=False))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked siblings, and a killed one may hold it
         prepare()
@@ -346,6 +347,7 @@ def fill_disks(bench: Bench, faults: int, draw: random.Random) -> Tally:
                 (place / name).mkdir()
             study.folder(stage).symlink_to(place / "outputs")
             (study.root / "checkpoints").symlink_to(place / "checkpoints")
+            (study.root / "log").symlink_to(place / "log")
             command = [*study.command(stage), "--checkpoint-minutes", "0"]
             free = shutil.disk_usage(place).free
             ballast = place / "ballast"

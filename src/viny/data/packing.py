@@ -7,10 +7,7 @@ import hashlib
 import io
 import json
 import os
-import platform
-import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +22,7 @@ from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256,
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.errors import InputError
 from viny.files import array_sha256, atomic_path, digest, write_json
+from viny.processes import leave, on_stop, remove_leftovers, unfinished
 
 ASPECT = (
     "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
@@ -315,30 +313,6 @@ def _count_uniform(masks: np.ndarray) -> int:
     return sum(int(m.min() == m.max()) for m in masks)
 
 
-def _remove_leftovers(store: Path) -> None:
-    """Remove the temporary folders of packers on this machine that were killed."""
-    for folder in store.glob(".*@*@*"):
-        found = re.fullmatch(r"\..+@(.+)@(\d+)@\w+", folder.name)
-        if found and found[1] == platform.node() and not _alive(int(found[2])):
-            print(f"{folder}: left behind by a packer that was killed; removed", flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # there is one, of another user
-    return True
-
-
-def _temporary(folder: Path) -> Path:
-    """A new folder beside `folder` whose name says which process it belongs to."""
-    return Path(tempfile.mkdtemp(prefix=f".{folder.name}@{platform.node()}@{os.getpid()}@", dir=folder.parent))
-
-
 def _fault(folder: Path) -> str | None:
     """What is wrong with the pack in a folder; None where it is whole."""
     try:
@@ -374,10 +348,18 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             print(f"{folder}: is damaged and is packed anew ({fault})", flush=True)
         with _full_disk_is_input(store):
             store.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(store)
-            tmp = _temporary(folder)
+            for left in remove_leftovers(store):
+                print(f"{left}: left behind by a packer that was killed; removed", flush=True)
+            tmp = unfinished(folder)
+            tmp.mkdir()
+
+        def clear(number: int) -> None:
+            shutil.rmtree(tmp, ignore_errors=True)
+            leave(number)
+
         try:
-            build_pack(spec, tmp, threads)
+            with on_stop(clear):
+                build_pack(spec, tmp, threads)
             with _full_disk_is_input(store):
                 os.chmod(tmp, 0o755)
                 _put_in_place(tmp, folder)
@@ -401,9 +383,9 @@ def _put_in_place(made: Path, folder: Path) -> None:
     except OSError:
         if _fault(folder) is None:
             return
-    aside = _temporary(folder)
+    aside = unfinished(folder.with_name(f"{folder.name}-damaged"))
     try:
-        os.rename(folder, aside / folder.name)  # at once: who has it open keeps what is open
+        os.rename(folder, aside)  # at once: who has it open keeps what is open
         os.rename(made, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,446 @@
+"""What a study does again: after a deletion, a failure, an edit, a move, a kill; and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
+import psutil
+
+from viny.processes import Claim
+from viny.study import write_study
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[1]
+STUDY = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
+# Two cells, one of them pre-trained: every kind of job but an intermediate task.
+STUDY["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}
+STUDY["compute"]["checkpoint_minutes"] = 0
+WHOLE = {"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "tables": 1, "figures": 1}
+BELOW_FINETUNE = {"finetune": 2, "evaluate": 2, "tables": 1, "figures": 1}
+BELOW_EVALUATE = {"evaluate": 2, "tables": 1, "figures": 1}
+CELL = "pre-24_mid-none_fine-8_seed-0"
+
+
+class Project:
+    """A copy of the repository in which a study, named tiny, is run by its own library."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "results" / "tiny"
+
+    @classmethod
+    def new(cls, folder: Path, **changes: Any) -> Project:
+        folder.mkdir(exist_ok=True)
+        project = cls(folder)
+        for name in ("src", "workflow", "profiles", "envs"):
+            shutil.copytree(REPOSITORY / name, folder / name)
+        shutil.copy2(REPOSITORY / "Snakefile", folder)
+        project.write(**changes)
+        return project
+
+    def copy(self, folder: Path) -> Project:
+        """The same with links and times kept."""
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        return Project(folder)
+
+    def write(self, **changes: Any) -> None:
+        """Write the study with some keys replaced, given as section__key."""
+        study = json.loads(json.dumps(STUDY))
+        for name, value in changes.items():
+            *sections, key = name.split("__")
+            place = study
+            for section in sections:
+                place = place[section]
+            place[key] = value
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(study))
+
+    def edit(self, module: str, old: str, new: str) -> None:
+        path = self.folder / "src" / "viny" / module
+        text = path.read_text()
+        assert text.count(old) == 1, f"{module} has {text.count(old)} of {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def command(self, *arguments: str) -> list[str]:
+        cores = () if "-n" in arguments else ("--cores", "2")
+        return [sys.executable, "-m", "snakemake", *cores, "--configfile", "study.yaml", *arguments]
+
+    def options(self, **environment: str) -> dict[str, Any]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VINY_", "SNAKEMAKE_"))}
+        path = str(self.folder / "src")
+        return {"cwd": self.folder, "text": True, "env": {**inherited, "PYTHONPATH": path, **environment}}
+
+    def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        """Call snakemake and hold its exit code against what is expected; returns all that it said."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 600}
+        done = subprocess.run(self.command(*arguments), **options, **self.options(**environment))
+        assert done.returncode == code, done.stdout[-6000:]
+        return done.stdout
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Call snakemake in a process group of its own, and do not wait."""
+        with open(self.folder / "said.txt", "w") as said:
+            return subprocess.Popen(
+                self.command(*arguments),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # A test run in the background of a shell ignores SIGINT, and so would its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                **self.options(),
+            )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said.txt").read_text()
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs by rule that a dry run lists; empty where nothing is to be done."""
+        out = self.run("-n", *arguments)
+        table = re.search(r"^Job stats:\n(?:.*\n){2}((?:\S+ +\d+\n)+)", out, re.MULTILINE)
+        if table is None:
+            assert "Nothing to be done" in out, out[-3000:]
+            return {}
+        counts = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+        return {k: v for k, v in counts.items() if k not in ("total", "all")}
+
+    def done(self, *arguments: str, code: int = 0) -> dict[str, int]:
+        """Jobs by rule that a run brought to their end, or that were there already, as it was planned."""
+        return finished_jobs(self.run(*arguments, code=code))
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.root / name).read_text())
+
+    def weights(self) -> dict[str, str]:
+        """Hash of each fine-tuned model."""
+        records = self.root.glob("finetune/*/model.json")
+        return {path.parent.name: json.loads(path.read_text())["weights_sha256"] for path in records}
+
+
+def finished_jobs(said: str) -> dict[str, int]:
+    names = re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", said, re.MULTILINE)
+    return {k: v for k, v in Counter(names).items() if k != "all"}
+
+
+def until(ready: Callable[[], object], what: str, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose study has run to its end; not to be changed."""
+    project = Project.new(tmp_path_factory.mktemp("finished"))
+    assert project.done() == WHOLE
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of it, to be changed."""
+    return finished.copy(tmp_path / "copy")
+
+
+# Nothing reruns
+
+
+def test_every_file_touched(project: Project) -> None:
+    for path in sorted(project.folder.rglob("*"), reverse=True):
+        os.utime(path, follow_symlinks=False)
+    assert project.planned() == {}
+
+
+def test_the_whole_folder_moved(project: Project, tmp_path: Path) -> None:
+    shutil.move(project.folder, tmp_path / "elsewhere")
+    assert Project(tmp_path / "elsewhere").planned() == {}
+
+
+def test_results_copied_into_a_new_clone(project: Project, tmp_path: Path) -> None:
+    # As cp -r does: links stay links, every file is new.
+    clone = Project.new(tmp_path / "clone")
+    for path in clone.folder.rglob("*"):
+        os.utime(path, follow_symlinks=False)
+    subprocess.run(["cp", "-r", "results", "packs", ".snakemake", clone.folder], cwd=project.folder, check=True)
+    assert clone.planned() == {}
+
+
+def test_snakemake_s_notes_lost(project: Project) -> None:
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.planned() == {}
+
+
+def test_comments_docstrings_and_layout_of_the_library(project: Project) -> None:
+    package = project.folder / "src" / "viny"
+    for path in package.rglob("*.py"):
+        text = path.read_text().replace("\n\n\n", "\n\n\n# A remark.\n")
+        path.write_text(re.sub(r'^((?: {4,})?)"""(?=\w)', r'\1"""Indeed. ', text, flags=re.MULTILINE))
+    before = (package / "files.py").read_text()
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", "--line-length", "60", package], check=True)
+    assert len((package / "files.py").read_text().splitlines()) > len(before.splitlines()) + 5
+    assert "Indeed" in before
+    assert project.planned() == {}
+
+
+# What depends on a change, and nothing else
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"finetune__lr": 0.004}, BELOW_FINETUNE),
+        (
+            {"grid__seeds": [0, 1]},
+            {"split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "tables": 1, "figures": 1},
+        ),
+        ({"compute__checkpoint_minutes": 3}, {}),
+    ],
+)
+def test_a_setting(change: dict[str, Any], expected: dict[str, int], project: Project) -> None:
+    project.write(**change)
+    assert project.planned() == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "expected"),
+    [
+        (
+            "learning/objectives.py",
+            "return F.l1_loss(predicted",
+            "return 2 * F.l1_loss(predicted",
+            {"pretrain": 1, **BELOW_FINETUNE},
+        ),
+        ("evidence/figures.py", "def save(", "NEW = 1\n\n\ndef save(", {"figures": 1}),
+        (
+            "evidence/metrics.py",
+            "return float(np.nan_to_num(iou(",
+            "return 0.5 * float(np.nan_to_num(iou(",
+            BELOW_EVALUATE,
+        ),
+    ],
+)
+def test_code(module: str, old: str, new: str, expected: dict[str, int], project: Project) -> None:
+    project.edit(module, old, new)
+    assert project.planned() == expected
+
+
+def test_a_deleted_result_costs_one_evaluation(project: Project) -> None:
+    metrics = project.root / "metrics" / f"{CELL}.json"
+    before, weights = json.loads(metrics.read_text())["metrics"], project.weights()
+    metrics.unlink()
+    expected = {"evaluate": 1, "tables": 1, "figures": 1}
+    assert project.planned() == expected
+    assert project.done() == expected
+    assert json.loads(metrics.read_text())["metrics"] == before
+    assert project.weights() == weights
+    assert project.planned() == {}
+
+
+def test_a_failed_cell_costs_itself_alone(tmp_path: Path) -> None:
+    project = Project.new(tmp_path / "project", grid__pretrain_sizes=[0], grid__finetune_sizes=[8, 16])
+    project.run("--until", "split")
+    indices = project.root / "splits" / "finetune" / "size-16_seed-0.npz"
+    sound = indices.read_bytes()
+    indices.write_bytes(sound[: len(sound) // 2])
+    said = project.run(code=1)
+    assert finished_jobs(said) == {"finetune": 1, "evaluate": 1}
+    assert "Error in rule finetune" in said
+    assert "size-16_seed-0.npz: not readable index lists" in said  # the failed job's log
+    assert "size-8_seed-0.npz: not readable" not in said
+    indices.write_bytes(sound)
+    expected = {"finetune": 1, "evaluate": 1, "tables": 1, "figures": 1}
+    assert project.planned() == expected
+    assert project.done() == expected
+    assert project.planned() == {}
+
+
+# Edits while a run is under way
+
+
+def test_edits_of_study_and_library_during_a_run(project: Project) -> None:
+    project.write(finetune__lr=0.004)
+    run = project.start()
+    until(lambda: list(project.root.glob("checkpoints/finetune/*/*.safetensors")), "a fine-tuning")
+    project.write(finetune__lr=0.008)
+    project.edit("evidence/metrics.py", "return float(np.nan_to_num(iou(", "return 0.5 * float(np.nan_to_num(iou(")
+    second = project.run(code=1)
+    assert f"The study 'tiny' is being run by process {run.pid} on " in second
+    assert finished_jobs(second) == {}
+    assert run.wait(timeout=300) == 1
+    assert finished_jobs(project.said) == {"finetune": 2}
+    assert "viny: the code of stage 'evaluate' was edited after this run began; start the run again" in project.said
+    rates = [json.loads(p.read_text())["spec"]["train"]["lr"] for p in project.root.glob("finetune/*/model.json")]
+    assert rates == [0.004, 0.004]
+    assert project.json("study.json")["config"]["finetune"]["lr"] == 0.004
+    assert project.planned() == BELOW_FINETUNE
+    project.write(finetune__lr=0.004)
+    assert project.planned() == BELOW_EVALUATE
+    assert project.done() == BELOW_EVALUATE
+    assert project.planned() == {}
+
+
+def test_a_job_that_reads_the_study_anew_uses_the_settings_as_submitted(project: Project) -> None:
+    submitted = project.json("study.json")
+    environment = {
+        "VINY_STUDY_SHA256": submitted["sha256"],
+        "VINY_STUDY_ROOT": str(project.root),
+    }
+    project.write(finetune__lr=0.004)
+    # Snakemake's own call of itself on a cluster, but for the executor.
+    job = ["--mode", "remote", "--no-hooks", "--nolock", "--force", "--allowed-rules", "finetune"]
+    job += ["--target-jobs", f"finetune:cell={CELL}"]
+    rate, weights = submitted["config"]["finetune"]["lr"], project.weights()
+    assert rate not in (0.004, 0.008)
+    record = project.root / "finetune" / CELL / "model.json"
+    before = record.stat().st_mtime_ns
+    project.run(*job, **environment)
+    assert record.stat().st_mtime_ns > before
+    assert json.loads(record.read_text())["spec"]["train"]["lr"] == rate
+    assert project.weights() == weights
+    # Settings that are nowhere any more.
+    submitted["config"]["finetune"]["lr"] = 0.008
+    write_study(project.root, submitted["config"])
+    said = project.run(*job, code=1, **environment)
+    assert "the study file was edited after this job was submitted; start snakemake again" in said
+    assert "Traceback" not in said
+
+
+# Two at once
+
+
+def test_a_second_run_of_the_same_study_is_refused(project: Project) -> None:
+    (project.root / "metrics" / f"{CELL}.json").unlink()
+    claim = Claim(project.root / ".claim")
+    assert claim.acquire() is None
+    before = {p: p.lstat().st_mtime_ns for p in project.root.rglob("*")}
+    said = project.run(code=1)
+    assert f"is being run by process {os.getpid()} on " in said
+    assert "Nothing was started." in said
+    assert "Traceback" not in said
+    assert {p: p.lstat().st_mtime_ns for p in project.root.rglob("*")} == before
+    assert project.planned() != {}  # to look is free
+    claim.release()
+
+
+def test_two_studies_share_a_pack_that_both_make_at_once(tmp_path: Path) -> None:
+    project = Project.new(tmp_path / "project", synthetic__unlabelled=2500)
+    names = ["one", "two"]
+    study = yaml.safe_load((project.folder / "study.yaml").read_text())
+    runs = []
+    for name in names:
+        (project.folder / f"{name}.yaml").write_text(yaml.safe_dump({**study, "study": name}))
+        command = [name + ".yaml" if piece == "study.yaml" else piece for piece in project.command("--until", "split")]
+        runs.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **project.options()))
+    store, half, making = project.folder / "packs", set(), 0
+    while any(run.poll() is None for run in runs):
+        made = list(store.glob("*"))
+        making = max(making, len(list(store.glob(".*-32-*"))))
+        half |= {p for p in made if not p.name.startswith(".") and not (p / "manifest.json").exists()}
+        time.sleep(0.002)
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert half == set()
+    assert making == 2  # both were at it
+    assert len(list(store.iterdir())) == 2  # unlabelled and segmentation
+    links = [os.path.realpath(project.folder / "results" / n / "packs" / "pretrain" / "images.npy") for n in names]
+    assert links[0] == links[1]
+
+
+# Kills
+
+LONG: dict[str, Any] = {"grid__pretrain_sizes": [0], "grid__finetune_sizes": [8, 20], "finetune__epochs": 150}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of the weights of two longer fine-tunings that nothing stopped."""
+    project = Project.new(tmp_path_factory.mktemp("undisturbed"), **LONG)
+    project.run("--until", "finetune")
+    assert len(project.weights()) == 2
+    return project.weights()
+
+
+def is_over(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def under_way(tmp_path: Path) -> Iterator[tuple[Project, subprocess.Popen, list[psutil.Process]]]:
+    """A run, one of whose fine-tunings is done and the other is not, and its jobs' processes."""
+    project = Project.new(tmp_path / "project", **LONG)
+    run = project.start("--until", "finetune")
+    jobs: list[psutil.Process] = []
+    try:
+        until(lambda: finished_jobs(project.said).get("finetune"), "one fine-tuning")
+        jobs += psutil.Process(run.pid).children(recursive=True)
+        assert len(project.weights()) == 1
+        yield project, run, jobs
+    finally:
+        for process in jobs:
+            if not is_over(process):
+                process.kill()
+        run.kill()
+        run.wait()
+
+
+@pytest.mark.parametrize("kill", ["driver", "group", "terminate", "interrupt"])
+def test_after_a_kill_the_same_command_ends_the_same(
+    kill: str,
+    under_way: tuple[Project, subprocess.Popen, list[psutil.Process]],
+    undisturbed: dict[str, str],
+) -> None:
+    project, run, jobs = under_way
+    assert jobs
+    done = next(project.root.glob("finetune/*/model.json")).parent.name
+    first = (project.root / "finetune" / done / "run.json").read_bytes()
+    began = time.monotonic()
+    match kill:
+        case "driver":
+            run.kill()
+        case "group":
+            os.killpg(run.pid, signal.SIGKILL)
+        case "terminate":
+            run.terminate()
+        case "interrupt":
+            os.killpg(run.pid, signal.SIGINT)
+    run.wait(timeout=120)
+    until(lambda: all(map(is_over, jobs)), "the end of all jobs", 20)
+    print(f"{kill}: all over after {time.monotonic() - began:.2f} s")
+    other = next(name for name in undisturbed if name != done)
+    kept = list((project.root / "checkpoints" / "finetune" / other).glob("*.safetensors"))
+    if kill == "terminate":  # Snakemake lets the jobs that run come to their end
+        assert set(project.weights()) == set(undisturbed)
+    else:
+        assert set(project.weights()) == {done}
+        assert kept
+    if kill in ("driver", "interrupt"):  # an orderly end of the jobs
+        assert not list((project.root / "checkpoints").rglob("*.claim"))
+    assert "unlock" not in project.said
+    again = project.done("--until", "finetune")
+    assert again == ({} if kill == "terminate" else {"finetune": 1})
+    assert project.weights() == undisturbed
+    assert (project.root / "finetune" / done / "run.json").read_bytes() == first
+    attempts = project.json(f"finetune/{other}/run.json")["earlier_attempts"]
+    print(f"{kill}: earlier attempts {attempts}, {len(kept)} checkpoints")
+    assert len(attempts) == (kill != "terminate")
+    assert not (project.root / "checkpoints" / "finetune" / other).exists()
+    assert project.planned("--until", "finetune") == {}
