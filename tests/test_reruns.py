@@ -31,7 +31,10 @@ STUDY = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
 # Two cells, one of them pre-trained: every kind of job but an intermediate task.
 STUDY["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}
 STUDY["compute"]["checkpoint_minutes"] = 0
-WHOLE = {"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "tables": 1, "figures": 1}
+WHOLE = {
+    **{"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2},
+    **{"duplicates": 1, "tables": 1, "figures": 1},
+}
 BELOW_FINETUNE = {"finetune": 2, "evaluate": 2, "tables": 1, "figures": 1}
 BELOW_EVALUATE = {"evaluate": 2, "tables": 1, "figures": 1}
 CELL = "pre-24_mid-none_fine-8_seed-0"
@@ -207,7 +210,7 @@ def test_comments_docstrings_and_layout_of_the_library(project: Project) -> None
         ({"finetune__lr": 0.004}, BELOW_FINETUNE),
         (
             {"grid__seeds": [0, 1]},
-            {"split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "tables": 1, "figures": 1},
+            {"split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "duplicates": 1, "tables": 1, "figures": 1},
         ),
         ({"compute__checkpoint_minutes": 3}, {}),
     ],
@@ -264,7 +267,7 @@ def test_a_failed_cell_costs_itself_alone(tmp_path: Path) -> None:
     assert "size-16_seed-0.npz: not readable index lists" in said  # the failed job's log
     assert "size-8_seed-0.npz: not readable" not in said
     indices.write_bytes(sound)
-    expected = {"finetune": 1, "evaluate": 1, "tables": 1, "figures": 1}
+    expected = {"finetune": 1, "evaluate": 1, "duplicates": 1, "tables": 1, "figures": 1}
     assert project.planned() == expected
     assert project.done() == expected
     assert project.planned() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,30 @@ def read_study(root: Path) -> dict[str, Any]:
             "which writes it anew"
         )
     return config
+
+
+# A cluster job reads the study file anew, maybe after an edit; its driver's environment comes with it.
+
+
+def announce(root: Path, config: Mapping[str, Any]) -> None:
+    """Tell all processes that this one starts which settings they work under, and where these are written."""
+    os.environ["VINY_STUDY_SHA256"] = digest(dict(config))
+    os.environ["VINY_STUDY_ROOT"] = str(root.absolute())
+
+
+def as_submitted(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that submitted this job, whatever has become of the study file since.
+
+    Args:
+        config: what the study file says now, resolved.
+
+    Raises:
+        InputError: the settings of that run are nowhere any more.
+    """
+    wanted = os.environ.get("VINY_STUDY_SHA256", digest(config))
+    if digest(config) == wanted:
+        return config
+    written = read_study(Path(os.environ.get("VINY_STUDY_ROOT", "")))
+    if digest(written) != wanted:
+        raise InputError("the study file was edited after this job was submitted; start snakemake again")
+    return written

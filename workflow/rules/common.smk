@@ -13,10 +13,10 @@ from viny import cells as grid
 from viny.config import check_sizes, read_config, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
-from viny.files import canonical_json, digest
+from viny.files import canonical_json
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
-from viny.study import read_study, write_study
+from viny.study import announce, as_submitted, write_study
 
 
 def settings():
@@ -31,20 +31,8 @@ def settings():
         check_sizes(study, {k: v for k, v in counts.items() if v is not None})
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
-    os.environ["VINY_STUDY_SHA256"] = digest(study)
-    os.environ["VINY_STUDY_ROOT"] = os.path.abspath(f"results/{study['study']}")
+    announce(Path("results", study["study"]), study)
     return study
-
-
-def as_submitted(study):
-    """A cluster job's settings: those of the run that submitted it, whatever has become of the study file since."""
-    wanted = os.environ.get("VINY_STUDY_SHA256", digest(study))
-    if digest(study) == wanted:
-        return study
-    written = read_study(Path(os.environ["VINY_STUDY_ROOT"]))
-    if digest(written) != wanted:
-        raise InputError("the study file was edited after this job was submitted; start snakemake again")
-    return written
 
 
 def begin():
