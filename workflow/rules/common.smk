@@ -10,6 +10,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny import cells as grid
+from viny import work
 from viny.config import check_sizes, read_config, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
@@ -17,6 +18,8 @@ from viny.files import canonical_json
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
 from viny.study import announce, as_submitted, write_study
+
+IMAGES = {}  # of each pack; None where its source is not here
 
 
 def settings():
@@ -27,8 +30,9 @@ def settings():
         study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
         if not workflow.is_main_process:
             return as_submitted(study)
-        counts = {name: count_images(grid.pack_spec(study, name)) for name in ("pretrain", "segmentation")}
-        check_sizes(study, {k: v for k, v in counts.items() if v is not None})
+        for name in ("pretrain", "segmentation", *study["intermediate"]):
+            IMAGES[name] = count_images(grid.pack_spec(study, name))
+        check_sizes(study, {k: v for k, v in IMAGES.items() if v is not None})
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
     announce(Path("results", study["study"]), study)
@@ -113,6 +117,18 @@ def spec(stage, make):
         return canonical_json({**make(wildcards), "code": code_fingerprint(stage)})
 
     return of
+
+
+def request(of):
+    """What a job asks a cluster for: minutes and MB from its own work, and more at every further attempt."""
+    return {
+        "runtime": lambda wildcards, attempt: of(wildcards).minutes(STUDY, attempt),
+        "mem_mb": lambda wildcards, attempt: attempt * (of(wildcards).memory_mb + work.LAUNCHER_MB),
+    }
+
+
+def pack_minutes(wildcards, threads, attempt):
+    return work.pack_minutes(IMAGES.get(wildcards.pack), threads, attempt)
 
 
 def parent_record(task, size, seed):

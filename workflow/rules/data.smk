@@ -16,7 +16,7 @@ rule pack:
     threads: STUDY["compute"]["pack_threads"]
     resources:
         mem_mb=2000,
-        runtime=240,
+        runtime=pack_minutes,
     params:
         spec=spec("pack", lambda w: grid.pack_spec(STUDY, w.pack)),
         store=STUDY["pack_store"],

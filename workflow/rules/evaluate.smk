@@ -22,8 +22,7 @@ rule evaluate:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        mem_mb=3000,
-        runtime=60,
+        **request(lambda w: work.evaluate_work(STUDY)),
         gpu=GPUS,
     params:
         spec=spec("evaluate", lambda w: grid.evaluate_spec(STUDY, ALL_CELLS[w.cell])),

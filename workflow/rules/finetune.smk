@@ -24,8 +24,7 @@ rule finetune:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        mem_mb=4000,
-        runtime=600,
+        **request(lambda w: work.finetune_work(STUDY, ALL_CELLS[w.cell].finetune_size)),
         gpu=GPUS,
     params:
         spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),

@@ -24,8 +24,7 @@ rule intermediate:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        mem_mb=6000,
-        runtime=1440,
+        **request(lambda w: work.intermediate_work(STUDY, w.task, IMAGES.get(w.task))),
         gpu=GPUS,
     params:
         spec=spec(

@@ -24,8 +24,7 @@ rule pretrain:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        mem_mb=6000,
-        runtime=1440,
+        **request(lambda w: work.pretrain_work(STUDY, int(w.size))),
         gpu=GPUS,
     params:
         spec=spec("pretrain", lambda w: grid.pretrain_spec(STUDY, int(w.size), int(w.seed))),

@@ -1,0 +1,113 @@
+"""How much work a job is: image passes, operations, memory; and from these the time to ask a cluster for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from viny.settings import ModelSettings
+
+TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
+START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
+HEAD_ROOM = 2.0  # of the time that the stated rate gives; a time limit that is met costs a wait in the queue
+BASE_MB = 1300  # resident with PyTorch and no data (750 measured), and room
+LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twice
+HELD = 2 << 30  # bytes of images up to which a job keeps its subset in memory, see `viny.learning.batches`
+# Training images a second of ViNy (128 px, 4.8 M parameters) where a study states no rate. Measured on two
+# cores of an AMD EPYC with AVX-512 bfloat16: 60 to 105 a thread. The paper states about 1,400 on an RTX 4080.
+CPU_RATE = 50.0
+GPU_RATE = 1000.0
+UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
+
+
+def forward_operations(model: ModelSettings) -> int:
+    """Multiplications and additions of one image's way through the encoder; 0.72e9 for ViNy.
+
+    Linear layers and attention; norms, activations and heads are left out.
+    """
+    tokens, inner = model.patches, model.heads * model.head_dim
+    block = 4 * tokens * model.dim * inner + 2 * tokens**2 * inner + 2 * tokens * model.dim * model.mlp_dim
+    embedding = tokens * 3 * model.patch_size**2 * model.dim
+    return 2 * (embedding + model.depth * block)
+
+
+def activation_bytes(model: ModelSettings) -> int:
+    """Bytes in float32 that one image leaves behind in a forward pass for the backward pass."""
+    inner = model.heads * model.head_dim
+    token = 4 * inner + 3 * model.mlp_dim + 8 * model.dim + model.heads * model.patches
+    return 4 * model.patches * (model.depth * token + 6 * model.patch_size**2)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job does.
+
+    Attributes:
+        passes: images that go forward and backward, counted once an epoch.
+        operations: multiplications and additions of all of them.
+        memory_mb: what the program holds at its peak, MB.
+    """
+
+    passes: int
+    operations: int
+    memory_mb: int
+
+    def minutes(self, config: Mapping[str, Any], attempt: int = 1) -> int:
+        """Time to ask for, whole minutes: with head room, and more at every further attempt."""
+        return math.ceil(attempt * (START + HEAD_ROOM * self.operations / operations_a_second(config) / 60))
+
+
+def operations_a_second(config: Mapping[str, Any]) -> float:
+    """Of one job, from the rate of images that the study states or that its device is known to reach."""
+    compute = config["compute"]
+    rate = compute["images_per_second"]
+    if not rate:
+        rate = CPU_RATE * compute["train_threads"] if compute["device"] == "cpu" else GPU_RATE
+    return rate * TRAINING * forward_operations(ModelSettings())
+
+
+def _work(config: Mapping[str, Any], images: int, epochs: int, batch_size: int, side: int, channels: int) -> Work:
+    model = ModelSettings(**config["model"])
+    passes = images * epochs
+    held = 1.5 * min(images * side**2 * channels, HELD)  # what is kept is copied on its way, in parts
+    memory = BASE_MB + math.ceil((held + batch_size * activation_bytes(model)) / 1e6)
+    return Work(passes, passes * TRAINING * forward_operations(model), memory)
+
+
+def pretrain_work(config: Mapping[str, Any], size: int) -> Work:
+    """One pre-training on `size` images."""
+    section = config["pretrain"]
+    return _work(config, size, section["epochs"], section["batch_size"], section["pack_size"], 3)
+
+
+def intermediate_work(config: Mapping[str, Any], task: str, images: int | None) -> Work:
+    """One training of an intermediate task whose data set has `images` images, training and test; None for unknown."""
+    section = config["intermediate"][task]
+    images = UNKNOWN if images is None else images
+    channels = 4 if section["target"] == "patch" else 3
+    return _work(config, images, section["epochs"], section["batch_size"], config["model"]["image_size"], channels)
+
+
+def finetune_work(config: Mapping[str, Any], size: int) -> Work:
+    """One fine-tuning on `size` labelled images."""
+    section = config["finetune"]
+    return _work(config, size, section["epochs"], section["batch_size"], config["model"]["image_size"], 4)
+
+
+def evaluate_work(config: Mapping[str, Any]) -> Work:
+    """The evaluation of one cell: a forward pass of the test images is a third of a training pass."""
+    images = config["segmentation"]["test_size"]
+    # 250 images go at once, but only one layer's activations are kept of them.
+    at_once = math.ceil(2 * 250 / config["model"]["depth"])
+    trained = _work(config, images, 1, at_once, config["model"]["image_size"], 4)
+    return Work(images, trained.operations // TRAINING, trained.memory_mb)
+
+
+def pack_minutes(images: int | None, threads: int, attempt: int = 1) -> int:
+    """Time to ask for to pack a data set; None where its size is not known yet.
+
+    Measured: 220 images of 500 x 375 pixels a second and thread; a slow file system may halve that twice.
+    """
+    return math.ceil(attempt * (START + (images or 1_300_000) / (50 * threads) / 60))
