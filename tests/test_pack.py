@@ -583,3 +583,57 @@ def test_real_imagenet(real_data: Path) -> None:
     assert 900 < len(listing.classes) <= 1000  # a reduced copy may lack some
     assert all(path.parent.parent.name == "train" for path in listing.images)  # val/ stays out
     assert decode(listing.images[0], 32, "antialias").pixels.shape == (3, 32, 32)
+
+
+# Copies on a node's own disk
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Manifest of a pack in a store."""
+    spec = {"source": "synthetic", "size": 24, "resize": "antialias", "stream": "segmentation", "seed": 0, "count": 6}
+    manifest = tmp_path / "study" / "manifest.json"
+    pack_into_store(spec, tmp_path / "store", manifest, 1)
+    return manifest
+
+
+def test_a_node_local_copy_is_made_once_and_holds_the_same(
+    linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_pack(linked).rows("images", np.arange(6))
+    node = tmp_path / "node"
+    node.mkdir()
+    monkeypatch.setenv("TMPDIR", str(node))
+    assert open_pack(linked, node_local=True).folder.parent == tmp_path / "store"  # not unless it is asked for
+    monkeypatch.setenv("VINY_NODE_LOCAL", "1")
+    assert open_pack(linked).folder.parent == tmp_path / "store"  # what reads once has no use for a copy
+    first = open_pack(linked, node_local=True)
+    assert first.folder.parent == node
+    assert np.array_equal(first.rows("images", np.arange(6)), expected)
+    written = (first.folder / "images.npy").stat().st_mtime_ns
+    assert open_pack(linked, node_local=True).folder == first.folder
+    assert (first.folder / "images.npy").stat().st_mtime_ns == written
+    assert [p.name for p in node.iterdir()] == [first.folder.name]
+
+
+def test_a_damaged_node_local_copy_is_not_used_silently(
+    linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("VINY_NODE_LOCAL", "1")
+    file = open_pack(linked, node_local=True).folder / "images.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"viny-pack-.*images\.npy: row 5"):
+        open_pack(linked, node_local=True).rows("images", np.arange(6))
+
+
+def test_without_room_on_the_node_the_store_serves(
+    linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("VINY_NODE_LOCAL", "1")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    assert open_pack(linked, node_local=True).folder.parent == tmp_path / "store"
+    assert "no copy of" in capsys.readouterr().out

@@ -94,6 +94,10 @@ SURROUNDINGS = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
 }
+if STUDY["compute"]["node_local"]:
+    SURROUNDINGS["VINY_NODE_LOCAL"] = 1
+if STUDY["compute"]["container"]:
+    workflow.global_container(STUDY["compute"]["container"])
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
 if not workflow.deployment_settings.deployment_method:
     SURROUNDINGS["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"

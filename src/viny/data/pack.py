@@ -13,8 +13,10 @@ whole whenever a pack is opened; the manifest's own hash is that of everything e
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +28,7 @@ import numpy as np
 from viny.data.decoding import HASH, short_sha256
 from viny.errors import InputError
 from viny.files import array_sha256, digest, read_json
+from viny.processes import unfinished
 
 FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy
@@ -200,11 +203,15 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
     return out
 
 
-def open_pack(manifest_path: str | Path) -> Pack:
+def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
     """Open a pack by its manifest; the arrays stand beside it or beside what its images.npy links to.
 
     Small arrays and the names are compared with the manifest as a whole; rows of images and masks when they
     are read, see `Pack.rows`.
+
+    Args:
+        manifest_path: the study's copy of the manifest.
+        node_local: whether a copy on this machine's own disk may serve, see `local_copy`.
 
     Raises:
         InputError: a file is missing, or is not what the manifest says.
@@ -213,6 +220,10 @@ def open_pack(manifest_path: str | Path) -> Pack:
     manifest = read_manifest(manifest_path)
     folder = Path(os.path.realpath(manifest_path.parent / "images.npy")).parent
     expected = _expected(manifest_path, manifest)
+    if node_local:
+        for name, (dtype, shape, _) in expected.items():
+            _map(folder, name, dtype, shape)  # a copy is made of what is whole
+        folder = local_copy(folder, manifest["sha256"])
     arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
     for name, (dtype, shape, sha256) in expected.items():
         if name in BY_ROW:
@@ -239,6 +250,35 @@ def open_pack(manifest_path: str | Path) -> Pack:
         phash=arrays["images.phash"],
         sums={name: arrays[f"{name}.sums"] for name in BY_ROW if name in arrays},
     )
+
+
+def local_copy(folder: Path, sha256: str) -> Path:
+    """A pack's folder on this machine's own disk, where a job is told to work there; else the one given.
+
+    A job that streams images from a network file system competes with all others for it. Where
+    VINY_NODE_LOCAL is 1, the pack is copied below $SLURM_TMPDIR or $TMPDIR once, for all jobs that see that
+    folder. A copy that there is no room for is not made, which is said.
+    """
+    place = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
+    if os.environ.get("VINY_NODE_LOCAL") != "1" or not place:
+        return folder
+    copy = Path(place) / f"viny-pack-{sha256[:16]}"
+    if copy.is_dir():
+        return copy
+    tmp = unfinished(copy)
+    try:
+        needed, free = sum(f.stat().st_size for f in folder.iterdir()), shutil.disk_usage(place).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+        shutil.copytree(folder, tmp)
+        os.rename(tmp, copy)
+    except OSError as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if copy.is_dir():
+            return copy  # another job was quicker
+        print(f"{place}: no copy of {folder} could be made ({error.strerror}); images are read from there", flush=True)
+        return folder
+    return copy
 
 
 def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:

@@ -108,7 +108,7 @@ def run_evaluate(
     """
     provenance = Record()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
-    pack = open_pack(manifest)
+    pack = open_pack(manifest, node_local=True)
     test = read_split(split, indices, pack)["test"]
     model, record = load_segmentation(record_path)
     if record["spec"]["cell"] != spec["cell"]:

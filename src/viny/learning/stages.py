@@ -208,7 +208,7 @@ def _run_stage(
 ) -> None:
     provenance = Record()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
-    pack = open_pack(files.manifest)
+    pack = open_pack(files.manifest, node_local=True)
     split = read_split(files.split, files.indices, pack)
     train = split["train"]
     stage, seed = spec["stage"], spec["cell"]["seed"]
