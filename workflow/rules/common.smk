@@ -16,6 +16,7 @@ from viny.errors import InputError
 from viny.files import canonical_json
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
+from viny.slurm import name_file, wait_for_jobs
 from viny.study import announce, as_submitted, write_study
 
 
@@ -45,11 +46,34 @@ def begin():
             f"if that machine is off for good, delete {claim.path}. Nothing was started."
         )
     atexit.register(claim.release)
+    if wait_for_jobs(Path(ROOT)):  # what they have done is not in this run's plan yet
+        claim.release()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     write_study(Path(ROOT), STUDY)
+    if workflow.executor_plugin.name == "slurm":
+        jobs = workflow.scheduler._executor
+        prefix, _, number = jobs.run_uuid.rpartition("_")
+        jobs.run_uuid = "_".join(filter(None, [prefix, STUDY["study"], number]))
+        name_file(Path(ROOT)).write_text(jobs.run_uuid + "\n")
+
+
+def failures():
+    """A line for each job that failed: its log's last word, and its log."""
+    for failed in workflow.scheduler.failed:
+        for job in failed.jobs if failed.is_group() else [failed]:
+            if not all(map(os.path.exists, job.output)):
+                log = Path(str(job.log[0])) if job.log else None
+                said = log.read_text(errors="replace").split("\n") if log and log.is_file() else []
+                last = next((line.strip() for line in reversed(said) if line.strip()), "never started")
+                yield f"{job.rule.name} {' '.join(map(str, job.wildcards))}: {last[:300]} (log: {log})"
 
 
 onstart:
     begin()
+
+
+onerror:
+    print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
 
 
 STUDY = settings()

@@ -1,0 +1,24 @@
+"""Lets a job fail on demand: Python runs this before anything else where its folder is on the path."""
+
+import os
+import sys
+import time
+
+
+def strike() -> None:
+    folder = os.environ.get("VINY_TEST_FAULTS", "")
+    if "viny" not in sys.orig_argv or "finetune" not in sys.orig_argv or not os.path.isdir(folder):
+        return
+    for cell in os.listdir(folder):
+        if any(f'"name":"{cell}"' in argument for argument in sys.orig_argv):
+            with open(os.path.join(folder, cell)) as f:
+                how = f.read()
+            if how == "memory":
+                hoard = b"x" * (2500 * 2**20)
+                time.sleep(60)
+                del hoard
+            os.write(2, b"viny: a fault that a test has ordered\n")
+            os._exit(3)
+
+
+strike()
