@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def install() -> None:
     if not all(shutil.which(name) for name in PROGRAMS):
         if shutil.which("apt-get") is None:
             raise NoSlurmError(f"{', '.join(PACKAGES)} are not installed, and there is no apt-get")
-        # Neither policy: services stay off where the package would start them.
+        # Where there is a systemd, the packages would start their services.
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
             done = subprocess.run(["apt-get", "-qq", *command], env=env, capture_output=True, text=True, timeout=600)
@@ -298,7 +299,5 @@ class Cluster:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

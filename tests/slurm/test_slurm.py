@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,80 +40,90 @@ def minutes(text: str) -> int:
     return (int(days or 0) * 24 + hours) * 60 + mins
 
 
-class TestUndisturbed:
-    """A study with every kind of job, from a fresh clone."""
+# An undisturbed study with every kind of job
 
-    @pytest.fixture(scope="class")
-    def local(self, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-        clone = Clone.new(tmp_path_factory.mktemp("local") / "clone", tiny_study(intermediates=["none", "scenes"]))
-        clone.run("--cores", "2")
-        return clone
 
-    @pytest.fixture(scope="class")
-    def clone(self, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-        study = tiny_study(intermediates=["none", "scenes"])
-        clone = Clone.new(tmp_path_factory.mktemp("slurm") / "clone", study, cluster.environment)
-        clone.slurm()
-        return clone
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    clone = Clone.new(tmp_path_factory.mktemp("local") / "clone", tiny_study(intermediates=["none", "scenes"]))
+    clone.run("--cores", "2")
+    return clone
 
-    def test_results_are_those_of_a_local_run(self, clone: Clone, local: Clone) -> None:
-        assert len(list((clone.root / "metrics").glob("*.json"))) == 4
-        assert clone.results() == local.results()
-        assert sorted(p.name for p in (clone.root / "tables").iterdir()) == sorted(
-            p.name for p in (local.root / "tables").iterdir()
-        )
 
-    def test_a_cell_is_one_job_that_a_person_can_tell(self, cluster: Cluster, clone: Clone) -> None:
-        jobs = jobs_of(cluster, clone)
-        assert [job.state for job in jobs] == ["COMPLETED"] * 7  # pretrain, 2 intermediates, 4 cells
-        assert {job.fields["JobName"].rpartition("_")[0] for job in jobs} == {f"viny_{NAME}"}
-        cells = {job.comment for job in jobs if "finetune" in job.comment}
-        assert cells == {
-            f"rule_{cell(0, size, task)}_evaluate_finetune" for size in (0, 24) for task in ("none", "scenes")
-        }
-        others = {job.comment for job in jobs} - cells
-        assert others == {
-            "rule_pretrain_wildcards_24_0",
-            *(f"rule_intermediate_wildcards_scenes_{n}_0" for n in (0, 24)),
-        }
+@pytest.fixture(scope="module")
+def clone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    study = tiny_study(intermediates=["none", "scenes"])
+    clone = Clone.new(tmp_path_factory.mktemp("slurm") / "clone", study, cluster.environment)
+    (clone.folder / "first.txt").write_text(clone.slurm())
+    return clone
 
-    def test_every_job_saw_one_gpu_and_no_two_the_same_at_a_time(self, cluster: Cluster, clone: Clone) -> None:
-        held: dict[tuple[str, str], list[tuple[datetime, datetime]]] = {}
-        by_id = {job.id: job for job in jobs_of(cluster, clone)}
-        records = [clone.json(p.relative_to(clone.root)) for p in clone.root.glob("**/run.json")]
-        metrics = [clone.json(p.relative_to(clone.root))["provenance"] for p in clone.root.glob("metrics/*.json")]
-        assert len(records) == 7 and len(metrics) == 4
-        for record in records + metrics:
-            assert re.fullmatch(r"[01]", record["cuda_visible_devices"])
-            job = by_id[record["slurm_job_id"]]
-            assert job.fields["NodeList"] == record["slurm_node"] == record["host"]
-            times = [datetime.fromisoformat(job.fields[key]) for key in ("StartTime", "EndTime")]
-            held.setdefault((record["slurm_node"], record["cuda_visible_devices"]), []).append((times[0], times[1]))
-        assert len({node for node, _ in held}) == 2 or len(held) > 1
-        for spans in held.values():
-            spans = sorted(set(spans))
-            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), held
 
-    def test_requests_are_what_the_rules_state(self, cluster: Cluster, clone: Clone) -> None:
-        said = clone.said
-        stated: dict[str, dict[str, int]] = {}
-        for rule, block in re.findall(r"^ *rule (\w+):\n((?: +.*\n)+)", said, re.MULTILINE):
-            resources = dict(re.findall(r"(mem_mb|runtime|gpu)=(\d+)", block.partition("resources:")[2]))
-            threads = re.search(r"^ *threads: (\d+)", block, re.MULTILINE)
-            stated[rule] = {k: int(v) for k, v in resources.items()} | {"cpu": int(threads[1]) if threads else 1}
-        assert set(stated) >= {"pretrain", "intermediate", "finetune", "evaluate"}
-        assert all(found["gpu"] == 1 for found in stated.values())
-        for job in jobs_of(cluster, clone):
-            rules = [rule for rule in stated if rule in job.comment]
-            assert minutes(job.fields["TimeLimit"]) == sum(stated[rule]["runtime"] for rule in rules)
-            assert job.tres["mem"] == f"{max(stated[rule]['mem_mb'] for rule in rules)}M"
-            assert job.tres["cpu"] == str(max(stated[rule]["cpu"] for rule in rules))
-            assert job.fields["TresPerJob"] == "gres:gpu:1"
+def test_results_are_those_of_a_local_run(clone: Clone, local: Clone) -> None:
+    assert len(list((clone.root / "metrics").glob("*.json"))) == 4
+    assert clone.results() == local.results()
+    assert sorted(p.name for p in (clone.root / "tables").iterdir()) == sorted(
+        p.name for p in (local.root / "tables").iterdir()
+    )
 
-    def test_a_second_call_does_nothing(self, cluster: Cluster, clone: Clone) -> None:
-        before = len(cluster.jobs())
-        assert "Nothing to be done" in clone.slurm()
-        assert len(cluster.jobs()) == before
+
+def test_a_cell_is_one_job_that_a_person_can_tell(cluster: Cluster, clone: Clone) -> None:
+    jobs = jobs_of(cluster, clone)
+    assert [job.state for job in jobs] == ["COMPLETED"] * 7  # pretrain, 2 intermediates, 4 cells
+    assert {job.fields["JobName"].rpartition("_")[0] for job in jobs} == {f"viny_{NAME}"}
+    cells = {job.comment for job in jobs if "finetune" in job.comment}
+    assert cells == {f"rule_{cell(0, size, task)}_evaluate_finetune" for size in (0, 24) for task in ("none", "scenes")}
+    others = {job.comment for job in jobs} - cells
+    assert others == {
+        "rule_pretrain_wildcards_24_0",
+        *(f"rule_intermediate_wildcards_scenes_{n}_0" for n in (0, 24)),
+    }
+
+
+def test_every_job_saw_one_gpu_and_no_two_the_same_at_a_time(cluster: Cluster, clone: Clone) -> None:
+    held: dict[tuple[str, str], list[tuple[datetime, datetime]]] = {}
+    by_id = {job.id: job for job in jobs_of(cluster, clone)}
+    records = [clone.json(p.relative_to(clone.root)) for p in clone.root.glob("**/run.json")]
+    metrics = [clone.json(p.relative_to(clone.root))["provenance"] for p in clone.root.glob("metrics/*.json")]
+    assert len(records) == 7 and len(metrics) == 4
+    for record in records + metrics:
+        assert re.fullmatch(r"[01]", record["cuda_visible_devices"])
+        job = by_id[record["slurm_job_id"]]
+        assert job.fields["NodeList"] == record["slurm_node"] == record["host"]
+        times = [datetime.fromisoformat(job.fields[key]) for key in ("StartTime", "EndTime")]
+        held.setdefault((record["slurm_node"], record["cuda_visible_devices"]), []).append((times[0], times[1]))
+    assert len(held) > 1
+    for spans in held.values():
+        spans = sorted(set(spans))
+        assert all(a[1] <= b[0] for a, b in pairwise(spans)), held
+
+
+def test_requests_are_what_the_rules_state(cluster: Cluster, clone: Clone) -> None:
+    stated: dict[str, dict[str, int]] = {}  # by what a job's comment would be, were the rule's job alone in it
+    for block in re.split(r"^ *rule (?=\w+:$)", (clone.folder / "first.txt").read_text(), flags=re.MULTILINE)[1:]:
+        rule, _, block = block.partition(":")
+        values = re.search(r"^ *wildcards: (.*)$", block, re.MULTILINE)
+        resources = re.search(r"^ *resources: (.*)$", block, re.MULTILINE)
+        threads = re.search(r"^ *threads: (\d+)", block, re.MULTILINE)
+        assert values and resources
+        named = "_".join(pair.split("=")[1] for pair in values[1].split(", "))
+        found = {k: int(v) for k, v in re.findall(r"\b(mem_mb|runtime|gpu)=(\d+)", resources[1])}
+        stated[f"rule_{rule}_wildcards_{named}"] = {**found, "cpu": int(threads[1]) if threads else 1}
+    assert len(stated) == 3 + 2 * 4
+    assert all(asked["gpu"] == 1 for asked in stated.values())
+    for job in jobs_of(cluster, clone):
+        name = job.comment.removeprefix("rule_").removesuffix("_evaluate_finetune")
+        parts = [f"rule_{rule}_wildcards_{name}" for rule in ("finetune", "evaluate")]
+        asked = [stated[part] for part in (parts if parts[0] in stated else [job.comment])]
+        assert minutes(job.fields["TimeLimit"]) == sum(part["runtime"] for part in asked)
+        assert job.tres["mem"] == f"{max(part['mem_mb'] for part in asked)}M"
+        assert job.tres["cpu"] == str(max(part["cpu"] for part in asked))
+        assert job.fields["TresPerJob"] == "gres:gpu:1"
+
+
+def test_a_second_call_does_nothing(cluster: Cluster, clone: Clone) -> None:
+    before = len(cluster.jobs())
+    assert "Nothing to be done" in clone.slurm()
+    assert len(cluster.jobs()) == before
 
 
 def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
