@@ -102,12 +102,12 @@ class Clone:
         return self.run("--profile", "slurm", *arguments, code=code)
 
     def break_cell(self, cell: str, how: str) -> None:
-        """Let a cell's fine-tuning 'fail', or use up the node's 'memory', from now on."""
+        """Let a cell's fine-tuning 'fail', use up its 'memory', or be 'slow', whenever it starts from now on."""
         (self.folder / "faults").mkdir(exist_ok=True)
         (self.folder / "faults" / cell).write_text(how)
 
-    def mend(self) -> None:
-        for path in (self.folder / "faults").glob("*"):
+    def mend(self, cell: str = "*") -> None:
+        for path in (self.folder / "faults").glob(cell):
             path.unlink()
 
     def json(self, name: str) -> Any:

@@ -171,7 +171,7 @@ class Cluster:
             "SlurmdUser=root",
             "AuthType=auth/munge",
             "CredType=cred/munge",
-            f"AuthInfo=socket={folder}/run/munge.socket",
+            f"AuthInfo=socket={folder}/run/munge.socket,cred_expire=5",  # a requeued job waits that long and more
             "MpiDefault=none",
             "ProctrackType=proctrack/linuxproc",  # cgroups are not everywhere
             "TaskPlugin=task/none",

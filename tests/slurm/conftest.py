@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip(
-    "snakemake_executor_plugin_slurm", reason="Snakemake's Slurm executor is not installed; 'make test-slurm' does"
-)
 from clone import Clone, slow_study
 from cluster import Cluster, NoSlurmError, install
 

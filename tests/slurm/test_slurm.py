@@ -10,6 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip(
+    "snakemake_executor_plugin_slurm", reason="Snakemake's Slurm executor is not installed; 'make test-slurm' does that"
+)
 from clone import NAME, Clone, finished_jobs, slow_study, tiny_study
 from cluster import Cluster, Job, until
 
@@ -129,21 +133,25 @@ def test_a_second_call_does_nothing(cluster: Cluster, clone: Clone) -> None:
 def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
     clone = Clone.new(folder, slow_study(range(6)), cluster.environment)
     cancelled, late, greedy, failing, unplugged, sound = map(cell, range(6))
-    clone.break_cell(greedy, "memory")
-    clone.break_cell(failing, "fail")
-    driver = clone.start("--profile", "slurm", "--retries", "0", "--set-resources", "finetune:mem_mb=2000")
+    for name, how in {greedy: "memory", failing: "fail", late: "slow", unplugged: "slow"}.items():
+        clone.break_cell(name, how)
+    small = ("--set-resources", "finetune:mem_mb=2000", "evaluate:mem_mb=2000")
+    driver = clone.start("--profile", "slurm", "--retries", "0", *small)
     try:
-        until(lambda: checkpoints(clone, cancelled), "a checkpoint")
-        cluster.run("scancel", job_of(cluster, clone, cancelled).id)
         until(lambda: checkpoints(clone, late), "a checkpoint")
         cluster.run("scontrol", "update", f"JobId={job_of(cluster, clone, late).id}", "TimeLimit=1")
-        until(lambda: checkpoints(clone, unplugged), "a checkpoint")
+        until(lambda: checkpoints(clone, cancelled), "a checkpoint")
+        cluster.run("scancel", job_of(cluster, clone, cancelled).id)
+        until(
+            lambda: [job.comment for job in cluster.active()] == [job_of(cluster, clone, unplugged).comment], "the rest"
+        )
+        assert checkpoints(clone, unplugged)
         node = job_of(cluster, clone, unplugged).fields["NodeList"]
-        until(lambda: job_of(cluster, clone, late).over, "the end of the job that was late")
         cluster.kill_node(node)
+        clone.mend(unplugged)
         until(lambda: cluster.node_states()[node].startswith("down"), "a node that is down")
         cluster.start_node(node)
-        driver.wait(300)
+        driver.wait(400)
     finally:
         driver.kill()
     said = clone.said
@@ -156,7 +164,9 @@ def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_loca
         (failing, "a test has ordered"),
     ):
         assert re.search(rf"finetune {name}: .*{word}.*\(log: results/{NAME}/logs/finetune/{name}.log\)", end), end
-    assert f"finetune {greedy}: " in end
+    assert f"finetune {greedy}: " in end and "evaluate" not in end
+    assert job_of(cluster, clone, greedy).state == "FAILED"
+    assert "Exceeded job memory limit" in next(clone.folder.glob(f".snakemake/slurm_logs/*{greedy}*/*.log")).read_text()
     assert unplugged not in end and sound not in end
     assert {path.stem for path in clone.root.glob("metrics/*.json")} == {unplugged, sound}
     # The node's job went on by itself, from its checkpoint.

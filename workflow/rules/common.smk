@@ -54,18 +54,18 @@ def begin():
         jobs = workflow.scheduler._executor
         prefix, _, number = jobs.run_uuid.rpartition("_")
         jobs.run_uuid = "_".join(filter(None, [prefix, STUDY["study"], number]))
-        name_file(Path(ROOT)).write_text(jobs.run_uuid + "\n")
+        name_file(Path(ROOT)).write_text(f"{jobs.run_uuid}\n")
 
 
 def failures():
     """A line for each job that failed: its log's last word, and its log."""
     for failed in workflow.scheduler.failed:
-        for job in failed.jobs if failed.is_group() else [failed]:
-            if not all(map(os.path.exists, job.output)):
-                log = Path(str(job.log[0])) if job.log else None
-                said = log.read_text(errors="replace").split("\n") if log and log.is_file() else []
-                last = next((line.strip() for line in reversed(said) if line.strip()), "never started")
-                yield f"{job.rule.name} {' '.join(map(str, job.wildcards))}: {last[:300]} (log: {log})"
+        inside = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
+        job = next((job for job in inside if not all(map(os.path.exists, job.output))), inside[-1])
+        log = Path(str(job.log[0]))
+        said = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
+        yield f"{job.rule.name} {' '.join(map(str, job.wildcards))}: {last[:300]} (log: {log})"
 
 
 onstart:

@@ -1,6 +1,7 @@
 """Lets a job fail on demand: Python runs this before anything else where its folder is on the path."""
 
 import os
+import signal
 import sys
 import time
 
@@ -17,6 +18,10 @@ def strike() -> None:
                 hoard = b"x" * (2500 * 2**20)
                 time.sleep(60)
                 del hoard
+            if how == "slow":
+                signal.signal(signal.SIGALRM, lambda number, frame: time.sleep(0.2))
+                signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+                return
             os.write(2, b"viny: a fault that a test has ordered\n")
             os._exit(3)
 
