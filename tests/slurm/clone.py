@@ -35,7 +35,7 @@ def tiny_study(**grid: Any) -> dict[str, Any]:
 def slow_study(seeds: Iterable[int]) -> dict[str, Any]:
     """Cells of some seconds each, with a checkpoint a second: there is time to strike."""
     study = tiny_study(pretrain_sizes=[0], seeds=list(seeds))
-    study["finetune"]["epochs"] = 3000
+    study["finetune"]["epochs"] = 1500
     study["compute"]["checkpoint_minutes"] = 0.02
     return study
 
