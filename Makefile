@@ -1,10 +1,10 @@
-# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm: the tests on a real Slurm. All set the environment up first, where it is missing or old.
+# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm and make slurm-faults: the same on a real Slurm. All set the environment up first, where it is missing or old.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test test-slurm faults lint setup setup-test clean
+.PHONY: run test test-slurm faults slurm-faults lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -19,6 +19,9 @@ test-slurm: setup-test $(VENV)/slurm
 
 faults: setup-test
 	$(BIN)/python tests/faults/campaign.py
+
+slurm-faults: setup-test $(VENV)/slurm
+	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python tests/slurm/campaign.py
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ class Campaign:
             case "past the time limit":
                 self.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=1", check=False)
             case "kill -9 of the training":
-                pids = self.trainings(job)
+                pids = self.cluster.job_processes(job, "viny")
                 if not pids:
                     return  # it is over, or has not begun
                 for pid in pids:
@@ -94,18 +94,6 @@ class Campaign:
         self.faults[kind] += 1
         self.struck |= {other.comment for other in hit}
         log(f"{kind}: {', '.join(other.comment for other in hit)}")
-
-    def trainings(self, job: Job) -> list[int]:
-        found = []
-        for pid in self.cluster.processes(job.fields["NodeList"]):
-            try:
-                environment = Path(f"/proc/{pid}/environ").read_bytes()
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"\0viny\0" in command and f"SLURM_JOB_ID={job.id}\0".encode() in environment:
-                found.append(pid)
-        return found
 
     def run(self, cells: int, share: float) -> None:
         """One call with faults, which the last of them ends by killing the driver, and one further call."""

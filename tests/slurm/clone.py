@@ -65,20 +65,25 @@ class Clone:
     def said(self) -> str:
         return (self.folder / "said.txt").read_text()
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Call `snakemake` with some arguments, in a process group of its own, and do not wait."""
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of a call, which its Slurm jobs inherit."""
         plugin = find_spec("snakemake_executor_plugin_slurm")
         assert plugin is not None and plugin.origin is not None
         env = {k: v for k, v in os.environ.items() if not k.startswith(("VINY_", "SNAKEMAKE_", "SLURM_"))}
         env["PYTHONPATH"] = f"{FAULTS}:{self.folder / 'src'}:{Path(plugin.origin).parents[1]}"
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
         env["VINY_TEST_FAULTS"] = str(self.folder / "faults")
+        return env | self.environment
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Call `snakemake` with some arguments, in a process group of its own, and do not wait."""
         soon = SOON if "slurm" in arguments else ()
         with open(self.folder / "said.txt", "w") as said:
             return subprocess.Popen(
                 ["snakemake", *arguments, *soon, "--configfile", "study.yaml"],
                 cwd=self.folder,
-                env=env | self.environment,
+                env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,

@@ -274,10 +274,9 @@ class Cluster:
 
     # What a user asks
 
-    def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env={**os.environ, **self.environment}
-        )
+    def run(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+        env = {**(os.environ if env is None else env), **self.environment}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
@@ -293,6 +292,17 @@ class Cluster:
                 pieces = (piece.partition("=") for piece in line.split())
                 found.append(Job({key: value for key, _, value in pieces if value}))
         return sorted(found, key=lambda job: int(job.id))
+
+    def job_processes(self, job: Job, word: str) -> list[int]:
+        """Processes of a job that have a word in their command."""
+        found = []
+        for pid in self.processes(job.fields["NodeList"]):
+            with suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if word.encode() in command and f"\0SLURM_JOB_ID={job.id}\0".encode() in environment:
+                    found.append(pid)
+        return found
 
     def active(self) -> list[Job]:
         return [job for job in self.jobs() if not job.over]

@@ -218,3 +218,55 @@ def test_ctrl_c_ends_the_jobs_after_a_checkpoint(cluster: Cluster, folder: Path,
     assert (done["finetune"], done["evaluate"]) == (2, 2)
     assert [len(run["earlier_attempts"]) for run in clone.runs().values()] == [1, 1]
     assert clone.results() == {k: v for k, v in slow_local.results().items() if "seed-0" in k or "seed-1" in k}
+
+
+def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
+    clone = Clone.new(folder, slow_study([0]), cluster.environment)
+    study = clone.folder / "study.yaml"
+    submitted = study.read_text()
+    clone.break_cell(cell(0), "slow")
+    cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    driver = clone.start("--profile", "slurm")
+    try:
+        until(cluster.active, "a job that waits")
+        # The study is edited between submission and start.
+        assert "epochs: 1500" in submitted
+        study.write_text(submitted.replace("epochs: 1500", "epochs: 1400"))
+        cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+        until(lambda: checkpoints(clone, cell(0)), "a checkpoint")
+        study.write_text(submitted)
+        # The snakemake inside the job dies, and the training ends with it; the driver submits the job again.
+        first = job_of(cluster, clone, cell(0))
+        trainings = cluster.job_processes(first, "viny")
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in trainings}
+        assert len(trainings) == 1 and len(parents) == 1
+        os.kill(parents.pop(), signal.SIGKILL)
+        until(lambda: not cluster.job_processes(first, "viny"), "the end of the training", 20)
+        until(lambda: job_of(cluster, clone, cell(0)).id != first.id, "another attempt")
+        until(lambda: cluster.job_processes(job_of(cluster, clone, cell(0)), "viny"), "its training")
+        # The same job a second time, as after a driver that died: it waits, and takes the first one's result.
+        second = job_of(cluster, clone, cell(0))
+        script = folder / "again.sh"
+        script.write_text(cluster.run("scontrol", "write", "batch_script", second.id, "-"))
+        other = next(name for name in cluster.names if name != second.fields["NodeList"])
+        asked = ("--gpus=1", "--cpus-per-task=1", "--mem=3000", f"--nodelist={other}", f"--chdir={folder}")
+        again = cluster.run("sbatch", "--parsable", *asked, str(script), env=clone.env).strip()
+        log = clone.root / "logs" / "finetune" / f"{cell(0)}.log"
+        until(
+            lambda: (
+                log.exists()
+                and f"waiting for process {cluster.job_processes(second, 'viny')[0]} on " in log.read_text()
+            ),
+            "a job that waits",
+        )
+        assert driver.wait(300) == 0
+        until(lambda: not cluster.active(), "the end of the other job")
+    finally:
+        driver.kill()
+        cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+    assert "made by another process meanwhile" in log.read_text()
+    assert {job.id: job.state for job in cluster.jobs()}[again] == "COMPLETED"
+    run = clone.runs()[cell(0)]
+    assert run["slurm_job_id"] == second.id
+    assert len(run["earlier_attempts"]) == 1
+    assert clone.results() == {k: v for k, v in slow_local.results().items() if "seed-0" in k}
