@@ -63,6 +63,12 @@ class Campaign:
         """Jobs at work, but for those that were struck before: a job that ends ill three times is not tried again."""
         return [job for job in self.cluster.jobs() if job.state == "RUNNING" and job.comment not in self.struck]
 
+    def hurt(self) -> int:
+        """Jobs that ended ill, and restarts by Slurm; a fault that came too late for its job is none."""
+        jobs = self.cluster.jobs()
+        ill = sum(job.over and job.state != "COMPLETED" for job in jobs)
+        return ill + sum(int(job.fields["Restarts"]) for job in jobs)
+
     def strike(self) -> None:
         """Strike one job, or all of one node."""
         until(self.running, "a job that runs", 300)
@@ -100,18 +106,17 @@ class Campaign:
         jobs = cells + cells // PER_SEED * 5  # 2 pre-trainings and 3 intermediate tasks a seed
         wanted = math.ceil(share * jobs)
         driver = self.clone.start("--profile", "slurm")
-        while len(self.struck) < wanted and driver.poll() is None:
-            due = 0.8 * cells * len(self.struck) / wanted
+        while self.hurt() < wanted and driver.poll() is None:
+            due = 0.7 * cells * self.hurt() / wanted
             while self.finished() < due and driver.poll() is None:
                 time.sleep(0.5)
             self.strike()
         until(lambda: self.finished() >= 0.85 * cells or driver.poll() is not None, "most cells", 7200)
         if driver.poll() is None:
-            self.struck |= {job.comment for job in self.cluster.active()}
             driver.kill()
             driver.wait()
             self.faults["kill -9 of the driver"] += 1
-            log("kill -9 of the driver")
+            log(f"kill -9 of the driver, beside {len(self.cluster.active())} jobs")
         (self.clone.folder / "said.txt").rename(self.clone.folder / "said-1.txt")
         further = self.clone.start("--profile", "slurm")
         log(f"the further call ended with {further.wait()}")
@@ -168,8 +173,8 @@ def main() -> int:
             "restarts_by_slurm": sum(int(job.fields["Restarts"]) for job in jobs),
             "states": dict(Counter(job.state for job in jobs)),
             "faults": dict(campaign.faults),
-            "jobs_struck": len(campaign.struck),
-            "share_struck": round(len(campaign.struck) / planned, 3),
+            "jobs_hurt": campaign.hurt(),
+            "share_hurt": round(campaign.hurt() / planned, 3),
             "trainings_that_went_on": sum(bool(run["earlier_attempts"]) for run in runs),
             "lost": lost,
             "different": different,
