@@ -6,6 +6,11 @@ import sys
 import time
 
 
+def doze(*_: object) -> None:
+    time.sleep(0.1)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
 def strike() -> None:
     folder = os.environ.get("VINY_TEST_FAULTS", "")
     if "viny" not in sys.orig_argv or "finetune" not in sys.orig_argv or not os.path.isdir(folder):
@@ -19,8 +24,8 @@ def strike() -> None:
                 time.sleep(60)
                 del hoard
             if how == "slow":
-                signal.signal(signal.SIGALRM, lambda number, frame: time.sleep(0.2))
-                signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+                signal.signal(signal.SIGALRM, doze)
+                doze()
                 return
             os.write(2, b"viny: a fault that a test has ordered\n")
             os._exit(3)
