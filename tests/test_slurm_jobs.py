@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from viny.slurm import active_jobs, name_file, wait_for_jobs
+from viny.slurm import active_jobs, complaint, name_file, wait_for_jobs
 
 
 @pytest.fixture
@@ -41,3 +41,14 @@ def test_nothing_to_wait_for(text: str | None, queue: Path, tmp_path: Path) -> N
 def test_without_squeue_there_are_no_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert active_jobs("viny_demo_1") == []
+
+
+def test_slurm_s_own_word_for_the_end_of_a_job(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "nowhere") == ""
+    (tmp_path / "3.log").write_text(
+        "Building DAG\nslurmstepd-n1: error: *** STEP 3.0 CANCELLED ***\nslurmstepd: error: x\n"
+    )
+    os.utime(tmp_path / "3.log", (1, 1))
+    assert complaint(tmp_path) == "*** STEP 3.0 CANCELLED ***"
+    (tmp_path / "12.log").write_text("Building DAG\n")  # the newest attempt
+    assert complaint(tmp_path) == ""

@@ -1,4 +1,4 @@
-"""The Slurm jobs of a study whose driver died: they work on, and the next driver waits for them."""
+"""What a driver asks Slurm itself: which jobs of a dead driver are still there, and why a job was ended."""
 
 from __future__ import annotations
 
@@ -46,3 +46,12 @@ def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
         waited = True
         time.sleep(poll)
     return waited
+
+
+def complaint(folder: Path) -> str:
+    """Why Slurm ended a job, in its own words, from the newest log in a folder; empty where it does not say."""
+    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for line in logs[-1].read_text(errors="replace").splitlines() if logs else []:
+        if line.startswith("slurmstepd") and "error: " in line:
+            return line.partition("error: ")[2].strip()
+    return ""

@@ -16,7 +16,7 @@ from viny.errors import InputError
 from viny.files import canonical_json
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
-from viny.slurm import name_file, wait_for_jobs
+from viny.slurm import complaint, name_file, wait_for_jobs
 from viny.study import announce, as_submitted, write_study
 
 
@@ -58,14 +58,17 @@ def begin():
 
 
 def failures():
-    """A line for each job that failed: its log's last word, and its log."""
+    """A line for each job that failed: its log's last word, what Slurm says, and where its log is."""
     for failed in workflow.scheduler.failed:
         inside = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in inside if not all(map(os.path.exists, job.output))), inside[-1])
         log = Path(str(job.log[0]))
         said = log.read_text(errors="replace").splitlines() if log.is_file() else []
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
-        yield f"{job.rule.name} {' '.join(map(str, job.wildcards))}: {last[:300]} (log: {log})"
+        named = "_".join(map(str, job.wildcards))
+        kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
+        slurm = complaint(Path(".snakemake", "slurm_logs", kind))
+        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
 
 
 onstart:
