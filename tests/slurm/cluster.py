@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viny.processes import end_with_parent
+
 PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
 ETC = Path("/etc/slurm")
@@ -209,6 +211,7 @@ class Cluster:
         (folder / "etc" / "gres.conf").write_text("".join(gres))
 
     def _daemon(self, name: str, command: list[str]) -> None:
+        parent = os.getpid()
         with open(self.folder / "log" / f"{name}.out", "ab") as out:
             self._daemons[name] = subprocess.Popen(
                 command,
@@ -216,6 +219,7 @@ class Cluster:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=lambda: end_with_parent(parent),  # also when the tests are killed
                 env={**os.environ, **self.environment},
             )
 
