@@ -133,7 +133,7 @@ def test_a_second_call_does_nothing(cluster: Cluster, clone: Clone) -> None:
 def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
     clone = Clone.new(folder, slow_study(range(6)), cluster.environment)
     cancelled, late, greedy, failing, unplugged, sound = map(cell, range(6))
-    for name, how in {greedy: "memory", failing: "fail", late: "slow", unplugged: "slow"}.items():
+    for name, how in {greedy: "memory", failing: "fail", cancelled: "slow", late: "slow", unplugged: "slow"}.items():
         clone.break_cell(name, how)
     small = ("--set-resources", "finetune:mem_mb=2000", "evaluate:mem_mb=2000")
     driver = clone.start("--profile", "slurm", "--retries", "0", *small)
