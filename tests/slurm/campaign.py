@@ -74,7 +74,7 @@ class Campaign:
         until(self.running, "a job that runs", 300)
         job = self.draw.choice(self.running())
         kind = next(self.kinds)
-        node = job.fields["NodeList"]
+        node = job.node
         time.sleep(self.draw.uniform(0, 8))
         hit = [job]
         match kind:
@@ -89,11 +89,7 @@ class Campaign:
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
             case "node down and up":
-                hit = [
-                    other
-                    for other in self.cluster.jobs()
-                    if other.state == "RUNNING" and node == other.fields["NodeList"]
-                ]
+                hit = [other for other in self.cluster.jobs() if other.state == "RUNNING" and node == other.node]
                 self.cluster.kill_node(node)
                 until(lambda: self.cluster.node_states()[node].startswith("down"), "a node that is down")
                 self.cluster.start_node(node)

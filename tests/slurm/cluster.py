@@ -87,6 +87,11 @@ class Job:
         return self.fields["JobState"]
 
     @property
+    def node(self) -> str:
+        """Where it runs or ran; empty while it waits."""
+        return self.fields.get("NodeList", "").replace("(null)", "")
+
+    @property
     def comment(self) -> str:
         return self.fields.get("Comment", "")
 
@@ -300,7 +305,7 @@ class Cluster:
     def job_processes(self, job: Job, word: str) -> list[int]:
         """Processes of a job that have a word in their command."""
         found = []
-        for pid in self.processes(job.fields["NodeList"]):
+        for pid in self.processes(job.node) if job.node else []:
             with suppress(OSError):
                 environment = Path(f"/proc/{pid}/environ").read_bytes()
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

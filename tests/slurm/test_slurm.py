@@ -92,7 +92,7 @@ def test_every_job_saw_one_gpu_and_no_two_the_same_at_a_time(cluster: Cluster, c
     for record in records + metrics:
         assert re.fullmatch(r"[01]", record["cuda_visible_devices"])
         job = by_id[record["slurm_job_id"]]
-        assert job.fields["NodeList"] == record["slurm_node"] == record["host"]
+        assert job.node == record["slurm_node"] == record["host"]
         times = [datetime.fromisoformat(job.fields[key]) for key in ("StartTime", "EndTime")]
         held.setdefault((record["slurm_node"], record["cuda_visible_devices"]), []).append((times[0], times[1]))
     assert len(held) > 1
@@ -146,7 +146,7 @@ def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_loca
             lambda: [job.comment for job in cluster.active()] == [job_of(cluster, clone, unplugged).comment], "the rest"
         )
         assert checkpoints(clone, unplugged)
-        node = job_of(cluster, clone, unplugged).fields["NodeList"]
+        node = job_of(cluster, clone, unplugged).node
         cluster.kill_node(node)
         clone.mend(unplugged)
         until(lambda: cluster.node_states()[node].startswith("down"), "a node that is down")
@@ -247,7 +247,7 @@ def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, f
         second = job_of(cluster, clone, cell(0))
         script = folder / "again.sh"
         script.write_text(cluster.run("scontrol", "write", "batch_script", second.id, "-"))
-        other = next(name for name in cluster.names if name != second.fields["NodeList"])
+        other = next(name for name in cluster.names if name != second.node)
         asked = ("--gpus=1", "--cpus-per-task=1", "--mem=3000", f"--nodelist={other}", f"--chdir={folder}")
         again = cluster.run("sbatch", "--parsable", *asked, str(script), env=clone.env).strip()
         log = clone.root / "logs" / "finetune" / f"{cell(0)}.log"
@@ -258,6 +258,7 @@ def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, f
             ),
             "a job that waits",
         )
+        clone.mend()
         assert driver.wait(300) == 0
         until(lambda: not cluster.active(), "the end of the other job")
     finally:
