@@ -1,10 +1,10 @@
-# make run: the default study; make test: the tests; make faults: the fault campaign in full. Both set the environment up first, where it is missing or old.
+# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm and make slurm-faults: the same on a real Slurm. All set the environment up first, where it is missing or old.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test faults lint setup setup-test clean
+.PHONY: run test test-slurm faults slurm-faults lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -13,8 +13,15 @@ run: setup
 test: setup-test lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
+# Snakemake's Slurm executor slows every start of snakemake, so it is on the path of these tests only.
+test-slurm: setup-test $(VENV)/slurm
+	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python -m pytest tests/slurm
+
 faults: setup-test
 	$(BIN)/python tests/faults/campaign.py
+
+slurm-faults: setup-test $(VENV)/slurm
+	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python tests/slurm/campaign.py
 
 lint: setup-test
 	$(BIN)/ruff check .
@@ -32,6 +39,11 @@ $(VENV)/.run: envs/viny.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.run envs/test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
+	touch $@
+
+$(VENV)/slurm: envs/slurm.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r envs/slurm.txt
 	touch $@
 
 clean:

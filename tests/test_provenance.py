@@ -135,6 +135,19 @@ def test_without_a_study_the_hash_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert Record().finish()["study_sha256"] is None
 
 
+def test_a_slurm_job_is_named_with_its_node_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": "17", "SLURMD_NODENAME": "n2", "CUDA_VISIBLE_DEVICES": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = Record().finish()
+    assert (found["slurm_job_id"], found["slurm_node"], found["cuda_visible_devices"]) == ("17", "n2", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU at all, which is not the same as all of them
+    assert Record().finish()["cuda_visible_devices"] == ""
+    for name in ("SLURM_JOB_ID", "SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name)
+    found = Record().finish()
+    assert (found["slurm_job_id"], found["slurm_node"], found["cuda_visible_devices"]) == (None, None, None)
+
+
 def test_a_gpu_is_named_with_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(max_memory_allocated=lambda device: 3 << 20, get_device_name=lambda device: f"GPU {device}")
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))

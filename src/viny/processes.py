@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 
 BEAT = 30.0  # seconds between the signs of life that a claim's holder gives
-SILENCE = 600.0  # seconds without one after which a holder on another machine counts as dead
+SILENCE = 180.0  # seconds without one after which a holder on another machine counts as dead; NFS shows one 60 s late
 UNFINISHED = 10.0  # seconds after which a claim that names nobody is a crash's leftover, no longer being written
 _numbers = itertools.count()
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

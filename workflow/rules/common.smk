@@ -17,6 +17,7 @@ from viny.errors import InputError
 from viny.files import canonical_json
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
+from viny.slurm import complaint, name_file, wait_for_jobs
 from viny.study import announce, as_submitted, write_study
 
 IMAGES = {}  # of each pack; None where its source is not here
@@ -49,11 +50,37 @@ def begin():
             f"if that machine is off for good, delete {claim.path}. Nothing was started."
         )
     atexit.register(claim.release)
+    if wait_for_jobs(Path(ROOT)):  # what they have done is not in this run's plan yet
+        claim.release()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     write_study(Path(ROOT), STUDY)
+    if workflow.executor_plugin.name == "slurm":
+        jobs = workflow.scheduler._executor
+        prefix, _, number = jobs.run_uuid.rpartition("_")
+        jobs.run_uuid = "_".join(filter(None, [prefix, STUDY["study"], number]))
+        name_file(Path(ROOT)).write_text(f"{jobs.run_uuid}\n")
+
+
+def failures():
+    """A line for each job that failed: its log's last word, what Slurm says, and where its log is."""
+    for failed in workflow.scheduler.failed:
+        inside = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
+        job = next((job for job in inside if not all(map(os.path.exists, job.output))), inside[-1])
+        log = Path(str(job.log[0]))
+        said = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
+        named = "_".join(map(str, job.wildcards))
+        kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
+        slurm = complaint(Path(".snakemake", "slurm_logs", kind))
+        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
 
 
 onstart:
     begin()
+
+
+onerror:
+    print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
 
 
 STUDY = settings()

@@ -11,6 +11,7 @@ rule pack:
         f"{LOG}/pack/{{pack}}.log",
     benchmark:
         f"{BENCHMARK}/pack/{{pack}}.jsonl"
+    localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["pack_threads"]
@@ -36,6 +37,7 @@ rule split:
         f"{LOG}/split/{{part}}/{{subset}}.log",
     benchmark:
         f"{BENCHMARK}/split/{{part}}/{{subset}}.jsonl"
+    localrule: True
     conda:
         "../../envs/viny.yaml"
     resources:
