@@ -53,7 +53,7 @@ def install() -> None:
         raise NoSlurmError(f"no namespaces for Slurm's nodes: {tried.stderr.strip()}")
 
 
-def until(ready: Callable[[], object], what: str, seconds: float = 120.0, every: float = 0.2) -> None:
+def until(ready: Callable[[], object], what: str, seconds: float = 300.0, every: float = 0.2) -> None:
     """Wait until `ready` says so; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not ready():
