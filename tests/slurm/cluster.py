@@ -53,7 +53,7 @@ def install() -> None:
         raise NoSlurmError(f"no namespaces for Slurm's nodes: {tried.stderr.strip()}")
 
 
-def until(ready: Callable[[], object], what: str, seconds: float = 120.0, every: float = 0.2) -> None:
+def until(ready: Callable[[], object], what: str, seconds: float = 300.0, every: float = 0.2) -> None:
     """Wait until `ready` says so; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not ready():
@@ -234,30 +234,23 @@ class Cluster:
         self._daemon(name, inside)
 
     def kill_node(self, name: str) -> None:
-        """Kill a node's slurmd and all its jobs' processes, as when the power fails; the controller is not told."""
+        """Kill a node's slurmd and all its jobs' processes, as when the power fails: nobody is told."""
+        pids = self.processes(name)
         self._daemons[name].kill()
-        self._daemons[name].wait()
-        for pid in self.processes(name):
-            _signal(pid, signal.SIGKILL)
-
-    def kill_slurmd(self, name: str) -> None:
-        """Kill a node's slurmd alone: its jobs work on, unseen."""
-        self._daemons[name].kill()
+        # What watches over a job goes before the job, or it would report the job's end.
+        for pid in sorted(pids, key=lambda pid: _read(f"/proc/{pid}/comm").strip() != b"slurmstepd"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._daemons[name].wait()
 
-    def processes(self, name: str | None = None) -> list[int]:
-        """Processes in the namespace of a node, or of all nodes, but for slurmd itself."""
-        daemons = {d.pid for d in self._daemons.values()}
+    def processes(self, name: str) -> list[int]:
+        """Processes in a node's namespace."""
+        space = os.readlink(f"/proc/{self._daemons[name].pid}/ns/uts")
         found = []
         for path in Path("/proc").glob("[0-9]*"):
-            try:
-                environment = (path / "environ").read_bytes()
-            except OSError:
-                continue
-            mine = f"SLURM_CONF={self.folder}/".encode() in environment or str(self.folder).encode() in environment
-            node = name is None or f"SLURMD_NODENAME={name}\0".encode() in environment
-            if int(path.name) not in daemons and mine and node and int(path.name) != os.getpid():
-                found.append(int(path.name))
+            with suppress(OSError):
+                if os.readlink(path / "ns" / "uts") == space:
+                    found.append(int(path.name))
         return found
 
     def stop(self) -> None:
@@ -306,17 +299,17 @@ class Cluster:
         """Processes of a job that have a word in their command."""
         found = []
         for pid in self.processes(job.node) if job.node else []:
-            with suppress(OSError):
-                environment = Path(f"/proc/{pid}/environ").read_bytes()
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if word.encode() in command and f"\0SLURM_JOB_ID={job.id}\0".encode() in environment:
-                    found.append(pid)
+            mine = f"\0SLURM_JOB_ID={job.id}\0".encode() in _read(f"/proc/{pid}/environ")
+            if mine and word.encode() in _read(f"/proc/{pid}/cmdline").split(b"\0"):
+                found.append(pid)
         return found
 
     def active(self) -> list[Job]:
         return [job for job in self.jobs() if not job.over]
 
 
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # the process has ended
+        return b""
