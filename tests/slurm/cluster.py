@@ -255,12 +255,15 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop what was started, in the reverse order, and remove the folder."""
-        if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
-            self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
-            self.run("scancel", "--user=root", check=False)
-            deadline = time.monotonic() + 15
-            while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
-                time.sleep(0.2)
+        with suppress(subprocess.TimeoutExpired, AssertionError):
+            if "slurmctld" in self._daemons:
+                self.run("scancel", "--user=root", seconds=10)
+                until(lambda: not self.run("squeue", "-h", seconds=10).strip(), "the end of all jobs", 15)
+        for name in set(self.names) & set(self._daemons):
+            if self._daemons[name].poll() is None:
+                for pid in set(self.processes(name)) - {self._daemons[name].pid}:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         for name in [*self.names, "slurmctld", "munged"]:
             daemon = self._daemons.get(name)
             if daemon is not None and daemon.poll() is None:
@@ -276,9 +279,9 @@ class Cluster:
 
     # What a user asks
 
-    def run(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+    def run(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None, seconds: float = 60) -> str:
         env = {**(os.environ if env is None else env), **self.environment}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=env)
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
