@@ -11,7 +11,7 @@ run: setup
 	@echo "Tables: results/demo/tables, figures: results/demo/figures"
 
 test: setup-test lint
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --ignore tests/slurm
 
 # Snakemake's Slurm executor slows every start of snakemake, so it is on the path of these tests only.
 test-slurm: setup-test $(VENV)/slurm
