@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
+BATCH = 250  # images a forward pass, where nothing is trained
+
 
 @dataclass(frozen=True)
 class ModelSettings:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viny.settings import ModelSettings
+from viny.settings import BATCH, IN_MEMORY, ModelSettings
 
 TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
 START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
 HEAD_ROOM = 2.0  # of the time that the stated rate gives; a time limit that is met costs a wait in the queue
 BASE_MB = 1300  # resident with PyTorch and no data (750 measured), and room
 LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twice
-HELD = 2 << 30  # bytes of images up to which a job keeps its subset in memory, see `viny.learning.batches`
 # Training images a second of ViNy (128 px, 4.8 M parameters) where a study states no rate. Measured on two
 # cores of an AMD EPYC with AVX-512 bfloat16: 60 to 105 a thread. The paper states about 1,400 on an RTX 4080.
 CPU_RATE = 50.0
@@ -71,7 +70,7 @@ def operations_a_second(config: Mapping[str, Any]) -> float:
 def _work(config: Mapping[str, Any], images: int, epochs: int, batch_size: int, side: int, channels: int) -> Work:
     model = ModelSettings(**config["model"])
     passes = images * epochs
-    held = 1.5 * min(images * side**2 * channels, HELD)  # what is kept is copied on its way, in parts
+    held = 1.5 * min(images * side**2 * channels, IN_MEMORY)  # what is kept is copied on its way, in parts
     memory = BASE_MB + math.ceil((held + batch_size * activation_bytes(model)) / 1e6)
     return Work(passes, passes * TRAINING * forward_operations(model), memory)
 
@@ -99,8 +98,8 @@ def finetune_work(config: Mapping[str, Any], size: int) -> Work:
 def evaluate_work(config: Mapping[str, Any]) -> Work:
     """The evaluation of one cell: a forward pass of the test images is a third of a training pass."""
     images = config["segmentation"]["test_size"]
-    # 250 images go at once, but only one layer's activations are kept of them.
-    at_once = math.ceil(2 * 250 / config["model"]["depth"])
+    # BATCH images go at once, but only one layer's activations are kept of them.
+    at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _work(config, images, 1, at_once, config["model"]["image_size"], 4)
     return Work(images, trained.operations // TRAINING, trained.memory_mb)
 

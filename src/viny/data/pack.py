@@ -220,11 +220,10 @@ def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
     manifest = read_manifest(manifest_path)
     folder = Path(os.path.realpath(manifest_path.parent / "images.npy")).parent
     expected = _expected(manifest_path, manifest)
-    if node_local:
-        for name, (dtype, shape, _) in expected.items():
-            _map(folder, name, dtype, shape)  # a copy is made of what is whole
-        folder = local_copy(folder, manifest["sha256"])
     arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
+    if node_local and (copy := local_copy(folder, manifest["sha256"])) != folder:  # a copy is made of what is whole
+        folder = copy
+        arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
     for name, (dtype, shape, sha256) in expected.items():
         if name in BY_ROW:
             found = rows_sha256(dtype, tuple(shape), arrays[f"{name}.sums"])

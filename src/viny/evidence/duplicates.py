@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from viny.cells import pack_manifest, searched_splits, split_record
+from viny.cells import pack_manifest, searched_packs, searched_splits, split_record
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.files import atomic_path
@@ -118,9 +118,7 @@ def write_duplicates(spec: Mapping[str, Any], root: Path, out: Path) -> None:
     Raises:
         InputError: a pack or a split is missing or damaged.
     """
-    packs = {name: open_pack(pack_manifest(root, name)) for name in ("segmentation", *spec["tasks"])}
-    if spec["pretrain"]:
-        packs["pretrain"] = open_pack(pack_manifest(root, "pretrain"))
+    packs = {name: open_pack(pack_manifest(root, name)) for name in searched_packs(spec)}
     test = packs["segmentation"]
     finetune, tasks = [], {}
     for part, subset in searched_splits(spec):

@@ -23,8 +23,7 @@ from viny.learning.stages import make_segmentation, new_encoder, read_weights
 from viny.learning.train import Machine
 from viny.provenance import Record
 from viny.seeds import generator
-
-BATCH = 250  # images a forward pass
+from viny.settings import BATCH
 
 
 def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:

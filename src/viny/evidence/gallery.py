@@ -11,7 +11,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from viny.cells import Cell, encoder_folder, finetune_folder, metrics_file, training_folders
+from viny.cells import (
+    Cell,
+    encoder_folder,
+    finetune_folder,
+    metrics_file,
+    pack_manifest,
+    split_record,
+    training_folders,
+)
 from viny.data.augment import denormalise, labelled_images, normalise, to_float
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -47,9 +55,9 @@ def write_figures(
     curves = [(stage, label, folder / "curve.csv") for stage, label, folder in training_folders(root, cells)]
     figures.save(figures.learning_curves(curves, note), out / "learning_curves")
 
-    pack = open_pack(root / "packs" / "segmentation" / "manifest.json")
-    split = root / "splits" / "finetune" / f"size-{shown[-1].finetune_size}_seed-{shown[-1].seed}"
-    test = read_split(split.with_suffix(".json"), split.with_suffix(".npz"), pack)["test"]
+    pack = open_pack(pack_manifest(root, "segmentation"))
+    split = split_record(root, "finetune", f"size-{shown[-1].finetune_size}_seed-{shown[-1].seed}")
+    test = read_split(split, split.with_suffix(".npz"), pack)["test"]
     # Images with every class, evenly spaced through the test set.
     masks = pack.rows("masks", test)
     whole = [

@@ -14,8 +14,7 @@ from torch import Tensor
 from viny.data import augment
 from viny.data.pack import Pack
 from viny.learning.objectives import draw_patch_mask, mixup
-
-IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
+from viny.settings import IN_MEMORY
 
 # (positions in the training list [B], generator of the step) -> what the objective's loss takes
 BatchMaker = Callable[[Tensor, torch.Generator], Any]

@@ -40,7 +40,7 @@ from viny.learning.train import Machine, fit
 from viny.processes import claimed
 from viny.provenance import Record
 from viny.seeds import derive, generator
-from viny.settings import ModelSettings, TrainSettings
+from viny.settings import BATCH, ModelSettings, TrainSettings
 
 CHECKPOINT_MINUTES = 5.0
 
@@ -166,7 +166,7 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
     patches = isinstance(objective, PatchClassification)
     targets = Rows(pack, "masks" if patches else "labels", indices, machine.device)
     hits = []
-    for positions in torch.arange(len(indices)).split(250):
+    for positions in torch.arange(len(indices)).split(BATCH):
         with machine.autocast():
             guess = objective(labelled_images(images[positions], None, normalised=True)).argmax(-1)
         truth = targets[positions]
