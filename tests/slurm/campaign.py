@@ -38,7 +38,7 @@ def study(cells: int) -> dict[str, Any]:
         seeds=list(range(cells // PER_SEED)),
     )
     for section in (value["pretrain"], value["intermediate"]["scenes"], value["finetune"]):
-        section["epochs"] = 300
+        section["epochs"] = 150
     value["compute"]["checkpoint_minutes"] = 0.005
     return value
 
@@ -132,6 +132,7 @@ def overheads(clone: Clone, jobs: list[Job]) -> list[float]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not before the cluster is stopped
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=144, help=f"a multiple of {PER_SEED} (default 144)")
     parser.add_argument("--share", type=float, default=0.05, help="of the jobs that are struck (default 0.05)")

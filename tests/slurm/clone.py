@@ -33,10 +33,10 @@ def tiny_study(**grid: Any) -> dict[str, Any]:
 
 
 def slow_study(seeds: Iterable[int]) -> dict[str, Any]:
-    """Cells of some seconds each, with a checkpoint a second: there is time to strike."""
+    """Cells of some seconds each, with two checkpoints a second: there is time to strike."""
     study = tiny_study(pretrain_sizes=[0], seeds=list(seeds))
-    study["finetune"]["epochs"] = 1500
-    study["compute"]["checkpoint_minutes"] = 0.02
+    study["finetune"]["epochs"] = 500
+    study["compute"]["checkpoint_minutes"] = 0.01
     return study
 
 
@@ -107,7 +107,7 @@ class Clone:
         return self.run("--profile", "slurm", *arguments, code=code)
 
     def break_cell(self, cell: str, how: str) -> None:
-        """Let a cell's fine-tuning 'fail', use up its 'memory', or be 'slow', whenever it starts from now on."""
+        """Let a cell's fine-tuning 'fail', use up its 'memory', or be 'slow' from its first checkpoint on."""
         (self.folder / "faults").mkdir(exist_ok=True)
         (self.folder / "faults" / cell).write_text(how)
 

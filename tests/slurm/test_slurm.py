@@ -190,11 +190,14 @@ def test_a_driver_that_is_killed_leaves_jobs_that_the_next_one_waits_for(
     cluster: Cluster, folder: Path, slow_local: Clone
 ) -> None:
     clone = Clone.new(folder, slow_study(range(2)), cluster.environment)
+    clone.break_cell(cell(0), "slow")
+    clone.break_cell(cell(1), "slow")
     driver = clone.start("--profile", "slurm")
     until(lambda: checkpoints(clone, cell(0)) and checkpoints(clone, cell(1)), "two fine-tunings under way")
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert len(cluster.active()) == 2
+    clone.mend()
     said = clone.slurm()
     assert "2 Slurm jobs of an earlier run of this study, whose snakemake died" in said
     assert "unlock" not in said
@@ -206,6 +209,8 @@ def test_a_driver_that_is_killed_leaves_jobs_that_the_next_one_waits_for(
 
 def test_ctrl_c_ends_the_jobs_after_a_checkpoint(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
     clone = Clone.new(folder, slow_study(range(2)), cluster.environment)
+    clone.break_cell(cell(0), "slow")
+    clone.break_cell(cell(1), "slow")
     driver = clone.start("--profile", "slurm")
     until(lambda: checkpoints(clone, cell(0)) and checkpoints(clone, cell(1)), "two fine-tunings under way")
     os.killpg(driver.pid, signal.SIGINT)
@@ -213,6 +218,7 @@ def test_ctrl_c_ends_the_jobs_after_a_checkpoint(cluster: Cluster, folder: Path,
     assert driver.returncode == 1
     until(lambda: not cluster.active(), "the end of the jobs", 60)
     assert clone.runs() == {}
+    clone.mend()
     done = finished_jobs(clone.slurm())
     assert (done["finetune"], done["evaluate"]) == (2, 2)
     assert [len(run["earlier_attempts"]) for run in clone.runs().values()] == [1, 1]
@@ -229,8 +235,8 @@ def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, f
     try:
         until(cluster.active, "a job that waits")
         # The study is edited between submission and start.
-        assert "epochs: 1500" in submitted
-        study.write_text(submitted.replace("epochs: 1500", "epochs: 1400"))
+        assert "epochs: 500" in submitted
+        study.write_text(submitted.replace("epochs: 500", "epochs: 400"))
         cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
         until(lambda: checkpoints(clone, cell(0)), "a checkpoint")
         study.write_text(submitted)

@@ -27,11 +27,13 @@ def strike() -> None:
 
 
 def slow_down(path: str) -> None:
-    """Sleep most of the time, for as long as a file is there."""
+    """Sleep most of the time from the first checkpoint on, for as long as a file is there."""
+    checkpoints = sys.orig_argv[sys.orig_argv.index("--checkpoints") + 1]
 
     def doze(*_: object) -> None:
         if os.path.exists(path):
-            time.sleep(0.1)
+            if os.path.isdir(checkpoints) and any(name.endswith(".safetensors") for name in os.listdir(checkpoints)):
+                time.sleep(0.5)
             signal.setitimer(signal.ITIMER_REAL, 0.02)
 
     signal.signal(signal.SIGALRM, doze)
