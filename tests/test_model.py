@@ -261,3 +261,37 @@ def test_a_missing_or_foreign_weights_file_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")  # readable, but without our metadata
     with pytest.raises(InputError, match=r"foreign\.safetensors"):
         load_weights(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_tokens_are_those_of_timm(class_token: bool) -> None:
+    timm_vit = pytest.importorskip("timm.models.vision_transformer")
+    from timm.layers import Attention as TimmAttention
+
+    class Wide(TimmAttention):  # timm's block asks for a class and has no argument for the width of a head
+        def __init__(self, dim: int, num_heads: int, **more: object) -> None:
+            super().__init__(dim, num_heads=num_heads, **{**more, "attn_head_dim": 64})
+
+    torch.manual_seed(4)
+    ours = shaken(ViNy())
+    theirs = timm_vit.VisionTransformer(
+        img_size=128,
+        embed_dim=128,
+        depth=12,
+        num_heads=8,
+        qkv_bias=False,
+        num_classes=0,
+        norm_layer=torch.nn.LayerNorm,
+        attn_layer=Wide,
+        class_token=class_token,
+        global_pool="token" if class_token else "",
+    ).eval()
+    theirs.patch_embed = ours.patch_embed
+    weights = ours.state_dict()
+    if not class_token:
+        weights["pos_embed"] = weights["pos_embed"][:, 1:]
+        del weights["cls_token"]
+    theirs.load_state_dict(weights)  # strict: the names are timm's
+    images = torch.randn(2, 3, 128, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.encode(images, class_token), theirs.forward_features(images), atol=1e-5, rtol=0)

@@ -10,11 +10,12 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from viny.errors import InputError
+from viny.gpus import give_gpu_back, take_gpu
 from viny.processes import Stopped, end_with_parent, leave, on_stop
 
 # Exit codes: 0 done, 1 the job failed or results are not sound, 2 the input is at fault, 128 + n stopped by signal n.
@@ -104,6 +105,23 @@ def _duplicates(args: argparse.Namespace) -> None:
     write_duplicates(args.spec, args.root, args.out)
 
 
+def _on_gpu(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """A command that computes on a GPU, where its driver has some to share out."""
+
+    def command(args: argparse.Namespace) -> None:
+        if args.spec.get("device") == "cpu":
+            run(args)
+            return
+        take_gpu()
+        try:
+            run(args)
+        finally:
+            give_gpu_back()
+
+    return command
+
+
+@_on_gpu
 def _train(args: argparse.Namespace) -> None:
     from viny.learning.stages import CHECKPOINT_MINUTES, StageFiles, run_stage
 
@@ -122,6 +140,7 @@ def _train(args: argparse.Namespace) -> None:
     run_stage(args.spec, files, args.threads, minutes)
 
 
+@_on_gpu
 def _evaluate(args: argparse.Namespace) -> None:
     from viny.evidence.evaluate import run_evaluate
 

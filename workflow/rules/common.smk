@@ -15,6 +15,7 @@ from viny.config import check_sizes, read_config, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
 from viny.files import canonical_json
+from viny.gpus import surroundings, visible_gpus
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
 from viny.slurm import complaint, name_file, wait_for_jobs
@@ -54,6 +55,9 @@ def begin():
         claim.release()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     write_study(Path(ROOT), STUDY)
+    if MY_GPUS and workflow.local_exec and "gpu" not in workflow.global_resources:
+        places = len(MY_GPUS) * STUDY["compute"]["jobs_per_gpu"]
+        workflow.scheduler.global_resources["gpu"] = workflow.scheduler.resources["gpu"] = places
     if workflow.executor_plugin.name == "slurm":
         jobs = workflow.scheduler._executor
         prefix, _, number = jobs.run_uuid.rpartition("_")
@@ -88,6 +92,7 @@ ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
 TASKS = list(STUDY["intermediate"])
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a training job asks for
+MY_GPUS = visible_gpus() if GPUS and workflow.is_main_process else []  # local jobs get one each; Slurm gives its own
 
 ROOT = f"results/{STUDY['study']}"
 LOG = f"{ROOT}/logs"
@@ -121,6 +126,7 @@ SURROUNDINGS = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
 }
+SURROUNDINGS |= surroundings(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Path("results/.gpus"))
 if STUDY["compute"]["node_local"]:
     SURROUNDINGS["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:

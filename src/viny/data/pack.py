@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Mapping
@@ -108,6 +109,7 @@ class Pack:
             block = array[indices[here]]
             self._check(name, indices[here], block)
             out[here] = block
+            _let_go(array)
         return out
 
     def _check(self, name: str, rows: np.ndarray, block: np.ndarray) -> None:
@@ -127,6 +129,13 @@ class Pack:
     def name(self, row: int) -> str:
         """What an image is called in messages and tables: its path below the source's folder, or its number."""
         return self.names[row] if self.names else f"{self.manifest['source']} {row}"
+
+
+def _let_go(array: np.ndarray) -> None:
+    """Take a map's pages out of this process, which would grow to the file's size; the system keeps them cached."""
+    pages = getattr(array, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _again(folder: Path) -> str:

@@ -1,7 +1,8 @@
-"""ViNy: a small vision transformer on timm's `VisionTransformer`, its heads, and its weights on disk.
+"""ViNy: a small vision transformer under the names of timm's `VisionTransformer`, and its weights on disk.
 
 ViNy's attention is wider than its tokens (8 heads of 64 on 128 dimensions), its patch embedding is
-LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v carry no bias.
+LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v carry no bias. timm's own class computes the
+same from the same weights; it is not used here because importing it takes as long as importing PyTorch, in every job.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
-from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from viny.errors import InputError
@@ -61,39 +61,71 @@ def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, side * p, side * p)
 
 
-def attention_class(head_dim: int) -> type[Attention]:
-    """An attention layer whose heads have a width of their own.
+class Attention(nn.Module):
+    """Softmax attention of all tokens to all, whose heads have a width of their own: [B, N, D] to [B, N, D]."""
 
-    timm's block constructor has no argument for the width of a head, and it asks `issubclass` of what it
-    is given, so a subclass that fixes the width is the way in.
-    """
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.fused = True
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.proj = nn.Linear(heads * head_dim, dim)
 
-    class WideAttention(Attention):
-        def __init__(self, dim: int, num_heads: int = 8, **kwargs: Any) -> None:
-            kwargs["attn_head_dim"] = head_dim
-            super().__init__(dim, num_heads=num_heads, **kwargs)
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, W]
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            y = scores.softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
 
-    return WideAttention
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear: [B, N, D] to [B, N, D]."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on normalised tokens and added to them: [B, N, D] to [B, N, D]."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(settings.dim)
+        self.attn = Attention(settings.dim, settings.heads, settings.head_dim)
+        self.norm2 = nn.LayerNorm(settings.dim)
+        self.mlp = Mlp(settings.dim, settings.mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbedding(nn.Module):
     """Flatten each patch, normalise, project, normalise: [B, 3, S, S] to [B, L, D]."""
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int = 3, embed_dim: int = 128, **_: Any) -> None:
+    def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.num_patches = (img_size // patch_size) ** 2
-        values = patch_size * patch_size * in_chans
+        values = 3 * patch_size**2
         self.norm_in = nn.LayerNorm(values)
-        self.proj = nn.Linear(values, embed_dim)
-        self.norm_out = nn.LayerNorm(embed_dim)
+        self.proj = nn.Linear(values, dim)
+        self.norm_out = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = patchify(images, self.patch_size)  # [B, L, P*P*C]
+        patches = patchify(images, self.patch_size)  # [B, L, P*P*3]
         return self.norm_out(self.proj(self.norm_in(patches)))  # [B, L, D]
 
 
-class ViNy(VisionTransformer):
+class ViNy(nn.Module):
     """The encoder; `encode` gives normalised tokens, with or without a class token.
 
     Args:
@@ -102,21 +134,14 @@ class ViNy(VisionTransformer):
     """
 
     def __init__(self, settings: ModelSettings = VINY, num_classes: int = 0) -> None:
-        super().__init__(
-            img_size=settings.image_size,
-            patch_size=settings.patch_size,
-            embed_dim=settings.dim,
-            depth=settings.depth,
-            num_heads=settings.heads,
-            mlp_ratio=(settings.mlp_dim + 0.5) / settings.dim,  # timm rounds dim * mlp_ratio down
-            qkv_bias=False,
-            num_classes=num_classes,
-            norm_layer=nn.LayerNorm,
-            embed_layer=PatchEmbedding,
-            attn_layer=attention_class(settings.head_dim),
-            weight_init="skip",
-        )
+        super().__init__()
         self.settings = settings
+        self.cls_token = nn.Parameter(torch.empty(1, 1, settings.dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + settings.patches, settings.dim))
+        self.patch_embed = PatchEmbedding(settings.patch_size, settings.dim)
+        self.blocks = nn.Sequential(*(Block(settings) for _ in range(settings.depth)))
+        self.norm = nn.LayerNorm(settings.dim)
+        self.head = nn.Linear(settings.dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
         # Unfused attention is the faster one on a CPU for 64 tokens, markedly so in bfloat16.
         self.set_fused_attention(torch.cuda.is_available())
@@ -124,14 +149,14 @@ class ViNy(VisionTransformer):
     def reset_parameters(self) -> None:
         """Draw tokens from N(0, 1) and layers from PyTorch's defaults, from the global generator."""
         for module in self.modules():
-            if module is not self and isinstance(module, nn.Linear | nn.LayerNorm):
+            if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
         nn.init.normal_(self.pos_embed)
         nn.init.normal_(self.cls_token)
 
     def set_fused_attention(self, fused: bool) -> None:
         for block in self.blocks:
-            block.attn.fused_attn = fused
+            block.attn.fused = fused
 
     def encode(
         self, images: Tensor, class_token: bool, mask: Tensor | None = None, mask_token: Tensor | None = None

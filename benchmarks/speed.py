@@ -1,0 +1,543 @@
+"""How fast the stages train, against today's way to do it and against what the machine can do.
+
+In one run and in turn: vit-pytorch behind a DataLoader at its best number of workers; this project, from pack to
+optimiser step; a large matrix product. Then where a step's time goes, memory, batch sizes, threads, two jobs at once,
+packing, the start-up of a job, and dry runs. Writes speed.json, speed.md and speed.png into a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from viny.data.pack import open_pack
+from viny.data.packing import build_pack
+from viny.data.synthetic import render
+from viny.learning import batches as batches_module
+from viny.learning.batches import LabelledAugmentation, mask_batches, simmim_batches
+from viny.learning.model import VINY, ViNy
+from viny.learning.objectives import Segmentation, SimMIM
+from viny.learning.train import Machine, fit, make_optimizer
+from viny.provenance import _processor
+from viny.settings import TrainSettings
+from viny.work import TRAINING, forward_operations
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("pretrain", "finetune")
+PRECISIONS = ("float32", "bfloat16")
+WIDTH, HEIGHT = 500, 375  # of the JPEGs, as in Pets and ImageNet
+OPERATIONS = TRAINING * forward_operations(VINY)  # of a training image
+
+
+def make_data(folder: Path, count: int) -> None:
+    """JPEGs of 500 x 375 and their trimaps, in ImageNet's and in Pets' layout."""
+    images, classes = folder / "oxford-iiit-pet" / "images", folder / "imagenet" / "n0"
+    notes = folder / "oxford-iiit-pet" / "annotations"
+    for place in (images, classes, notes / "trimaps"):
+        place.mkdir(parents=True)
+    for i in range(count):
+        pixels, mask, *_ = render("segmentation", i, 256, 0)
+        stem = f"made_{i}"
+        picture = Image.fromarray(np.moveaxis(pixels, 0, 2)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        picture.save(images / f"{stem}.jpg", quality=90)
+        os.link(images / f"{stem}.jpg", classes / f"{stem}.jpg")
+        trimap = Image.fromarray(mask + 1).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+        trimap.save(notes / "trimaps" / f"{stem}.png")
+    (notes / "trainval.txt").write_text("".join(f"made_{i} 1 1 1\n" for i in range(count)))
+    (notes / "test.txt").write_text("")
+
+
+def pack_spec(data: Path, stage: str, size: int = 128) -> dict[str, Any]:
+    source = {"pretrain": {"source": "imagenet", "path": str(data / "imagenet")}}.get(stage)
+    return {**(source or {"source": "pets", "path": str(data)}), "size": size, "resize": "antialias"}
+
+
+def make_packs(data: Path, threads: int) -> None:
+    for stage in STAGES:
+        (data / stage).mkdir()
+        build_pack(pack_spec(data, stage), data / stage, threads)
+
+
+class Ours:
+    """One stage in one precision, an epoch at a time, as a job does it."""
+
+    def __init__(self, stage: str, precision: str, data: Path, batch_size: int, device: str, threads: int) -> None:
+        self.stage = stage
+        self.machine = Machine.choose(device, precision, threads)
+        pack = open_pack(data / stage / "manifest.json")
+        self.count = len(pack)
+        every = np.arange(self.count)
+        if stage == "pretrain":
+            self.objective: torch.nn.Module = SimMIM(ViNy())
+            args = (VINY.image_size, VINY.patches, 0.5, 0.08)
+            self.batches = simmim_batches(pack, every, *args, self.machine.device)
+        else:
+            self.objective = Segmentation(ViNy(), len(pack.manifest["mask_classes"]))
+            self.batches = mask_batches(pack, every, LabelledAugmentation(0.3, True), self.machine.device)
+        self.settings = TrainSettings(1, batch_size, "adamw", 1e-4, 0.0, (), 0.1)
+        self.curve = data / f"{stage}-{precision}.csv"
+
+    def epoch(self) -> int:
+        with silence():
+            fit(self.objective, self.batches, self.count, self.settings, self.machine, 0, self.stage, self.curve)
+        if self.machine.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.count
+
+    def close(self) -> None:
+        pass
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Milliseconds of a step by what they go into, medians over steps."""
+        wait = torch.cuda.synchronize if self.machine.device.type == "cuda" else lambda: None
+        optimizer = make_optimizer(self.objective, self.settings, self.machine.device)
+        taken: dict[str, list[float]] = {}
+        reading = 0.0
+        gather = batches_module.Rows.__getitem__
+
+        def timed(rows: Any, positions: Any) -> Any:
+            nonlocal reading
+            began = time.perf_counter()
+            found = gather(rows, positions)
+            wait()
+            reading += time.perf_counter() - began
+            return found
+
+        batches_module.Rows.__getitem__ = timed  # type: ignore[method-assign]
+        try:
+            for step in range(steps):
+                draws = torch.Generator().manual_seed(step)
+                positions = torch.randperm(self.count, generator=draws)[: self.settings.batch_size]
+                reading, marks = 0.0, [time.perf_counter()]
+
+                def mark(marks: list[float] = marks) -> None:
+                    wait()
+                    marks.append(time.perf_counter())
+
+                batch = self.batches(positions, draws)
+                mark()
+                with self.machine.autocast():
+                    loss = self.objective.loss(batch)
+                mark()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                mark()
+                optimizer.step()
+                mark()
+                spans = [b - a for a, b in itertools.pairwise(marks)]
+                named = {
+                    "data": reading,
+                    "augmentation": spans[0] - reading,
+                    "forward": spans[1],
+                    "backward": spans[2],
+                    "optimiser": spans[3],
+                }
+                for name, seconds in named.items():
+                    taken.setdefault(name, []).append(1000 * seconds)
+        finally:
+            batches_module.Rows.__getitem__ = gather  # type: ignore[method-assign]
+        return {name: round(statistics.median(values[1:]), 2) for name, values in taken.items()}
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No progress on standard output or error."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def product_rate(precision: str, device: torch.device, side: int) -> float:
+    """FLOP/s of a product of two square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(getattr(torch, precision)) for _ in range(2))
+    began = time.perf_counter()
+    a @ b
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 2 * side**3 / (time.perf_counter() - began)
+
+
+@dataclass
+class Settings:
+    data: Path
+    device: torch.device
+    threads: int
+    batch_size: int
+    rounds: int
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        return len(os.listdir(self.data / "imagenet" / "n0"))
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def workers(self) -> list[int]:
+        return sorted({0, 1, 2, 4, self.threads, os.cpu_count() or 1} & set(range((os.cpu_count() or 1) + 1)))
+
+    def peer(self, stage: str, precision: str, workers: int) -> Any:
+        from peer import Peer
+
+        return Peer(stage, precision, self.data, self.batch_size, workers, self.device)
+
+    def ours(self, stage: str, precision: str, **other: Any) -> Ours:
+        chosen = {"batch_size": self.batch_size, "device": self.device.type, "threads": self.threads, **other}
+        return Ours(stage, precision, self.data, **chosen)
+
+
+def rate_of(trainer: Any) -> float:
+    """Images a second of one epoch."""
+    began = time.perf_counter()
+    count = trainer.epoch()
+    return count / (time.perf_counter() - began)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def training(settings: Settings) -> None:
+    """Peer, ours and the limit, in turn; medians over the rounds."""
+    best: dict[tuple[str, str], int] = {}
+    tried: dict[str, dict[int, float]] = {}
+    for stage in STAGES:
+        for precision in PRECISIONS:
+            found = {}
+            for workers in settings.workers:
+                peer = settings.peer(stage, precision, workers)
+                peer.epoch()
+                found[workers] = round(max(rate_of(peer) for _ in range(2)), 1)
+                peer.close()
+            tried[f"{stage} {precision}"] = found
+            best[stage, precision] = max(found, key=found.__getitem__)
+            log(f"peer, {stage}, {precision}: images/s by workers {found}")
+    trainers = {}
+    for stage in STAGES:
+        for precision in PRECISIONS:
+            trainers["peer", stage, precision] = settings.peer(stage, precision, best[stage, precision])
+            trainers["ours", stage, precision] = settings.ours(stage, precision)
+    rates: dict[tuple[str, str, str], list[float]] = {key: [] for key in trainers}
+    limits: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    side = 8192 if settings.device.type == "cuda" else 3072
+    for number in range(settings.rounds + 1):
+        for precision in PRECISIONS:
+            limit = product_rate(precision, settings.device, side)
+            if number:  # the first round warms up
+                limits[precision].append(limit)
+        for key, trainer in trainers.items():
+            rate = rate_of(trainer)
+            if number:
+                rates[key].append(rate)
+        log(f"round {number} of {settings.rounds}")
+    for trainer in trainers.values():
+        trainer.close()
+    for stage in STAGES:
+        peers = {p: statistics.median(rates["peer", stage, p]) for p in PRECISIONS}
+        for precision in PRECISIONS:
+            ours = summary(rates["ours", stage, precision])
+            limit = statistics.median(limits[precision])
+            settings.results.setdefault("training", []).append(
+                {
+                    "stage": stage,
+                    "precision": precision,
+                    "peer_images_per_second": summary(rates["peer", stage, precision]),
+                    "peer_workers": best[stage, precision],
+                    "peer_by_workers": tried[f"{stage} {precision}"],
+                    "images_per_second": ours,
+                    "over_peer_same_precision": ours["median"] / peers[precision],
+                    "over_peer_float32": ours["median"] / peers["float32"],
+                    "over_peer_best": ours["median"] / max(peers.values()),
+                    "flops": ours["median"] * OPERATIONS,
+                    "limit_flops": limit,
+                    "share_of_limit": ours["median"] * OPERATIONS / limit,
+                    "milliseconds_a_step": settings.ours(stage, precision).parts(8),
+                }
+            )
+
+
+def memory(settings: Settings) -> None:
+    """Peak memory of each trainer, in a process of its own, with its workers."""
+    for stage in STAGES:
+        for precision in PRECISIONS:
+            row = next(r for r in settings.results["training"] if (r["stage"], r["precision"]) == (stage, precision))
+            for who in ("peer", "ours"):
+                workers = row["peer_workers"]
+                said = alone(settings, "--only", f"{who},{stage},{precision},{settings.threads},1,{workers}")
+                row[f"{who}_memory_mb"] = said["memory_mb"]
+    log("memory")
+
+
+def only(settings: Settings, what: str) -> dict[str, Any]:
+    """In a process of its own: some epochs of one trainer."""
+    who, stage, precision, threads, epochs, workers = what.split(",")
+    torch.set_num_threads(int(threads))
+    if who == "peer":
+        trainer = settings.peer(stage, precision, int(workers))
+    else:
+        trainer = settings.ours(stage, precision, threads=int(threads))
+    trainer.epoch()
+    began = time.time()
+    count = sum(trainer.epoch() for _ in range(int(epochs)))
+    ended = time.time()
+    trainer.close()
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    gpu = torch.cuda.max_memory_allocated() / 1e6 if settings.device.type == "cuda" else None
+    return {"began": began, "ended": ended, "images": count, "memory_mb": round(peak / 1000), "gpu_memory_mb": gpu}
+
+
+def start_alone(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
+    fixed = ["--data", str(settings.data), "--device", settings.device.type, "--batch-size", str(settings.batch_size)]
+    return subprocess.Popen(
+        [sys.executable, __file__, *fixed, "--threads", str(settings.threads), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def alone(settings: Settings, *arguments: str) -> dict[str, Any]:
+    process = start_alone(settings, *arguments)
+    said = process.communicate()[0]
+    if process.returncode:
+        raise SystemExit(f"a process of the benchmark failed with {process.returncode}")
+    return json.loads(said)
+
+
+def scaling(settings: Settings) -> None:
+    """Images a second against batch size and threads, and of several jobs beside each other."""
+    rows = []
+    for stage in STAGES:
+        for precision in PRECISIONS:
+            sizes = [
+                size for size in (8, 16, 32, 64, 128, 256) if size <= len(os.listdir(settings.data / "imagenet/n0"))
+            ]
+            threads = sorted({1, settings.threads}) if settings.device.type == "cpu" else [settings.threads]
+            trainers = {
+                (count, size): settings.ours(stage, precision, batch_size=size, threads=count)
+                for count in threads
+                for size in sizes
+            }
+            rates: dict[tuple[int, int], list[float]] = {key: [] for key in trainers}
+            for number in range(4):
+                for (count, size), trainer in trainers.items():
+                    torch.set_num_threads(count)
+                    rate = rate_of(trainer)
+                    if number:
+                        rates[count, size].append(rate)
+            torch.set_num_threads(settings.threads)
+            rows += [
+                {"stage": stage, "precision": precision, "threads": count, "batch_size": size, **summary(values)}
+                for (count, size), values in rates.items()
+            ]
+            log(f"batch sizes and threads, {stage}, {precision}")
+    settings.results["scaling"] = rows
+    jobs = []
+    for stage in STAGES:
+        for precision in PRECISIONS:
+            shapes = (
+                [(1, settings.threads), (settings.threads, 1)] if settings.device.type == "cpu" else [(1, 1), (4, 1)]
+            )
+            rates_of: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+            for _ in range(3):
+                for count, threads in shapes:
+                    what = f"ours,{stage},{precision},{threads},4,0"
+                    processes = [start_alone(settings, "--only", what) for _ in range(count)]
+                    said = [json.loads(process.communicate()[0]) for process in processes]
+                    seconds = max(s["ended"] for s in said) - min(s["began"] for s in said)
+                    rates_of[count, threads].append(sum(s["images"] for s in said) / seconds)
+            jobs += [
+                {"stage": stage, "precision": precision, "jobs": count, "threads_each": threads, **summary(values)}
+                for (count, threads), values in rates_of.items()
+            ]
+            log(f"jobs beside each other, {stage}, {precision}")
+    settings.results["jobs"] = jobs
+
+
+def packing(settings: Settings) -> None:
+    """Images a second and thread from JPEGs to a pack, and through a DataLoader that only decodes and resizes."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    resize = transforms.Compose([transforms.Resize((128, 128)), transforms.PILToTensor()])
+    loader = DataLoader(datasets.ImageFolder(str(settings.data / "imagenet"), resize), 64)
+    rates: dict[str, list[float]] = {"ours": [], "ours_threads": [], "peer": []}
+    for number in range(settings.rounds + 1):
+        for name, threads in (("ours", 1), ("ours_threads", settings.threads)):
+            with tempfile.TemporaryDirectory(dir=settings.data) as folder, silence():
+                began = time.perf_counter()
+                made = build_pack(pack_spec(settings.data, "pretrain"), Path(folder), threads)
+                if number:
+                    rates[name].append(made["count"] / (time.perf_counter() - began))
+        began = time.perf_counter()
+        count = sum(len(batch[0]) for batch in loader)
+        if number:
+            rates["peer"].append(count / (time.perf_counter() - began))
+    settings.results["packing"] = {name: summary(values) for name, values in rates.items()} | {
+        "threads": settings.threads
+    }
+    log("packing")
+
+
+def startup(settings: Settings) -> None:
+    """Seconds until a stage's modules are imported, beside PyTorch alone."""
+    commands = {
+        "python": "pass",
+        "import torch": "import torch",
+        "a training job": "import viny.learning.stages, viny.provenance",
+        "an evaluation": "import viny.evidence.evaluate",
+        "timm and torchvision": "import timm, torchvision",
+    }
+    settings.results["startup"] = interleaved(
+        {name: [sys.executable, "-c", code] for name, code in commands.items()}, settings.rounds
+    )
+    log("start-up")
+
+
+def interleaved(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each command, medians over rounds after a warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+            if number:
+                taken[name].append(time.perf_counter() - began)
+    return {name: summary(values) for name, values in taken.items()}
+
+
+GRIDS = {144: (3, 6), 1000: (25, 5), 5000: (125, 5)}  # cells: seeds, fine-tune sizes; times 4 pre-train sizes, 2 tasks
+
+
+def workflow(settings: Settings) -> None:
+    """Seconds of a dry run, by cells, and of a job beside its own work."""
+    import yaml
+
+    commands = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for cells, (seeds, sizes) in GRIDS.items():
+            tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+            tiny["study"] = f"bench{cells}"
+            tiny["grid"] = {
+                "pretrain_sizes": [0, 8, 16, 24],
+                "intermediates": ["none", "scenes"],
+                "finetune_sizes": [2, 4, 8, 12, 16, 20][:sizes],
+                "seeds": list(range(seeds)),
+            }
+            path = Path(folder) / f"{cells}.yaml"
+            path.write_text(yaml.safe_dump(tiny))
+            start = [str(Path(sys.executable).parent / "snakemake"), "--cores", "1", "-n", "--quiet", "all"]
+            commands[str(cells)] = [*start, "--configfile", str(path)]
+        settings.results["dry_run"] = interleaved(commands, 2)
+        log("dry runs")
+        settings.results["overhead"] = job_overhead(Path(folder))
+        log("overhead a job")
+
+
+def job_overhead(folder: Path, jobs: int = 60) -> dict[str, float]:
+    """Seconds a job that Snakemake takes beside a job's own process, for jobs that do nothing, one after the other."""
+    (folder / "Snakefile").write_text(
+        f"rule all:\n    input: expand('{{n}}.txt', n=range({jobs}))\n\n"
+        "rule job:\n    output: '{n}.txt'\n    log: '{n}.log'\n    benchmark: '{n}.jsonl'\n"
+        "    shell: 'echo {wildcards.n} > {output}'\n"
+    )
+    snakemake = str(Path(sys.executable).parent / "snakemake")
+    profile = ["--workflow-profile", str(ROOT / "profiles" / "default")]
+    taken = {}
+    for name, extra in (("planned", ["-n", "--quiet", "all"]), ("run", ["--quiet", "all"])):
+        began = time.perf_counter()
+        subprocess.run(
+            [snakemake, "--cores", "1", *profile, *extra, "-s", str(folder / "Snakefile")],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        taken[name] = time.perf_counter() - began
+    return {"jobs": jobs, "seconds_a_job": (taken["run"] - taken["planned"]) / (jobs + 1)}
+
+
+PARTS: dict[str, Callable[[Settings], None]] = {
+    "training": training,
+    "memory": memory,
+    "scaling": scaling,
+    "packing": packing,
+    "startup": startup,
+    "workflow": workflow,
+}
+
+
+def log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed", help="folder (default results/speed)")
+    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up (default 5)")
+    parser.add_argument("--images", type=int, default=256, help="an epoch (default 256)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default all)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)  # made by the process that starts this one
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    machine = Machine.choose(args.device, "auto", args.threads)
+    if args.only:
+        settings = Settings(args.data, machine.device, args.threads, args.batch_size, args.rounds)
+        print(json.dumps(only(settings, args.only)))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="viny-speed-") as folder:
+        settings = Settings(Path(folder), machine.device, args.threads, args.batch_size, args.rounds)
+        with silence():
+            make_data(settings.data, args.images)
+            make_packs(settings.data, args.threads)
+        log(f"{args.images} JPEGs of {WIDTH} x {HEIGHT} made and packed")
+        settings.results["machine"] = {
+            "processor": _processor(),
+            "processors": os.cpu_count(),
+            "device": torch.cuda.get_device_name() if machine.device.type == "cuda" else "cpu",
+            "threads": args.threads,
+            "batch_size": args.batch_size,
+            "rounds": args.rounds,
+            "images_an_epoch": args.images,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "vit-pytorch")},
+            "snakemake": version("snakemake") if "workflow" in args.parts else None,
+        }
+        for part in PARTS:
+            if part in args.parts:
+                PARTS[part](settings)
+    from report import write_report
+
+    write_report(settings.results, args.out)
+    print(args.out / "speed.md")
+
+
+if __name__ == "__main__":
+    main()
