@@ -1,10 +1,11 @@
-# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm and make slurm-faults: the same on a real Slurm. All set the environment up first, where it is missing or old.
+# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm and make slurm-faults:
+# the same on a real Slurm; make bench: speed against a peer. All set the environment up first, where it is missing or old.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test test-slurm faults slurm-faults lint setup setup-test clean
+.PHONY: run test test-slurm faults slurm-faults bench lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -22,6 +23,9 @@ faults: setup-test
 
 slurm-faults: setup-test $(VENV)/slurm
 	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python tests/slurm/campaign.py
+
+bench: setup-test
+	$(BIN)/python benchmarks/speed.py
 
 lint: setup-test
 	$(BIN)/ruff check .

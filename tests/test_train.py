@@ -28,7 +28,7 @@ from viny.learning.batches import (
 )
 from viny.learning.objectives import Classification, Segmentation, SimMIM
 from viny.learning.stages import new_encoder
-from viny.learning.train import CURVE_COLUMNS, Machine, TrainingError, fit, make_optimizer, rate
+from viny.learning.train import CURVE_COLUMNS, Gradients, Machine, TrainingError, fit, make_optimizer, rate
 from viny.seeds import derive, generator
 from viny.settings import ModelSettings, TrainSettings
 
@@ -332,3 +332,65 @@ def test_a_gpu_trains_as_the_cpu_does(train: Callable[..., Any], kind: str, prec
     _, here = train(kind)
     _, there = train(kind, precision=precision, device=torch.device("cuda"))
     assert [row["loss"] for row in there] == pytest.approx([row["loss"] for row in here], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+@pytest.mark.parametrize("count", [12, 11, 3])
+def test_shards_add_up_to_the_batch(
+    kind: str, count: int, pack: Pack, tiny: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, batches = objective_and_batches(kind, pack, tiny, 0, CPU)
+    batch = batches(torch.arange(count), generator(0, "shards"))
+    machine = Machine(CPU, "float32")
+    objective.loss(batch).backward()
+    expected = [parameter.grad for parameter in objective.parameters()]
+    monkeypatch.setattr(train_module, "LEAST_SHARD", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    with Gradients(objective, machine, batch_size=12) as gradients:
+        assert gradients.shards == 5
+        for parameter in objective.parameters():
+            parameter.grad = None
+        loss = gradients.compute(batch)
+        found = [parameter.grad for parameter in objective.parameters()]
+        again = gradients.compute(batch)
+    torch.testing.assert_close(loss, objective.loss(batch).detach())
+    assert torch.equal(loss, again)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)  # a gradient of zeros would let the weight decay
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_shards_fit_the_threads_and_the_batch(pack: Pack, tiny: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, _ = objective_and_batches("masks", pack, tiny, 0, CPU)
+    for threads, batch_size, shards in [(1, 64, 1), (2, 64, 2), (16, 64, 8), (2, 8, 1), (4, 1, 1)]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with Gradients(objective, Machine(CPU, "float32"), batch_size) as gradients:
+            assert gradients.shards == shards
+    with Gradients(objective, Machine(torch.device("cuda"), "float32"), 64) as gradients:
+        assert gradients.shards == 1
+
+
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+def test_two_threads_train_as_one(kind: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "LEAST_SHARD", 4)
+    one, _ = train(kind)
+    torch.set_num_threads(2)
+    try:
+        two, _ = train(kind)
+        again, _ = train(kind)
+    finally:
+        torch.set_num_threads(1)
+    assert same(two, again)
+    assert not same(one, two)  # the sums' order differs, so it was really two
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=0)
+
+
+def test_a_fault_in_a_shard_is_the_trainings(pack: Pack, tiny: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batches = objective_and_batches("masks", pack, tiny, 0, CPU)
+    images, masks = batches(torch.arange(12), generator(0, "shards"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(train_module, "LEAST_SHARD", 2)
+    with Gradients(objective, Machine(CPU, "float32"), 12) as gradients, pytest.raises(RuntimeError):
+        gradients.compute((images[:, :2], masks))
