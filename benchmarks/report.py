@@ -88,6 +88,9 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
             "peer": "a DataLoader that decodes and resizes, in its own process",
         }
         lines += table(["what", "images/s"], [[text, spread(found[name])] for name, text in names.items()])
+    if found := results.get("large"):
+        held = f"{found['memory_mb']:,} MB at most ({found['steps']} steps, {found['images_per_second']:.0f} images/s)"
+        lines += [f"Pre-training that streams from a pack of {found['images']:,} images holds {held}.", ""]
     if found := results.get("startup"):
         lines += ["## Start-up, seconds", ""]
         lines += table(["what", "seconds"], [[name, spread(value, 2)] for name, value in found.items()])

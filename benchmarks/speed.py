@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from viny.data import synthetic
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
-from viny.data.synthetic import render
 from viny.learning import batches as batches_module
 from viny.learning.batches import LabelledAugmentation, mask_batches, simmim_batches
 from viny.learning.model import VINY, ViNy
@@ -55,7 +55,7 @@ def make_data(folder: Path, count: int) -> None:
     for place in (images, classes, notes / "trimaps"):
         place.mkdir(parents=True)
     for i in range(count):
-        pixels, mask, *_ = render("segmentation", i, 256, 0)
+        pixels, mask, *_ = synthetic.render("segmentation", i, 256, 0)
         stem = f"made_{i}"
         picture = Image.fromarray(np.moveaxis(pixels, 0, 2)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         picture.save(images / f"{stem}.jpg", quality=90)
@@ -297,6 +297,8 @@ def only(settings: Settings, what: str) -> dict[str, Any]:
     """In a process of its own: some epochs of one trainer."""
     who, stage, precision, threads, epochs, workers = what.split(",")
     torch.set_num_threads(int(threads))
+    if who == "large":
+        return stream(settings, precision)
     if who == "peer":
         trainer = settings.peer(stage, precision, int(workers))
     else:
@@ -430,6 +432,47 @@ def interleaved(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[s
     return {name: summary(values) for name, values in taken.items()}
 
 
+def large(settings: Settings) -> None:
+    """Peak memory of pre-training steps from a pack of 200,000 images (9.8 GB), which are read batch by batch."""
+    (settings.data / "large").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128), np.uint8)
+    kept = synthetic.render
+    synthetic.render = lambda stream, index, *_: (
+        np.roll(noise, index, 2),
+        noise[0] % 3,
+        0,
+        0,
+    )  # drawing would take hours
+    try:
+        with silence():
+            spec = {"source": "synthetic", "size": 128, "resize": "antialias", "stream": "unlabelled", "seed": 0}
+            build_pack({**spec, "count": LARGE}, settings.data / "large", settings.threads)
+    finally:
+        synthetic.render = kept
+    log("200,000 images packed")
+    settings.results["large"] = alone(settings, "--only", f"large,pretrain,auto,{settings.threads},0,0")
+    log("memory of streaming")
+
+
+def stream(settings: Settings, precision: str, steps: int = 60) -> dict[str, Any]:
+    """In a process of its own: some steps from the large pack."""
+    machine = Machine.choose(settings.device.type, precision, settings.threads)
+    pack = open_pack(settings.data / "large" / "manifest.json")
+    batches = simmim_batches(pack, np.arange(len(pack)), VINY.image_size, VINY.patches, 0.5, 0.67, machine.device)
+    objective = SimMIM(ViNy()).to(machine.device)
+    optimizer = make_optimizer(objective, TrainSettings(1, 64, "adamw", 1e-4, 0.0, (), 0.1), machine.device)
+    draws = torch.Generator().manual_seed(0)
+    began = time.perf_counter()
+    with Gradients(objective, machine, 64) as gradients:
+        for _ in range(steps):
+            gradients.compute(batches(torch.randperm(len(pack), generator=draws)[:64], draws))
+            optimizer.step()
+    rate = 64 * steps / (time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"images": len(pack), "steps": steps, "images_per_second": rate, "memory_mb": round(peak / 1000)}
+
+
+LARGE = 200_000
 GRIDS = {144: (3, 6), 1000: (25, 5), 5000: (125, 5)}  # cells: seeds, fine-tune sizes; times 4 pre-train sizes, 2 tasks
 
 
@@ -487,7 +530,9 @@ PARTS: dict[str, Callable[[Settings], None]] = {
     "packing": packing,
     "startup": startup,
     "workflow": workflow,
+    "large": large,
 }
+USUAL = [part for part in PARTS if part != "large"]  # that needs 10 GB of disk and some minutes
 
 
 def log(text: str) -> None:
@@ -496,7 +541,7 @@ def log(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)} (default all)")
+    parser.add_argument("parts", nargs="*", default=USUAL, help=f"of {', '.join(PARTS)} (default all but large)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed", help="folder (default results/speed)")
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up (default 5)")
     parser.add_argument("--images", type=int, default=256, help="an epoch (default 256)")
