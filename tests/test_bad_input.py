@@ -438,6 +438,20 @@ def test_names_of_other_alphabets_are_taken(tmp_path: Path) -> None:
     assert len(list_imagenet(tmp_path).images) == 2
 
 
+safely_unpacking = pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"), reason="Python before 3.11.4 does not download: it cannot unpack safely"
+)
+
+
+def test_a_python_that_cannot_unpack_safely_does_not_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(torchvision, "OxfordIIITPet", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    with pytest.raises(InputError, match=r"cannot unpack archives safely; use 3\.11\.4 or newer, or put"):
+        sources.fetch_pets(tmp_path)
+
+
+@safely_unpacking
 @pytest.mark.parametrize("target", ["../outside.txt", "/{root}/outside.txt"])
 def test_a_malicious_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     torchvision = pytest.importorskip("torchvision.datasets")
@@ -464,6 +478,7 @@ def test_a_malicious_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: py
     assert tarfile.TarFile.extraction_filter is before
 
 
+@safely_unpacking
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torchvision = pytest.importorskip("torchvision.datasets")
 

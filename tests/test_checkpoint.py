@@ -391,13 +391,13 @@ def test_divergence_leaves_the_last_good_checkpoint(
     steps = crash_after(None)
     counting = train._step
 
-    def diverging(objective: Any, *rest: Any) -> Any:
-        loss = counting(objective, *rest)
+    def diverging(gradients: Any, *rest: Any) -> Any:
+        loss = counting(gradients, *rest)
         if steps[0] == 4:
             if bad == "loss":
                 return loss * float("inf")
             with torch.no_grad():
-                objective.head.bias[0] = float("nan")
+                gradients.objective.head.bias[0] = float("nan")
         return loss
 
     monkeypatch.setattr(train, "_step", diverging)

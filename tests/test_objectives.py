@@ -21,6 +21,7 @@ from viny.learning.objectives import (
     SimMIM,
     draw_patch_mask,
     majority_class,
+    masked_l1,
     mixup,
 )
 from viny.settings import ModelSettings
@@ -282,3 +283,14 @@ def test_unpatchify_places_each_class_map() -> None:
     values = torch.arange(3.0).repeat(16 * 36).view(1, 16, 108)
     maps = unpatchify(values, 6, 3)
     assert torch.equal(maps, torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 24, 24))
+
+
+def test_masked_error_without_an_index_is_the_same() -> None:
+    draws = torch.Generator().manual_seed(0)
+    predicted, pixels = torch.randn(2, 5, 16, 12, generator=draws)
+    predicted.requires_grad_()
+    mask = draw_patch_mask(5, 16, 0.5, draws)
+    losses = [F.l1_loss(predicted[mask], pixels[mask]), masked_l1(predicted, pixels, mask)]
+    torch.testing.assert_close(losses[1], losses[0])
+    expected, found = (torch.autograd.grad(loss, predicted)[0] for loss in losses)
+    torch.testing.assert_close(found, expected)

@@ -394,3 +394,75 @@ def test_a_fault_in_a_shard_is_the_trainings(pack: Pack, tiny: ModelSettings, mo
     monkeypatch.setattr(train_module, "LEAST_SHARD", 2)
     with Gradients(objective, Machine(CPU, "float32"), 12) as gradients, pytest.raises(RuntimeError):
         gradients.compute((images[:, :2], masks))
+
+
+class StandIn(nn.Module):
+    """What a CUDA graph of a loss looks like from outside; counts its calls."""
+
+    def __init__(self, loss: nn.Module, samples: tuple[Tensor, ...], factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor, self.calls = loss, factor, 0
+        self.shapes = [sample.shape for sample in samples]
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        assert [part.shape for part in batch] == self.shapes  # a graph takes nothing else
+        self.calls += 1
+        return self.factor * self.inner(*batch)
+
+
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+@pytest.mark.parametrize("factor", [1.0, 1.5, None])
+def test_a_cuda_graph_is_used_where_it_gives_the_same_loss(
+    kind: str,
+    factor: float | None,
+    pack: Pack,
+    tiny: ModelSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made: list[StandIn] = []
+
+    def graphed(loss: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool) -> StandIn:
+        assert allow_unused_input  # the class token, where there is none
+        if factor is None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        made.append(StandIn(loss, samples, factor))
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+    objective, batches = objective_and_batches(kind, pack, tiny, 0, CPU)
+    losses = []
+    with Gradients(objective, Machine(CPU, "float32"), 8) as gradients:
+        gradients._to_capture = True
+        for count in (8, 8, 4):
+            batch = batches(torch.arange(count), generator(0, "graph", count))
+            losses.append(gradients.compute(batch))
+            torch.testing.assert_close(losses[-1], objective.loss(batch).detach())
+            assert any(parameter.grad is not None for parameter in objective.parameters())
+    said = capsys.readouterr().out
+    if factor == 1.0:
+        assert made[0].calls == 3 and said == ""  # one to compare; the batch of 4 goes without
+    elif factor is None:
+        assert made == [] and "no CUDA graph (operation not permitted" in said
+    else:
+        assert made[0].calls == 1 and "a CUDA graph gives loss" in said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cuda_graph_trains_as_single_launches_do(
+    kind: str,
+    precision: str,
+    train: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    device = torch.device("cuda")
+    graphed, _ = train(kind, precision=precision, device=device)
+    assert "CUDA graph" not in capsys.readouterr().out  # that is, none was refused
+    monkeypatch.setattr(train_module, "capture", lambda *_: None)
+    plain, _ = train(kind, precision=precision, device=device)
+    for name in plain:
+        torch.testing.assert_close(graphed[name], plain[name], atol=5e-3, rtol=0)

@@ -170,6 +170,7 @@ class Cluster:
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {size}"
             for name, port in zip(self.names, ports[1:], strict=True)
         ]
+        partition = f"Nodes={','.join(self.names)} DefaultTime=60 MaxTime=INFINITE State=UP"
         lines = [
             "ClusterName=viny",
             f"SlurmctldHost={host}(127.0.0.1)",
@@ -206,7 +207,10 @@ class Cluster:
             "AccountingStorageType=accounting_storage/none",
             *(["GresTypes=gpu"] if self.gpus else []),
             *nodes,
-            f"PartitionName=main Nodes={','.join(self.names)} Default=YES DefaultTime=60 MaxTime=INFINITE State=UP",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
+            f"PartitionName=main Default=YES {partition} PriorityTier=1",
+            f"PartitionName=urgent {partition} PriorityTier=9",
         ]
         (folder / "etc" / "slurm.conf").write_text("\n".join(lines) + "\n")
         devices = [folder / f"gpu{number}" for number in range(self.gpus)]

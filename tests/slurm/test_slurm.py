@@ -225,6 +225,28 @@ def test_ctrl_c_ends_the_jobs_after_a_checkpoint(cluster: Cluster, folder: Path,
     assert clone.results() == {k: v for k, v in slow_local.results().items() if "seed-0" in k or "seed-1" in k}
 
 
+def test_a_job_that_is_preempted_goes_on(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
+    clone = Clone.new(folder, slow_study([0]), cluster.environment)
+    clone.break_cell(cell(0), "slow")
+    asked = [f"{rule}:slurm_{key}" for rule in ("finetune", "evaluate") for key in ("partition=main", "account=lab")]
+    driver = clone.start("--profile", "slurm", "--retries", "0", "--set-resources", *asked)
+    try:
+        until(lambda: checkpoints(clone, cell(0)), "a checkpoint")
+        job = job_of(cluster, clone, cell(0))
+        assert (job.fields["Partition"], job.fields["Account"]) == ("main", "lab")
+        whole = (f"--nodelist={job.node}", f"--cpus-per-task={cluster.cpus}", "--mem=100")
+        urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", *whole, "--wrap", "sleep 3").strip()
+        until(lambda: job_of(cluster, clone, cell(0)).fields["Restarts"] == "1", "the end of its first attempt", 60)
+        clone.mend()
+        assert driver.wait(300) == 0, clone.said[-3000:]
+    finally:
+        driver.kill()
+    assert {job.id: job.state for job in cluster.jobs()}[urgent] == "COMPLETED"
+    assert [job.state for job in jobs_of(cluster, clone)] == ["COMPLETED"]
+    assert len(clone.runs()[cell(0)]["earlier_attempts"]) == 1
+    assert clone.results() == {k: v for k, v in slow_local.results().items() if "seed-0" in k}
+
+
 def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
     clone = Clone.new(folder, slow_study([0]), cluster.environment)
     study = clone.folder / "study.yaml"

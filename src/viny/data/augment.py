@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,20 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has them
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device; a GPU is not waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, C, 1, 1]; made once, since each making waits for a GPU."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -23,15 +38,13 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's channel means and divide by its deviations: float [B, 3, H, W] in 0 to 1."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = _channels(IMAGENET_MEAN, images.device), _channels(IMAGENET_STD, images.device)
     return (images - mean) / std
 
 
 def denormalise(images: Tensor) -> Tensor:
     """Undo `normalise`."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = _channels(IMAGENET_MEAN, images.device), _channels(IMAGENET_STD, images.device)
     return images * std + mean
 
 
@@ -94,9 +107,9 @@ def crop_resize_flip(images: Tensor, boxes: Tensor, flips: Tensor, size: int) ->
     Returns:
         [B, 3, S, S].
     """
-    boxes = boxes.to(images.device)
+    boxes = to_device(boxes, images.device)
     top, left, height, width = boxes.unbind(1)
-    sign = 1 - 2 * flips.to(images.device).float()
+    sign = 1 - 2 * to_device(flips, images.device).float()
     theta = images.new_zeros(len(images), 2, 3)  # output to input coordinates, both in [-1, 1]
     theta[:, 0, 0] = width * sign
     theta[:, 0, 2] = 2 * left + width - 1
@@ -109,7 +122,7 @@ def crop_resize_flip(images: Tensor, boxes: Tensor, flips: Tensor, size: int) ->
 def flip(batch: Tensor, flips: Tensor) -> Tensor:
     """Mirror the images or masks [B, ..., H, W] where `flips` [B] is True."""
     shape = (-1,) + (1,) * (batch.dim() - 1)
-    return torch.where(flips.to(batch.device).view(shape), batch.flip(-1), batch)
+    return torch.where(to_device(flips, batch.device).view(shape), batch.flip(-1), batch)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
@@ -122,9 +135,9 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     Returns:
         [B, 3, H, W], clamped to 0 to 1.
     """
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    weights = _channels(GREY_WEIGHTS, images.device)
     mean = (images * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    f = factors.to(images.device).view(-1, 1, 1, 1)
+    f = to_device(factors, images.device).view(-1, 1, 1, 1)
     return torch.lerp(mean.expand_as(images), images, f).clamp_(0, 1)
 
 

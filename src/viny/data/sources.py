@@ -6,6 +6,7 @@ A source reads names only; pixels are read once, by `viny.data.pack`.
 from __future__ import annotations
 
 import os
+import platform
 import tarfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -186,7 +187,16 @@ def _pets_lines(file: Path) -> Iterator[tuple[int, str, int]]:
 
 @contextmanager
 def _safe_extraction() -> Iterator[None]:
-    """Archives unpacked within the block may not write outside their folder; Python before 3.14 lets them."""
+    """Archives unpacked within the block may not write outside their folder; Python before 3.14 lets them.
+
+    Raises:
+        InputError: this Python cannot see to that.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError(
+            f"Python {platform.python_version()} cannot unpack archives safely; use 3.11.4 or newer, or put "
+            f"Oxford-IIIT Pet there by hand: expected are {HOW_TO_GET['pets']}"
+        )
     before = vars(tarfile.TarFile).get("extraction_filter")
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:

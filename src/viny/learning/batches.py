@@ -43,7 +43,7 @@ class Rows:
     def __getitem__(self, positions: Tensor) -> Tensor:
         """[B, ...] on the device, for positions [B] in the subset."""
         if self.held is not None:
-            return self.held[positions.to(self.held.device)]
+            return self.held[augment.to_device(positions, self.held.device)]
         batch = torch.from_numpy(self.pack.rows(self.name, self.indices[positions.numpy()]))
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
@@ -70,7 +70,7 @@ def simmim_batches(
         mask = draw_patch_mask(count, patches, mask_ratio, generator)
         x = augment.to_float(images[positions])
         x = augment.crop_resize_flip(x, boxes, flips, image_size)
-        return augment.normalise(x), mask.to(device)
+        return augment.normalise(x), augment.to_device(mask, device)
 
     return make
 
@@ -104,7 +104,7 @@ def class_batches(
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draws = augmentation.draws(positions, generator)
         x = augment.labelled_images(images[positions], draws, augmentation.normalised)
-        targets = F.one_hot(labels[positions], classes).float().to(device)
+        targets = augment.to_device(F.one_hot(labels[positions], classes).float(), device)
         return mixup(x, targets, alpha, generator)
 
     return make

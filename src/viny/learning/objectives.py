@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viny.data.augment import to_device
 from viny.learning.model import ViNy, patchify, unpatchify
 
 
@@ -41,8 +42,24 @@ class SimMIM(nn.Module):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, mask = batch
-        predicted = self.predict(images, mask)[mask].float()  # [masked, P*P*3]
-        return F.l1_loss(predicted, patchify(images, self.encoder.settings.patch_size)[mask])
+        predicted, pixels = self.predict(images, mask), patchify(images, self.encoder.settings.patch_size)
+        if images.is_cuda:
+            return masked_l1(predicted.float(), pixels, mask)
+        return F.l1_loss(predicted[mask].float(), pixels[mask])
+
+
+def masked_l1(predicted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error of the masked patches, of a shape that does not depend on the mask.
+
+    An index by a mask makes a GPU wait for its own count, and cannot be part of a CUDA graph.
+
+    Args:
+        predicted: [B, L, V].
+        pixels: [B, L, V].
+        mask: bool [B, L].
+    """
+    errors = (predicted - pixels).abs().mean(2)  # [B, L]
+    return (errors * mask).sum() / mask.sum()
 
 
 class Classification(nn.Module):
@@ -76,7 +93,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     # A Beta draw is a ratio of two Gamma draws; torch's sampler takes the generator, its Beta class does not.
     gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
     weight = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = to_device(torch.randperm(len(images), generator=generator), images.device)
     return torch.lerp(images[order], images, weight), torch.lerp(targets[order], targets, weight)
 
 

@@ -136,8 +136,7 @@ def fit(
             order = _order(count, settings.batch_size, seed, stage, epoch)
             for step in range(done_before, len(order)):
                 draws = generator(seed, stage, epoch, step)
-                loss = gradients.compute(batches(order[step], draws))
-                optimizer.step()
+                loss = _step(gradients, batches, optimizer, order[step], draws)
                 progress.losses.append(loss * len(order[step]))
                 watch.after_step()
             loss = watch.finite() / count  # the epoch's one wait for the device
@@ -264,8 +263,43 @@ def _order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tu
     return order.split(batch_size)
 
 
+class _Loss(nn.Module):
+    """An objective's loss as a module of its own, which PyTorch can make a CUDA graph of."""
+
+    def __init__(self, objective: nn.Module, machine: Machine) -> None:
+        super().__init__()
+        self.objective, self.machine = objective, machine
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        bfloat16 = self.machine.precision == "bfloat16"
+        with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+            return self.objective.loss(batch)
+
+
+def capture(objective: nn.Module, machine: Machine, batch: tuple[Tensor, ...]) -> nn.Module | None:
+    """A CUDA graph of an objective's forward and backward pass for batches of this shape.
+
+    A small transformer's step is hundreds of short kernels, whose launches take longer than they; a graph launches
+    them at once. The graph is held against the loss of the same batch without it, and None is returned, with a
+    line that says why, where they differ or no graph can be made.
+    """
+    plain = _Loss(objective, machine)
+    with torch.no_grad():
+        expected = float(plain(*batch))
+    try:
+        graph = torch.cuda.make_graphed_callables(plain, tuple(part.clone() for part in batch), allow_unused_input=True)
+        found = float(graph(*batch).detach())
+    except RuntimeError as error:
+        print(f"no CUDA graph ({error}); each operation is launched by itself", flush=True)
+        return None
+    if not math.isclose(found, expected, rel_tol=0.01, abs_tol=1e-4):
+        print(f"a CUDA graph gives loss {found:g}, not {expected:g}; each operation is launched by itself", flush=True)
+        return None
+    return graph
+
+
 class Gradients:
-    """Gradients of a batch's loss, on a CPU from one shard of the batch a thread.
+    """Gradients of a batch's loss: on a GPU by a CUDA graph, on a CPU from one shard of the batch a thread.
 
     The matrix products of a small transformer are too small to be worth sharing out among threads one by one; a
     thread that takes some images through the whole model waits for the others once a step. The loss of every
@@ -276,6 +310,9 @@ class Gradients:
         self.objective, self.machine = objective, machine
         self.parameters = list(objective.parameters())
         threads = torch.get_num_threads() if machine.device.type == "cpu" else 1
+        self.batch_size = batch_size
+        self._graph: nn.Module | None = None
+        self._to_capture = machine.device.type == "cuda"
         self.shards = max(1, min(threads, batch_size // LEAST_SHARD))
         self._pool: ThreadPoolExecutor | None = None
         if self.shards > 1:
@@ -294,6 +331,14 @@ class Gradients:
         if self._pool is None:
             for parameter in self.parameters:
                 parameter.grad = None
+            if self._to_capture:
+                self._to_capture = False
+                if len(batch[0]) == self.batch_size:
+                    self._graph = capture(self.objective, self.machine, batch)
+            if self._graph is not None and len(batch[0]) == self.batch_size:
+                loss = self._graph(*batch)
+                loss.backward()
+                return loss.detach().clone()  # the next step writes where this one's is
             with self.machine.autocast():
                 loss = self.objective.loss(batch)
             loss.backward()
@@ -313,6 +358,18 @@ class Gradients:
         with self.machine.autocast():
             loss = self.objective.loss(shard) * (len(shard[0]) / count)
         return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+
+def _step(
+    gradients: Gradients,
+    batches: BatchMaker,
+    optimizer: torch.optim.Optimizer,
+    positions: Tensor,
+    draws: torch.Generator,
+) -> Tensor:
+    loss = gradients.compute(batches(positions, draws))
+    optimizer.step()
+    return loss
 
 
 def _write_curve(path: Path, rows: list[dict[str, float]]) -> None:
