@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -282,7 +281,7 @@ def training(settings: Settings) -> None:
 
 
 def memory(settings: Settings) -> None:
-    """Peak memory of each trainer, in a process of its own, with its workers."""
+    """Peak memory of each trainer, in a process of its own."""
     for stage in STAGES:
         for precision in PRECISIONS:
             row = next(r for r in settings.results["training"] if (r["stage"], r["precision"]) == (stage, precision))
@@ -308,9 +307,17 @@ def only(settings: Settings, what: str) -> dict[str, Any]:
     count = sum(trainer.epoch() for _ in range(int(epochs)))
     ended = time.time()
     trainer.close()
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     gpu = torch.cuda.max_memory_allocated() / 1e6 if settings.device.type == "cuda" else None
-    return {"began": began, "ended": ended, "images": count, "memory_mb": round(peak / 1000), "gpu_memory_mb": gpu}
+    return {"began": began, "ended": ended, "images": count, "memory_mb": peak_mb(), "gpu_memory_mb": gpu}
+
+
+def peak_mb() -> int:
+    """Peak of this process's resident memory, without its workers.
+
+    Not getrusage's, which begins with that of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-3)
 
 
 def start_alone(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
@@ -468,8 +475,7 @@ def stream(settings: Settings, precision: str, steps: int = 60) -> dict[str, Any
             gradients.compute(batches(torch.randperm(len(pack), generator=draws)[:64], draws))
             optimizer.step()
     rate = 64 * steps / (time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"images": len(pack), "steps": steps, "images_per_second": rate, "memory_mb": round(peak / 1000)}
+    return {"images": len(pack), "steps": steps, "images_per_second": rate, "memory_mb": peak_mb()}
 
 
 LARGE = 200_000
