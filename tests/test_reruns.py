@@ -280,9 +280,11 @@ def test_edits_of_study_and_library_during_a_run(project: Project) -> None:
     project.write(finetune__lr=0.004)
     run = project.start()
     until(lambda: list(project.root.glob("checkpoints/finetune/*/*.safetensors")), "a fine-tuning")
+    os.killpg(run.pid, signal.SIGSTOP)  # or it might be over before the second one has started
     project.write(finetune__lr=0.008)
     project.edit("evidence/metrics.py", "return float(np.nan_to_num(iou(", "return 0.5 * float(np.nan_to_num(iou(")
     second = project.run(code=1)
+    os.killpg(run.pid, signal.SIGCONT)
     assert f"The study 'tiny' is being run by process {run.pid} on " in second
     assert finished_jobs(second) == {}
     assert run.wait(timeout=300) == 1
