@@ -74,6 +74,12 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
             ["stage", "precision", *parts],
             [[row["stage"], row["precision"], *(row["milliseconds_a_step"][part] for part in parts)] for row in rows],
         )
+    if found := results.get("grid"):
+        each = ", ".join(
+            f"{found['passes'][k] / 1e6:.1f} million for {k} in {v:.1f} h" for k, v in found["hours"].items()
+        )
+        total = sum(found["hours"].values())
+        lines += [f"The paper's {found['cells']} cells at these rates: {each}; {total:.1f} hours in all.", ""]
     if rows := results.get("jobs"):
         lines += ["## Jobs beside each other", ""]
         lines += table(

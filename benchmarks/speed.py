@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from viny.cells import cells, training_folders
+from viny.config import read_config, resolve
 from viny.data import synthetic
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
@@ -38,11 +40,12 @@ from viny.learning.objectives import Segmentation, SimMIM
 from viny.learning.train import Gradients, Machine, fit, make_optimizer
 from viny.provenance import _processor
 from viny.settings import TrainSettings
-from viny.work import TRAINING, forward_operations
+from viny.work import TRAINING, finetune_work, forward_operations, intermediate_work, pretrain_work
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "finetune")
 PRECISIONS = ("float32", "bfloat16")
+INTEL_TRAINING = 14_034  # images
 WIDTH, HEIGHT = 500, 375  # of the JPEGs, as in Pets and ImageNet
 OPERATIONS = TRAINING * forward_operations(VINY)  # of a training image
 
@@ -278,6 +281,27 @@ def training(settings: Settings) -> None:
                     "milliseconds_a_step": settings.ours(stage, precision).parts(8),
                 }
             )
+    grid(settings)
+
+
+def grid(settings: Settings) -> None:
+    """Hours of the paper's whole grid at the measured rates, a training after the other."""
+    config = resolve(read_config(ROOT / "studies" / "paper.yaml"))
+    every = cells(config)
+    passes = {"pretrain": 0, "intermediate": 0, "finetune": 0}
+    for stage, _, folder in training_folders(Path(), every):
+        if stage == "pretrain":
+            passes[stage] += pretrain_work(config, int(folder.name.split("_")[0].removeprefix("size-"))).passes
+        elif stage == "intermediate":
+            passes[stage] += intermediate_work(config, folder.parent.name, INTEL_TRAINING).passes
+    passes["finetune"] = sum(finetune_work(config, cell.finetune_size).passes for cell in every)
+    fastest = {
+        stage: max(r["images_per_second"]["median"] for r in settings.results["training"] if r["stage"] == stage)
+        for stage in STAGES
+    }
+    fastest["intermediate"] = fastest["finetune"]  # the same augmentation, one token and a smaller head apart
+    hours = {stage: count / fastest[stage] / 3600 for stage, count in passes.items()}
+    settings.results["grid"] = {"cells": len(every), "passes": passes, "hours": hours}
 
 
 def memory(settings: Settings) -> None:

@@ -62,6 +62,7 @@ def made_study() -> Callable[[str], dict[str, Any]]:
     def make(protocol: str) -> dict[str, Any]:
         train = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "gamma": 0.5}
         task = {"source": "synthetic", "contrast": 0.3, "epochs": 2, "milestones": [], **train}
+        task |= {"labels": "own", "pooling": "class_token", "keep_class_token": False}
         model = {"image_size": SIZE, "patch_size": 6, "dim": 16, "depth": 2}
         value = {
             "study": "tiny",

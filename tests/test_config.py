@@ -147,6 +147,21 @@ def test_single_switches_override() -> None:
 # Faults
 
 
+def test_a_task_is_like_another_but_for_what_it_says() -> None:
+    own = {"intel": {"epochs": 3, "milestones": []}, "mine": {"like": "intel_mean", "mixup": 0.0}}
+    names = ["intel", "intel_mean", "intel_kept", "intel_shuffled", "mine"]
+    tasks = resolve(study(grid={"intermediates": ["none", *names]}, intermediate=own))["intermediate"]
+    assert list(tasks) == names
+    for name, other in (
+        ("intel_mean", {"pooling": "mean"}),
+        ("intel_kept", {"keep_class_token": True}),
+        ("intel_shuffled", {"labels": "shuffled"}),
+        ("mine", {"pooling": "mean", "mixup": 0.0}),
+    ):
+        assert tasks[name] == tasks["intel"] | other
+    assert tasks["intel"]["epochs"] == 3
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -176,6 +191,22 @@ def test_single_switches_override() -> None:
         (
             study(grid={"intermediates": ["pets_spatial"]}, intermediate={"pets_spatial": {"mixup": 0.1}}),
             "pets_spatial.mixup: only for target image",
+        ),
+        (
+            study(grid={"intermediates": ["pets_spatial"]}, intermediate={"pets_spatial": {"pooling": "mean"}}),
+            "pets_spatial.pooling: only for target image",
+        ),
+        (
+            study(grid={"intermediates": ["intel_mean"]}, intermediate={"intel_mean": {"keep_class_token": True}}),
+            "intel_mean.keep_class_token: under pooling mean no class token is trained",
+        ),
+        (
+            study(grid={"intermediates": ["mine"]}, intermediate={"mine": {"like": "intle"}}),
+            "intermediate.mine.like: no task is called 'intle' .did you mean 'intel'",
+        ),
+        (
+            study(grid={"intermediates": ["a"]}, intermediate={"a": {"like": "b"}, "b": {"like": "a"}}),
+            "intermediate.b.like: 'a' is like itself .a like b like a.",
         ),
     ],
 )

@@ -151,6 +151,17 @@ def test_classification_reads_the_class_token(encoder: ViNy, four: dict[str, Ten
     torch.testing.assert_close(objective.loss((four["images"], targets)), by_hand)
 
 
+@pytest.mark.parametrize("class_token", [False, True])
+def test_classification_by_the_mean_of_the_patch_tokens(
+    encoder: ViNy, four: dict[str, Tensor], class_token: bool
+) -> None:
+    objective = Classification(encoder, 6, "mean", class_token)
+    tokens = encoder.encode(four["images"], class_token)
+    patches = tokens[:, 1:] if class_token else tokens
+    assert patches.shape[1] == encoder.settings.patches
+    torch.testing.assert_close(objective(four["images"]), objective.head(patches).mean(1))
+
+
 # Segmentation
 
 
@@ -255,6 +266,7 @@ def objectives(encoder: ViNy, four: dict[str, Tensor]) -> dict[str, tuple[Any, A
     return {
         "simmim": (SimMIM(encoder), (images, draw_patch_mask(4, 16, 0.5, gen(0)))),
         "classes": (Classification(encoder, 3), (images, targets)),
+        "mean": (Classification(encoder, 3, "mean"), (images, targets)),
         "patches": (PatchClassification(encoder, 3), (images, masks)),
         "segmentation": (Segmentation(encoder, 3), (images, masks)),
         "pixel_softmax": (Segmentation(encoder, 3, "pixel_softmax"), (images, masks)),
@@ -263,7 +275,7 @@ def objectives(encoder: ViNy, four: dict[str, Tensor]) -> dict[str, tuple[Any, A
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("simmim", 2), ("classes", 20), ("patches", 5), ("segmentation", 3), ("pixel_softmax", 3)],
+    [("simmim", 2), ("classes", 20), ("mean", 20), ("patches", 5), ("segmentation", 3), ("pixel_softmax", 3)],
 )
 def test_four_images_can_be_learned_by_heart(encoder: ViNy, four: dict[str, Tensor], name: str, factor: float) -> None:
     objective, batch = objectives(encoder, four)[name]

@@ -292,6 +292,33 @@ def test_intermediate_without_pretraining(tmp_path: Path, made_study: Callable[[
     assert metrics["hashes"]["parent_weights"] == record_of(middle)["weights_sha256"]
 
 
+def test_variants_of_a_task(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
+    """Other labels or another pooling give other encoders; a class token that is kept changes the fine-tuning alone."""
+    config = made_study("sound")
+    scenes = config["intermediate"]["scenes"]
+    config["intermediate"] |= {
+        "shuffled": scenes | {"labels": "shuffled"},
+        "mean": scenes | {"pooling": "mean"},
+        "kept": scenes | {"keep_class_token": True},
+    }
+    study = Study(tmp_path, config)
+    encoders = {task: study.intermediate(task, None) for task in ("scenes", "shuffled", "mean", "kept")}
+    hashes = {task: record_of(path)["weights_sha256"] for task, path in encoders.items()}
+    assert len({hashes[task] for task in ("scenes", "shuffled", "mean")}) == 3
+    assert same_weights(encoders["kept"], encoders["scenes"])
+    start = new_encoder(config["model"], 0).state_dict()["cls_token"]
+    trained = {task: read_weights(path)[0]["encoder.cls_token"] for task, path in encoders.items()}
+    assert not torch.equal(trained["scenes"], start)
+    assert torch.equal(trained["mean"], start)  # it was not in the sequence
+    tuned = {}
+    for task in ("scenes", "kept"):
+        record = study.finetune(Cell(24, task, 8, 0), encoders[task])
+        tuned[task] = read_weights(record)[0]
+        assert record_of(record)["spec"]["class_token"] is (task == "kept")
+    assert torch.equal(tuned["scenes"]["encoder.cls_token"], trained["scenes"])
+    assert not torch.equal(tuned["kept"]["encoder.cls_token"], trained["kept"])
+
+
 # Evaluation
 
 

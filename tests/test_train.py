@@ -312,6 +312,14 @@ def test_class_batches_name_the_images_classes(pack: Pack) -> None:
     _, targets = make(positions, generator(0, "x"))
     assert targets.argmax(1).tolist() == pack.labels[SUBSET[[3, 8, 0]]].tolist()
     assert targets.sum(1).tolist() == [1, 1, 1]
+    shuffled = class_batches(
+        pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 0.0, CPU, generator(0, "labels")
+    )
+    every = torch.arange(len(SUBSET))
+    first, second = (shuffled(every, generator(epoch, "x"))[1].argmax(1) for epoch in (0, 1))
+    assert torch.equal(first, second)  # each image keeps the class it was given
+    assert sorted(first.tolist()) == sorted(pack.labels[SUBSET].tolist())
+    assert first.tolist() != pack.labels[SUBSET].tolist()
     mixed = class_batches(pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 1.0, CPU)
     blended = mixed(torch.arange(12), generator(0, "x"))[1]
     assert ((blended > 0) & (blended < 1)).any()

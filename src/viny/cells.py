@@ -135,6 +135,8 @@ def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int
         "model": config["model"],
         "train": _train(section),
         "target": section["target"],
+        "labels": section["labels"],
+        "pooling": section["pooling"],
         "mixup": section["mixup"],
         "contrast": section["contrast"],
         "class_token": config["switches"]["class_token"] == "always",
@@ -145,6 +147,7 @@ def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int
 def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that a fine-tuned model depends on, but its data and its parent's weights."""
     section, switches = config["finetune"], config["switches"]
+    kept = cell.intermediate != "none" and config["intermediate"][cell.intermediate]["keep_class_token"]
     return {
         "stage": "finetune",
         "cell": cell.as_dict(),
@@ -154,7 +157,7 @@ def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "segmentation_loss": switches["segmentation_loss"],
         "augmentation": switches["augmentation"],
         "normalise": switches["normalise_finetune"],
-        "class_token": switches["class_token"] == "always",
+        "class_token": switches["class_token"] == "always" or kept,
         **_compute(config),
     }
 

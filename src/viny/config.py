@@ -48,9 +48,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Tasks that a grid may name without describing them. The two on Pets follow version 2 of the paper.
+# Tasks that a grid may name without describing them. The two on Pets follow version 2 of the paper; the three after
+# intel differ from it in one thing each.
 BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     "intel": {"source": "intel"},
+    "intel_mean": {"like": "intel", "pooling": "mean"},
+    "intel_kept": {"like": "intel", "keep_class_token": True},
+    "intel_shuffled": {"like": "intel", "labels": "shuffled"},
     "scenes": {"source": "synthetic"},
     "pets_classes": {
         "source": "pets",
@@ -222,15 +226,8 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     for name in config["grid"]["intermediates"]:
         if name == "none":
             continue
-        if name not in BUILT_IN_TASKS and name not in config["intermediate"]:
-            known = sorted({"none", *BUILT_IN_TASKS, *config["intermediate"]})
-            raise InputError(
-                f"grid.intermediates: no task is called '{name}'{_did_you_mean(name, known)}; "
-                f"known are {', '.join(known)}; describe your own under intermediate.{name}"
-            )
         # The schema's defaults were filled in already; a built-in's own come between them and the user's.
-        own = raw.get("intermediate", {}).get(name, {})
-        task = merge(BUILT_IN_TASKS.get(name, {}), own)
+        task = _described(name, raw.get("intermediate", {}), "grid.intermediates", ())
         _fill_defaults(task, task_schema, schema)
         tasks[name] = task
     config["intermediate"] = tasks
@@ -243,6 +240,30 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         )
     _check_across(config)
     return config
+
+
+def _described(name: str, own: Mapping[str, Any], where: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """What built-in tasks and the user say of a task, and of the one that it is like, without defaults.
+
+    Args:
+        name: of the task.
+        own: the user's tasks.
+        where: the key that names it, for messages.
+        above: tasks that are like it, outermost first.
+    """
+    if name not in BUILT_IN_TASKS and name not in own:
+        known = sorted({*BUILT_IN_TASKS, *own} - {*above}) + ["none"] * (not above)
+        raise InputError(
+            f"{where}: no task is called '{name}'{_did_you_mean(name, known)}; "
+            f"known are {', '.join(known)}; describe your own under intermediate.{name}"
+        )
+    if name in above:
+        raise InputError(f"{where}: '{name}' is like itself ({' like '.join((*above, name))}); name another task")
+    task = merge(BUILT_IN_TASKS.get(name, {}), own.get(name, {}))
+    like = task.pop("like", None)
+    if like is None:
+        return task
+    return merge(_described(like, own, f"intermediate.{name}.like", (*above, name)), task)
 
 
 @functools.cache
@@ -374,6 +395,14 @@ def _check_across(config: dict[str, Any]) -> None:
                 )
             if task["mixup"]:
                 raise InputError(f"intermediate.{name}.mixup: only for target image; set it to 0")
+            for key, usual in (("labels", "own"), ("pooling", "class_token"), ("keep_class_token", False)):
+                if task[key] != usual:
+                    raise InputError(f"intermediate.{name}.{key}: only for target image; leave it out")
+        elif task["keep_class_token"] and task["pooling"] == "mean" and switches["class_token"] != "always":
+            raise InputError(
+                f"intermediate.{name}.keep_class_token: under pooling mean no class token is trained that could be "
+                "kept; use pooling class_token"
+            )
     masked = int(config["pretrain"]["mask_ratio"] * ModelSettings(**model).patches)
     if masked == 0:
         raise InputError(

@@ -96,10 +96,17 @@ def class_batches(
     augmentation: LabelledAugmentation,
     alpha: float,
     device: torch.device,
+    shuffle: torch.Generator | None = None,
 ) -> BatchMaker:
-    """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes]."""
+    """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes].
+
+    With `shuffle`, every image gets the class of another one at random, the same in all epochs: labels without a
+    meaning, of the same frequencies (Zhang et al. 2017, arXiv 1611.03530).
+    """
     images = Rows(pack, "images", indices, device)
     labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()
+    if shuffle is not None:
+        labels = labels[torch.randperm(len(labels), generator=shuffle)]
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draws = augmentation.draws(positions, generator)

@@ -63,16 +63,28 @@ def masked_l1(predicted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
 
 
 class Classification(nn.Module):
-    """Cross-entropy of the class token's logits, with targets as probabilities (MixUp mixes them)."""
+    """Cross-entropy of an image's class logits, with targets as probabilities (MixUp mixes them).
 
-    def __init__(self, encoder: ViNy, classes: int) -> None:
+    Args:
+        encoder: the transformer.
+        classes: how many there are.
+        pooling: what the logits are made from: 'class_token', or 'mean', the mean of the patch tokens.
+        class_token: whether a class token stands in the sequence under pooling 'mean'; under the other it always does.
+    """
+
+    def __init__(self, encoder: ViNy, classes: int, pooling: str = "class_token", class_token: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.pooling = pooling
+        self.class_token = class_token or pooling == "class_token"
         self.head = nn.Linear(encoder.settings.dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, S, S]."""
-        return self.head(self.encoder.encode(images, class_token=True)[:, 0])
+        tokens = self.encoder.encode(images, self.class_token)
+        if self.pooling == "mean":
+            return self.head(tokens[:, int(self.class_token) :].mean(1))
+        return self.head(tokens[:, 0])
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch

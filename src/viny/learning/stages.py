@@ -137,8 +137,9 @@ def _intermediate(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any
         objective = PatchClassification(encoder, classes, spec["class_token"])
         return objective, mask_batches(pack, train, augmentation, device)
     classes = len(pack.manifest["classes"])
-    batches = class_batches(pack, train, classes, augmentation, spec["mixup"], device)
-    return Classification(encoder, classes), batches
+    shuffle = generator(spec["cell"]["seed"], "intermediate", "labels") if spec["labels"] == "shuffled" else None
+    batches = class_batches(pack, train, classes, augmentation, spec["mixup"], device, shuffle)
+    return Classification(encoder, classes, spec["pooling"], spec["class_token"]), batches
 
 
 def _finetune(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
