@@ -9,20 +9,21 @@ if not workflow.overwrite_configfiles:  # a study given by --configfile stands a
     configfile: "config.yaml"
 
 
+report: "workflow/report/study.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/intermediate.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/geometry.smk"
 include: "workflow/rules/aggregate.smk"
 
 
 rule all:
-    """Evaluate every cell of the study and gather tables, figures and duplicates."""
+    """Run every cell of the study and write tables, figures and the report that is made from them."""
     default_target: True
     input:
-        cells=expand(METRICS, cell=CELLS),
-        tables=TABLES,
-        figures=FIGURES,
-        duplicates=DUPLICATES,
+        report=REPORT,

@@ -31,12 +31,11 @@ STUDY = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
 # Two cells, one of them pre-trained: every kind of job but an intermediate task.
 STUDY["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}
 STUDY["compute"]["checkpoint_minutes"] = 0
-WHOLE = {
-    **{"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2},
-    **{"duplicates": 1, "tables": 1, "figures": 1},
-}
-BELOW_FINETUNE = {"finetune": 2, "evaluate": 2, "tables": 1, "figures": 1}
-BELOW_EVALUATE = {"evaluate": 2, "tables": 1, "figures": 1}
+STUDY["geometry"] = {"encoders": "none"}
+SUMS = dict.fromkeys(("tables", "figures", "statistics", "scorecard", "report"), 1)
+WHOLE = {"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "duplicates": 1, **SUMS}
+BELOW_FINETUNE = {"finetune": 2, "evaluate": 2, **SUMS}
+BELOW_EVALUATE = {"evaluate": 2, **SUMS}
 CELL = "pre-24_mid-none_fine-8_seed-0"
 
 
@@ -210,7 +209,7 @@ def test_comments_docstrings_and_layout_of_the_library(project: Project) -> None
         ({"finetune__lr": 0.004}, BELOW_FINETUNE),
         (
             {"grid__seeds": [0, 1]},
-            {"split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "duplicates": 1, "tables": 1, "figures": 1},
+            {"split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "duplicates": 1, **SUMS},
         ),
         ({"compute__checkpoint_minutes": 3}, {}),
     ],
@@ -229,7 +228,12 @@ def test_a_setting(change: dict[str, Any], expected: dict[str, int], project: Pr
             "return 2 * F.l1_loss(predicted",
             {"pretrain": 1, **BELOW_FINETUNE},
         ),
-        ("evidence/figures.py", "def save(", "NEW = 1\n\n\ndef save(", {"figures": 1}),
+        (
+            "evidence/figures.py",
+            "def save(",
+            "NEW = 1\n\n\ndef save(",
+            {key: SUMS[key] for key in ("figures", "statistics", "scorecard", "report")},
+        ),
         (
             "evidence/metrics.py",
             "return float(np.nan_to_num(iou(",
@@ -247,7 +251,7 @@ def test_a_deleted_result_costs_one_evaluation(project: Project) -> None:
     metrics = project.root / "metrics" / f"{CELL}.json"
     before, weights = json.loads(metrics.read_text())["metrics"], project.weights()
     metrics.unlink()
-    expected = {"evaluate": 1, "tables": 1, "figures": 1}
+    expected = {"evaluate": 1, **SUMS}
     assert project.planned() == expected
     assert project.done() == expected
     assert json.loads(metrics.read_text())["metrics"] == before
@@ -267,7 +271,7 @@ def test_a_failed_cell_costs_itself_alone(tmp_path: Path) -> None:
     assert "size-16_seed-0.npz: not readable index lists" in said  # the failed job's log
     assert "size-8_seed-0.npz: not readable" not in said
     indices.write_bytes(sound)
-    expected = {"finetune": 1, "evaluate": 1, "duplicates": 1, "tables": 1, "figures": 1}
+    expected = {"finetune": 1, "evaluate": 1, "duplicates": 1, **SUMS}
     assert project.planned() == expected
     assert project.done() == expected
     assert project.planned() == {}

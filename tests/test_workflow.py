@@ -19,6 +19,8 @@ pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the libra
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = REPOSITORY / "tests" / "tiny.yaml"
+# What is summed up anew after any cell's metrics have changed.
+SUMS = dict.fromkeys(("tables", "figures", "statistics", "representations", "scorecard", "report"), 1)
 
 
 def snakemake(folder: Path, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -68,8 +70,8 @@ def test_paper_grid_shares_its_stages(tmp_path: Path) -> None:
         "finetune": 144,
         "evaluate": 144,
         "duplicates": 1,
-        "tables": 1,
-        "figures": 1,
+        "geometry": 3 + 9 + 12,
+        **SUMS,
     }
 
 
@@ -183,7 +185,7 @@ def test_a_finished_study_reruns_nothing(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"finetune__lr": 0.004}, {"finetune": 16, "evaluate": 16, "tables": 1, "figures": 1}),
+        ({"finetune__lr": 0.004}, {"finetune": 16, "evaluate": 16, **SUMS}),
         (
             {"grid__seeds": [0, 1, 2]},
             {
@@ -193,16 +195,16 @@ def test_a_finished_study_reruns_nothing(finished: Path) -> None:
                 "finetune": 8,
                 "evaluate": 8,
                 "duplicates": 1,
-                "tables": 1,
-                "figures": 1,
+                "geometry": 4,
+                **SUMS,
             },
         ),
         (
             {"grid__finetune_sizes": [8, 12, 16]},
-            {"split": 2, "finetune": 8, "evaluate": 8, "duplicates": 1, "tables": 1, "figures": 1},
+            {"split": 2, "finetune": 8, "evaluate": 8, "duplicates": 1, **SUMS},
         ),
         ({"intermediate__scenes__mixup": 0.2}, {"intermediate": 4, "finetune": 8, "evaluate": 8}),
-        ({"note": "Another note."}, {"evaluate": 16, "tables": 1, "figures": 1}),
+        ({"note": "Another note."}, {"evaluate": 16, **SUMS}),
         ({"compute__pack_threads": 2}, {}),
         ({"duplicates__distance": 2}, {"duplicates": 1}),
         ({"on_bad_image": "skip", "segmentation__all_background": "skip"}, {}),  # there are no files
@@ -222,9 +224,9 @@ def test_a_deleted_result_is_made_again_the_same(finished: Path) -> None:
     weights = root / "finetune" / cell / "model.safetensors"
     before = json.loads(metrics.read_text())["metrics"], hashlib.sha256(weights.read_bytes()).hexdigest()
     metrics.unlink()
-    assert planned(finished, "--configfile", TINY) == {"evaluate": 1, "tables": 1, "figures": 1}
+    assert planned(finished, "--configfile", TINY) == {"evaluate": 1, **SUMS}
     weights.unlink()
-    assert planned(finished, "--configfile", TINY) == {"finetune": 1, "evaluate": 1, "tables": 1, "figures": 1}
+    assert planned(finished, "--configfile", TINY) == {"finetune": 1, "evaluate": 1, **SUMS}
     snakemake(finished, "--cores", "2", "--configfile", TINY)
     after = json.loads(metrics.read_text())["metrics"], hashlib.sha256(weights.read_bytes()).hexdigest()
     assert after == before

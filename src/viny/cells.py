@@ -10,6 +10,19 @@ from typing import Any
 
 from viny.settings import TRAIN_KEYS
 
+# What the rules that sum a study up write below tables/ and, as PDF and PNG, below figures/.
+STATISTICS_TABLES = (
+    *(f"{name}.{kind}" for name in ("effects", "effects_overall", "fits", "transfer") for kind in ("csv", "md")),
+    *("image_noise.csv", "marginal_gains.csv", "costs.csv", "next_steps.md"),
+)
+STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
+REPRESENTATIONS_TABLES = (
+    *(f"{name}.{kind}" for name in ("geometry", "table2", "harm_correlation") for kind in ("csv", "md")),
+    "harm.csv",
+)
+REPRESENTATIONS_FIGURES = ("geometry_layers", "geometry_similarity", "geometry_heat_maps", "geometry_harm")
+SCORECARD_TABLES = ("scorecard.csv", "scorecard.md")
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -26,6 +39,42 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "name": self.name}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Whose representation is measured: a random start, one that a stage left, or one within a fine-tuned model."""
+
+    kind: str  # random, pretrained, intermediate or finetuned
+    pretrain_size: int
+    intermediate: str
+    finetune_size: int  # 0 before fine-tuning
+    seed: int
+
+    @property
+    def name(self) -> str:
+        if self.kind == "finetuned":
+            return f"finetuned_{Cell(self.pretrain_size, self.intermediate, self.finetune_size, self.seed).name}"
+        return f"{self.kind}_pre-{self.pretrain_size}_mid-{self.intermediate}_seed-{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "name": self.name}
+
+
+def encoders(config: Mapping[str, Any]) -> list[Encoder]:
+    """The encoders whose geometry a study measures, each once; the reference of each is among them."""
+    wanted, found = config["geometry"]["encoders"], []
+    if wanted == "none":
+        return []
+    for cell in cells(config):
+        size, task, seed = cell.pretrain_size, cell.intermediate, cell.seed
+        found.append(Encoder("random", 0, "none", 0, seed))
+        found.append(Encoder("pretrained" if size else "random", size, "none", 0, seed))
+        if task != "none":
+            found.append(Encoder("intermediate", size, task, 0, seed))
+        if wanted == "all":
+            found.append(Encoder("finetuned", size, task, cell.finetune_size, seed))
+    return list(dict.fromkeys(found))
 
 
 def cells(config: Mapping[str, Any]) -> list[Cell]:
@@ -178,6 +227,60 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     }
 
 
+def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Everything that an encoder's geometry depends on, but its weights and its data."""
+    switches, section = config["switches"], config["geometry"]
+    task = config["intermediate"].get(encoder.intermediate)
+    kept = task is not None and task["keep_class_token"]
+    return {
+        "stage": "geometry",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "encoder": encoder.as_dict(),
+        "model": config["model"],
+        # As the stage that left the encoder saw its images; the class token as the fine-tuning after it has it.
+        "normalise": switches["normalise_finetune"] if encoder.kind == "finetuned" else True,
+        "class_token": switches["class_token"] == "always" or kept,
+        "images": section["images"],
+        "probe_images": section["probe_images"],
+        "examples": config["figures"]["examples"],
+        "split_seed": config["split_seed"],
+        **_compute(config),
+    }
+
+
+def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the statistics depend on beside the results."""
+    return {key: config[key] for key in ("grid", "model", "note")}
+
+
+def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tables and figures of the geometry depend on beside the results."""
+    return {key: config[key] for key in ("grid", "note", "geometry")}
+
+
+def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[str, Any]:
+    """What the comparison with the paper depends on beside the results.
+
+    Args:
+        config: resolved settings.
+        differences: see `viny.config.differences_from_paper`.
+    """
+    return {
+        **{key: config[key] for key in ("grid", "geometry", "protocol", "note")},
+        "other_study": config["scorecard"]["other_study"],
+        "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
+        "differences": differences,
+    }
+
+
+def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report depends on beside the results."""
+    described = ("study", "note", "protocol", "switches", "grid", "model", "geometry")
+    return {key: config[key] for key in (*described, "pretrain", "intermediate", "finetune", "segmentation")}
+
+
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables depend on beside the results."""
     return {"grid": config["grid"]}
@@ -255,6 +358,20 @@ def finetune_folder(root: Path, cell: Cell) -> Path:
 
 def metrics_file(root: Path, cell: Cell) -> Path:
     return root / "metrics" / f"{cell.name}.json"
+
+
+def encoder_record(root: Path, encoder: Encoder) -> Path | None:
+    """Record of an encoder's weights; None for a random start."""
+    size, task, seed = encoder.pretrain_size, encoder.intermediate, encoder.seed
+    if encoder.kind == "finetuned":
+        return finetune_folder(root, Cell(size, task, encoder.finetune_size, seed)) / "model.json"
+    folder = encoder_folder(root, task, size, seed)
+    return folder / "encoder.json" if folder else None
+
+
+def geometry_file(root: Path, encoder: Encoder) -> Path:
+    """An encoder's geometry as numbers; arrays for figures stand beside it as npz."""
+    return root / "geometry" / f"{encoder.name}.json"
 
 
 def training_folders(root: Path, all_cells: Iterable[Cell]) -> list[tuple[str, str, Path]]:

@@ -163,6 +163,47 @@ def _tables(args: argparse.Namespace) -> None:
     write_tables([metrics_file(args.root, cell) for cell in cells(args.spec)], args.out)
 
 
+@_on_gpu
+def _geometry(args: argparse.Namespace) -> None:
+    from threadpoolctl import threadpool_limits
+
+    from viny.evidence.geometry import run_geometry
+
+    # Else each of NumPy's libraries starts a thread a processor, and jobs side by side wait for each other.
+    with threadpool_limits(args.threads):
+        run_geometry(
+            args.spec,
+            args.manifest,
+            args.split,
+            args.indices,
+            args.encoder,
+            args.reference,
+            args.metrics,
+            args.arrays,
+            args.threads,
+        )
+
+
+def _gathered(name: str) -> Callable[[argparse.Namespace], None]:
+    """A command that makes tables and figures of a study's folder."""
+
+    def command(args: argparse.Namespace) -> None:
+        from threadpoolctl import threadpool_limits
+
+        from viny.evidence import gather
+
+        with threadpool_limits(args.threads):
+            getattr(gather, f"write_{name}")(args.spec, args.root, args.out)
+
+    return command
+
+
+def _report(args: argparse.Namespace) -> None:
+    from viny.evidence.page import write_page
+
+    write_page(args.spec, args.root, args.out)
+
+
 def _figures(args: argparse.Namespace) -> None:
     from viny.cells import cells, shown_cells
     from viny.evidence.gallery import write_figures
@@ -239,6 +280,29 @@ def parser() -> argparse.ArgumentParser:
         metrics="JSON (output)",
         confusion="per-image confusion matrices, npz (output)",
     )
+
+    p = command("geometry", _geometry, "Measure the patch tokens of an encoder on held-out images.")
+    files(
+        p,
+        manifest="of the pack",
+        split="record of the split",
+        indices="index lists of the split",
+        metrics="JSON (output)",
+        arrays="npz (output)",
+    )
+    p.add_argument("--encoder", type=Path, help="record of its weights; none: the random ones of the seed")
+    p.add_argument("--reference", type=Path, help="record of the encoder it came from; none: the random one")
+
+    for name, text in (
+        ("statistics", "Effects with their uncertainty, returns and costs, as tables and figures."),
+        ("representations", "Gather the encoders' geometry into tables and figures."),
+        ("scorecard", "Hold a study against the paper."),
+    ):
+        p = command(name, _gathered(name), text)
+        files(p, root="the study's folder", out="folder below which tables and figures stand (output)")
+
+    p = command("report", _report, "Write a study's report as one HTML file.")
+    files(p, root="the study's folder", out="HTML (output)")
 
     p = command("tables", _tables, "Gather metrics into tables.")
     files(p, root="the study's folder", out="folder (output)")

@@ -16,7 +16,7 @@ import yaml
 
 from viny.data.synthetic import MIN_SIZE
 from viny.errors import InputError
-from viny.settings import ModelSettings
+from viny.settings import TRAIN_KEYS, ModelSettings
 
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -420,6 +420,27 @@ def _check_across(config: dict[str, Any]) -> None:
             f"pretrain.crop_scale {config['pretrain']['crop_scale']:g} keep model.image_size, {model['image_size']}; "
             f"expected at most {MAX_PACK_SIZE}; use a larger crop_scale or a smaller size"
         )
+
+
+def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
+    """What sets a study apart from the paper's beside its protocol and its sizes, a phrase a key.
+
+    Numbers of a study for which this is not empty cannot be held against the paper's.
+    """
+    paper = resolve({"study": "paper"})
+    sections = {"model": tuple(config["model"]), "finetune": ("contrast", *TRAIN_KEYS)}
+    sections["pretrain"] = ("source", "mask_ratio", "crop_scale", *TRAIN_KEYS)
+    sections["segmentation"] = ("source", "test_size")
+    pairs = [(name, keys, config[name], paper[name]) for name, keys in sections.items()]
+    if "intel" in config["intermediate"]:
+        keys = ("source", "target", "mixup", "contrast", *TRAIN_KEYS)
+        pairs.append(("intermediate.intel", keys, config["intermediate"]["intel"], paper["intermediate"]["intel"]))
+    return [
+        f"{name}.{key} is {mine[key]}, the paper's {theirs[key]}"
+        for name, keys, mine, theirs in pairs
+        for key in keys
+        if mine[key] != theirs[key]
+    ]
 
 
 def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int]) -> None:

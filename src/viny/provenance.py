@@ -28,6 +28,9 @@ PACKAGES = (
     "safetensors",
     "pandas",
     "matplotlib",
+    "scipy",
+    "statsmodels",
+    "scikit-learn",
     "snakemake",
 )
 
@@ -44,6 +47,11 @@ ENTRY = {
     "evaluate": "viny.evidence.evaluate",
     "tables": "viny.evidence.tables",
     "figures": "viny.evidence.gallery",
+    "geometry": "viny.evidence.geometry",
+    "statistics": "viny.evidence.gather",
+    "representations": "viny.evidence.gather",
+    "scorecard": "viny.evidence.gather",
+    "report": "viny.evidence.page",
 }
 # Modules that keep the books: they are used by stages, but no number depends on them.
 BOOKKEEPING = {"viny.provenance", "viny.errors", "viny.processes"}

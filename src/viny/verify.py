@@ -40,7 +40,8 @@ from viny.study import read_study, study_file
 
 WRONG, MISSING, NOTE = "wrong", "missing", "note"
 CELL = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")
-UNCHECKED = ("figures", "logs", "benchmarks")  # folders of a study that are not looked into
+UNCHECKED = ("figures", "logs", "benchmarks", "report.html")  # of a study, not looked into
+EVIDENCE = (*grid.STATISTICS_TABLES, *grid.REPRESENTATIONS_TABLES, *grid.SCORECARD_TABLES)  # not worked out again
 RUN_KEYS = ("code", "device", "precision", "threads", "seed", "started", "ended", "seconds", "packages")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100  # characters that are shown of a value
@@ -559,9 +560,38 @@ class _Verifier:
         self.agree(metrics_path, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
         self.agree(metrics_path, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
 
+    def geometry(self, encoder: grid.Encoder) -> None:
+        """An encoder's geometry against the weights and the images that it was measured on."""
+        path = grid.geometry_file(self.root, encoder)
+        arrays = path.with_suffix(".npz")
+        self._expected |= {path, arrays}
+        if not path.exists() and not arrays.exists():
+            self.add(MISSING, path, "expected the encoder's geometry, found no such file; run the workflow")
+            return
+        self.there(arrays, "arrays of the encoder's geometry")
+        value = self.json(path, "an encoder's geometry")
+        if value is None:
+            return
+        with self.about(path):
+            self.agree(path, "encoder", encoder.as_dict(), value["encoder"], AGAIN)
+            hashes = value["hashes"]
+            reference = grid.encoder_folder(self.root, "none", encoder.pretrain_size, encoder.seed)
+            of = {
+                "weights": grid.encoder_record(self.root, encoder),
+                "reference_weights": reference / "encoder.json" if reference else None,
+            }
+            for key, record in of.items():
+                found = self.sha256(record.with_suffix(".safetensors")) if record else None
+                if record is None or found is not None:
+                    self.same(path, key.replace("_", " "), found, hashes[key], AGAIN)
+            if (manifest := self.manifest("segmentation")) is not None:
+                self.same(path, "pack 'segmentation'", manifest.get("sha256"), hashes["pack"], AGAIN)
+            self.made_by("geometry", path, value["provenance"].get("fingerprint"))
+
     def tables(self, cells: Iterable[Cell]) -> None:
-        """Every table against the one that the metrics give."""
+        """Every table of the metrics alone against the one that they give."""
         folder = self.root / "tables"
+        self._expected |= {folder / name for name in EVIDENCE}
         paths = [grid.metrics_file(self.root, cell) for cell in cells]
         self._expected |= set(folder.glob("duplicates.*"))  # of packs and splits, not of metrics
         with tempfile.TemporaryDirectory() as made:
@@ -663,6 +693,8 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
     for cell in cells:
         job = tuned[grid.finetune_folder(root, cell)]
         checks.append((grid.metrics_file(root, cell), partial(verifier.metrics, cell, job)))
+    for encoder in grid.encoders(verifier.config) if verifier.config is not None else []:
+        checks.append((grid.geometry_file(root, encoder), partial(verifier.geometry, encoder)))
     checks.append((root / "tables", partial(verifier.tables, cells)))
     checks.append((root, verifier.codes))
     checks.append((root, verifier.strays))

@@ -18,6 +18,7 @@ LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twi
 # cores of an AMD EPYC with AVX-512 bfloat16: 60 to 105 a thread. The paper states about 1,400 on an RTX 4080.
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
+PROBE_PASSES = 200  # that the fit of a linear probe makes over its tokens, at most
 UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
 
 
@@ -102,6 +103,17 @@ def evaluate_work(config: Mapping[str, Any]) -> Work:
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _work(config, images, 1, at_once, config["model"]["image_size"], 4)
     return Work(images, trained.operations // TRAINING, trained.memory_mb)
+
+
+def geometry_work(config: Mapping[str, Any]) -> Work:
+    """The geometry of one encoder: forward passes, and probes that are fitted to the tokens of every layer."""
+    model, section = ModelSettings(**config["model"]), config["geometry"]
+    images = section["images"] + section["probe_images"]
+    trained = _work(config, images, 1, math.ceil(2 * BATCH / model.depth), model.image_size, 4)
+    tokens = images * (model.depth + 2) * model.patches * model.dim
+    # As many operations as training passes: a probe's fit goes through its tokens some hundred times.
+    fits = 2 * PROBE_PASSES * tokens * 3
+    return Work(images, trained.operations // TRAINING + fits, trained.memory_mb + math.ceil(4 * 4 * tokens / 1e6))
 
 
 def pack_minutes(images: int | None, threads: int, attempt: int = 1) -> int:

@@ -399,6 +399,7 @@ def kill_workflow(root: Path, rounds: int, draw: random.Random) -> Tally:
     for section in (raw["pretrain"], raw["intermediate"]["scenes"], raw["finetune"]):
         section["epochs"] = 150
     raw["compute"]["checkpoint_minutes"] = 0.01
+    raw["geometry"] = {"encoders": "none"}
     study = root / "study.yaml"
     study.write_text(yaml.safe_dump(raw))
 

@@ -29,6 +29,7 @@ def tiny_study(**grid: Any) -> dict[str, Any]:
     study = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
     study["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0], **grid}
     study["compute"]["device"] = "auto"
+    study["geometry"] = {"encoders": "none"}
     return study
 
 

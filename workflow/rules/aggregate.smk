@@ -1,5 +1,5 @@
-# in:  metrics/<cell>.json of every cell; for the figures curves, encoders and models too
-# out: tables/*.{csv,md}, figures/*.{pdf,png}
+# in:  metrics/<cell>.{json,npz} of every cell, geometry/<encoder>.{json,npz}; for the figures curves, encoders and models too
+# out: tables/*.{csv,md}, figures/*.{pdf,png}, report.html
 
 
 rule tables:
@@ -7,7 +7,7 @@ rule tables:
     input:
         metrics=expand(METRICS, cell=CELLS),
     output:
-        tables=TABLES,
+        tables=in_report(TABLES, "Means over seeds"),
     log:
         f"{LOG}/tables.log",
     benchmark:
@@ -40,7 +40,7 @@ rule figures:
         models=shown_models,
         models_weights=ancient(lambda w: weights_of(shown_models(w))),
     output:
-        figures=FIGURES,
+        figures=in_report(FIGURES, "The study"),
     log:
         f"{LOG}/figures.log",
     benchmark:
@@ -57,3 +57,106 @@ rule figures:
     shell:
         "exec python -m viny figures --spec {params.spec:q} --root {params.root:q}"
         " --out {params.root:q}/figures > {log:q} 2>&1"
+
+
+rule statistics:
+    """Work out effects with their uncertainty, returns and costs."""
+    input:
+        metrics=expand(METRICS, cell=CELLS),
+        confusion=ancient(expand(METRICS.replace(".json", ".npz"), cell=CELLS)),
+        runs=ancient(all_runs),
+    output:
+        tables=in_report(STATISTICS, "Effects and returns"),
+        figures=in_report(STATISTICS_FIGURES, "Effects and returns"),
+    log:
+        f"{LOG}/statistics.log",
+    benchmark:
+        f"{BENCHMARK}/statistics.jsonl"
+    localrule: True
+    conda:
+        "../../envs/viny.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        spec=spec("statistics", lambda w: grid.statistics_spec(STUDY)),
+        root=ROOT,
+    shell:
+        "exec python -m viny statistics --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+
+
+if ENCODERS:
+
+    rule representations:
+        """Gather the encoders' geometry, and hold it against the harm of each intermediate task."""
+        input:
+            geometry=expand(GEOMETRY, encoder=ENCODERS),
+            arrays=ancient(expand(GEOMETRY.replace(".json", ".npz"), encoder=ENCODERS)),
+            metrics=expand(METRICS, cell=CELLS),
+        output:
+            tables=in_report(REPRESENTATIONS, "Geometry"),
+            figures=in_report(REPRESENTATIONS_FIGURES, "Geometry"),
+        log:
+            f"{LOG}/representations.log",
+        benchmark:
+            f"{BENCHMARK}/representations.jsonl"
+        localrule: True
+        conda:
+            "../../envs/viny.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        params:
+            spec=spec("representations", lambda w: grid.representations_spec(STUDY)),
+            root=ROOT,
+        shell:
+            "exec python -m viny representations --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+
+
+rule scorecard:
+    """Hold the study against the paper's numbers and claims."""
+    input:
+        metrics=expand(METRICS, cell=CELLS),
+        geometry=expand(GEOMETRY, encoder=ENCODERS),
+        other=other_study,
+    output:
+        tables=in_report(SCORECARD, "Against the paper"),
+    log:
+        f"{LOG}/scorecard.log",
+    benchmark:
+        f"{BENCHMARK}/scorecard.jsonl"
+    localrule: True
+    conda:
+        "../../envs/viny.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        spec=spec("scorecard", lambda w: grid.scorecard_spec(STUDY, differences_from_paper(STUDY))),
+        root=ROOT,
+    shell:
+        "exec python -m viny scorecard --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+
+
+rule report:
+    """Write the study's report as one page."""
+    input:
+        tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
+        figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
+    output:
+        page=REPORT,
+    log:
+        f"{LOG}/report.log",
+    benchmark:
+        f"{BENCHMARK}/report.jsonl"
+    localrule: True
+    conda:
+        "../../envs/viny.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    params:
+        spec=spec("report", lambda w: grid.report_spec(STUDY)),
+        root=ROOT,
+    shell:
+        "exec python -m viny report --spec {params.spec:q} --root {params.root:q} --out {output.page:q} > {log:q} 2>&1"

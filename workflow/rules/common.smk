@@ -11,7 +11,7 @@ except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny import cells as grid
 from viny import work
-from viny.config import check_sizes, read_config, resolve
+from viny.config import check_sizes, differences_from_paper, read_config, resolve
 from viny.data.sources import count_images
 from viny.errors import InputError
 from viny.files import canonical_json
@@ -90,6 +90,8 @@ onerror:
 STUDY = settings()
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
+ALL_ENCODERS = {encoder.name: encoder for encoder in grid.encoders(STUDY)}
+ENCODERS = list(ALL_ENCODERS)
 TASKS = list(STUDY["intermediate"])
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a training job asks for
 MY_GPUS = visible_gpus() if GPUS and workflow.is_main_process else []  # local jobs get one each; Slurm gives its own
@@ -105,6 +107,7 @@ PRETRAINED = f"{ROOT}/pretrain/size-{{size}}_seed-{{seed}}"
 ADAPTED = f"{ROOT}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}"
 FINETUNED = f"{ROOT}/finetune/{{cell}}"
 METRICS = f"{ROOT}/metrics/{{cell}}.json"
+GEOMETRY = f"{ROOT}/geometry/{{encoder}}.json"
 TABLES = expand(
     f"{ROOT}/tables/{{name}}",
     name=[
@@ -119,6 +122,29 @@ FIGURE_NAMES = ["miou_curves", "miou_difference", "learning_curves", "segmentati
 if max(STUDY["grid"]["pretrain_sizes"]) > 0:
     FIGURE_NAMES.append("reconstructions")
 FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=FIGURE_NAMES, kind=["pdf", "png"])
+STATISTICS = expand(f"{ROOT}/tables/{{name}}", name=grid.STATISTICS_TABLES)
+STATISTICS_FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=grid.STATISTICS_FIGURES, kind=["pdf", "png"])
+REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # of a study that measures no encoder
+if ENCODERS:
+    REPRESENTATIONS = expand(f"{ROOT}/tables/{{name}}", name=grid.REPRESENTATIONS_TABLES)
+    REPRESENTATIONS_FIGURES = expand(
+        f"{ROOT}/figures/{{name}}.{{kind}}", name=grid.REPRESENTATIONS_FIGURES, kind=["pdf", "png"]
+    )
+SCORECARD = expand(f"{ROOT}/tables/{{name}}", name=grid.SCORECARD_TABLES)
+REPORT = f"{ROOT}/report.html"
+
+
+def in_report(paths, category):
+    """Flag those of a rule's files that have a caption for `snakemake --report`: figures as PNG, tables as CSV."""
+
+    def flagged(path):
+        stem, kind = Path(path).stem, Path(path).suffix
+        if kind not in (".png", ".csv") or not Path(workflow.basedir, "workflow", "report", f"{stem}.rst").is_file():
+            return path
+        what = {"figure" if kind == ".png" else "table": stem.replace("_", " ")}
+        return report(path, caption=f"../report/{stem}.rst", category=category, labels=what)
+
+    return [flagged(path) for path in paths]
 
 
 # What a job learns from its driver and no result depends on: a job ends with its driver, after a checkpoint.
@@ -142,6 +168,7 @@ wildcard_constraints:
     seed=r"\d+",
     task="|".join(TASKS) or "none",
     cell=r"pre-\d+_mid-[A-Za-z0-9_]+_fine-\d+_seed-\d+",
+    encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",
     pack="|".join(["pretrain", "segmentation", *TASKS]),
     part="pretrain|finetune|intermediate",
     subset=r"[A-Za-z0-9_-]+",
@@ -226,6 +253,35 @@ def subset_of(wildcards):
 def encoder_of(wildcards):
     cell = ALL_CELLS[wildcards.cell]
     return parent_record(cell.intermediate, cell.pretrain_size, cell.seed)
+
+
+def measured_encoder(wildcards):
+    """Record of the encoder whose geometry is measured; empty for a random start."""
+    record = grid.encoder_record(Path(ROOT), ALL_ENCODERS[wildcards.encoder])
+    return [str(record)] if record else []
+
+
+def reference_encoder(wildcards):
+    """Record of the pre-trained encoder that it came from; empty for a random start."""
+    encoder = ALL_ENCODERS[wildcards.encoder]
+    return parent_record("none", encoder.pretrain_size, encoder.seed)
+
+
+def probe_subset(wildcards):
+    """The split whose training images the probes learn from: that of the most labels."""
+    size, seed = max(STUDY["grid"]["finetune_sizes"]), ALL_ENCODERS[wildcards.encoder].seed
+    return {"part": "finetune", "subset": f"size-{size}_seed-{seed}"}
+
+
+def other_study(wildcards):
+    """Metrics of a finished study under the other protocol, for the scorecard."""
+    name = STUDY["scorecard"]["other_study"]
+    return sorted(map(str, Path("results", name).glob("metrics/*.json"))) if name else []
+
+
+def all_runs(wildcards):
+    """When, where and how long each training ran."""
+    return [str(folder / "run.json") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
 
 
 def all_curves(wildcards):

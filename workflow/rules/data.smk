@@ -14,6 +14,7 @@ rule pack:
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
         "../../envs/viny.yaml"
+    priority: 3  # all else waits for it
     threads: STUDY["compute"]["pack_threads"]
     resources:
         mem_mb=2000,
@@ -40,6 +41,7 @@ rule split:
     localrule: True
     conda:
         "../../envs/viny.yaml"
+    priority: 3
     resources:
         mem_mb=2000,
         runtime=20,

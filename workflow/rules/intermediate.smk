@@ -22,6 +22,7 @@ rule intermediate:
         f"{BENCHMARK}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.jsonl"
     conda:
         "../../envs/viny.yaml"
+    priority: 1
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: work.intermediate_work(STUDY, w.task, IMAGES.get(w.task))),

@@ -22,6 +22,7 @@ rule pretrain:
         f"{BENCHMARK}/pretrain/size-{{size}}_seed-{{seed}}.jsonl"
     conda:
         "../../envs/viny.yaml"
+    priority: 2  # the longest jobs first
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: work.pretrain_work(STUDY, int(w.size))),

@@ -1,0 +1,635 @@
+"""Scorecard: the paper's facts, what its claims' tests say where the truth is known, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize, stats
+
+from viny.errors import InputError
+from viny.evidence import scorecard as cards
+from viny.evidence.scorecard import CONTRADICTED, REPRODUCED, UNTESTABLE, Cells, Comparison, Means, scorecard
+from viny.evidence.tables import KEYS
+
+SIZES = (0, 45_000, 100_000, 200_000)
+LABELS = (250, 500, 1000, 2000, 4000, 6000)
+SIMULATED = 1000  # studies
+ALMOST = 0.0005  # standard deviation of metrics that are almost without noise
+
+Truth = Callable[[int, str, int], float]  # mIoU by pre-training images, task, labels
+
+
+def study(
+    truth: Truth,
+    sizes: Sequence[int] = SIZES,
+    tasks: Sequence[str] = ("none", "intel"),
+    labels: Sequence[int] = LABELS,
+    seeds: int = 3,
+    sd: float = ALMOST,
+) -> pd.DataFrame:
+    """A study's frame: every cell of a grid, as it is in truth, and noise."""
+    frame = pd.DataFrame(list(product(sizes, tasks, labels, range(seeds))), columns=KEYS)
+    miou = [truth(r.pretrain_size, r.intermediate, r.finetune_size) for r in frame.itertuples()]
+    return frame.assign(miou=miou + np.random.default_rng(0).normal(0, sd, len(frame)), pixel_accuracy=0.7)
+
+
+def as_published(seeds: int = 3, sd: float = 1.0, seed: int = 0) -> pd.DataFrame:
+    """A study whose truth are the paper's means; its noise is `sd` times the paper's spread."""
+    facts = cards.paper_facts().query("table != '2'")
+    wide = facts.pivot(index=KEYS[:3], columns="metric", values=["mean", "spread"])
+    wide = wide.loc[wide.index.repeat(seeds)]
+    rng = np.random.default_rng(seed)
+    columns = {
+        ours: wide["mean"][theirs].to_numpy() + sd * rng.normal(0, wide["spread"][theirs])
+        for ours, theirs in (("miou", "miou"), ("pixel_accuracy", "accuracy"))
+    }
+    frame = wide.index.to_frame(index=False).assign(**columns)
+    return frame.assign(seed=np.tile(range(seeds), len(frame) // seeds))
+
+
+def ideal(size: int, task: str, labels: int) -> float:
+    """A world in which every claim on the grid is true."""
+    x, z = np.log2(labels / 250), np.log2(size / 45_000) if size else 0.0
+    start = 0.30 + 0.08 * x - 0.004 * x**2
+    gain = (0.10 + 0.02 * z - 0.003 * z**2) * (1 - 0.15 * x) if size else 0.0
+    return start + gain * {"none": 1.0, "intel": 0.4, "pets_classes": 0.6, "pets_spatial": 1.2}[task]
+
+
+def encoders(**change: dict[str, float]) -> pd.DataFrame:
+    """Geometry of four seeds as in Table 2, with every layer; `change` sets metrics of a regime."""
+    rows = []
+    regimes = {"none": (0.10, 0.02, 0.795), "intel": (0.18, 0.11, 0.761)}
+    regimes |= {"pets_classes": (0.58, 0.29, 0.786), "pets_spatial": (0.32, 0.06, 0.933)}
+    rng = np.random.default_rng(1)
+    for (task, (within, across, probe)), seed in product(regimes.items(), range(4)):
+        noise = rng.normal(1, 0.002, 4)
+        values = {"within_image_variance": within * noise[0], "across_image_variance": across * noise[1]}
+        values |= {"probe_paper": probe * noise[2], "probe_accuracy": (probe - 0.05) * noise[3]}
+        values |= change.get(task, {})
+        values["within_share"] = values["within_image_variance"] / sum(list(values.values())[:2])
+        kind = "pretrained" if task == "none" else "intermediate"
+        about = {"pretrain_size": 200_000, "intermediate": task, "finetune_size": 0, "seed": seed}
+        rows.append(about | values | {"kind": kind, "layer": 12, "layer_name": "output"})
+        rows.append(about | dict.fromkeys(values, 0.5) | {"kind": kind, "layer": 3, "layer_name": "block 3"})
+        tuned = about | {"finetune_size": 250} | dict.fromkeys(values, 0.5)
+        rows.append(tuned | {"kind": "finetuned", "layer": 12, "layer_name": "output"})
+    return pd.DataFrame(rows)
+
+
+def claims(frame: pd.DataFrame, geometry: pd.DataFrame | None = None, protocol: str = "sound") -> pd.DataFrame:
+    measured = None if geometry is None else {protocol: geometry}
+    table = scorecard({protocol: frame}, measured)
+    return table[table["kind"] == "claim"].set_index("key")
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["kind"] == "number"].set_index("key")
+
+
+def verdicts(frame: pd.DataFrame, geometry: pd.DataFrame | None = None) -> dict[str, str]:
+    return claims(frame, geometry)["verdict"].to_dict()
+
+
+def cells_of(values: np.ndarray) -> tuple[Cells, list[Comparison]]:
+    """Comparisons [K] that are cells themselves, of values [seeds, K]."""
+    keys = [("miou", 1, "none", n) for n in range(values.shape[1])]
+    return Cells(keys, values), [Comparison(str(key), {key: 1.0}) for key in keys]
+
+
+# The paper's facts
+
+
+def test_facts_are_those_that_the_paper_speaks_of() -> None:
+    facts = cards.paper_facts()
+    assert facts.groupby("table").size().to_dict() == {"1": 12, "2": 12, "A2": 36, "A3": 36}
+    assert not facts.duplicated(["table", *KEYS[:3], "metric"]).any()
+    printed = facts[facts["table"] != "2"]
+    assert printed[["mean", "spread"]].apply(lambda column: column.between(0, 1)).all(axis=None)
+    assert (printed["runs"] == 3).all()
+    assert facts.loc[facts["table"] == "2", ["spread", "runs"]].isna().all(axis=None)
+    miou = printed[printed["metric"] == "miou"].set_index(KEYS[:3])["mean"]
+
+    def points(big: tuple[int, str, int], small: tuple[int, str, int]) -> float:
+        return round(100 * float(miou[big] - miou[small]), 2)
+
+    # Differences that its text quotes, and the one on which 'worsens everywhere' rests
+    assert points((100_000, "none", 1000), (0, "none", 1000)) == 8.31
+    assert points((100_000, "none", 4000), (0, "none", 4000)) == 3.98  # quoted for 2,000
+    assert points((200_000, "none", 1000), (100_000, "none", 1000)) == 0.78
+    assert points((200_000, "none", 4000), (100_000, "none", 4000)) == 0.65  # quoted for 2,000
+    assert points((200_000, "none", 6000), (0, "none", 6000)) == 3.69
+    assert points((100_000, "intel", 6000), (100_000, "none", 6000)) == -0.21
+    accuracy = printed[printed["metric"] == "accuracy"].set_index(KEYS[:3])
+    assert accuracy.loc[(200_000, "intel", 500), ["mean", "spread"]].tolist() == [0.7849, 0.0069]
+    assert (accuracy["mean"] > miou).all()  # in all 42 rows; a swapped column would show
+
+
+def test_every_row_and_every_claim_appears_once() -> None:
+    table = scorecard({"sound": as_published()})
+    assert list(table.columns) == cards.COLUMNS
+    assert table["key"].is_unique
+    assert list(table.loc[table["kind"] == "claim", "key"]) == [claim.key for claim in cards.CLAIMS]
+    expected = [
+        f"{table}/{size}/{task}/{n}/{metric}"
+        for table, task, sizes in (("1", "none", [0]), ("A2", "none", SIZES[1:]), ("A3", "intel", SIZES[1:]))
+        for size, n, metric in product(sizes, LABELS, ("accuracy", "miou"))
+    ]
+    measures = ("within_image_variance", "across_image_variance", "probe_paper")
+    expected += [f"2/200000/{task}/0/{metric}" for task, metric in product(cards.REGIMES, measures)]
+    assert sorted(numbers(table).index) == sorted(expected)
+    assert len(expected) == 2 * 42 + 12
+
+
+def test_the_papers_own_numbers_do_not_carry_all_of_its_claims() -> None:
+    own = cards.claims_on_paper().set_index("key")
+    assert set(own["verdict"]) <= set(cards.VERDICTS)
+    supported = {"pretraining_helps", "pretraining_worth_less_with_labels", "pretraining_leads_at_most_labels"}
+    supported |= {"harm_shrinks_with_labels", "harm_follows_gain"}
+    assert set(own.index[own["verdict"] == REPRODUCED]) == supported
+    everywhere = own.loc["classification_hurts_everywhere"]
+    assert everywhere["estimate"] == pytest.approx(0.0021)
+    assert "100,000 pre-training images, intel, 6,000 labels" in everywhere["reason"]
+    assert "14 of 18 comparisons" in everywhere["reason"]
+    assert own["reason"]["harm_is_erasure"].endswith("which the paper omits")
+    assert own["reason"]["spatial_raises_probe"] == "the paper gives one value without a spread"
+    assert own["estimate"]["spatial_raises_probe"] == pytest.approx(0.933 - 0.795)
+    assert own["estimate"]["classification_raises_across_variance"] == pytest.approx(np.log2(0.11 / 0.02))
+    assert own["estimate"]["classification_lowers_within_share"] == pytest.approx(0.10 / 0.12 - 0.58 / 0.87)
+
+
+# Claims
+
+
+def test_where_every_claim_is_true_all_are_reproduced() -> None:
+    frame = study(ideal, tasks=("none", "intel", "pets_classes", "pets_spatial"), seeds=4)
+    found = claims(frame, encoders())
+    assert set(found["verdict"]) == {REPRODUCED}
+    assert (found["ours_sound_low"] > 0).all()
+    assert (found["n_sound"] == 4).all()
+
+
+def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
+    """The paper's means as truth, with so many seeds that every cell is known; the truth by plain loops."""
+    frame = as_published(seeds=400)
+    facts = cards.paper_facts().query("metric == 'miou'")
+    mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in facts.itertuples()}
+    regimes = [(p, "none") for p in SIZES] + [(p, "intel") for p in SIZES[1:]]
+
+    def concave(sizes: Sequence[int], values: Sequence[float]) -> bool:
+        points = pairwise(zip(sizes, values, strict=True))
+        slopes = [(y - x) / (b - a) for (a, x), (b, y) in points]
+        return all(first > second for first, second in pairwise(slopes))
+
+    truth = {
+        "pretraining_helps": all(mean[p, "none", n] > mean[0, "none", n] for p in SIZES[1:] for n in LABELS),
+        "pretraining_monotone": all(
+            mean[b, "none", n] > mean[a, "none", n] for a, b in pairwise(SIZES[1:]) for n in LABELS
+        ),
+        "pretraining_diminishes": all(concave(SIZES, [mean[p, "none", n] for p in SIZES]) for n in LABELS),
+        "labels_help": all(mean[*r, b] > mean[*r, a] for r in regimes for a, b in pairwise(LABELS)),
+        "labels_diminish": all(concave(LABELS, [mean[*r, n] for n in LABELS]) for r in regimes),
+        "labels_diminish_by_doubling": all(
+            np.polyfit(np.log2(LABELS), [mean[*r, n] for n in LABELS], 2)[0] < 0 for r in regimes
+        ),
+        "pretraining_diminishes_by_doubling": all(
+            np.polyfit(np.log2(SIZES[1:]), [mean[p, "none", n] for p in SIZES[1:]], 2)[0] < 0 for n in LABELS
+        ),
+        "classification_hurts_everywhere": all(
+            mean[p, "none", n] > mean[p, "intel", n] for p in SIZES[1:] for n in LABELS
+        ),
+        "gain_survives_classification": all(
+            mean[p, "intel", n] > mean[0, "none", n] for p in SIZES[1:] for n in LABELS
+        ),
+    }
+    assert set(truth.values()) == {True, False}  # or half of the test would be none
+    found = verdicts(frame)
+    assert {key: found[key] for key in truth} == {key: REPRODUCED if v else CONTRADICTED for key, v in truth.items()}
+
+
+def test_a_study_like_the_papers_contradicts_nothing_it_says_clearly() -> None:
+    found = verdicts(as_published())
+    clear = ("pretraining_worth_less_with_labels", "harm_shrinks_with_labels", "harm_follows_gain")
+    assert {found[key] for key in clear} == {REPRODUCED}
+    assert CONTRADICTED not in found.values()
+    assert found["classification_hurts_everywhere"] == UNTESTABLE  # it rests on -0.21, inside the spread
+
+
+def test_flipped_data_contradict() -> None:
+    def flipped(size: int, task: str, labels: int) -> float:
+        return 1 - ideal(size, task, labels)
+
+    found = claims(study(flipped, tasks=("none", "intel", "pets_spatial")))
+    on_grid = [claim.key for claim in cards.CLAIMS if claim.key in found.index and found["n_sound"][claim.key]]
+    same = {"harm_follows_gain"}  # both change sign, so their slope stays
+    assert {key: found["verdict"][key] for key in on_grid} == {
+        key: REPRODUCED if key in same else CONTRADICTED for key in on_grid
+    }
+    assert len(on_grid) == 15
+    assert (found.loc[[key for key in on_grid if key not in same], "ours_sound_high"] < 0).all()
+
+    def helped(size: int, task: str, labels: int) -> float:
+        return 2 * ideal(size, "none", labels) - ideal(size, task, labels)
+
+    found = verdicts(study(helped))
+    assert found["harm_follows_gain"] == CONTRADICTED
+    assert found["classification_hurts_everywhere"] == CONTRADICTED
+
+
+def test_flipped_geometry_contradicts() -> None:
+    low, high = {"across_image_variance": 0.001, "within_image_variance": 0.5}, {"across_image_variance": 0.4}
+    probes = {"probe_accuracy": 0.9, "probe_paper": 0.9}
+    odd = encoders(intel=low | probes, pets_classes=low | probes, pets_spatial=high | {"probe_accuracy": 0.1})
+    found = verdicts(study(ideal), odd)
+    names = ("classification_raises_across_variance", "classification_lowers_within_share")
+    for key in (*names, "classification_lowers_probe", "spatial_raises_probe"):
+        assert found[key] == CONTRADICTED, key
+
+
+def test_the_probe_is_that_of_the_protocol() -> None:
+    odd = encoders(pets_spatial={"probe_accuracy": 0.1})  # the held-out one falls, the training one rises
+    for protocol, expected in (("sound", CONTRADICTED), ("paper", REPRODUCED)):
+        assert claims(study(ideal), odd, protocol)["verdict"]["spatial_raises_probe"] == expected
+
+
+def test_returns_that_are_losses_do_not_diminish() -> None:
+    def worse(size: int, task: str, labels: int) -> float:
+        """Concave, as diminishing returns are, but ever falling."""
+        return 0.9 - 1e-8 * labels**2 - (size / 1e6) ** 2
+
+    found = verdicts(study(worse))
+    for key in ("labels_diminish", "labels_diminish_by_doubling", "pretraining_diminishes"):
+        assert found[key] != REPRODUCED, key
+
+
+def test_more_that_ends_below_the_start_is_no_return() -> None:
+    def hump(size: int, task: str, labels: int) -> float:
+        """Concave, first rising, then falling below where it began."""
+        return 0.5 + 0.3 * (labels / 6000) * (0.9 - labels / 6000) + 0.3 * (size / 2e5) * (0.9 - size / 2e5)
+
+    found = verdicts(study(hump))
+    assert (found["labels_diminish"], found["pretraining_diminishes"]) == (CONTRADICTED, CONTRADICTED)
+
+
+def test_pretraining_may_lead_at_the_most_labels_alone() -> None:
+    found = verdicts(study(lambda size, task, labels: 0.5 + 0.1 * (size > 0) * (1 if labels == 6000 else -1)))
+    assert found["pretraining_leads_at_most_labels"] == REPRODUCED
+    assert found["pretraining_helps"] == CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("at_random_start", "expected"),
+    [(0.0, REPRODUCED), (0.02, REPRODUCED), (0.03, CONTRADICTED), (0.06, CONTRADICTED)],
+)
+def test_erasure_is_told_from_a_bad_start(at_random_start: float, expected: str) -> None:
+    def truth(size: int, task: str, labels: int) -> float:
+        return 0.5 - (task != "none") * (0.05 if size else at_random_start)
+
+    assert verdicts(study(truth, seeds=4))["harm_is_erasure"] == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "sd", "expected"),
+    [
+        (0.0, ALMOST, REPRODUCED),
+        (0.005, ALMOST, REPRODUCED),
+        (0.03, ALMOST, CONTRADICTED),  # less than classification's 5 points, but more than one
+        (0.08, ALMOST, CONTRADICTED),
+        (0.01, 0.005, UNTESTABLE),
+    ],
+)
+def test_spatial_supervision_may_cost_less_than_a_point(loss: float, sd: float, expected: str) -> None:
+    def truth(size: int, task: str, labels: int) -> float:
+        return 0.5 - {"none": 0.0, "intel": 0.05, "pets_spatial": loss}[task]
+
+    frame = study(truth, SIZES[:2], ("none", "intel", "pets_spatial"), LABELS[:1], sd=sd)
+    assert verdicts(frame)["spatial_does_not_hurt"] == expected
+
+
+def test_other_tasks_do_not_speak_for_the_papers() -> None:
+    def truth(size: int, task: str, labels: int) -> float:
+        return ideal(size, "intel" if task in ("scenes", "intel") else "none", labels) + 0.05 * (task == "intel_mean")
+
+    assert (
+        verdicts(study(truth, tasks=("none", "intel", "intel_mean")))["classification_hurts_everywhere"] == REPRODUCED
+    )
+    stand_in = claims(study(truth, tasks=("none", "scenes"))).loc["classification_hurts_everywhere"]
+    assert stand_in["verdict"] == REPRODUCED
+    assert "scenes" in stand_in["reason"]
+    named = scorecard({"sound": study(truth, tasks=("none", "scenes"))}, spatial=["scenes"]).set_index("key")
+    assert "needs" in named["reason"]["classification_hurts_everywhere"]
+    assert named["verdict"]["spatial_does_not_hurt"] == UNTESTABLE
+
+
+def test_what_is_missing_is_not_testable_and_said() -> None:
+    bare = claims(study(ideal, sizes=[0], tasks=["none"], labels=[250]))
+    assert set(bare["verdict"]) == {UNTESTABLE}
+    assert bare["reason"].str.startswith("needs ").all()
+    assert bare["ours_sound"].isna().all()
+    one = claims(study(ideal, seeds=1), encoders().query("seed == 0"))
+    assert set(one["verdict"]) == {UNTESTABLE}
+    assert set(one["reason"][one["n_sound"] == 1]) == {"one seed has no spread"}
+    assert (one["n_sound"] == 1).sum() == 18  # all but the one that needs spatial supervision
+    apart = study(ideal)
+    apart["seed"] += 10 * (apart["pretrain_size"] > 0)
+    helps = claims(apart).loc["pretraining_helps"]
+    assert (helps["verdict"], helps["n_sound"]) == (UNTESTABLE, 0)
+    assert helps["reason"] == "no seed has all the cells of a comparison"
+    undefined = claims(study(ideal).assign(miou=np.nan))
+    assert undefined["reason"].str.startswith("needs ").all()
+
+
+def test_a_comparison_uses_the_seeds_that_have_all_of_its_cells() -> None:
+    frame = study(ideal, sizes=[0, 9], tasks=["none"], labels=[250], seeds=5, sd=0.01)
+    frame = frame.drop(frame.query("pretrain_size == 0 and seed == 1 or pretrain_size == 9 and seed == 4").index)
+    row = claims(frame.sample(frac=1, random_state=0)).loc["pretraining_helps"]
+    wide = frame.pivot(index="seed", columns="pretrain_size", values="miou").dropna()
+    expected = stats.ttest_rel(wide[9], wide[0]).confidence_interval(0.95)
+    assert row["n_sound"] == 3
+    assert row[["ours_sound_low", "ours_sound_high"]].tolist() == pytest.approx([expected.low, expected.high])
+
+
+def test_verdicts_are_three_words_whatever_the_data() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        frame = study(
+            lambda *_: 0.5, sizes=[0, 1, 3], tasks=["none", "intel", "pets_spatial"], labels=[9, 20, 50], sd=0.1
+        )
+        frame = frame.sample(frac=rng.uniform(0.1, 1), random_state=int(rng.integers(1000)))
+        table = scorecard({"sound": frame, "paper": frame}, {"paper": encoders()})
+        assert set(table["verdict"]) <= set(cards.VERDICTS)
+        assert set(table["under_paper"]) | set(table["under_sound"]) <= set(cards.VERDICTS)
+        assert set(table["paper_verdict"]) <= {"", *cards.VERDICTS}
+        assert (table["reason"].str.len() > 5).all()
+
+
+# Statistics, against scipy and by simulation
+
+
+def test_intervals_of_cells_are_scipys_t_intervals() -> None:
+    values = np.random.default_rng(3).normal(0.3, 1, (6, 4))
+    values[0, 1] = values[:5, 2] = values[:, 3] = np.nan
+    evidence, comparisons = cells_of(values)
+    for level in (0.95, 0.99):
+        estimate, low, high, n = evidence.intervals(comparisons, level)
+        assert n.tolist() == [6, 5, 1, 0]
+        for k in (0, 1):
+            expected = stats.ttest_1samp(values[:, k], 0, nan_policy="omit").confidence_interval(level)
+            assert (low[k], high[k]) == pytest.approx((expected.low, expected.high))
+        assert np.isnan([*low[2:], *high[2:], estimate[3]]).all()
+        assert estimate[2] == values[5, 2]
+
+
+def test_intervals_of_published_means_are_welchs() -> None:
+    rng = np.random.default_rng(4)
+    keys = [("miou", 0, "none", n) for n in (1, 2)]
+    for _ in range(20):
+        mean, spread, runs = rng.normal(0, 1, 2), rng.uniform(0.1, 2, 2), rng.integers(2, 6, 2).astype(float)
+        evidence = Means(keys, mean, spread, runs)
+        welch = stats.ttest_ind_from_stats(mean[1], spread[1], runs[1], mean[0], spread[0], runs[0], equal_var=False)
+        difference = Comparison("", {keys[1]: 1.0, keys[0]: -1.0})
+        _, low, high, _ = evidence.intervals([difference], 1 - float(welch.pvalue))
+        assert min(abs(low[0]), abs(high[0])) == pytest.approx(0, abs=1e-9)  # it just touches zero
+
+
+def test_slope_of_published_means_has_the_error_of_its_gradient() -> None:
+    rng = np.random.default_rng(5)
+    keys = [("miou", p, task, n) for p, task in ((0, "none"), (9, "none"), (9, "intel")) for n in range(5)]
+    mean, spread = rng.normal(0, 1, 15), rng.uniform(0.1, 0.4, 15)
+    runs = 1e6  # so that t is normal
+    x = [Comparison("", {keys[5 + n]: 1.0, keys[n]: -1.0}) for n in range(5)]
+    y = [Comparison("", {keys[5 + n]: 1.0, keys[10 + n]: -1.0}) for n in range(5)]
+
+    def slope(values: np.ndarray) -> float:
+        start, trained, task = values.reshape(3, 5)
+        return float(np.polyfit(trained - start, trained - task, 1)[0])
+
+    estimate, low, high, _ = Means(keys, mean, spread, np.full(15, runs)).slope(x, y)
+    error = np.sqrt((optimize.approx_fprime(mean, slope) ** 2 * spread**2).sum() / runs)
+    assert estimate == pytest.approx(slope(mean))
+    assert (high - low) / 2 == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-3)
+
+
+def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> None:
+    """By the theory of intersection-union tests in 2.5 % of studies, as the other 17 cells are far from zero."""
+    rng = np.random.default_rng(6)
+    truth = np.full(18, 5.0)
+    truth[7] = 0
+    found = []
+    for _ in range(SIMULATED):
+        found.append(cards.everywhere(*cells_of(rng.normal(truth, 0.5, (3, 18))), "").verdict)
+    assert 0.01 <= found.count(REPRODUCED) / SIMULATED <= 0.05
+    assert found.count(CONTRADICTED) / SIMULATED <= 0.05
+
+
+def test_cells_that_are_all_a_little_against_contradict_together() -> None:
+    """No single cell could: their mean does, which any true claim has above zero."""
+    noise = np.array([[-1.0], [0.0], [1.0]]) * np.where(np.arange(18) % 2, 1, -1)
+    evidence, comparisons = cells_of(noise - 1)
+    assert (evidence.intervals(comparisons, 0.95)[2] > 0).all()
+    found = cards.everywhere(evidence, comparisons, "")
+    assert (found.verdict, found.estimate) == (CONTRADICTED, pytest.approx(-1))
+    assert found.reason == "0 of 18 comparisons in its favour, 0 against; their mean is against it"
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_a_claim_is_rarely_contradicted_by_noise(shared: float) -> None:
+    """All 18 cells are zero, the edge of a true claim; without a correction a third would be contradicted."""
+    rng = np.random.default_rng(7)
+    contradicted = uncorrected = 0
+    for _ in range(SIMULATED):
+        values = rng.normal(0, 1, (3, 18)) + shared * rng.normal(0, 1, (3, 1))
+        evidence, comparisons = cells_of(values)
+        contradicted += cards.everywhere(evidence, comparisons, "").verdict == CONTRADICTED
+        uncorrected += bool((evidence.intervals(comparisons, 0.95)[2] < 0).any())
+    assert contradicted / SIMULATED <= 0.05
+    assert uncorrected / SIMULATED > 0.1
+
+
+def test_shared_noise_does_not_make_harm_follow_gain() -> None:
+    """Harm is the same in all cells, gain is not; both have the noise of the cell that they share."""
+    rng = np.random.default_rng(8)
+    sizes = range(18)
+    keys = [("miou", p, task, n) for p, task in ((0, "none"), (9, "none"), (9, "intel")) for n in sizes]
+    x = [Comparison("", {keys[18 + n]: 1.0, keys[n]: -1.0}) for n in sizes]
+    y = [Comparison("", {keys[18 + n]: 1.0, keys[36 + n]: -1.0}) for n in sizes]
+    truth = np.concatenate([np.zeros(18), np.linspace(1, 4, 18), np.linspace(1, 4, 18) - 1])
+    slopes, above, naive = [], 0, []
+    for _ in range(SIMULATED):
+        values = rng.normal(truth, 1, (3, 54))
+        estimate, low, _, _ = Cells(keys, values).slope(x, y)
+        slopes.append(estimate)
+        above += low > 0
+        start, trained, task = values.mean(0).reshape(3, 18)
+        naive.append(np.polyfit(trained - start, trained - task, 1)[0])
+    assert abs(np.mean(slopes)) < 4 * stats.sem(slopes)
+    assert np.mean(naive) > 0.1  # what a regression on the same noise would find
+    assert above / SIMULATED <= 0.05
+
+
+# Numbers
+
+
+def test_numbers_of_a_true_copy_are_reproduced_but_for_chance() -> None:
+    found = numbers(scorecard({"paper": as_published(seed=1)}))
+    printed = found[found["table"] != "Table 2 of v2"]
+    assert printed["verdict"].value_counts().get(REPRODUCED) >= 0.85 * 84
+    assert (printed["protocol"] == "paper").all()
+
+
+def test_standard_errors_and_verdicts_follow_the_rule() -> None:
+    frame = as_published(sd=0)  # the paper's means, without noise
+    wobble = frame["seed"].map({0: -0.004, 1: 0.0, 2: 0.004})
+    key = "A2/45000/none/250/miou"  # 52.73 ± 0.25
+    error = np.hypot(0.004 / np.sqrt(3), 0.0025 / np.sqrt(3))
+    cases = [(0.0, 1, REPRODUCED), (0.005, 1, REPRODUCED), (0.05, 1, CONTRADICTED), (-0.05, 1, CONTRADICTED)]
+    cases += [(0.03, 10, UNTESTABLE)]  # more than a point, but of noise
+    for shift, scale, expected in cases:
+        row = numbers(scorecard({"paper": frame.assign(miou=frame["miou"] + shift + scale * wobble)})).loc[key]
+        assert row["difference"] == pytest.approx(shift, abs=1e-12)
+        assert row["verdict"] == expected
+        assert row["ours_paper_sd"] == pytest.approx(0.004 * scale)
+        if scale == 1:
+            assert row["standard_errors"] == pytest.approx(shift / error, abs=1e-9)
+    alone = numbers(scorecard({"paper": frame[frame["seed"] == 0]})).loc[key]
+    assert (alone["verdict"], alone["reason"]) == (UNTESTABLE, "one seed has no spread")
+    assert alone["difference"] == pytest.approx(0, abs=1e-12)
+
+
+def test_numbers_are_told_apart_by_welchs_test() -> None:
+    """On raw values; the paper's are three with its mean and its spread."""
+    theirs = 0.6507 + 0.0001 * np.array([-1, 0, 1])  # 65.07 ± 0.01
+    for ours in (np.array([0.641, 0.652, 0.6435]), np.array([0.645, 0.6475, 0.6483, 0.6462])):
+        frame = pd.DataFrame({"pretrain_size": 0, "intermediate": "none", "finetune_size": 6000, "miou": ours})
+        frame = frame.assign(seed=range(len(ours)), pixel_accuracy=0.8)
+        row = numbers(scorecard({"paper": frame})).loc["1/0/none/6000/miou"]
+        expected = stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+        assert f"(p = {expected:.2g})" in row["reason"]
+        assert row["verdict"] == (REPRODUCED if expected > 0.05 else CONTRADICTED)
+
+
+def test_table_2_is_held_against_one_more_encoder_and_its_rounding() -> None:
+    found = numbers(scorecard({"sound": study(ideal)}, {"sound": encoders()}))
+    table = found[found["table"] == "Table 2 of v2"]
+    assert set(table["verdict"]) == {REPRODUCED}
+    assert (table["n_sound"] == 4).all()
+    assert table["ours_sound"]["2/200000/intel/0/probe_paper"] == pytest.approx(0.761, abs=0.005)
+    rng = np.random.default_rng(9)
+    noise = pd.Series(rng.normal(0, 0.002, len(encoders())))
+    values = encoders()["across_image_variance"]
+    cases = [(0.004, 0.01, REPRODUCED), (0.03, 0.01, CONTRADICTED), (0.03, 10, UNTESTABLE)]
+    for shift, scale, expected in cases:
+        moved = encoders().assign(across_image_variance=values + shift + scale * noise)
+        rows = numbers(scorecard({"sound": study(ideal)}, {"sound": moved}))
+        assert rows["verdict"]["2/200000/intel/0/across_image_variance"] == expected
+    assert "not measured" in numbers(scorecard({"sound": study(ideal)}))["reason"]["2/200000/intel/0/probe_paper"]
+
+
+def test_reasons_name_what_the_study_lacks() -> None:
+    frame = as_published().query("pretrain_size != 45000 and finetune_size != 500")
+    frame = frame.query("not (pretrain_size == 200000 and intermediate == 'intel' and finetune_size == 250)")
+    reasons = numbers(scorecard({"sound": frame}, {"sound": encoders().query("intermediate != 'intel'")}))["reason"]
+    assert reasons["A2/45000/none/250/miou"] == "no cell of 45,000 pre-training images"
+    assert reasons["A2/100000/none/500/miou"] == "no cell of 500 labels"
+    assert (
+        reasons["A3/200000/intel/250/accuracy"] == "no cell with all of 200,000 pre-training images, intel, 250 labels"
+    )
+    assert reasons["2/200000/intel/0/probe_paper"] == "no encoder with task intel"
+    no_task = numbers(scorecard({"sound": as_published().query("intermediate == 'none'")}))["reason"]
+    assert no_task["A3/100000/intel/250/miou"] == "no cell with task intel"
+
+
+def test_incomparable_studies_have_claims_but_no_numbers() -> None:
+    for given, reason in (("a smaller model", "a smaller model"), (False, cards.INCOMPARABLE)):
+        table = scorecard({"sound": as_published(seeds=40)}, comparable=given)
+        found = numbers(table)
+        assert set(found["verdict"]) == {UNTESTABLE}
+        assert set(found["reason"]) == {reason}
+        assert found["difference"].isna().all()
+        assert found["ours_sound"].notna().sum() == 84
+        assert (table.loc[table["kind"] == "claim", "verdict"] == REPRODUCED).any()
+
+
+def test_protocol_paper_comes_first_where_it_has_the_cell() -> None:
+    sound = as_published(seeds=2).assign(protocol="sound", miou_per_image=0.1)
+    quirky = as_published(seeds=3).query("pretrain_size == 0").assign(protocol="paper")
+    table = scorecard({"sound": sound, "paper": quirky}).set_index("key")
+    baseline, other = table.loc["1/0/none/250/miou"], table.loc["A2/45000/none/250/miou"]
+    assert (baseline["protocol"], baseline["n_paper"], baseline["n_sound"]) == ("paper", 3, 2)
+    assert baseline["difference"] == pytest.approx(baseline["ours_paper"] - baseline["paper"])
+    assert (other["protocol"], other["under_paper"]) == ("sound", UNTESTABLE)
+    assert pd.isna(other["ours_paper"])
+    assert other["ours_sound"] == 0.1  # the paper's definition, also under 'sound'
+    assert table["protocol"]["labels_help"] == "paper"
+    assert table["protocol"]["pretraining_helps"] == "sound"
+    assert table["ours_sound"]["pretraining_helps"] > 0  # claims are on the mIoU of the protocol
+
+
+# Files and bad input
+
+
+def write_cells(folder: Path, frame: pd.DataFrame, protocol: str) -> list[Path]:
+    paths = []
+    for row in frame.itertuples():
+        name = f"pre-{row.pretrain_size}_mid-{row.intermediate}_fine-{row.finetune_size}_seed-{row.seed}"
+        value: dict[str, Any] = {"study": f"made-{protocol}", "protocol": protocol, "note": "Made up."}
+        value["cell"] = {"name": name, **{key: getattr(row, key) for key in KEYS}}
+        value["metrics"] = {"miou": row.miou, "miou_per_image": row.miou, "pixel_accuracy": row.pixel_accuracy}
+        value |= {"test_images": 9, "miou_is": "dataset", "provenance": {}}
+        paths.append(folder / f"{protocol}-{name}.json")
+        paths[-1].write_text(json.dumps(value))
+    return paths
+
+
+def test_files(tmp_path: Path) -> None:
+    frame = as_published().query("finetune_size <= 1000")
+    paths = {name: write_cells(tmp_path, frame, name) for name in ("sound", "paper")}
+    geometry = {"sound": encoders()}
+    out = tmp_path / "new" / "tables"
+    cards.write_scorecard(paths, geometry, out)
+    assert {path.name for path in out.iterdir()} == {"scorecard.csv", "scorecard.md"}
+    read = pd.read_csv(out / "scorecard.csv", keep_default_na=False)
+    assert set(read["study_sound"]) == {"made-sound"}
+    assert set(read["note_paper"]) == {"Made up."}
+    assert float(read.set_index("key")["paper"]["1/0/none/250/miou"]) == 0.4373
+    text = (out / "scorecard.md").read_text(encoding="utf-8")
+    opening = text.splitlines()[2]
+    for kind, words in (("claim", "claims"), ("number", "numbers")):
+        counts = read.loc[read["kind"] == kind, "verdict"].value_counts()
+        said = re.search(rf"(\d+) {words}: (\d+) reproduced, (\d+) contradicted, (\d+) not testable", opening)
+        assert [int(n) for n in said.groups()] == [counts.sum(), *(counts.get(v, 0) for v in cards.VERDICTS)]
+    order = [text.index(f"## {name}") for name in ("Claims", "Table 1", "Table A2", "Table A3", "Table 2 of v2")]
+    assert order == sorted(order)
+    assert "43.73 ± 1.02 %" in text
+    assert "study made-paper" in text
+    assert not re.search(r"\bnan\b|<NA>|None", text)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    cards.write_scorecard({name: reversed(paths[name]) for name in ("paper", "sound")}, geometry, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("frames", "geometry", "said"),
+    [
+        ({}, None, "no frames"),
+        ({"quick": as_published()}, None, "unknown protocol 'quick'.*paper, sound"),
+        ({"sound": as_published()}, {"paper": encoders()}, "geometry of protocol 'paper'"),
+        ({"sound": as_published().drop(columns="miou")}, None, "lack column 'miou'"),
+        ({"sound": as_published().assign(protocol="paper")}, None, "are of protocol paper"),
+        ({"sound": as_published().assign(study=lambda f: f["seed"].astype(str))}, None, "several studies"),
+        ({"sound": pd.concat([as_published()] * 2)}, None, "more than once: pretrain_size 0"),
+        ({"sound": as_published()}, {"sound": encoders().drop(columns="probe_paper")}, "lack column 'probe_paper'"),
+        ({"sound": as_published()}, {"sound": pd.concat([encoders()] * 2)}, "geometry.*more than once"),
+        ({"sound": as_published()}, {"sound": encoders().query("layer == 3")}, "no row of the output layer"),
+    ],
+)
+def test_bad_input_is_named(frames: dict, geometry: dict | None, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        scorecard(frames, geometry)
