@@ -9,7 +9,7 @@ CORES ?= $(shell nproc)
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
-	@echo "Tables: results/demo/tables, figures: results/demo/figures"
+	@echo "Report: results/demo/report.html; tables and figures: results/demo/tables, results/demo/figures"
 
 test: setup-test lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --ignore tests/slurm

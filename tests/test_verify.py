@@ -71,6 +71,20 @@ def make_study(folder: Path) -> Path:
         tuned, metrics = cells.finetune_folder(root, cell), cells.metrics_file(root, cell)
         outputs = {"model": tuned / "model.json", "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
         run("evaluate", cells.evaluate_spec(config, cell), **inputs[tuned], **outputs)
+    for encoder in cells.encoders(config):
+        metrics, reference = (
+            cells.geometry_file(root, encoder),
+            cells.encoder_folder(root, "none", encoder.pretrain_size, 0),
+        )
+        run(
+            "geometry",
+            cells.geometry_spec(config, encoder),
+            **inputs[cells.finetune_folder(root, cells.cells(config)[0])],
+            encoder=cells.encoder_record(root, encoder),
+            reference=reference / "encoder.json" if reference else None,
+            metrics=metrics,
+            arrays=metrics.with_suffix(".npz"),
+        )
     run("tables", cells.tables_spec(config), root=root, out=root / "tables")
     return root
 
@@ -356,7 +370,7 @@ def test_other_code_is_a_note_a_stage(whole: Path, monkeypatch: pytest.MonkeyPat
     report = verify_study(whole)
     assert report.sound
     found = lines(report)
-    assert len(found) == len({line.split(": ")[2] for line in found}) == 5  # split, three trainings, evaluate
+    assert len(found) == len({line.split(": ")[2] for line in found}) == 6  # split, three trainings, evaluate, geometry
     assert all("made by another version of the code" in line for line in found)
 
 
@@ -440,6 +454,35 @@ def test_a_shared_pack_is_verified_once(root: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("viny.verify.verify_pack", lambda path: verified.append(path) or verify_pack(path))
     verify_study(root)
     assert len(verified) == 2  # of three packs, two the same
+
+
+# Geometry
+
+
+MEASURED = "geometry/intermediate_pre-24_mid-scenes_seed-0"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("hashes__weights", "weights: expected"),
+        ("hashes__reference_weights", "reference weights: expected"),
+        ("hashes__pack", "pack 'segmentation': expected"),
+        ("encoder__seed", "encoder.seed: expected 0"),
+    ],
+)
+def test_geometry_of_something_else(key: str, words: str, root: Path) -> None:
+    change(root / f"{MEASURED}.json", **{key: 3 if key == "encoder__seed" else "0" * 64})
+    found = lines(verify_study(root))
+    assert len(found) == 1
+    assert found[0].startswith(f"wrong: {MEASURED}.json: {words}")
+
+
+def test_geometry_that_is_not_there(root: Path) -> None:
+    (root / f"{MEASURED}.npz").unlink()
+    assert [(f.severity, f.file) for f in verify_study(root).findings] == [("missing", f"{MEASURED}.npz")]
+    (root / f"{MEASURED}.json").unlink()
+    assert [(f.severity, f.file) for f in verify_study(root).findings] == [("missing", f"{MEASURED}.json")]
 
 
 # Settings

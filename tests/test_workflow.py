@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from viny import cells
 
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 
@@ -138,7 +143,8 @@ def test_tiny_study_leaves_every_result(finished: Path) -> None:
     frame = pd.read_csv(root / "tables" / "metrics.csv")
     assert len(frame) == 16
     assert set(frame["note"]) == {"Test study."}
-    for name in ("miou_curves", "miou_difference", "learning_curves", "segmentation", "reconstructions"):
+    drawn = ["miou_curves", "miou_difference", "learning_curves", "segmentation", "reconstructions"]
+    for name in (*drawn, *cells.STATISTICS_FIGURES, *cells.REPRESENTATIONS_FIGURES):
         assert (root / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (root / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     counts = (root / "tables" / "duplicates.md").read_text().splitlines()[-3:]
@@ -158,6 +164,67 @@ def test_tiny_study_leaves_every_result(finished: Path) -> None:
     assert metrics["hashes"]["parent_weights"] == adapted["weights_sha256"]
     assert adapted["parent_sha256"] == pretrained["weights_sha256"]
     assert len((root / "pretrain" / "size-24_seed-1" / "curve.csv").read_text().splitlines()) == 3
+
+
+class Page(HTMLParser):
+    """What a page opens and does not close, and what it would load from elsewhere."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.pictures: list[bytes] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action"):
+                if (value or "").startswith("data:image/png;base64,"):
+                    self.pictures.append(base64.b64decode(str(value).partition(",")[2], validate=True))
+                else:
+                    self.loaded.append(str(value))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+@pytest.mark.slow
+def test_the_report_is_one_whole_page_that_loads_nothing(finished: Path) -> None:
+    text = (finished / "results" / "tiny" / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert page.loaded == []
+    assert not re.search(r"<script|@import|url\(|https?://", text)
+    figures = {path.read_bytes() for path in (finished / "results" / "tiny" / "figures").glob("*.png")}
+    assert set(page.pictures) <= figures
+    assert len(page.pictures) == 12
+    for heading in ("What pre-training is worth", "What the intermediate task does", "Cost", "Against the paper"):
+        assert heading in page.headings
+    assert "Test study." in text
+    card = pd.read_csv(finished / "results" / "tiny" / "tables" / "scorecard.csv")
+    for words in card.loc[card["kind"] == "claim", "what"]:
+        assert words in html.unescape(text)
+    assert not re.search(r"\bnan\b|None|\{\{", re.sub(r"base64,[^\"]*", "", text))
+
+
+@pytest.mark.slow
+def test_snakemakes_own_report_has_figures_and_tables_with_captions(finished: Path, tmp_path: Path) -> None:
+    snakemake(finished, "--configfile", TINY, "--report", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    captions = {path.stem for path in (REPOSITORY / "workflow" / "report").glob("*.rst")} - {"study"}
+    for name in captions:
+        assert f"{name}.png" in text or f"{name}.csv" in text, name
+    assert "paired within the pre-trained encoder" in text
 
 
 @pytest.mark.slow
@@ -266,7 +333,6 @@ def test_a_damaged_pack_stops_its_jobs_and_is_packed_again_once_deleted(tmp_path
 
 
 def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
-    from viny import cells
     from viny.config import read_config, resolve
 
     config = resolve(read_config(TINY))
@@ -281,6 +347,8 @@ def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
         assert str(cells.pack_manifest(root, name)) in out
     for split in cells.searched_splits(spec):
         assert str(cells.split_record(root, *split)) in out
+    for encoder in cells.encoders(config):
+        assert str(cells.geometry_file(root, encoder)) in out
 
 
 def test_workflow_passes_its_linter(tmp_path: Path) -> None:

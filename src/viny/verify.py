@@ -560,6 +560,10 @@ class _Verifier:
         self.agree(metrics_path, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
         self.agree(metrics_path, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
 
+    def unclear(self, folder: Path) -> None:
+        """Files of which only the settings could tell whether they belong to the study."""
+        self._expected |= set(folder.glob("*"))
+
     def geometry(self, encoder: grid.Encoder) -> None:
         """An encoder's geometry against the weights and the images that it was measured on."""
         path = grid.geometry_file(self.root, encoder)
@@ -568,7 +572,8 @@ class _Verifier:
         if not path.exists() and not arrays.exists():
             self.add(MISSING, path, "expected the encoder's geometry, found no such file; run the workflow")
             return
-        self.there(arrays, "arrays of the encoder's geometry")
+        if self.there(arrays, "arrays of the encoder's geometry"):
+            self.count(arrays)
         value = self.json(path, "an encoder's geometry")
         if value is None:
             return
@@ -693,8 +698,11 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
     for cell in cells:
         job = tuned[grid.finetune_folder(root, cell)]
         checks.append((grid.metrics_file(root, cell), partial(verifier.metrics, cell, job)))
-    for encoder in grid.encoders(verifier.config) if verifier.config is not None else []:
-        checks.append((grid.geometry_file(root, encoder), partial(verifier.geometry, encoder)))
+    if verifier.config is not None:
+        for encoder in grid.encoders(verifier.config):
+            checks.append((grid.geometry_file(root, encoder), partial(verifier.geometry, encoder)))
+    else:
+        verifier.unclear(root / "geometry")
     checks.append((root / "tables", partial(verifier.tables, cells)))
     checks.append((root, verifier.codes))
     checks.append((root, verifier.strays))

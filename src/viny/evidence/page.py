@@ -165,7 +165,7 @@ class _Page:
         steps = gains[(gains["along"] != "labels") & (gains["intermediate"] == "none") & (gains["smaller"] > 0)]
         for row in _ends(steps, "larger"):
             lines.append(
-                f"From {row['smaller']:,} to {row['larger']:,} images, {row['finetune_size']:,} labels: "
+                f"From {row['smaller']:,.0f} to {row['larger']:,.0f} images, {row['finetune_size']:,.0f} labels: "
                 f"{percent(row['mean'], sign=True)} for each doubling ({interval(row)})."
             )
         return lines
@@ -176,11 +176,11 @@ class _Page:
         lines = []
         for size, mine in gains.groupby("pretrain_size"):
             steps = [
-                f"{percent(row['mean'], sign=True)} ({interval(row)}) from {row['smaller']:,} to {row['larger']:,}"
+                f"{percent(row['mean'], sign=True)} ({interval(row)}) up to {row['larger']:,.0f}"
                 for row in _ends(mine, "larger")
             ]
-            start = f"{size:,} pre-training images" if size else "No pre-training"
-            lines.append(f"{start}: each doubling of the labels brings {', and '.join(steps)}.")
+            start = f"{size:,.0f} pre-training images" if size else "No pre-training"
+            lines.append(f"{start}: a doubling of the labels brings {', and '.join(steps)}.")
         return lines or ["The study has one number of labels."]
 
     def _tasks(self) -> list[str]:

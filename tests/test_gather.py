@@ -1,0 +1,112 @@
+"""What the evidence is made from: costs of chains, and studies that are held against the paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from viny import cells
+from viny.cells import Cell
+from viny.config import differences_from_paper, merge, read_config, resolve
+from viny.errors import InputError
+from viny.evidence import gather
+from viny.settings import ModelSettings
+from viny.work import TRAINING, forward_operations
+
+ROOT = Path(__file__).parents[1]
+MODEL = ModelSettings()
+
+
+def write_run(folder: Path, **values: Any) -> None:
+    run = {"image_passes": 1000, "training_seconds": 10.0, "device_name": "one"} | values
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def test_a_chain_costs_what_its_trainings_cost(tmp_path: Path) -> None:
+    write_run(tmp_path / "pretrain" / "size-24_seed-0", image_passes=5000, training_seconds=50.0)
+    for size in (0, 24):
+        write_run(tmp_path / "intermediate" / "scenes" / f"size-{size}_seed-0", device_name="two")
+    every = [Cell(size, task, 8, 0) for size in (0, 24) for task in ("none", "scenes")]
+    for cell in every:
+        write_run(cells.finetune_folder(tmp_path, cell), image_passes=80, training_seconds=1.0)
+    costs = gather.chain_costs(tmp_path, every, MODEL)
+    found = {(cell.pretrain_size, cell.intermediate): costs[cell.name] for cell in every}
+    assert {key: (cost["seconds"], cost["passes"]) for key, cost in found.items()} == {
+        (0, "none"): (1.0, 80),
+        (0, "scenes"): (11.0, 1080),
+        (24, "none"): (51.0, 5080),
+        (24, "scenes"): (61.0, 6080),
+    }
+    for cost in found.values():
+        assert cost["operations"] == cost["passes"] * TRAINING * forward_operations(MODEL)
+    assert found[0, "none"]["device"] == "one"
+    assert found[24, "scenes"]["device"] == "one and two"
+
+
+def test_a_training_that_does_not_say_its_cost_is_named(tmp_path: Path) -> None:
+    cell = Cell(0, "none", 8, 0)
+    write_run(cells.finetune_folder(tmp_path, cell), training_seconds=None)
+    with pytest.raises(InputError, match=r"fine-8_seed-0/run\.json: 'training_seconds' is missing or holds None"):
+        gather.chain_costs(tmp_path, [cell], MODEL)
+
+
+def test_every_encoder_once_and_its_reference_among_them() -> None:
+    config = resolve(merge(read_config(ROOT / "tests" / "tiny.yaml"), {"geometry": {"encoders": "all"}}))
+    found = cells.encoders(config)
+    assert len(found) == len({encoder.name for encoder in found}) == 2 + 2 + 4 + 16
+    kinds = [encoder.kind for encoder in found]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "random": 2,
+        "pretrained": 2,
+        "intermediate": 4,
+        "finetuned": 16,
+    }
+    config["geometry"]["encoders"] = "before_finetuning"
+    assert cells.encoders(config) == [encoder for encoder in found if encoder.kind != "finetuned"]
+    config["geometry"]["encoders"] = "none"
+    assert cells.encoders(config) == []
+    # A study without a random start has one all the same: it is the control of the probes.
+    config["geometry"]["encoders"], config["grid"]["pretrain_sizes"] = "before_finetuning", [24]
+    assert [encoder.kind for encoder in cells.encoders(config)].count("random") == 2
+
+
+def test_what_sets_a_study_apart_from_the_papers() -> None:
+    assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper.yaml"))) == []
+    # Its protocol is the paper's, its sizes are of its rows.
+    assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper_baseline.yaml"))) == []
+    found = differences_from_paper(resolve(read_config(ROOT / "studies" / "mini.yaml")))
+    assert "pretrain.epochs is 7, the paper's 100" in found
+    assert "intermediate.intel.epochs is 2, the paper's 200" in found
+    assert "finetune.batch_size is 32, the paper's 64" in found
+    assert not any(phrase.startswith("model.") for phrase in found)
+    assert any(
+        phrase.startswith("model.dim") for phrase in differences_from_paper(resolve(read_config(ROOT / "config.yaml")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [(None, "elsewhere holds no metrics; run that study first"), ("sound", "elsewhere is under protocol sound too")],
+)
+def test_another_study_has_results_and_the_other_protocol(tmp_path: Path, protocol: str | None, words: str) -> None:
+    config = resolve(merge(read_config(ROOT / "tests" / "tiny.yaml"), {"scorecard": {"other_study": "elsewhere"}}))
+    folder = tmp_path / "elsewhere" / "metrics"
+    folder.mkdir(parents=True)
+    if protocol:
+        cell = Cell(0, "none", 8, 0)
+        value = {
+            "study": "elsewhere",
+            "protocol": protocol,
+            "miou_is": "dataset",
+            "cell": cell.as_dict(),
+            "provenance": {},
+            "test_images": 10,
+            "metrics": {"miou": 0.4, "pixel_accuracy": 0.5},
+        }
+        (folder / f"{cell.name}.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=words):
+        gather.write_scorecard(cells.scorecard_spec(config, []), tmp_path / "tiny", tmp_path / "out")
