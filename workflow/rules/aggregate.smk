@@ -80,7 +80,7 @@ rule statistics:
         runtime=30,
     params:
         spec=spec("statistics", lambda w: grid.statistics_spec(STUDY)),
-        root=ROOT,
+        root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny statistics --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
 
@@ -108,7 +108,7 @@ if ENCODERS:
             runtime=30,
         params:
             spec=spec("representations", lambda w: grid.representations_spec(STUDY)),
-            root=ROOT,
+            root=lambda w, output: Path(output.tables[0]).parents[1],
         shell:
             "exec python -m viny representations --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
 
@@ -133,7 +133,7 @@ rule scorecard:
         runtime=30,
     params:
         spec=spec("scorecard", lambda w: grid.scorecard_spec(STUDY, differences_from_paper(STUDY))),
-        root=ROOT,
+        root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny scorecard --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
 
@@ -157,6 +157,6 @@ rule report:
         runtime=20,
     params:
         spec=spec("report", lambda w: grid.report_spec(STUDY)),
-        root=ROOT,
+        root=lambda w, output: Path(output.page).parent,
     shell:
         "exec python -m viny report --spec {params.spec:q} --root {params.root:q} --out {output.page:q} > {log:q} 2>&1"

@@ -11,10 +11,10 @@ rule pack:
         f"{LOG}/pack/{{pack}}.log",
     benchmark:
         f"{BENCHMARK}/pack/{{pack}}.jsonl"
+    priority: 3  # all else waits for it
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
         "../../envs/viny.yaml"
-    priority: 3  # all else waits for it
     threads: STUDY["compute"]["pack_threads"]
     resources:
         mem_mb=2000,
@@ -38,10 +38,10 @@ rule split:
         f"{LOG}/split/{{part}}/{{subset}}.log",
     benchmark:
         f"{BENCHMARK}/split/{{part}}/{{subset}}.jsonl"
+    priority: 3
     localrule: True
     conda:
         "../../envs/viny.yaml"
-    priority: 3
     resources:
         mem_mb=2000,
         runtime=20,

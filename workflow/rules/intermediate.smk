@@ -20,9 +20,9 @@ rule intermediate:
         f"{LOG}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.log",
     benchmark:
         f"{BENCHMARK}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.jsonl"
+    priority: 1
     conda:
         "../../envs/viny.yaml"
-    priority: 1
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: work.intermediate_work(STUDY, w.task, IMAGES.get(w.task))),

@@ -20,9 +20,9 @@ rule pretrain:
         f"{LOG}/pretrain/size-{{size}}_seed-{{seed}}.log",
     benchmark:
         f"{BENCHMARK}/pretrain/size-{{size}}_seed-{{seed}}.jsonl"
+    priority: 2  # the longest jobs first
     conda:
         "../../envs/viny.yaml"
-    priority: 2  # the longest jobs first
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: work.pretrain_work(STUDY, int(w.size))),
