@@ -134,7 +134,7 @@ class _Page:
         return (
             f"{len(self.cells)} cells: {unlabelled}; intermediate task {_listed(grid['intermediates'])}; {labels}; "
             f"{len(grid['seeds'])} seed{'s' * (len(grid['seeds']) > 1)}. A transformer of "
-            f"{first['parameters'] / 1e6:.1f} million parameters at {model['image_size']} px, tested on "
+            f"{first['parameters']:,} parameters at {model['image_size']} px, tested on "
             f"{first['test_images']:,} images; protocol {self.spec['protocol']}. Values are mIoU in percent, "
             "differences percentage points, intervals of 95 %."
         )
