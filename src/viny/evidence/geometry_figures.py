@@ -36,9 +36,9 @@ from viny.evidence.figures import (
 from viny.evidence.geometry import KINDS, REFERENCES
 from viny.evidence.representations import KEYS, METRICS, SHARES, harm_correlation, regimes
 
-MAX_REGIMES = 7  # lines or columns that are told apart
+MAX_REGIMES = 8  # lines or columns that are told apart: two starts and the six built-in tasks on real images
 RANDOM_COLOUR = "#000000"
-REGIME_COLOURS = CLASS_COLOURS[:6]  # yellow is too faint for lines on white
+REGIME_COLOURS = (*CLASS_COLOURS[:6], "#6A3D9A")  # yellow is too faint for lines on white
 STYLES = ("-", "--", "-.", ":")
 MAX_EXAMPLES = 2  # images of heat maps that a page holds
 MARKERS = "os^DvPX*<>"  # of tasks
