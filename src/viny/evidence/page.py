@@ -18,6 +18,7 @@ import pandas as pd
 from viny.cells import cells, metrics_file, training_folders
 from viny.errors import InputError
 from viny.evidence.scorecard import CONTRADICTED, REPRODUCED, UNTESTABLE
+from viny.evidence.statistics import ALPHA
 from viny.files import atomic_path, read_json
 
 CAPTIONS = Path(__file__).parents[3] / "workflow" / "report"  # the same as in Snakemake's own report
@@ -319,12 +320,15 @@ class _Page:
 
 
 def _harm(row: Mapping[str, Any]) -> str:
-    """Whether a mean effect with its interval is help, harm or neither."""
+    """Whether a mean effect is help, harm or neither: its interval and its test have to agree."""
     if pd.isna(row["low"]):
         return "cannot be told"
-    if row["high"] < 0:
-        return "hurts"
-    return "helps" if row["low"] > 0 else "cannot be told from no effect"
+    clear = row["low"] > 0 or row["high"] < 0
+    if clear and row["p_sign_flip"] <= ALPHA:
+        return "helps" if row["low"] > 0 else "hurts"
+    if clear:
+        return f"may {'help' if row['low'] > 0 else 'hurt'}, by the interval; by the sign flips it cannot be told"
+    return "cannot be told from no effect"
 
 
 def _ends(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
