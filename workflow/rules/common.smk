@@ -268,9 +268,10 @@ def reference_encoder(wildcards):
 
 
 def probe_subset(wildcards):
-    """The split whose training images the probes learn from: that of the most labels."""
-    size, seed = max(STUDY["grid"]["finetune_sizes"]), ALL_ENCODERS[wildcards.encoder].seed
-    return {"part": "finetune", "subset": f"size-{size}_seed-{seed}"}
+    """The split that the probes learn from: the smallest with enough images, so that further sizes change nothing."""
+    sizes, wanted = STUDY["grid"]["finetune_sizes"], STUDY["geometry"]["probe_images"]
+    size = min([size for size in sizes if size >= wanted], default=max(sizes))
+    return {"part": "finetune", "subset": f"size-{size}_seed-{ALL_ENCODERS[wildcards.encoder].seed}"}
 
 
 def other_study(wildcards):
