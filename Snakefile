@@ -25,5 +25,9 @@ include: "workflow/rules/aggregate.smk"
 rule all:
     """Run every cell of the study and write tables, figures and the report that is made from them."""
     default_target: True
-    input:
+    input:  # all that a user looks at, so that what was deleted is made again
+        cells=expand(METRICS, cell=CELLS),
+        geometry=expand(GEOMETRY, encoder=ENCODERS),
+        tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
+        figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
         report=REPORT,

@@ -48,12 +48,16 @@ def spawn() -> Iterator[Spawn]:
     """Start Python processes; those that are left at the end of the test are killed."""
     started: list[subprocess.Popen] = []
 
+    def listen() -> None:
+        """A test run in the background or under nohup ignores signals, and so would its children."""
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     def start(code: str | None, *arguments: str | Path, **options: Any) -> subprocess.Popen:
         """Run code, or for None the module viny."""
         command = [sys.executable, *(("-c", code) if code else ("-m", "viny")), *map(str, arguments)]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-        # A test run in the background of a shell ignores SIGINT, and so would its children.
-        process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
+        process = subprocess.Popen(command, preexec_fn=listen, **options)
         started.append(process)
         return process
 

@@ -83,7 +83,7 @@ def test_rules_run_no_code_from_data(path: Path) -> None:
 
 def test_every_rule_with_a_command_was_looked_at() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in RULES)
-    commands = re.findall(r"^    shell:\n((?:        .*\n)+)", text, re.MULTILINE)
+    commands = [found[1] for found in re.findall(r"^( +)shell:\n((?:\1    .*\n)+)", text, re.MULTILINE)]
     assert len(commands) == len(re.findall(r"\bshell:", text)) >= 8
     assert all(re.search(r"\{[^{}]+:q\}", command) for command in commands)
 

@@ -428,7 +428,7 @@ def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
     Numbers of a study for which this is not empty cannot be held against the paper's.
     """
     paper = resolve({"study": "paper"})
-    sections = {"model": tuple(config["model"]), "finetune": ("contrast", *TRAIN_KEYS)}
+    sections = {"model": tuple(sorted(config["model"])), "finetune": ("contrast", *TRAIN_KEYS)}
     sections["pretrain"] = ("source", "mask_ratio", "crop_scale", *TRAIN_KEYS)
     sections["segmentation"] = ("source", "test_size")
     pairs = [(name, keys, config[name], paper[name]) for name, keys in sections.items()]
