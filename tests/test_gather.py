@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from viny import cells
@@ -88,6 +89,38 @@ def test_what_sets_a_study_apart_from_the_papers() -> None:
     )
 
 
+def write_metrics(folder: Path, study: str, protocol: str, cell: Cell, miou: float) -> Path:
+    value = {
+        "study": study,
+        "protocol": protocol,
+        "miou_is": "dataset",
+        "cell": cell.as_dict(),
+        "provenance": {},
+        "test_images": 10,
+        "metrics": {"miou": miou, "miou_per_image": miou, "pixel_accuracy": miou + 0.1},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{cell.name}.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_two_studies_under_two_protocols_stand_side_by_side(tmp_path: Path) -> None:
+    settings = {"scorecard": {"other_study": "elsewhere"}, "geometry": {"encoders": "none"}}
+    config = resolve(merge(read_config(ROOT / "tests" / "tiny.yaml"), settings))
+    for cell in cells.cells(config):
+        labels = 0.1 * (cell.finetune_size == 16) + 0.001 * cell.seed
+        write_metrics(tmp_path / "tiny" / "metrics", "tiny", "sound", cell, 0.3 + labels)
+        write_metrics(tmp_path / "elsewhere" / "metrics", "elsewhere", "paper", cell, 0.5 - labels)
+    gather.write_scorecard(cells.scorecard_spec(config, []), tmp_path / "tiny", tmp_path / "out")
+    card = pd.read_csv(tmp_path / "out" / "tables" / "scorecard.csv").set_index("key")
+    assert set(card["study_paper"]) == {"elsewhere"}
+    assert set(card["study_sound"]) == {"tiny"}
+    helped = card.loc["labels_help"]
+    assert (helped["under_sound"], helped["under_paper"]) == ("reproduced", "contradicted")
+    assert (helped["protocol"], helped["verdict"]) == ("paper", "contradicted")
+
+
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [(None, "elsewhere holds no metrics; run that study first"), ("sound", "elsewhere is under protocol sound too")],
@@ -97,16 +130,6 @@ def test_another_study_has_results_and_the_other_protocol(tmp_path: Path, protoc
     folder = tmp_path / "elsewhere" / "metrics"
     folder.mkdir(parents=True)
     if protocol:
-        cell = Cell(0, "none", 8, 0)
-        value = {
-            "study": "elsewhere",
-            "protocol": protocol,
-            "miou_is": "dataset",
-            "cell": cell.as_dict(),
-            "provenance": {},
-            "test_images": 10,
-            "metrics": {"miou": 0.4, "pixel_accuracy": 0.5},
-        }
-        (folder / f"{cell.name}.json").write_text(json.dumps(value))
+        write_metrics(folder, "elsewhere", protocol, Cell(0, "none", 8, 0), 0.4)
     with pytest.raises(InputError, match=words):
         gather.write_scorecard(cells.scorecard_spec(config, []), tmp_path / "tiny", tmp_path / "out")
