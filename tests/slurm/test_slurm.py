@@ -19,6 +19,8 @@ from cluster import Cluster, Job, until
 
 pytestmark = pytest.mark.slow
 
+SUMS = ("tables", "figures", "statistics", "scorecard", "report")  # what is summed up after the last cell
+
 
 def cell(seed: int, size: int = 0, task: str = "none") -> str:
     return f"pre-{size}_mid-{task}_fine-8_seed-{seed}"
@@ -177,8 +179,9 @@ def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_loca
     assert kept == {cancelled, late}
     clone.mend()
     done = finished_jobs(clone.slurm())
-    sums = dict.fromkeys(("tables", "figures", "statistics", "scorecard", "report"), 1)
-    assert done == {"finetune": 4, "evaluate": 4, **sums} | ({"duplicates": 1} if "duplicates" in done else {})
+    assert done == {"finetune": 4, "evaluate": 4, **dict.fromkeys(SUMS, 1)} | (
+        {"duplicates": 1} if "duplicates" in done else {}
+    )
     assert {name: (clone.root / "finetune" / name / "run.json").read_bytes() for name in first} == first
     attempts = {name: len(run["earlier_attempts"]) for name, run in clone.runs().items()}
     assert attempts == {cancelled: 1, late: 1, greedy: 0, failing: 0, unplugged: 1, sound: 0}
@@ -200,7 +203,7 @@ def test_a_driver_that_is_killed_leaves_jobs_that_the_next_one_waits_for(
     said = clone.slurm()
     assert "2 Slurm jobs of an earlier run of this study, whose snakemake died" in said
     assert "unlock" not in said
-    assert finished_jobs(said).keys() <= {"duplicates", "tables", "figures"}
+    assert finished_jobs(said).keys() <= {"duplicates", *SUMS}
     assert [job.state for job in jobs_of(cluster, clone)] == ["COMPLETED"] * 2
     assert all(run["earlier_attempts"] == [] for run in clone.runs().values())
     assert clone.results() == {k: v for k, v in slow_local.results().items() if "seed-0" in k or "seed-1" in k}
