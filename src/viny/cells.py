@@ -193,10 +193,15 @@ def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int
     }
 
 
+def _class_token_after(config: Mapping[str, Any], task: str) -> bool:
+    """Whether a class token stands in the sequence of the fine-tuning that follows a task, or 'none'."""
+    kept = task != "none" and config["intermediate"][task]["keep_class_token"]
+    return config["switches"]["class_token"] == "always" or kept
+
+
 def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that a fine-tuned model depends on, but its data and its parent's weights."""
     section, switches = config["finetune"], config["switches"]
-    kept = cell.intermediate != "none" and config["intermediate"][cell.intermediate]["keep_class_token"]
     return {
         "stage": "finetune",
         "cell": cell.as_dict(),
@@ -206,7 +211,7 @@ def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "segmentation_loss": switches["segmentation_loss"],
         "augmentation": switches["augmentation"],
         "normalise": switches["normalise_finetune"],
-        "class_token": switches["class_token"] == "always" or kept,
+        "class_token": _class_token_after(config, cell.intermediate),
         **_compute(config),
     }
 
@@ -230,8 +235,6 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
 def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Everything that an encoder's geometry depends on, but its weights and its data."""
     switches, section = config["switches"], config["geometry"]
-    task = config["intermediate"].get(encoder.intermediate)
-    kept = task is not None and task["keep_class_token"]
     return {
         "stage": "geometry",
         "study": config["study"],
@@ -241,7 +244,7 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
         "model": config["model"],
         # As the stage that left the encoder saw its images; the class token as the fine-tuning after it has it.
         "normalise": switches["normalise_finetune"] if encoder.kind == "finetuned" else True,
-        "class_token": switches["class_token"] == "always" or kept,
+        "class_token": _class_token_after(config, encoder.intermediate),
         "images": section["images"],
         "probe_images": section["probe_images"],
         "examples": config["figures"]["examples"],
@@ -268,7 +271,7 @@ def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[st
         differences: see `viny.config.differences_from_paper`.
     """
     return {
-        **{key: config[key] for key in ("grid", "geometry", "protocol", "note")},
+        **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
         "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
         "differences": differences,
@@ -277,8 +280,8 @@ def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[st
 
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the report depends on beside the results."""
-    described = ("study", "note", "protocol", "switches", "grid", "model", "geometry")
-    return {key: config[key] for key in (*described, "pretrain", "intermediate", "finetune", "segmentation")}
+    keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
+    return {key: config[key] for key in keys}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ rule figures:
     """Draw the study's figures."""
     input:
         metrics=expand(METRICS, cell=CELLS),
-        curves=all_curves,
+        curves=of_all_trainings("curve.csv"),
         manifest=rules.finetune.input.manifest,
         split=lambda w: SPLIT.format(**shown_subset()),
         indices=ancient(lambda w: INDICES.format(**shown_subset())),
@@ -64,7 +64,7 @@ rule statistics:
     input:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(METRICS.replace(".json", ".npz"), cell=CELLS)),
-        runs=ancient(all_runs),
+        runs=ancient(of_all_trainings("run.json")),
     output:
         tables=in_report(STATISTICS, "Effects and returns"),
         figures=in_report(STATISTICS_FIGURES, "Effects and returns"),

@@ -280,14 +280,11 @@ def other_study(wildcards):
     return sorted(map(str, Path("results", name).glob("metrics/*.json"))) if name else []
 
 
-def all_runs(wildcards):
-    """When, where and how long each training ran."""
-    return [str(folder / "run.json") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
-
-
-def all_curves(wildcards):
-    """Learning curves of every training job that the cells need."""
-    return [str(folder / "curve.csv") for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())]
+def of_all_trainings(name):
+    """A file of every training job that the cells need: curve.csv, or run.json, when, where and how long it ran."""
+    return lambda wildcards: [
+        str(folder / name) for _, _, folder in grid.training_folders(Path(ROOT), ALL_CELLS.values())
+    ]
 
 
 def shown_encoder(wildcards):

@@ -16,6 +16,7 @@ from viny.evidence import statistics
 from viny.evidence.figures import (
     MAX_HEIGHT,
     TITLE,
+    _aside,
     _colours,
     _figure,
     _label,
@@ -199,11 +200,6 @@ def returns(frame: pd.DataFrame, note: str = "") -> Figure:
         fitted = "lines on the left: the identified fit that predicts the largest size best, where there is one"
     _note(figure, f"{_seeds(counts)} ({_bars(counts, T_BARS)}); {fitted}. Gains stand between their two sizes.", note)
     return figure
-
-
-def _aside(size: int, colours: dict[int, tuple[float, ...]]) -> float:
-    """A factor that keeps the bars of different pre-train sizes from hiding one another."""
-    return 1.025 ** (list(colours).index(size) - (len(colours) - 1) / 2)
 
 
 def _bars_of(axes: Axes, x: np.ndarray, stats: pd.DataFrame, **style: object) -> None:

@@ -106,8 +106,7 @@ def miou_difference(frame: pd.DataFrame, note: str = "") -> Figure:
     for axes, task in zip(panels, tasks, strict=True):
         axes.axhline(0, color="black", linewidth=0.8, zorder=1, label="_zero")
         for size, mine in pairs[pairs["intermediate"] == task].groupby("pretrain_size"):
-            # Beside each other, so that bars and points do not hide one another
-            shift = 1.025 ** (list(colours).index(size) - (len(colours) - 1) / 2)
+            shift = _aside(size, colours)
             stats = mine.groupby("finetune_size")["points"].agg(["mean", "sem"])
             _errorbar(
                 axes, shift * stats.index, stats["mean"], stats["sem"],
@@ -325,6 +324,11 @@ def _colours(sizes: Iterable[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each size, smallest first."""
     unique = sorted(set(sizes))
     return dict(zip(unique, _ramp(len(unique)), strict=True))
+
+
+def _aside(size: int, colours: Mapping[int, tuple[float, ...]]) -> float:
+    """A factor on a logarithmic axis that keeps the bars of different pre-train sizes from hiding one another."""
+    return 1.025 ** (list(colours).index(size) - (len(colours) - 1) / 2)
 
 
 def _errorbar(axes: Axes, x: Sequence, y: pd.Series, error: pd.Series, **style: object) -> None:

@@ -15,8 +15,9 @@ from statsmodels.stats.multitest import multipletests
 
 from viny.errors import InputError
 from viny.evidence.geometry import KINDS
+from viny.evidence.scorecard import REGIMES, paper_facts
 from viny.evidence.tables import KEYS as CELL_KEYS
-from viny.evidence.tables import paired_differences, read_metrics, to_markdown
+from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
 from viny.files import atomic_path, read_json
 
 # Metrics of a layer, each with what it is called and in which unit; shares are percent for readers.
@@ -40,13 +41,7 @@ KEYS = [*GROUP, "seed"]
 ABOUT = ["study", "protocol", "note", "name"]
 RUN = ["device", "precision", "threads", "seconds", "code"]
 
-# Table 2 of the paper's version 2: within-image variance, across-image variance, patch probe (a share).
-PAPER = {
-    "pre-trained": ("none", 0.10, 0.02, 0.795),
-    "CLS-Intel": ("intel", 0.18, 0.11, 0.761),
-    "CLS-Pets": ("pets_classes", 0.58, 0.29, 0.786),
-    "Spatial": ("pets_spatial", 0.32, 0.06, 0.933),
-}
+PAPER = {regime: task for task, regime in REGIMES.items()}  # of Table 2 of the paper's version 2
 RESAMPLES = 2000  # of the bootstrap over encoders
 PERMUTATIONS = 10_000  # up to which all are tried; beyond, as many are drawn
 LEAST_CELLS = 5  # below, a rank correlation says nothing
@@ -197,7 +192,10 @@ def paper_table2(frame: pd.DataFrame) -> pd.DataFrame:
     sizes = table.loc[(table["kind"] == "pretrained"), "pretrain_size"]
     size = int(sizes.max()) if len(sizes) else 0
 
-    def row(regime: str, kind: str, task: str, pretrained: int, paper: tuple[float, ...] | None) -> dict[str, Any]:
+    facts = paper_facts()
+    values = facts[facts["table"] == "2"].set_index(["intermediate", "metric"])["mean"]
+
+    def row(regime: str, kind: str, task: str, pretrained: int) -> dict[str, Any]:
         mine = table[
             (table["kind"] == kind) & (table["intermediate"] == task) & (table["pretrain_size"] == pretrained)
         ]  # fmt: skip
@@ -208,28 +206,28 @@ def paper_table2(frame: pd.DataFrame) -> pd.DataFrame:
                 return "not run"
             return _plus_minus(metric, mine.iloc[0][f"{metric}_mean"], mine.iloc[0][f"{metric}_sd"])
 
-        def theirs(place: int, scale: int, digits: int) -> str:
-            return f"{scale * paper[place]:.{digits}f}" if paper else ""
+        def theirs(metric: str, scale: int, digits: int) -> str:
+            return f"{scale * values[task, metric]:.{digits}f}" if regime in PAPER else ""
 
         return {
             "Regime": regime,
             "# Pre-train": pretrained,
             "Runs": int(mine.iloc[0]["n"]) if there else 0,
             "Within-image variance": ours("within_image_variance"),
-            "Within-image variance, paper": theirs(0, 1, 2),
+            "Within-image variance, paper": theirs("within_image_variance", 1, 2),
             "Across-image variance": ours("across_image_variance"),
-            "Across-image variance, paper": theirs(1, 1, 2),
+            "Across-image variance, paper": theirs("across_image_variance", 1, 2),
             "Probe on its training images (%)": ours("probe_paper"),
-            "Probe on its training images (%), paper": theirs(2, 100, 1),
+            "Probe on its training images (%), paper": theirs("probe_paper", 100, 1),
             "Probe on held-out images (%)": ours("probe_accuracy"),
             "Majority class (%)": ours("probe_majority"),
             "Within share (%)": ours("within_share"),
         }
 
-    rows = [row("random start", "random", "none", 0, None)]
-    for regime, (task, *values) in PAPER.items():
-        kind = "pretrained" if task == "none" else "intermediate"
-        rows.append(row(regime, kind, task, size, tuple(values)))
+    rows = [row("random start", "random", "none", 0)]
+    rows += [
+        row(regime, "pretrained" if task == "none" else "intermediate", task, size) for regime, task in PAPER.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -437,9 +435,7 @@ def write_geometry(
     correlation = harm_correlation(pairs)
     csvs = {"table2": table2, "harm": pairs, "harm_correlation": correlation}
     for name, table in ({"geometry": frame.drop(columns=list(about))} | csvs).items():
-        with atomic_path(Path(out_dir) / f"{name}.csv") as tmp:
-            table = table.assign(**about)
-            table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+        write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
     who = f"Study {about['study']}, protocol {about['protocol']}."
     images = " or ".join(str(n) for n in sorted(frame["images"].unique()))
     trained = " or ".join(str(n) for n in sorted(frame["probe_images"].unique()))

@@ -27,7 +27,7 @@ from viny.evidence.statistics import (
     resample_counts,
     stretch,
 )
-from viny.evidence.tables import GROUP, HEADINGS, _check, _sort, read_metrics, to_markdown
+from viny.evidence.tables import GROUP, HEADINGS, _check, _sort, about_numbers, read_metrics, to_markdown, write_csv
 from viny.files import atomic_path
 
 GAINS = ["along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "per", *SPREAD, "verdict"]
@@ -633,8 +633,7 @@ def write_statistics(
     }
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
     for name, table in tables.items():
-        with atomic_path(Path(out_dir) / f"{name}.csv") as tmp:
-            table.assign(**about).to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+        write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
     pages = {
         "effects": _effects_page(tables["effects"], tables["image_noise"]),
         "effects_overall": _overall_page(tables["effects_overall"]),
@@ -644,16 +643,7 @@ def write_statistics(
     }
     for name, (title, words, body) in pages.items():
         with atomic_path(Path(out_dir) / f"{name}.md") as tmp:
-            tmp.write_text(f"# {title}\n\n{_source(frame)}\n\n{words}\n\n{body}", encoding="utf-8")
-
-
-def _source(frame: pd.DataFrame) -> str:
-    """One line on whose numbers a page holds."""
-    first = frame.iloc[0]
-    images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))
-    kinds = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
-    said = [f"Study {first['study']}, protocol {first['protocol']}.", f"mIoU is {kinds[first['miou_is']]}."]
-    return " ".join([*said, f"Test images: {images}.", *frame["note"].unique()]).strip()
+            tmp.write_text(f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}", encoding="utf-8")
 
 
 def _body(table: pd.DataFrame, empty: str) -> str:

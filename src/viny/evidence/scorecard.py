@@ -32,7 +32,7 @@ import pandas as pd
 from scipy import stats
 
 from viny.errors import InputError
-from viny.evidence.tables import GROUP, KEYS, read_metrics, to_markdown
+from viny.evidence.tables import GROUP, KEYS, read_metrics, to_markdown, write_csv
 from viny.files import atomic_path
 
 PAPER = Path(__file__).with_name("paper.csv")
@@ -1047,8 +1047,7 @@ def write_scorecard(
         if name in frames
         for column in ("study", "note")
     }
-    with atomic_path(Path(out_dir) / "scorecard.csv") as tmp:
-        table.assign(**about).to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+    write_csv(table.assign(**about), Path(out_dir) / "scorecard.csv")
     with atomic_path(Path(out_dir) / "scorecard.md") as tmp:
         tmp.write_text(_markdown(table, frames), encoding="utf-8")
 

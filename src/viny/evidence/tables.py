@@ -235,9 +235,10 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
     for name, table in (frames | tables).items():
         if name != "metrics":  # which has them; every other file says too whose numbers it holds
             table = table.assign(**about)
-        with atomic_path(Path(out_dir) / f"{name}.csv") as tmp:
-            table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
-    heading = _about(frame)
+        write_csv(table, Path(out_dir) / f"{name}.csv")
+    heading = about_numbers(
+        frame, "Percent: mean ± standard deviation over seeds (ddof = 1), the mean alone for one run."
+    )
     for which, (title, _) in PAPER_TABLES.items():
         table = tables[f"table{which}"]
         body = to_markdown(table)
@@ -247,15 +248,26 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
             tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
 
 
-def _about(frame: pd.DataFrame) -> str:
-    """One line on what a table's numbers are."""
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table without its index, whole or not at all; equal tables give equal files."""
+    with atomic_path(path) as tmp:
+        table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+
+
+def about_numbers(frame: pd.DataFrame, units: str = "") -> str:
+    """One line on whose numbers a table holds and what they are.
+
+    Args:
+        frame: what `read_metrics` returns, of one study.
+        units: a sentence on the numbers' unit and spread, where the table itself does not say it.
+    """
     first = frame.iloc[0]
     images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))
     averaged = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
     return " ".join(
         [
             f"Study {first['study']}, protocol {first['protocol']}.",
-            "Percent: mean ± standard deviation over seeds (ddof = 1), the mean alone for one run.",
+            *filter(None, [units]),
             f"mIoU is {averaged.get(first['miou_is'], first['miou_is'])}.",
             f"Test images: {images}.",
             *frame["note"].unique(),
