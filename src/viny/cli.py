@@ -1,4 +1,5 @@
-"""`python -m viny <command>`: the stages that the workflow's rules call, and commands for people.
+# PYTHON_ARGCOMPLETE_OK
+"""`viny <command>` or `python -m viny <command>`: commands for people, and the stages that the workflow's rules call.
 
 Heavy imports stand inside the commands, so that each job loads only what it needs.
 """
@@ -9,17 +10,24 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from viny import __version__
 from viny.errors import InputError
 from viny.gpus import give_gpu_back, take_gpu
 from viny.processes import Stopped, end_with_parent, leave, on_stop
 
 # Exit codes: 0 done, 1 the job failed or results are not sound, 2 the input is at fault, 128 + n stopped by signal n.
 FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
+EXIT_CODES = (
+    "exit codes: 0 done; 1 the job failed or results are not sound; 2 the input is at fault; "
+    "128 + n stopped by signal n"
+)
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
@@ -213,26 +221,61 @@ def _figures(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; each command's function is in its `run_command`."""
-    top = argparse.ArgumentParser(prog="viny", description=__doc__.splitlines()[0])
-    commands = top.add_subparsers(required=True, metavar="command")
+    top = argparse.ArgumentParser(
+        prog="viny",
+        description="What do pre-training, an intermediate task and labels buy a small vision transformer?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"viny {__version__}")
+    commands = top.add_subparsers(required=True, metavar="command", title="commands")
+    stages: list[str] = []
 
-    def command(name: str, function: Any, text: str, *, stage: bool = True) -> argparse.ArgumentParser:
-        p = commands.add_parser(name, help=text, description=text)
+    def for_people(name: str, function: Any, text: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = "\n  ".join(["examples:", *examples]) + f"\n\n{textwrap.fill(EXIT_CODES, 100)}"
+        p = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         p.set_defaults(run_command=function, command=name)
-        if stage:
-            p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
-            p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        return p
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        """A stage; not listed among the commands, for the workflow calls it."""
+        epilog = (
+            "A stage of the workflow: a log in results/<study>/logs begins with the command of its job, which can be "
+            f"run by hand; {EXIT_CODES}."
+        )
+        p = commands.add_parser(name, description=text, epilog=epilog)
+        p.set_defaults(run_command=function, command=name)
+        p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
+        p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        stages.append(name)
         return p
 
     def files(p: argparse.ArgumentParser, **names: str) -> None:
         for name, text in names.items():
             p.add_argument(f"--{name}", type=Path, required=True, help=text)
 
-    p = command("check", _check, "Check study files and say what they expand to.", stage=False)
+    p = for_people(
+        "check",
+        _check,
+        "Check study files and say what they expand to.",
+        "viny check studies/mini.yaml",
+        "viny check studies/mini.yaml --show    # every default filled in",
+    )
     p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
 
-    p = command("verify", _verify, "Recompute a study's hashes and say what does not fit.", stage=False)
+    p = for_people(
+        "verify",
+        _verify,
+        "Recompute a study's hashes and say what does not fit.",
+        "viny verify results/demo",
+        "viny verify copy/of/demo --store packs --json    # of a study that was moved, for programs",
+    )
     p.add_argument("root", type=Path, help="the study's folder, results/<study>")
     p.add_argument("--study", type=Path, nargs="+", help="YAML files to hold it against (default: its study.json)")
     p.add_argument("--store", type=Path, help="folder of packs, for a study that was moved (default: as it is linked)")
@@ -309,6 +352,13 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("figures", _figures, "Draw a study's figures.")
     files(p, root="the study's folder", out="folder (output)")
+
+    said = [
+        f"stages, which the workflow calls: {', '.join(stages)}",
+        f"`viny <command> --help` has examples; {EXIT_CODES}.",
+        'Names complete at Tab in a shell that has run: eval "$(register-python-argcomplete viny)"',
+    ]
+    top.epilog = "\n\n".join(textwrap.fill(line, 100) for line in said)
     return top
 
 
@@ -352,10 +402,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         with on_stop(leave):
-            args = parser().parse_args(arguments)
+            commands = parser()
+            if "_ARGCOMPLETE" in os.environ:  # a shell asks what could stand here
+                import argcomplete
+
+                argcomplete.autocomplete(commands)
+            args = commands.parse_args(arguments)
             parent = os.environ.get("VINY_PARENT", "")
             if parent.isdecimal():
                 end_with_parent(int(parent))
+            if hasattr(args, "spec"):  # a stage: its log begins with how to run it by hand
+                given = sys.argv[1:] if arguments is None else arguments
+                print(f"$ {shlex.join(['python', '-m', 'viny', *given])}", flush=True)
             _check_code(args)
             return args.run_command(args) or 0
     except InputError as error:
