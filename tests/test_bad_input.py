@@ -259,10 +259,10 @@ def test_unreadable_files_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("mask", "reason"),
     [
         (lambda: Image.fromarray(trimap(30, 41)), r"is 30 x 40 pixels \(height x width\), but its mask 30 x 41"),
-        (lambda: Image.fromarray(noise()), "expected one channel of class values, got mode RGB"),
-        (lambda: Image.fromarray(trimap() * 80), r"unknown mask values \[80, 160, 240\]; expected \[1, 2, 3\]"),
-        (lambda: Image.fromarray(trimap().astype(np.uint16) + 300), r"unknown mask values \[301, 302, 303\]"),
-        (lambda: Image.fromarray(trimap() > 1), r"unknown mask values \[0\]"),
+        (lambda: Image.fromarray(noise()), "expected one channel of class values, got colours"),
+        (lambda: Image.fromarray(trimap() * 80), "unknown mask values 80, 160, 240; expected 1, 2, 3"),
+        (lambda: Image.fromarray(trimap().astype(np.uint16) + 300), "unknown mask values 301, 302, 303"),
+        (lambda: Image.fromarray(trimap() > 1), "unknown mask values 0;"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(
@@ -281,7 +281,7 @@ def test_one_unknown_value_between_known_ones_is_found(tmp_path: Path) -> None:
     mask[0, 0] = 2
     Image.fromarray(mask).save(tmp_path / "m.png")
     assert decode_mask(tmp_path / "m.png", 8, {1: 0, 2: 1, 3: 2}).only is None
-    with pytest.raises(BadFileError, match=r"unknown mask values \[2\]; expected \[1, 3\]"):
+    with pytest.raises(BadFileError, match="unknown mask values 2; expected 1, 3;"):
         decode_mask(tmp_path / "m.png", 8, {1: 0, 3: 2})
 
 

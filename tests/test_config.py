@@ -293,7 +293,7 @@ def test_sizes_are_held_against_the_data() -> None:
     check_sizes(config, {})  # nothing known, nothing refused
     with pytest.raises(InputError, match=r"grid\.pretrain_sizes: 200000 .*imagenet.* 199999 images"):
         check_sizes(config, {"pretrain": 199_999})
-    with pytest.raises(InputError, match=r"grid\.finetune_sizes: 6000 .* 6999 images less .*1000, leave 5999"):
+    with pytest.raises(InputError, match=r"grid\.finetune_sizes: 6000 .* 6999 labelled images less .*1000, leave 5999"):
         check_sizes(config, {"segmentation": 6999})
 
 

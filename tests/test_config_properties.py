@@ -336,7 +336,8 @@ def aliases(line: str, levels: int = 12) -> str:
         ("study: 2026-11-21\n", "study: expected text.* got date; put text in quotes"),
         ("study: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("study: x\nnote: " + "x" * 200_000, r"note: 200,000 characters; expected at most 2,000"),
-        ("study: x\n1: 2\n", "1: expected text as a key, got int"),
+        ("study: x\n1: 2\n", "unknown key '1'"),
+        ("study: x\n1.5: 2\n", r"1\.5: expected text as a key, got float"),
     ],
 )
 def test_faults_of_text_are_named(file: Path, text: str, message: str | None) -> None:

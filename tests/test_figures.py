@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from viny.errors import InputError
 from viny.evidence import figures
+from viny.settings import IGNORE
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 8
 
@@ -199,8 +200,24 @@ def test_segmentations() -> None:
         assert patches[index] == shown.cmap(shown.norm(index))
     with pytest.raises(ValueError, match="first holds"):
         figures.segmentations(images(2), labels, {"first": labels + 2}, classes)
-    with pytest.raises(ValueError, match="colours"):
-        figures.segmentations(images(2), labels, {"first": labels}, list("abcdefghi"))
+
+
+def test_segmentations_of_many_classes_name_the_most_frequent_and_show_what_is_ignored() -> None:
+    labels = np.zeros((2, 20, 20), int)
+    labels[0, 0, :] = IGNORE
+    for index in range(1, 60):
+        labels[:, 1 + index // 20 :, index % 20] = index
+    names = [f"class {i}" for i in range(255)]
+    figure = figures.segmentations(images(2), labels, {"guess": np.zeros_like(labels)}, names)
+    entries = legend(figure)
+    assert len(entries) == figures.LEGEND_CLASSES + 1 and entries[-1] == "ignored"
+    counts = np.bincount(labels[labels != IGNORE], minlength=255) + np.bincount([0] * labels.size, minlength=255)
+    named = [names.index(entry) for entry in entries[:-1]]
+    assert min(counts[named]) >= max(np.delete(counts, named))
+    shown = figure.axes[1].images[0]
+    patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
+    assert patches == [shown.cmap(shown.norm(value)) for value in [*named, IGNORE]]
+    assert len(set(figures.class_colours(255))) == 255
 
 
 def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:

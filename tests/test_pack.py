@@ -473,13 +473,13 @@ def test_an_unknown_mask_value_is_named(tmp_path: Path, build: Callable[..., Pac
         mask = np.array(image)
     mask[:10] = value
     Image.fromarray(mask).save(path)
-    expected = rf"basset_hound_7\.png: unknown mask values \[{value}\]; expected \[1, 2, 3\]"
+    expected = rf"basset_hound_7\.png: unknown mask values {value}; expected 1, 2, 3;"
     with pytest.raises(InputError, match=expected):
         build("pets", tmp_path)
 
 
 def test_a_mask_must_have_one_channel(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), (1, 1, 1)).save(tmp_path / "colour.png")
+    Image.new("RGB", (8, 8), (1, 1, 2)).save(tmp_path / "colour.png")
     with pytest.raises(InputError, match=r"colour\.png: expected one channel"):
         decode_mask(tmp_path / "colour.png", 8, PET_VALUES)
     (tmp_path / "broken.png").write_bytes((tmp_path / "colour.png").read_bytes()[:40])
@@ -498,7 +498,7 @@ def test_a_mask_must_have_one_channel(tmp_path: Path) -> None:
 def test_missing_data_say_what_is_expected(tmp_path: Path, source: str, lacking: str, expected: str) -> None:
     root = tmp_path / "nowhere"
     with pytest.raises(InputError) as caught:
-        list_source(source, root)
+        list_source({"source": source, "path": root})
     message = str(caught.value)
     assert message.startswith(f"{root / lacking}: not found")
     assert expected in message

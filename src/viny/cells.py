@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.settings import TRAIN_KEYS
+from viny.settings import IGNORE, TRAIN_KEYS
 
 # What the rules that sum a study up write below tables/ and, as PDF and PNG, below figures/.
 STATISTICS_TABLES = (
@@ -108,15 +108,62 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         section, size = config["intermediate"][name], config["model"]["image_size"]
         stream = "segmentation" if section["target"] == "patch" else "scenes"
         resize = config["switches"]["resize"]
+    if section["source"] == "segmentation":  # a task on the very images that are segmented
+        return pack_spec(config, "segmentation")
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
         return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
     spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
+    if name != "pretrain" and section["fit"] != "stretch":
+        spec["fit"] = section["fit"]
+    if section["source"] == "folder":
+        return spec | _folder_spec(config, name, section)
     if section["source"] == "pets":
         # For all packs of Pets alike, so that a task and the segmentation share theirs.
         spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
     return spec
+
+
+def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pack of a user's own folder is made from beside what all packs are."""
+    spec: dict[str, Any] = {"holds": "images"}
+    if name == "segmentation":
+        spec = {"holds": "masks", **{key: section[key] for key in ("masks", "mask_suffix", "all_background")}}
+        spec |= mask_coding(section["classes"], section["ignore"])
+    elif name != "pretrain":
+        spec = {"holds": "classes", "held_out": section["held_out"]}
+    if name != "pretrain":
+        spec["split"] = section.get("split", "")
+    if listing := config.get("listings", {}).get(name):
+        spec["listing"] = listing
+    return spec
+
+
+def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -> dict[str, Any]:
+    """How mask files tell classes.
+
+    Args:
+        classes: how many there are, being the values from 0; or the name of each value, or of each colour '#rrggbb'.
+            Values of one name are one class. Classes are counted in the order of their least values.
+        ignore: values or colours without a class.
+
+    Returns:
+        mask_classes: their names. mask_values: the index of each value, IGNORE for those without a class, by the value
+        as text. colours: whether values are colours, written as the numbers that their digits are.
+    """
+    if isinstance(classes, int):
+        classes = {str(value): f"class_{value}" for value in range(classes)}
+    colours = any(key.startswith("#") for key in classes)
+
+    def number(value: int | str) -> int:
+        return int(str(value).removeprefix("#"), 16) if colours else int(value)
+
+    named = {number(key): name for key, name in classes.items()}
+    names = list(dict.fromkeys(named[value] for value in sorted(named)))
+    values = {str(value): names.index(named[value]) for value in sorted(named)}
+    values |= {str(number(value)): IGNORE for value in ignore}
+    return {"mask_classes": names, "mask_values": values, "colours": colours}
 
 
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
@@ -144,7 +191,13 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
         "subsets": config["switches"]["subsets"],
         "test_set": config["switches"]["test_set"],
         "test_size": config["segmentation"]["test_size"],
+        "given": split_is_given(config),
     }
+
+
+def split_is_given(config: Mapping[str, Any]) -> bool:
+    """Whether a file says which of the labelled images are for training and which for test."""
+    return bool(config["segmentation"].get("split"))
 
 
 def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -157,6 +210,7 @@ def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
         "test_set": config["switches"]["test_set"],
         "split_seed": config["split_seed"],
         "test_size": config["segmentation"]["test_size"],
+        "given": split_is_given(config),
     }
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from viny.data.synthetic import MIN_SIZE
 from viny.errors import InputError
-from viny.settings import TRAIN_KEYS, ModelSettings
+from viny.settings import MAX_CLASSES, TRAIN_KEYS, ModelSettings
 
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -88,8 +88,10 @@ MAX_VALUES = 10_000  # in all
 MAX_TEXT = 2000  # characters
 MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers may round
 MAX_PACK_SIZE = 2**15  # pixels
+MAX_MASK_VALUE = 2**16 - 1
 
-SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "synthetic": ""}
+SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
+OWN_MASKS = ("images", "masks", "classes")  # keys of the segmentation that source folder needs
 
 
 _SHORT = reprlib.Repr()
@@ -163,6 +165,8 @@ def check_extent(value: Any) -> None:
         prefix = f"{where}." if where else ""
         if isinstance(item, Mapping):
             for key, inner in item.items():
+                if isinstance(key, int) and not isinstance(key, bool) and 0 <= key <= MAX_NUMBER:
+                    key = str(key)  # a mask value; `resolve` makes text of it
                 if not isinstance(key, str):
                     raise InputError(f"{prefix}{_SHORT.repr(key)}: expected text as a key, got {type(key).__name__}")
                 _check_text(f"key {prefix}{_SHORT.repr(key)}", key)
@@ -214,8 +218,9 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     """
     check_extent(raw)
     schema = _read_schema(Path(schema_path))
-    config = _unshared(raw)
+    config = raw = _unshared(raw)
     _validate(config, schema)
+    config = copy.deepcopy(config)
     _fill_defaults(config, schema, schema)
     config["switches"] = PROTOCOLS[config["protocol"]] | config["switches"]
     task_schema = schema["$defs"]["task"]
@@ -231,15 +236,63 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         _fill_defaults(task, task_schema, schema)
         tasks[name] = task
     config["intermediate"] = tasks
+    _fill_folders(config)
     for section in (config["pretrain"], config["segmentation"], *tasks.values()):
-        folder = Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]
-        section.setdefault("path", folder.as_posix())
+        if "path" not in section:
+            section["path"] = (Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]).as_posix()
     if config["pretrain"]["pack_size"] == 0:
         config["pretrain"]["pack_size"] = least_pack_size(
             config["model"]["image_size"], config["pretrain"]["crop_scale"]
         )
     _check_across(config)
     return config
+
+
+def _fill_folders(config: dict[str, Any]) -> None:
+    """Check that sections of source folder say where it is, and that no other does; complete them."""
+    segmentation = config["segmentation"]
+    if not isinstance(segmentation["ignore"], list):
+        segmentation["ignore"] = [segmentation["ignore"]]
+    own = segmentation["source"] == "folder"
+    for key in OWN_MASKS:
+        if own and key not in segmentation:
+            raise InputError(f"segmentation.{key}: missing; source folder needs {', '.join(OWN_MASKS)}")
+    given = [key for key in (*OWN_MASKS, "split", "mask_suffix", "ignore") if segmentation.get(key)]
+    if not own and given:
+        raise InputError(f"segmentation.{given[0]}: only for source folder; leave it out, or set source: folder")
+    if own:
+        if segmentation.setdefault("path", segmentation["images"]) != segmentation["images"]:
+            raise InputError("segmentation.path: source folder has images and masks instead; leave it out")
+        _check_mask_values(segmentation["classes"], segmentation["ignore"])
+    for name in ("pretrain", *(f"intermediate.{task}" for task in config["intermediate"])):
+        section = config["intermediate"][name.partition(".")[2]] if "." in name else config[name]
+        if section["source"] == "folder" and "path" not in section:
+            raise InputError(f"{name}.path: missing; source folder needs it")
+        if section["source"] != "folder" and "split" in section:
+            raise InputError(f"{name}.split: only for source folder; leave it out, or set source: folder")
+
+
+def _check_mask_values(classes: int | Mapping[str, str], ignore: list[int | str]) -> None:
+    """Refuse classes and ignored values of a segmentation that do not fit each other."""
+    values = [str(value) for value in (range(classes) if isinstance(classes, int) else classes)]
+    kinds = {value.startswith("#") for value in (*values, *map(str, ignore))}
+    if len(kinds) > 1:
+        raise InputError(
+            "segmentation.classes: values and colours are mixed; name and ignore mask values or colours '#rrggbb'"
+        )
+    numbers = {int(value.removeprefix("#"), 16 if value.startswith("#") else 10) for value in values}
+    if len(numbers) < len(values):
+        raise InputError("segmentation.classes: a value stands in it twice, written in two ways; keep one of them")
+    both = {value.lower() for value in values} & {str(value).lower() for value in ignore}
+    if both:
+        raise InputError(f"segmentation.ignore: {min(both)} is a class too; name it or ignore it")
+    if any(not value.startswith("#") and int(value) > MAX_MASK_VALUE for value in (*values, *map(str, ignore))):
+        raise InputError(
+            f"segmentation.classes: a mask value above {MAX_MASK_VALUE:,}; expected 0 to {MAX_MASK_VALUE:,}"
+        )
+    names = set(values if isinstance(classes, int) else classes.values())
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"segmentation.classes: {len(names)} different classes; expected 2 to {MAX_CLASSES}")
 
 
 def _described(name: str, own: Mapping[str, Any], where: str, above: tuple[str, ...]) -> dict[str, Any]:
@@ -274,7 +327,10 @@ def _read_schema(path: Path) -> dict[str, Any]:
 def _unshared(value: Any) -> Any:
     """A copy in which nothing stands twice: sections that a YAML alias makes one would get each other's defaults."""
     if isinstance(value, Mapping):
-        return {key: _unshared(inner) for key, inner in value.items()}
+        out = {str(key): _unshared(inner) for key, inner in value.items()}
+        if len(out) < len(value):
+            raise InputError(f"{_SHORT.repr(value)}: a key stands in it as a number and as text; keep one of them")
+        return out
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -337,13 +393,14 @@ def _explain(error: Any) -> str:
     if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
         said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
     expected = {
-        "type": lambda: f"expected {allowed}",
+        "type": lambda: f"expected {' or '.join([allowed] if isinstance(allowed, str) else allowed)}",
         "enum": lambda: f"expected one of {', '.join(map(str, allowed))}",
         "minimum": lambda: f"expected at least {allowed}",
         "maximum": lambda: f"expected at most {allowed}",
         "exclusiveMinimum": lambda: f"expected more than {allowed}",
         "exclusiveMaximum": lambda: f"expected less than {allowed}",
         "minItems": lambda: f"expected at least {allowed} entry",
+        "minProperties": lambda: f"expected at least {allowed} entries",
         "uniqueItems": lambda: "expected no entry twice",
         "pattern": lambda: f"expected to match {allowed}",
         "required": lambda: f"missing key: {error.message}",
@@ -363,8 +420,15 @@ def _check_across(config: dict[str, Any]) -> None:
             f"{model['image_size']}; choose a divisor"
         )
     switches = config["switches"]
+    segmentation = config["segmentation"]
+    if segmentation["test_size"] == 0 and not segmentation.get("split"):
+        raise InputError("segmentation.test_size: 0 needs segmentation.split; say how many images are held out")
     if switches["test_set"] == "moving":
-        on_pets = [n for n, t in config["intermediate"].items() if t["source"] == config["segmentation"]["source"]]
+        if segmentation.get("split"):
+            raise InputError("switches.test_set: 'moving' draws its own test images; leave segmentation.split out")
+        on_pets = [
+            n for n, t in config["intermediate"].items() if t["source"] in ("segmentation", segmentation["source"])
+        ]
         for key, allowed, matters in (("subsets", "shared", True), ("pets_pool", "official", bool(on_pets))):
             if matters and switches[key] != allowed:
                 raise InputError(
@@ -387,11 +451,16 @@ def _check_across(config: dict[str, Any]) -> None:
                     f"{stage['epochs']}); use values from 1 to {stage['epochs'] - 1}, or [] for none"
                 )
     for name, task in config["intermediate"].items():
+        if task["source"] == "segmentation" and task["target"] != "patch" and segmentation["source"] == "folder":
+            raise InputError(
+                f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
+                "folder does not have; use target patch, or class folders of their own"
+            )
         if task["target"] == "patch":
-            if task["source"] not in ("pets", "synthetic"):
+            if task["source"] not in ("pets", "segmentation", "synthetic"):
                 raise InputError(
                     f"intermediate.{name}.target: 'patch' needs masks, which source '{task['source']}' "
-                    "does not have; use source pets or synthetic, or target image"
+                    "does not have; use source segmentation, pets or synthetic, or target image"
                 )
             if task["mixup"]:
                 raise InputError(f"intermediate.{name}.mixup: only for target image; set it to 0")
@@ -443,27 +512,39 @@ def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> None:
     """Refuse grid sizes larger than the data.
 
     Args:
         config: resolved settings.
-        counts: images by role, of 'pretrain' and 'segmentation'; a role left out is not checked.
+        counts: images of the packs 'pretrain' and 'segmentation', and of the 'train' and the 'test' part of the latter
+            where a file gives them, see `viny.data.sources.images_here`; what is left out or None is not checked.
 
     Raises:
         InputError: names the key, the size, and what the data allow.
     """
     grid = config["grid"]
+    counts = {name: count for name, count in counts.items() if count is not None}
     if "pretrain" in counts and max(grid["pretrain_sizes"]) > counts["pretrain"]:
         raise InputError(
             f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])} is larger than the data: "
             f"{config['pretrain']['path']} ({config['pretrain']['source']}) has {counts['pretrain']} images"
         )
-    if "segmentation" in counts:
-        test = config["segmentation"]["test_size"]
+    test = config["segmentation"]["test_size"]
+    if "train" in counts:
+        for key, wanted, part in (
+            ("grid.finetune_sizes", max(grid["finetune_sizes"]), "train"),
+            ("segmentation.test_size", test, "test"),
+        ):
+            if wanted > counts[part]:
+                raise InputError(
+                    f"{key}: {wanted} is larger than the {part} part that {config['segmentation']['split']} gives, "
+                    f"{counts[part]} images"
+                )
+    elif "segmentation" in counts:
         room = counts["segmentation"] - test
         if max(grid["finetune_sizes"]) > room:
             raise InputError(
                 f"grid.finetune_sizes: {max(grid['finetune_sizes'])} is larger than the data: "
-                f"{counts['segmentation']} images less segmentation.test_size, {test}, leave {max(room, 0)}"
+                f"{counts['segmentation']} labelled images less segmentation.test_size, {test}, leave {max(room, 0)}"
             )

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
+IGNORE = 255  # in packed masks: a pixel without a class, from which nothing is learnt and nothing counted
+MAX_CLASSES = 255  # of a mask, 0 to 254
+BACKGROUNDS = ("background", "ground")  # what the sources call the class that is no object
 BATCH = 250  # images a forward pass, where nothing is trained
 
 

@@ -283,7 +283,8 @@ class _Verifier:
             config = resolve(read_study(self.root))
             if self.config is None:
                 self.config = config
-            elif found := list(differences(self.config, config)):
+            # What stood in the user's folders is the run's own note, which a study file does not hold.
+            elif found := list(differences(self.config, {k: v for k, v in config.items() if k != "listings"})):
                 self.add(NOTE, path, f"holds other settings than those given, which were used ({'; '.join(found[:3])})")
 
     def pack(self, name: str) -> None:

@@ -12,7 +12,7 @@ except ModuleNotFoundError:
 from viny import cells as grid
 from viny import work
 from viny.config import check_sizes, differences_from_paper, read_config, resolve
-from viny.data.sources import count_images
+from viny.data.sources import images_here, with_listings
 from viny.errors import InputError
 from viny.files import canonical_json
 from viny.gpus import surroundings, visible_gpus
@@ -32,9 +32,9 @@ def settings():
         study = resolve(config, workflow.source_path("../schemas/config.schema.yaml"))
         if not workflow.is_main_process:
             return as_submitted(study)
-        for name in ("pretrain", "segmentation", *study["intermediate"]):
-            IMAGES[name] = count_images(grid.pack_spec(study, name))
-        check_sizes(study, {k: v for k, v in IMAGES.items() if v is not None})
+        IMAGES.update(images_here(study))
+        check_sizes(study, IMAGES)
+        study = with_listings(study, Path("results", study["study"]))
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
     announce(Path("results", study["study"]), study)

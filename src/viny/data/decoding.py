@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from viny.errors import InputError
+from viny.settings import IGNORE
 
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 # No others: Pillow would hand EPS to Ghostscript, and would read containers that refer to other files.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+BARS = (124, 116, 104)  # of a padded image: ImageNet's mean colour, which normalisation makes zero
 MIN_SIDE = 4  # pixels; less is no picture, and a crop of it may have no pixel at all
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size: Pillow's own limit, 89 million
 MAX_BYTES = 1 << 30  # of a file, for it is read as a whole
@@ -61,7 +64,7 @@ class Picture:
 class Mask:
     """A decoded mask."""
 
-    pixels: np.ndarray  # uint8 [S, S], class indices
+    pixels: np.ndarray  # uint8 [S, S], class indices, or IGNORE
     shape: tuple[int, int]  # height and width of the original, pixels
     only: int | None  # the one class that the original shows everywhere; None where it shows several
 
@@ -71,8 +74,42 @@ def short_sha256(data: bytes | np.ndarray) -> bytes:
     return hashlib.sha256(data).digest()[:HASH]
 
 
-def decode(path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None) -> Picture:
-    """Read one image, upright, as RGB, stretched to a square.
+def squared(image: Image.Image, size: int, fit: str, resampling: Image.Resampling, bars: int | tuple) -> Image.Image:
+    """A square picture of one of any aspect.
+
+    Args:
+        image: of any size.
+        size: side wanted, pixels.
+        fit: 'stretch', the whole picture, its aspect lost; 'crop', the centre square; 'pad', the whole picture with
+            bars at two sides.
+        resampling: Pillow's.
+        bars: their value.
+    """
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
+    if fit == "stretch":
+        return image.resize((size, size), resampling)
+    inner = inner_box(height, width, size)
+    out = Image.new(image.mode, (size, size), bars)
+    out.paste(image.resize((inner[2] - inner[0], inner[3] - inner[1]), resampling), inner)
+    return out
+
+
+def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where a picture stands in a square of a side of `size` under fit 'pad': left, top, right, bottom, pixels."""
+    longer = max(height, width)
+    w, h = (max(1, round(side * size / longer)) for side in (width, height))
+    left, top = (size - w) // 2, (size - h) // 2
+    return left, top, left + w, top + h
+
+
+def decode(
+    path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None, fit: str = "stretch"
+) -> Picture:
+    """Read one image, upright, as RGB, as a square.
 
     JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still leaves at least the pixels that are wanted, so
     that the antialiased resize after it has the last word; for nearest neighbour at full scale always.
@@ -85,6 +122,7 @@ def decode(path: Path, size: int, resize: str, mask_shape: tuple[int, int] | Non
         resize: 'antialias' or 'nearest'.
         mask_shape: height and width of its mask, where it has one. It must fit the upright image; where it
             fits the image as stored instead, the mask was drawn on that, and the orientation is left aside.
+        fit: how it becomes a square, see `squared`.
 
     Raises:
         BadFileError: the file cannot be read as an image, or does not fit its mask.
@@ -108,7 +146,7 @@ def decode(path: Path, size: int, resize: str, mask_shape: tuple[int, int] | Non
             image = _rgb(path, image)
             if turn is not None:
                 image = image.transpose(turn)
-            square = image.resize((size, size), RESAMPLING[resize])
+            square = squared(image, size, fit, RESAMPLING[resize], BARS)
             # From the antialiased square, which is small; nearest neighbour's would alias.
             grey = _grey(square if resize == "antialias" else image)
             return Picture(np.asarray(square).transpose(2, 0, 1), upright, grey, short_sha256(data), unrotated)
@@ -118,42 +156,116 @@ def decode(path: Path, size: int, resize: str, mask_shape: tuple[int, int] | Non
         raise BadFileError(path, _unreadable("image", error)) from error
 
 
-def decode_mask(path: Path, size: int, values: Mapping[int, int]) -> Mask:
-    """Read one mask of class values, stretched to a square by nearest neighbour.
+def colour_value(text: str) -> int:
+    """The number that stands for a colour '#rrggbb' among mask values."""
+    return int(text.removeprefix("#"), 16)
 
-    Args:
-        path: a single-channel image.
-        size: side wanted, pixels (S).
-        values: class index of each value that the file may hold, both 0 to 255.
+
+def _shown(value: int, colours: bool) -> str:
+    return f"#{value:06x}" if colours else str(value)
+
+
+def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
+    """The value of every pixel of a loaded mask: [H, W] of whole numbers below 2**24, a colour as its six digits."""
+    if colours:
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise BadFileError(path, f"expected colours of 8 bits a channel, got mode {image.mode}; replace it")
+        rgb = np.asarray(image.convert("RGB")).astype(np.uint32)
+        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    if image.mode in ("RGB", "RGBA", "LA"):
+        channels = np.asarray(image)[..., : 3 if image.mode != "LA" else 1]
+        if not (channels == channels[..., :1]).all():
+            raise BadFileError(
+                path,
+                "expected one channel of class values, got colours; replace it, or, with source folder, name the "
+                "classes by their colours, '#rrggbb'",
+            )
+        return channels[..., 0]
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
+    raw = np.asarray(image)
+    return raw.astype(np.uint8) if image.mode == "1" else raw
+
+
+def mask_values(path: Path, colours: bool) -> np.ndarray:
+    """The values that a mask file holds, ascending, colours as their six hexadecimal digits: int64 [M].
 
     Raises:
-        BadFileError: unreadable, of several channels, or with a value that is not in `values`.
+        BadFileError: unreadable, or colours where values are asked for.
     """
+    with _whole_mask(path) as image:
+        return np.unique(_values(path, image, colours)).astype(np.int64)
+
+
+@contextmanager
+def _whole_mask(path: Path) -> Iterator[Image.Image]:
+    """A mask's loaded picture; whatever goes wrong with it is a `BadFileError`."""
     data = _read(path, "mask")
     try:
         with _open(path, data, "mask") as image:
             image.load()
-            if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-                raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
-            raw = np.asarray(image)
-            if image.mode == "1":
-                raw = raw.astype(np.uint8)
-            low, high = int(raw.min()), int(raw.max())
-            if not all(value in values for value in {low, high, *range(low, min(high, low + 256))}):
-                unknown = sorted(set(np.unique(raw).tolist()) - set(values))  # slow, and rare
-                if unknown:
-                    said = f"unknown mask values {unknown[:8]}; expected {sorted(values)}"
-                    raise BadFileError(path, f"{said}; replace it")
-            if image.mode not in ("L", "P"):
-                image = Image.fromarray(raw.astype(np.uint8))
-            table = np.zeros(256, np.uint8)
-            table[list(values)] = list(values.values())
-            pixels = table[np.asarray(image.resize((size, size), Image.Resampling.NEAREST))]
-            return Mask(pixels, image.size[::-1], values[low] if low == high else None)
+            yield image
     except (BadFileError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
         raise BadFileError(path, _unreadable("mask", error)) from error
+
+
+def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bool) -> np.ndarray:
+    """Class indices uint8 of values, both [H, W].
+
+    Raises:
+        BadFileError: a value is not known.
+    """
+    known = np.array(sorted(values))
+    table = np.array([values[value] for value in known.tolist()], np.uint8)
+    if raw.dtype == np.uint8:  # a table is quicker than a search
+        wide, of_a_byte = np.full(256, -1, np.int16), known < 256
+        wide[known[of_a_byte]] = table[of_a_byte]
+        found = wide[raw]
+        if found.min() >= 0:
+            return found.astype(np.uint8)
+    else:
+        at = np.searchsorted(known, raw).clip(max=len(known) - 1)
+        if (known[at] == raw).all():
+            return table[at]
+    unknown = sorted(set(np.unique(raw).tolist()) - set(values))
+    expected = ", ".join(_shown(value, colours) for value in known[:12].tolist()) + (", ..." if len(known) > 12 else "")
+    said = f"unknown mask values {', '.join(_shown(value, colours) for value in unknown[:8])}; expected {expected}"
+    if len(unknown) > 8:
+        said += f"; {len(unknown)} values are unknown, as in a picture that was compressed like a photograph"
+    raise BadFileError(path, f"{said}; replace it, or, with source folder, name or ignore them")
+
+
+def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool = False, fit: str = "stretch") -> Mask:
+    """Read one mask of class values, as a square, by nearest neighbour.
+
+    Args:
+        path: an image of one channel, of a palette (whose indices count), of equal channels, or of colours.
+        size: side wanted, pixels (S).
+        values: class index, or IGNORE, of each value that the file may hold; of each colour, see `colour_value`. In a
+            file of one bit a pixel, set pixels are 255 where that is known and 1 is not.
+        colours: whether values are colours.
+        fit: how it becomes a square, see `squared`; bars are ignored.
+
+    Raises:
+        BadFileError: unreadable, with a value that is not in `values`, or without a pixel that has a class.
+    """
+    with _whole_mask(path) as image:
+        if image.mode == "1" and not colours and 255 in values and 1 not in values:
+            values = {1: values[255], **values}
+        raw = _values(path, image, colours)
+        indices = _indices(path, raw, values, colours)
+        only = int(indices[0, 0]) if indices.min() == indices.max() else None
+        pixels = np.asarray(squared(Image.fromarray(indices), size, fit, Image.Resampling.NEAREST, 0))
+        if fit == "pad":
+            left, top, right, bottom = inner_box(*raw.shape, size)
+            inside = np.zeros((size, size), bool)
+            inside[top:bottom, left:right] = True
+            pixels = np.where(inside, pixels, np.uint8(IGNORE))
+        if only == IGNORE or (pixels == IGNORE).all():
+            raise BadFileError(path, f"no pixel of it has a class at {size} x {size} pixels; remove it with its image")
+        return Mask(pixels, raw.shape, only)
 
 
 _LYING = (  # turns that make heights of widths

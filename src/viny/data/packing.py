@@ -23,11 +23,14 @@ from viny.data.sources import Listing, fetch_pets, list_source
 from viny.errors import InputError
 from viny.files import array_sha256, atomic_path, digest, write_json
 from viny.processes import leave, on_stop, remove_leftovers, unfinished
+from viny.settings import BACKGROUNDS
 
-ASPECT = (
-    "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
-    "the original's geometry"
-)
+ASPECTS = {
+    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
+    "the original's geometry",
+    "crop": "the centre square",
+    "pad": "the whole picture in a square with bars, which masks ignore",
+}
 CHUNK = 64  # images that a thread takes at a time
 SHOWN = 10  # bad files that an error lists
 OTHER_STORE = "set pack_store to a folder on another disk"
@@ -170,14 +173,17 @@ def _pack_files(
     for name in ("labels", "parts"):
         if name in arrays:
             arrays[name][:] = getattr(listing, name)
-    background = listing.mask_classes.index("background") if "background" in listing.mask_classes else None
+    fit = spec.get("fit", "stretch")
+    background = next((listing.mask_classes.index(name) for name in BACKGROUNDS if name in listing.mask_classes), None)
     refused: dict[int, BadFileError] = {}
     blank: set[int] = set()  # images whose mask is all background
     unrotated: set[int] = set()
 
     def pack_one(i: int) -> np.ndarray:
-        mask = decode_mask(listing.masks[i], size, listing.mask_values) if listing.masks else None
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None)
+        mask = None
+        if listing.masks:
+            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit)
+        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
@@ -210,6 +216,8 @@ def _pack_files(
     more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
     if listing.masks:
         more |= {"unrotated": len(unrotated), "masks_without_image": listing.masks_without_image}
+        if spec["source"] == "folder":
+            more["images_without_mask"] = listing.images_without_mask
         if background is not None:
             more["all_background"] = len(blank)
     if left_out:
@@ -285,14 +293,14 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
     else:
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
-        arrays, names, more = _pack_files(list_source(spec["source"], spec["path"]), spec, folder, threads)
+        arrays, names, more = _pack_files(list_source(spec), spec, folder, threads)
     manifest = {
         "format": FORMAT,
         "source": spec["source"],
         "count": len(arrays["images"]),
         "resolution": spec["size"],
         "resize": {"antialias": "bilinear with antialiasing", "nearest": "nearest neighbour"}[spec["resize"]],
-        "aspect": ASPECT,
+        "aspect": ASPECTS[spec.get("fit", "stretch")],
         "arrays": arrays.finish(),
         **more,
     }
@@ -301,8 +309,11 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         (folder / "names.txt").write_bytes(text)
         manifest["names_sha256"] = hashlib.sha256(text).hexdigest()
     if manifest["mask_classes"]:
-        manifest["border_class"] = manifest["mask_classes"].index("border")
+        if spec["source"] != "folder":
+            manifest["border_class"] = manifest["mask_classes"].index("border")
         manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])
+    if "listing" in spec:
+        manifest["listing"] = spec["listing"]
     manifest["sha256"] = manifest_sha256(manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -398,6 +409,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
         "unrotated": "images whose EXIF orientation was left aside, because their masks fit without it",
         "all_background": "masks that show nothing but background",
         "masks_without_image": "masks whose image is in no list",
+        "images_without_mask": "images without a mask, left out",
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
     lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]

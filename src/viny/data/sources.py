@@ -8,17 +8,27 @@ from __future__ import annotations
 import os
 import platform
 import tarfile
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from viny.cells import pack_manifest, pack_spec
+from viny.data.folders import (
+    IMAGE_SUFFIXES,
+    check_name,
+    few,
+    files_digest,
+    hold_out,
+    images_below,
+    name_below,
+    pair,
+    split_by_file,
+)
 from viny.data.pack import TEST, TRAIN
 from viny.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from viny.files import read_json
 
 
 @dataclass
@@ -26,8 +36,9 @@ class Listing:
     """Images of one data set, in an order that is the same on every machine.
 
     `labels` and `parts` (TRAIN or TEST, the official split) are empty where a source has none; `masks`
-    likewise. `mask_values` maps a value in a mask file to a class index. `masks_without_image` counts masks
-    that no image of the lists has, a note and no fault.
+    likewise. `mask_values` maps a value in a mask file to a class index or IGNORE, and `colours` says whether these
+    are colours. `masks_without_image` counts masks that no image of the lists has, `images_without_mask` images that
+    are not listed because they have none: notes and no faults.
     """
 
     images: list[Path]
@@ -37,7 +48,9 @@ class Listing:
     masks: list[Path] = field(default_factory=list)
     mask_classes: list[str] = field(default_factory=list)
     mask_values: dict[int, int] = field(default_factory=dict)
+    colours: bool = False
     masks_without_image: int = 0
+    images_without_mask: int = 0
 
 
 HOW_TO_GET = {
@@ -62,19 +75,10 @@ def _missing(source: str, path: Path, lacking: Path) -> InputError:
     return InputError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
 
 
-def _check_name(name: str, where: Path) -> None:
-    """Refuse a name that would break a list of names, a log, or a terminal."""
-    if name.isprintable():
-        return
-    # Cc are control characters, Cs bytes that are no UTF-8, Zl and Zp separate lines.
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        raise InputError(f"{where}: the name {name!a} has control characters or is no UTF-8; rename it")
-
-
 def _subfolders(folder: Path) -> list[Path]:
     found = sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     for sub in found:
-        _check_name(sub.name, folder)
+        check_name(sub.name, folder)
     return found
 
 
@@ -85,7 +89,7 @@ def _images_in(folder: Path) -> list[Path]:
         if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
     ]
     for path in found:
-        _check_name(path.name, folder)
+        check_name(path.name, folder)
     return sorted(found)
 
 
@@ -176,7 +180,7 @@ def _pets_lines(file: Path) -> Iterator[tuple[int, str, int]]:
             raise InputError(f"{file}, line {number}: expected '<name> <class> ...', got {line!r}") from error
         if label < 0:
             raise InputError(f"{file}, line {number}: class {label + 1}; classes are counted from 1")
-        _check_name(stem, file)
+        check_name(stem, file)
         if "/" in stem or "\\" in stem or ".." in stem:
             raise InputError(
                 f"{file}, line {number}: '{stem}' is a path; expected the name of a file in images/, without '/', "
@@ -228,27 +232,189 @@ def fetch_pets(path: Path) -> None:
         ) from error
 
 
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+
+
+def list_folder(spec: Mapping[str, Any]) -> Listing:
+    """A folder of the user's own: images, images with masks, or images in class folders, as `spec['holds']` says.
+
+    Args:
+        spec: see `viny.cells.pack_spec`.
+
+    Raises:
+        InputError: see `viny.data.folders`.
+    """
+    path = Path(spec["path"])
+    if spec["holds"] == "images":
+        return Listing(images_below(path))
+    if spec["holds"] == "classes":
+        return _list_classes(path, spec)
+    pairs = pair(path, Path(spec["masks"]), spec["mask_suffix"])
+    out = Listing(
+        pairs.images,
+        masks=pairs.masks,
+        mask_classes=list(spec["mask_classes"]),
+        mask_values={int(value): index for value, index in spec["mask_values"].items()},
+        colours=spec["colours"],
+        masks_without_image=len(pairs.masks_without_image),
+        images_without_mask=len(pairs.images_without_mask),
+    )
+    if spec["split"]:
+        _split(out, spec["split"], path, pairs.images_without_mask)
+    return out
+
+
+def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
+    """Class folders, with whatever folders in them; right below `path`, or below its train and its test folder."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; expected class folders of images, <path>/<class>/**/*.jpg")
+    tops = {sub.name.lower(): sub for sub in _subfolders(path)}
+    train = next((tops[name] for name in TRAIN_FOLDERS if name in tops), None)
+    test = next((tops[name] for name in TEST_FOLDERS if name in tops), None)
+    if train and test and not spec["split"]:
+        mine, other = _classes_below(train), _classes_below(test)
+        if mine.classes != other.classes:
+            raise InputError(
+                f"{path}: {train.name} has classes {', '.join(mine.classes)} but {test.name} "
+                f"{', '.join(other.classes)}; they must be the same"
+            )
+        parts = [TRAIN] * len(mine.images) + [TEST] * len(other.images)
+        return Listing(mine.images + other.images, mine.classes, mine.labels + other.labels, parts)
+    out = _classes_below(path)
+    if spec["split"]:
+        _split(out, spec["split"], path)
+    else:
+        out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
+    return out
+
+
+def _classes_below(path: Path) -> Listing:
+    out = Listing([])
+    for label, folder in enumerate(_subfolders(path)):
+        found = images_below(folder)
+        out.images += found
+        out.labels += [label] * len(found)
+        out.classes.append(folder.name)
+    if len(out.classes) < 2:
+        raise InputError(f"{path}: {len(out.classes)} class folders; expected two or more, <path>/<class>/**/*.jpg")
+    return out
+
+
+def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = ()) -> None:
+    """Set the parts of a listing by a split file, and take out of it what is of no part."""
+    parts = split_by_file(Path(file), listing.images, folder, others)
+    kept = [at for at, part in enumerate(parts) if part is not None]
+    for name in ("images", "labels", "masks"):
+        values = getattr(listing, name)
+        setattr(listing, name, [values[at] for at in kept] if values else values)
+    listing.parts = [parts[at] for at in kept]
+    if len(set(listing.parts)) < 2:
+        raise InputError(f"{file}: expected images of part train and of part test, found one of them alone")
+
+
+def images_here(config: Mapping[str, Any]) -> dict[str, int | None]:
+    """Images of every pack that a study needs; None where its source is not on disk yet.
+
+    Where a file splits the segmentation's images, 'train' and 'test' tell how many are of either part.
+
+    Raises:
+        InputError: see `count_images`.
+    """
+    specs = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
+    counts = {name: count_images(spec) for name, spec in specs.items()}
+    if specs["segmentation"].get("split") and counts["segmentation"] is not None:
+        parts = list_source(specs["segmentation"]).parts
+        counts |= {"train": parts.count(TRAIN), "test": parts.count(TEST)}
+    return counts
+
+
+def folder_report(config: Mapping[str, Any]) -> list[str]:
+    """What stands in the folders of a study's own data, and what of it did not match, a line each.
+
+    Raises:
+        InputError: see `viny.data.folders`.
+    """
+    lines = []
+    for name in ("pretrain", "segmentation", *config["intermediate"]):
+        spec = pack_spec(config, name)
+        own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not those of the segmentation once more
+        needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
+        if spec["source"] != "folder" or not own_masks or not needed:
+            continue
+        listing = list_source(spec)
+        said = f"{name}: {spec['path']}: {len(listing.images)} images"
+        if listing.masks:
+            said += f" with masks of {len(listing.mask_classes)} classes"
+        if listing.classes:
+            said += f" of {len(listing.classes)} classes: {few(listing.classes)}"
+        if listing.parts:
+            said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
+        lines.append(said)
+        if spec["holds"] == "masks":
+            matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
+            lines += [f"{name}: {line}" for line in matched.report()]
+    return lines
+
+
+def listing_digest(spec: Mapping[str, Any]) -> str | None:
+    """Hex sha256 of what stands in a user's own folders; None for other sources, and for folders that are not here."""
+    if spec["source"] != "folder" or not Path(spec["path"]).is_dir():
+        return None
+    files = {Path(folder): images_below(Path(folder)) for folder in (spec["path"], spec.get("masks")) if folder}
+    return files_digest(files, Path(spec["split"]) if spec.get("split") else None)
+
+
+def with_listings(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Settings that also hold what stands in the user's own folders now, so that a pack is made anew when that changes.
+
+    Args:
+        config: resolved settings; gets `listings`, by pack.
+        root: the study's folder, whose manifests say what stood in folders that are not here any more.
+    """
+    found = {}
+    for name in ("pretrain", "segmentation", *config["intermediate"]):
+        spec = pack_spec(config, name)
+        if spec["source"] != "folder":
+            continue
+        listing = listing_digest(spec)
+        manifest = pack_manifest(root, name)
+        if listing is None and manifest.is_file():
+            listing = read_json(manifest, "a pack manifest").get("listing")
+        found[name] = listing or ""
+    return {**config, "listings": found} if found else config
+
+
 LISTERS = {"imagenet": list_imagenet, "intel": list_intel, "pets": list_pets}
 
 
-def list_source(source: str, path: str | Path) -> Listing:
+def list_source(spec: Mapping[str, Any]) -> Listing:
     """List the images of a data set on disk.
 
     Args:
-        source: imagenet, intel or pets.
-        path: its folder.
+        spec: see `viny.cells.pack_spec`; of a source that is not 'synthetic'.
 
     Raises:
         InputError: a file or folder is missing; says which, what is expected, and how to get it.
     """
-    return LISTERS[source](Path(path))
+    if spec["source"] == "folder":
+        return list_folder(spec)
+    return LISTERS[spec["source"]](Path(spec["path"]))
 
 
 def count_images(spec: Mapping[str, Any]) -> int | None:
-    """Images that a pack would hold (see `viny.cells.pack_spec`), or None where its source is not on disk yet."""
+    """Images that a pack would hold (see `viny.cells.pack_spec`), or None where its source is not on disk yet.
+
+    Raises:
+        InputError: a folder of the user's own is there, and something in it is not as it must be.
+    """
     if spec["source"] == "synthetic":
         return spec["count"]
+    if spec["source"] == "folder" and not Path(spec["path"]).is_dir():
+        return None
     try:
-        return len(list_source(spec["source"], spec["path"]).images)
+        return len(list_source(spec).images)
     except InputError:
+        if spec["source"] == "folder":
+            raise
         return None

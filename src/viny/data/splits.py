@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from viny.data.folders import rank
 from viny.data.pack import TEST, TRAIN, Pack
 from viny.errors import InputError
 from viny.files import array_sha256, atomic_path, read_json, write_json
@@ -26,6 +27,13 @@ def permutation(count: int, *keys: int | str) -> np.ndarray:
     return np.array(sorted(range(count), key=hashed.__getitem__), dtype=np.int64)
 
 
+def _order(pack: Pack, *keys: int | str) -> np.ndarray:
+    """A permutation of a pack's rows; in a user's own folders by names: new files leave the others' order."""
+    if pack.manifest["source"] != "folder":
+        return permutation(len(pack), *keys)
+    return np.array(sorted(range(len(pack)), key=lambda row: rank(pack.names[row], *keys)), np.int64)
+
+
 def torch_permutation(count: int, seed: int) -> np.ndarray:
     """What `torch.utils.data.random_split` with a generator seeded at `seed` cuts: int64 [count]."""
     import torch
@@ -38,35 +46,50 @@ def pretrain_split(pack: Pack, size: int, seed: int, split_seed: int, subsets: s
     if size > len(pack):
         raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(pack)} images")
     draw = ["pretrain", split_seed] + ([seed] if subsets == "per_seed" else [])
-    return {"train": permutation(len(pack), *draw)[:size], "test": np.empty(0, np.int64)}
+    return {"train": _order(pack, *draw)[:size], "test": np.empty(0, np.int64)}
 
 
 def finetune_split(
-    pack: Pack, size: int, seed: int, split_seed: int, subsets: str, test_set: str, test_size: int
+    pack: Pack,
+    size: int,
+    seed: int,
+    split_seed: int,
+    subsets: str,
+    test_set: str,
+    test_size: int,
+    given: bool = False,
 ) -> dict[str, np.ndarray]:
     """Labelled images for fine-tuning and test.
 
     'fixed': the test set is the end of one permutation of all images and never changes; training takes a
-    prefix of the rest. 'moving': the paper's random_split, whose test set follows the training images.
+    prefix of the rest. 'moving': the paper's random_split, whose test set follows the training images. With `given`,
+    the pack's own parts say what is for training and what for test, of which `test_size` are taken, or all for 0.
 
     Raises:
         InputError: `size` and `test_size` do not fit the data.
     """
-    if size + test_size > len(pack):
+    if not given and size + test_size > len(pack):
         raise InputError(
             f"grid.finetune_sizes: {size} and segmentation.test_size {test_size} do not fit {len(pack)} images"
         )
     if test_set == "moving":
         order = torch_permutation(len(pack), split_seed)
         return {"train": order[:size], "test": order[size : size + test_size]}
-    test, pool = _fixed_test_set(pack, split_seed, test_size)
+    test, pool = _fixed_test_set(pack, split_seed, test_size, given)
+    if size > len(pool):
+        raise InputError(f"grid.finetune_sizes: {size} is larger than the training part, {len(pool)} images")
     if subsets == "per_seed":
         pool = pool[permutation(len(pool), "finetune", split_seed, seed)]
     return {"train": pool[:size], "test": test}
 
 
-def _fixed_test_set(pack: Pack, split_seed: int, test_size: int) -> tuple[np.ndarray, np.ndarray]:
-    order = permutation(len(pack), "segmentation", split_seed)
+def _fixed_test_set(pack: Pack, split_seed: int, test_size: int, given: bool) -> tuple[np.ndarray, np.ndarray]:
+    order = _order(pack, "segmentation", split_seed)
+    if given:
+        test, pool = (order[pack.parts[order] == part] for part in (TEST, TRAIN))
+        if test_size > len(test):
+            raise InputError(f"segmentation.test_size: {test_size} is larger than the test part, {len(test)} images")
+        return np.sort(test[: test_size or len(test)]), pool
     return np.sort(order[len(pack) - test_size :]), order[: len(pack) - test_size]
 
 
@@ -77,11 +100,12 @@ def task_split(
     test_set: str = "fixed",
     split_seed: int = 0,
     test_size: int = 0,
+    given: bool = False,
 ) -> dict[str, np.ndarray]:
     """Images for an intermediate task: the official split, or, for a task on the segmentation data under
-    pool 'training', everything but the fixed test set. The last three matter to the latter alone."""
+    pool 'training', everything but the fixed test set. The last four matter to the latter alone."""
     if on_segmentation_data and pool == "training" and test_set == "fixed":
-        test, rest = _fixed_test_set(pack, split_seed, test_size)
+        test, rest = _fixed_test_set(pack, split_seed, test_size, given)
         return {"train": np.sort(rest), "test": test}
     if pack.parts is None:
         raise InputError(f"{pack.folder}: source '{pack.manifest['source']}' has no train and test parts")

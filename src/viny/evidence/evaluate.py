@@ -118,14 +118,14 @@ def run_evaluate(
     truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]
     parts = [
-        confusion_matrices(t, g, len(names)).numpy()
+        confusion_matrices(t, g, len(names)).numpy().astype(np.int32)
         for t, g in zip(truth.split(BATCH), guess.split(BATCH), strict=True)
     ]
     confusion = np.concatenate(parts)  # [N, C, C]
     metrics = summarise(confusion, names, pack.manifest.get("border_class"))
     metrics["miou"] = metrics[f"miou_{spec['switches']['miou']}"]
     with atomic_path(confusion_path) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=confusion.astype(np.int32), indices=test)
+        np.savez_compressed(f, confusion=confusion, indices=test)
     write_json(
         metrics_path,
         {

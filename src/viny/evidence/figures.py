@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -26,6 +26,7 @@ from matplotlib.patches import Patch
 from viny.errors import InputError
 from viny.evidence.tables import paired_differences, summarise
 from viny.files import atomic_path
+from viny.settings import IGNORE
 
 STYLE = Path(__file__).with_name("viny.mplstyle")
 WIDTH = 6.5  # inches
@@ -33,6 +34,8 @@ MAX_HEIGHT = 8.5  # inches, of image grids: what a page holds
 MIN_SIDE = 1.05  # inches, of an image
 # Okabe and Ito's palette, told apart with any colour vision
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+NO_CLASS = "#B3B3B3"  # of pixels that masks ignore
+LEGEND_CLASSES = 16  # that a legend names at most
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
 TITLE = 36  # letters above half the width
 MAX_LEGEND = 10  # entries beside one panel
@@ -200,27 +203,51 @@ def segmentations(
 
     Args:
         images: [N, H, W, 3] floats in [0, 1].
-        truth: [N, H, W] ints, indices into `classes`.
-        predictions: the same of each model, by the title of its column.
+        truth: [N, H, W] ints, indices into `classes`, or IGNORE, which is grey.
+        predictions: the same of each model, by the title of its column; always a class.
         classes: names; a class's colour depends on its index alone.
         note: printed under the figure.
     """
-    if len(classes) > len(CLASS_COLOURS):
-        raise ValueError(f"{len(classes)} classes, but only {len(CLASS_COLOURS)} colours are told apart well")
     columns = {"Truth": truth, **predictions}
     for name, labels in columns.items():
-        if labels.size and not (labels.min() >= 0 and labels.max() < len(classes)):
+        if not (labels[labels != IGNORE] < len(classes)).all() or (labels.size and labels.min() < 0):
             raise ValueError(f"{name} holds a value outside of 0 to {len(classes) - 1}")
-    colours = ListedColormap(CLASS_COLOURS)
+    colours = class_colours(len(classes))
+    colour_map = ListedColormap(colours).with_extremes(over=NO_CLASS)
     figure, panels = _image_grid(len(images), ["Image", *columns])
     for row, image, *labels in zip(panels, images, *columns.values(), strict=True):
         row[0].imshow(np.clip(image, 0, 1))
         for axes, label in zip(row[1:], labels, strict=True):
-            axes.imshow(label, cmap=colours, vmin=-0.5, vmax=len(CLASS_COLOURS) - 0.5)
-    handles = [Patch(color=c, label=n) for c, n in zip(CLASS_COLOURS, classes, strict=False)]
+            # A pixel of IGNORE, 255, lies above the last class whatever their number is.
+            axes.imshow(label, cmap=colour_map, vmin=-0.5, vmax=len(classes) - 0.5, interpolation="nearest")
+    counts = np.bincount(np.concatenate([labels.ravel() for labels in columns.values()]), minlength=IGNORE + 1)
+    handles = [Patch(color=colours[at], label=classes[at]) for at in shown_classes(counts[: len(classes)])]
+    if counts[IGNORE]:
+        handles.append(Patch(color=NO_CLASS, label="ignored"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     _note(figure, note)
     return figure
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each class: the first eight are told apart with any colour vision, further ones by most."""
+    out = list(CLASS_COLOURS[:count])
+    for at in range(len(out), count):  # hues a golden angle apart, in three shades
+        shade = (0.85, 0.45, 0.65)[at % 3], (0.85, 0.95, 0.55)[at % 3]
+        out.append(to_hex(hsv_to_rgb((at * 0.618034 % 1, *shade))).upper())
+    return out
+
+
+def shown_classes(counts: np.ndarray) -> list[int]:
+    """Classes that a legend names, in their order: all, or of many the most frequent ones that occur.
+
+    Args:
+        counts: pixels of each class [C].
+    """
+    if len(counts) <= LEGEND_CLASSES:
+        return list(range(len(counts)))
+    most = np.argsort(-counts, kind="stable")[:LEGEND_CLASSES]
+    return sorted(int(at) for at in most if counts[at])
 
 
 def save(figure: Figure, stem: Path) -> None:

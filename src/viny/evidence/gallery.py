@@ -31,6 +31,7 @@ from viny.learning.objectives import SimMIM, draw_patch_mask
 from viny.learning.stages import new_encoder, read_weights
 from viny.learning.train import Machine
 from viny.seeds import generator
+from viny.settings import IGNORE
 
 
 def write_figures(
@@ -58,12 +59,11 @@ def write_figures(
     pack = open_pack(pack_manifest(root, "segmentation"))
     split = split_record(root, "finetune", f"size-{shown[-1].finetune_size}_seed-{shown[-1].seed}")
     test = read_split(split, split.with_suffix(".npz"), pack)["test"]
-    # Images with every class, evenly spaced through the test set.
-    masks = pack.rows("masks", test)
-    whole = [
-        i for i, mask in zip(test, masks, strict=True) if len(np.unique(mask)) == len(pack.manifest["mask_classes"])
-    ]
-    picked = np.array(whole or test)[:: max(1, len(whole or test) // spec["examples"])][: spec["examples"]]
+    # Of the images with most classes, which is all of them where these are few, evenly spaced through the test set.
+    shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in pack.rows("masks", test)])
+    fewest = np.sort(shown_of)[-min(spec["examples"], len(test))]
+    whole = test[shown_of >= fewest]
+    picked = whole[:: max(1, len(whole) // spec["examples"])][: spec["examples"]]
     figures.save(_segmentation(root, shown, pack, picked, machine, note), out / "segmentation")
     pretrained = encoder_folder(root, "none", max(c.pretrain_size for c in cells), shown[0].seed)
     if pretrained is not None:

@@ -37,12 +37,11 @@ from viny.learning.objectives import majority_class
 from viny.learning.stages import load_encoder, new_encoder
 from viny.learning.train import Machine
 from viny.provenance import Record
-from viny.settings import BATCH
+from viny.settings import BACKGROUNDS, BATCH, IGNORE
 
 STAGE_OF = {"pretrained": "pretrain", "intermediate": "intermediate", "finetuned": "finetune"}  # random has none
 KINDS = ("random", *STAGE_OF)
 REFERENCES = ("background", "interior", "boundary")  # kinds of reference patch, in the order of the arrays
-BACKGROUNDS = ("background", "ground")  # what the sources call the class that is no object
 ITERATIONS = 500  # at most, of a probe's optimiser
 TOLERANCE = 1e-3  # of its gradient; a tenth of it takes three times as long and moves accuracies by less than 0.1 %
 TINY = 1e-12  # a variance below this share of the mean square is rounding
@@ -259,7 +258,7 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
 
     Args:
         tokens: [N, L, D], to train on.
-        classes: int [N, L], of those patches.
+        classes: int [N, L], of those patches; those of IGNORE are left out.
         held_out: [M, L, D], to score.
         held_out_classes: int [M, L].
 
@@ -267,8 +266,9 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
         Accuracy, and balanced accuracy: the mean recall of the classes that the scored patches have. Where only one
         class is there to train on, it is the guess for every patch.
     """
-    x, y = tokens.reshape(-1, tokens.shape[2]), np.ravel(classes)
-    truth = np.ravel(held_out_classes)
+    has_class = np.ravel(classes) != IGNORE, np.ravel(held_out_classes) != IGNORE
+    x, y = tokens.reshape(-1, tokens.shape[2])[has_class[0]], np.ravel(classes)[has_class[0]]
+    to_score, truth = held_out.reshape(-1, held_out.shape[2])[has_class[1]], np.ravel(held_out_classes)[has_class[1]]
     converged = True
     if len(np.unique(y)) == 1:
         guess = np.full_like(truth, y[0])
@@ -278,7 +278,7 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
             warnings.simplefilter("ignore", ConvergenceWarning)  # the result says it
             model.fit(x.astype(np.float64), y)
         converged = int(model[-1].n_iter_.max()) < ITERATIONS
-        guess = model.predict(held_out.reshape(-1, held_out.shape[2]).astype(np.float64))
+        guess = model.predict(to_score.astype(np.float64))
     recall = recall_score(truth, guess, labels=np.unique(truth), average="macro")
     return Probe(float((truth == guess).mean()), float(recall), converged)
 
@@ -474,7 +474,8 @@ def run_geometry(
         similarity.append(raw)
         similarity_centred.append(without_mean)
     own = linear_probe(layers[-1], truth, layers[-1], truth)
-    majority = float(np.bincount(truth.ravel()).max() / truth.size)
+    of_a_class = truth[truth != IGNORE]
+    majority = float(np.bincount(of_a_class).max() / of_a_class.size)
     shown = _examples(spec, pack, held_out, layers[-1], mine.settings.patch_size)
     _write_arrays(
         arrays,
@@ -547,7 +548,7 @@ def _picked(spec: Mapping[str, Any], lists: Mapping[str, np.ndarray], split: Pat
 
 
 def _patch_classes(pack: Pack, rows: np.ndarray, patch_size: int) -> np.ndarray:
-    """Majority class of every patch, int [N, L]."""
+    """Majority class of every patch, int [N, L]; IGNORE where none of its pixels has a class."""
     masks = torch.from_numpy(pack.rows("masks", rows))
     return majority_class(masks, patch_size, len(pack.manifest["mask_classes"])).numpy()
 

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viny.settings import IGNORE
+
 
 def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Confusion matrices, one an image.
 
     Args:
-        truth: integer [B, H, W], each in 0 to classes - 1.
-        predicted: likewise.
+        truth: integer [B, H, W], each in 0 to classes - 1, or IGNORE for a pixel that does not count.
+        predicted: likewise, but always a class.
         classes: C.
 
     Returns:
@@ -23,7 +25,7 @@ def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor
     b = len(truth)
     image = torch.arange(b, device=truth.device).view(b, 1, 1)
     code = (image * classes + truth.long()) * classes + predicted.long()
-    return torch.bincount(code.flatten(), minlength=b * classes * classes).view(b, classes, classes)
+    return torch.bincount(code[truth != IGNORE], minlength=b * classes * classes).view(b, classes, classes)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:

@@ -130,8 +130,8 @@ class _Page:
         """What was run, in one sentence."""
         first = read_json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
         grid, model = self.grid, self.spec["model"]
-        labels = f"{_listed(grid['finetune_sizes'])} labelled images of {self.spec['segmentation']['source']}"
-        unlabelled = f"pre-training on {_listed(grid['pretrain_sizes'])} images of {self.spec['pretrain']['source']}"
+        labels = f"{_listed(grid['finetune_sizes'])} labelled images of {_origin(self.spec['segmentation'])}"
+        unlabelled = f"pre-training on {_listed(grid['pretrain_sizes'])} images of {_origin(self.spec['pretrain'])}"
         return (
             f"{len(self.cells)} cells: {unlabelled}; intermediate task {_listed(grid['intermediates'])}; {labels}; "
             f"{len(grid['seeds'])} seed{'s' * (len(grid['seeds']) > 1)}. A transformer of "
@@ -335,6 +335,11 @@ def _ends(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
     """The first and the last row in the order of a column."""
     rows = frame.sort_values(by).to_dict("records")
     return rows if len(rows) < 2 else [rows[0], rows[-1]]
+
+
+def _origin(section: Mapping[str, Any]) -> str:
+    """What a section's images are called: by their folder where they are the user's own, else by the data set."""
+    return section["path"] if section["source"] == "folder" else section["source"]
 
 
 def _listed(values: Iterable[Any]) -> str:

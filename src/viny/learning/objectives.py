@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from viny.data.augment import to_device
 from viny.learning.model import ViNy, patchify, unpatchify
+from viny.settings import IGNORE
 
 
 def draw_patch_mask(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:
@@ -109,6 +110,20 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     return torch.lerp(images[order], images, weight), torch.lerp(targets[order], targets, weight)
 
 
+def labelled_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy summed over what has a class, divided by all there is, with a class or without.
+
+    The mean over what has a class alone would weigh a pixel by how many others in its batch have none, and would not be
+    a mean over images, which the loop's shards need.
+
+    Args:
+        logits: [B, C, ...].
+        targets: integer [B, ...]; IGNORE has no class.
+    """
+    total = F.cross_entropy(logits, targets.long(), ignore_index=IGNORE, reduction="sum")
+    return total / targets.numel()
+
+
 class PatchClassification(nn.Module):
     """Cross-entropy of each patch token's logits against the patch's majority mask class."""
 
@@ -126,23 +141,23 @@ class PatchClassification(nn.Module):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, masks = batch
         targets = majority_class(masks, self.encoder.settings.patch_size, self.classes)
-        return F.cross_entropy(self(images).float().transpose(1, 2), targets)
+        return labelled_cross_entropy(self(images).float().transpose(1, 2), targets)
 
 
 def majority_class(masks: Tensor, patch_size: int, classes: int) -> Tensor:
     """The most frequent class of each patch; of equals, the one that is listed first.
 
     Args:
-        masks: integer [B, S, S].
+        masks: integer [B, S, S]; pixels of IGNORE count for no class.
         patch_size: P.
         classes: how many there are.
 
     Returns:
-        int64 [B, L], patches row by row.
+        int64 [B, L], patches row by row; IGNORE where no pixel has a class.
     """
     patches = patchify(masks.unsqueeze(1), patch_size)  # [B, L, P*P]
     counts = torch.stack([(patches == c).sum(2) for c in range(classes)], dim=2)
-    return counts.argmax(2)
+    return torch.where(counts.sum(2) > 0, counts.argmax(2), IGNORE)
 
 
 class Segmentation(nn.Module):
@@ -174,4 +189,4 @@ class Segmentation(nn.Module):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, masks = batch
-        return F.cross_entropy(self(images), masks.long())
+        return labelled_cross_entropy(self(images), masks)

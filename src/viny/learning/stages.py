@@ -40,7 +40,7 @@ from viny.learning.train import Machine, fit
 from viny.processes import claimed
 from viny.provenance import Record
 from viny.seeds import derive, generator
-from viny.settings import BATCH, ModelSettings, TrainSettings
+from viny.settings import BATCH, IGNORE, ModelSettings, TrainSettings
 
 CHECKPOINT_MINUTES = 5.0
 
@@ -173,7 +173,8 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
         truth = targets[positions]
         if patches:
             truth = majority_class(truth, objective.encoder.settings.patch_size, objective.classes)
-        hits.append((guess == truth).float().flatten().cpu())
+            guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
+        hits.append((guess == truth).float().cpu())
     return float(torch.cat(hits).mean())
 
 

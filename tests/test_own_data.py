@@ -1,0 +1,127 @@
+"""A study on a user's own folders, from odd files to the report: 11 classes, ignored pixels, nested class folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
+from test_workflow import SUMS, planned, snakemake
+
+from viny.data.synthetic import render
+
+pytestmark = pytest.mark.slow
+
+CLASSES, IGNORED = 11, 255
+FORMATS = ("jpg", "png", "tif", "webp", "bmp")
+STUDY: dict[str, Any] = {
+    "study": "own",
+    "grid": {"pretrain_sizes": [0, 12], "intermediates": ["none", "places"], "finetune_sizes": [10], "seeds": [0]},
+    "model": {"image_size": 24, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 32},
+    "pretrain": {"source": "folder", "path": "mine/unlabelled", "epochs": 2, "batch_size": 8, "milestones": []},
+    "intermediate": {
+        "places": {"source": "folder", "path": "mine/places", "epochs": 2, "batch_size": 8, "milestones": []}
+    },
+    "segmentation": {
+        "source": "folder",
+        "images": "mine/images",
+        "masks": "mine/masks",
+        "mask_suffix": "_mask",
+        "classes": CLASSES,
+        "ignore": IGNORED,
+        "fit": "pad",
+        "test_size": 8,
+    },
+    "finetune": {"epochs": 3, "batch_size": 4, "milestones": []},
+    "compute": {"train_threads": 1, "device": "cpu", "precision": "float32"},
+    "figures": {"examples": 2},
+    "geometry": {"encoders": "none"},
+}
+
+
+def labelled(folder: Path, i: int) -> None:
+    """One image of odd size and format, and its palette mask: the object's kind, its rim ignored."""
+    pixels, trimap, _, kind = render("segmentation", i, 48, 0)
+    size = (40 + 5 * (i % 7), 30 + 3 * (i % 5))
+    truth = np.asarray(Image.fromarray(trimap).resize(size, Image.Resampling.NEAREST))
+    classes = np.where(truth == 0, 1 + (kind + i) % (CLASSES - 1), 0).astype(np.uint8)
+    classes[truth == 2] = IGNORED
+    mask = Image.fromarray(classes, "P")
+    mask.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    for path, image in (
+        (folder / "images" / f"day {i % 2}" / f"{i}.{FORMATS[i % 5]}", Image.fromarray(pixels.transpose(1, 2, 0))),
+        (folder / "masks" / f"day {i % 2}" / f"{i}_mask.png", mask),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (image.resize(size) if image.mode == "RGB" else image).save(path)
+
+
+def own_data(folder: Path) -> None:
+    for i in range(20):
+        labelled(folder, i)
+    for i in range(14):
+        pixels, *_ = render("unlabelled", i, 32, 0)
+        path = folder / "unlabelled" / f"part {i % 3}" / "deeper" / f"{i}.{FORMATS[i % 5]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).resize((50, 36 + i)).save(path)
+    for i in range(24):
+        pixels, _, scene, _ = render("scenes", i, 32, 0)
+        path = folder / "places" / f"place {scene % 3}" / f"{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which the study has run."""
+    folder = tmp_path_factory.mktemp("own")
+    own_data(folder / "mine")
+    (folder / "own.yaml").write_text(yaml.safe_dump(STUDY))
+    snakemake(folder, "--cores", "2", "--configfile", "own.yaml")
+    return folder
+
+
+def test_every_class_is_measured_and_ignored_pixels_are_not(project: Path) -> None:
+    root = project / "results" / "own"
+    manifest = json.loads((root / "packs" / "segmentation" / "manifest.json").read_text())
+    assert manifest["mask_classes"] == [f"class_{i}" for i in range(CLASSES)]
+    store = (root / "packs" / "segmentation" / "images.npy").resolve().parent
+    masks, test = np.load(store / "masks.npy"), np.load(root / "splits/finetune/size-10_seed-0.npz")["test"]
+    assert set(np.unique(masks)) <= {*range(CLASSES), IGNORED}
+    for name in ("pre-0_mid-none", "pre-12_mid-places"):
+        path = root / "metrics" / f"{name}_fine-10_seed-0.json"
+        metrics = json.loads(path.read_text())["metrics"]
+        assert [key for key in metrics if key.startswith("iou_")] == sorted(f"iou_class_{i}" for i in range(CLASSES))
+        confusion = np.load(path.with_suffix(".npz"))["confusion"]
+        assert confusion.shape == (8, CLASSES, CLASSES)
+        assert confusion.sum((1, 2)).tolist() == (masks[test] != IGNORED).sum((1, 2)).tolist()
+        assert metrics["pixel_accuracy"] == pytest.approx(np.trace(confusion.sum(0)) / confusion.sum())
+    assert (root / "report.html").is_file()
+    assert "mine/unlabelled" in (root / "report.html").read_text()
+
+
+def test_new_labels_change_what_learns_from_them_alone(project: Path, tmp_path: Path) -> None:
+    assert planned(project, "--configfile", "own.yaml") == {}
+    folder = tmp_path / "more"
+    shutil.copytree(project, folder, symlinks=True)
+    labelled(folder / "mine", 20)
+    jobs = planned(folder, "--configfile", "own.yaml")
+    assert jobs == {"pack": 1, "split": 1, "finetune": 4, "evaluate": 4, "duplicates": 1, **_sums()}
+
+
+def test_a_study_whose_folders_are_gone_stays_done(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(project, folder, symlinks=True)
+    shutil.rmtree(folder / "mine")
+    assert planned(folder, "--configfile", "own.yaml") == {}
+
+
+def _sums() -> dict[str, int]:
+    return {name: count for name, count in SUMS.items() if name != "representations"}
