@@ -25,6 +25,7 @@ from viny.data.splits import finetune_split, pretrain_split, task_split
 from viny.errors import InputError
 from viny.evidence.geometry import linear_probe
 from viny.evidence.metrics import confusion_matrices, iou, summarise
+from viny.files import write_json
 from viny.learning.objectives import labelled_cross_entropy, majority_class
 from viny.settings import IGNORE
 
@@ -137,6 +138,14 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
         pair(tmp_path / "images", tmp_path / "images")
 
 
+def test_one_name_in_two_folders_is_two_images(tmp_path: Path) -> None:
+    for day in ("a", "b"):
+        picture(tmp_path / "images" / day / "1.jpg")
+        mask(tmp_path / "masks" / day / "1.jpg.png")
+    pairs = pair(tmp_path / "images", tmp_path / "masks")
+    assert [path.parent.name for path in pairs.images] == [path.parent.name for path in pairs.masks] == ["a", "b"]
+
+
 def test_names_of_two_folders_are_not_joined_by_chance(tmp_path: Path) -> None:
     for day in ("a", "b"):
         picture(tmp_path / "images" / day / "1.jpg")
@@ -166,7 +175,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
 
 # Classes of a mask file
 
-COLOURS = {"#000000": "ground", "#ff0000": "car", "#00ff00": "tree", "#0000ff": "car"}
+COLOURS = {"#000000": "ground", "#ff0000": "car", "#00ff00": "tree", "#ffff00": "car"}
 
 
 def coded(path: Path, classes: Any, ignore: Any = (), size: int = 8, fit: str = "stretch") -> np.ndarray:
@@ -203,19 +212,19 @@ def test_masks_of_every_kind_give_the_same_classes(tmp_path: Path) -> None:
 
 def test_colours_are_classes_with_and_without_a_palette(tmp_path: Path) -> None:
     truth = np.random.default_rng(0).integers(0, 3, (8, 8)).astype(np.uint8)
-    rgb = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[truth]
-    rgb[0, 0] = [0, 0, 255]  # another colour of the same class
+    # Classes are counted by their least values: #000000 ground, #00ff00 tree, #ff0000 car.
+    rgb = np.array([[0, 0, 0], [0, 255, 0], [255, 0, 0]], np.uint8)[truth]
+    rgb[0, 0] = [255, 255, 0]  # another colour of cars
     rgb[1, 1] = [255, 255, 255]
     expected = truth.copy()
-    # Classes are counted by their least values: #000000, #0000ff (car), #00ff00.
-    expected[0, 0], expected[1, 1] = 1, IGNORE
+    expected[0, 0], expected[1, 1] = 2, IGNORE
     Image.fromarray(rgb).save(tmp_path / "rgb.png")
     Image.fromarray(rgb).quantize(16).save(tmp_path / "palette.png")
     for name in ("rgb.png", "palette.png"):
         assert np.array_equal(coded(tmp_path / name, COLOURS, ["#FFFFFF"]), expected), name
-    assert mask_coding(COLOURS, [])["mask_classes"] == ["ground", "car", "tree"]
+    assert mask_coding(COLOURS, [])["mask_classes"] == ["ground", "tree", "car"]
     assert mask_values(tmp_path / "rgb.png", True).tolist() == sorted(
-        colour_value(c) for c in ("#000000", "#ff0000", "#00ff00", "#0000ff", "#ffffff")
+        colour_value(c) for c in ("#000000", "#ff0000", "#00ff00", "#ffff00", "#ffffff")
     )
 
 
@@ -321,7 +330,11 @@ def test_a_pack_is_another_once_a_file_has_come_gone_or_grown(tmp_path: Path, mo
     assert changed()
     assert seen[-1] == seen[0]
     # Where the folder is not there any more, what was packed stands.
-    assert listing_digest(pack_spec(study(segmentation__images="gone"), "segmentation")) is None
+    gone = study(segmentation__images="gone")
+    assert listing_digest(pack_spec(gone, "segmentation")) is None
+    assert with_listings(gone, root)["listings"] == {"segmentation": ""}
+    write_json(root / "packs" / "segmentation" / "manifest.json", {"listing": "abc"})
+    assert with_listings(gone, root)["listings"] == {"segmentation": "abc"}
     assert with_listings({**config, "segmentation": {**config["segmentation"], "source": "pets"}}, root) == {
         **config,
         "segmentation": {**config["segmentation"], "source": "pets"},
@@ -405,10 +418,10 @@ def test_held_out_images_are_a_share_of_each_class_and_stay() -> None:
     for label, count in ((0, 2), (1, 4), (2, 6)):
         assert sum(p == TEST for p, at in zip(parts, labels, strict=True) if at == label) == count
     held = {name for name, part in zip(names, parts, strict=True) if part == TEST}
-    more = [*names, "0/new.jpg"]
-    again = hold_out(more, [*labels, 0], 0.2)
+    more = [*(f"0/{name}.jpg" for name in "abcde"), *names]
+    again = hold_out(more, [0] * 5 + labels, 0.2)
     still = {name for name, part in zip(more, again, strict=True) if part == TEST}
-    assert len(held - still) <= 1
+    assert len(held - still) <= 1  # as new ones are held out in its place
     with pytest.raises(InputError, match=r"a\.jpg: is the only image of its class"):
         hold_out(["a.jpg", "b.jpg", "c.jpg"], [0, 1, 1], 0.2)
 
