@@ -20,13 +20,14 @@ from viny.data.decoding import BARS, BadFileError, colour_value, decode, decode_
 from viny.data.folders import guess_suffix, hold_out, images_below, pair, split_by_file
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.data.packing import build_pack
-from viny.data.sources import folder_report, images_here, list_source, listing_digest, with_listings
+from viny.data.sources import list_source, listing_digest
 from viny.data.splits import finetune_split, pretrain_split, task_split
 from viny.errors import InputError
 from viny.evidence.geometry import linear_probe
 from viny.evidence.metrics import confusion_matrices, iou, summarise
 from viny.files import write_json
 from viny.learning.objectives import labelled_cross_entropy, majority_class
+from viny.listings import folder_report, images_here, with_listings
 from viny.settings import IGNORE
 
 STUDY: dict[str, Any] = {
@@ -161,7 +162,7 @@ def test_a_suffix_that_was_not_told_is_guessed_in_the_message(tmp_path: Path) ->
     for i in range(4):
         picture(tmp_path / "images" / f"{i}.jpg")
         mask(tmp_path / "masks" / f"{i}_segmentation.png")
-    with pytest.raises(InputError, match=r"none of 4 masks .* set segmentation.mask_suffix to _segmentation"):
+    with pytest.raises(InputError, match=r"none of 4 masks .* set segmentation.mask_suffix .*to _segmentation"):
         pair(tmp_path / "images", tmp_path / "masks")
     assert guess_suffix(["a", "b"], ["c", "d"]) == ""
 

@@ -203,10 +203,10 @@ def test_intervals_over_three_seeds_cover_the_truth() -> None:
     spreads = rng.uniform(0.001, 0.02, 1000)
     for seeds in (3, 5):
         wide = pd.DataFrame(0.5 + spreads * rng.normal(size=(seeds, 1000)))
-        means, row_of_draw = returns._resampled(wide, 2000, 0)
+        means, row_of_draw = returns.resampled(wide, 2000, 0)
         low, high = np.quantile(means[row_of_draw], [0.025, 0.975], axis=0)
         assert 0.93 <= ((low <= 0.5) & (high >= 0.5)).mean() <= 0.97
-    assert np.isnan(returns._resampled(wide[:2], 10, 0)[0]).all()  # two seeds give none
+    assert np.isnan(returns.resampled(wide[:2], 10, 0)[0]).all()  # two seeds give none
 
 
 def test_the_papers_pretraining_is_worth_what_the_paper_implies() -> None:

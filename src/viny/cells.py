@@ -106,7 +106,7 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         resize = config["switches"]["resize"]
     else:
         section, size = config["intermediate"][name], config["model"]["image_size"]
-        stream = "segmentation" if section["target"] == "patch" else "scenes"
+        stream = "scenes" if section["target"] == "image" else "segmentation"
         resize = config["switches"]["resize"]
     if section["source"] == "segmentation":  # a task on the very images that are segmented
         return pack_spec(config, "segmentation")

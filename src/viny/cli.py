@@ -41,18 +41,58 @@ def _spec(text: str) -> dict[str, Any]:
     return value
 
 
-def _settings(paths: Sequence[Path]) -> dict[str, Any]:
-    """The resolved settings of study files, later ones over earlier ones."""
+def _task(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (equals and name and folder):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
+    return name, Path(folder)
+
+
+def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Reads a number above zero."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from error
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+        return value
+
+    return read
+
+
+def _change(text: str) -> dict[str, Any]:
+    """The settings that 'section.key=value' changes."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected key=value, such as data_root=data or finetune.epochs=5")
+    try:
+        change: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {value!r} is not YAML") from error
+    for key in reversed(name.split(".")):
+        change = {key: change}
+    return change
+
+
+def _settings(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The resolved settings of study files, later ones over earlier ones, and changes over all."""
     from viny.config import merge, read_config, resolve
 
     raw: dict[str, Any] = {}
-    for path in paths:
-        raw = merge(raw, read_config(path))
+    for more in [*map(read_config, paths), *changes]:
+        raw = merge(raw, more)
     return resolve(raw)
 
 
 def _check(args: argparse.Namespace) -> None:
     from viny.cells import cells
+    from viny.config import check_sizes
+    from viny.listings import folder_report, images_here
 
     config = _settings(args.study)
     if args.show:
@@ -60,7 +100,106 @@ def _check(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
     else:
+        check_sizes(config, images_here(config))
+        for line in folder_report(config):
+            print(line)
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")
+
+
+def _init(args: argparse.Namespace) -> None:
+    from viny.init import init, parse_classes, parse_value, read_classes
+
+    classes = read_classes(args.classes_file) if args.classes_file else None
+    if args.classes:
+        classes = parse_classes(args.classes)
+    keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "budget", "image_size", "patch_size")
+    given = {key: getattr(args, key) for key in keys} | {"tasks": dict(args.task), "spatial": args.spatial}
+    given |= {"classes": classes, "ignore": [parse_value(value) for value in args.ignore]}
+    init(given, args.coco, args.panoptic, args.folder, args.force)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from viny.plan import plan, show
+
+    config = _settings(args.study, args.set)
+    store = args.store or Path(config["pack_store"])
+    planned = plan(
+        config, args.results, store, args.cores, args.gpus, args.rate, args.seconds, use_seen=not args.measure
+    )
+    if args.json:
+        print(json.dumps(planned, indent=1))
+    else:
+        show(planned)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from viny.inference import load_cell, predict_files
+    from viny.learning.train import Machine
+
+    cell = load_cell(args.cell, args.root)
+    machine = Machine.choose(args.device, args.precision, args.threads)
+    frame, refused = predict_files(cell, args.images, args.out, machine, args.threads, args.overwrite)
+    for error in refused:
+        print(f"viny: {error}", file=sys.stderr)
+    means = {name: float(frame[f"share_{name}"].mean()) for name in cell.classes} if len(frame) else {}
+    if args.json:
+        bad = [{"image": str(error.path), "reason": error.reason} for error in refused]
+        said = {"cell": cell.name, "out": str(args.out), "images": len(frame), "mean_shares": means, "refused": bad}
+        print(json.dumps(said, indent=1))
+    else:
+        print(f"{args.out}: {len(frame)} images predicted, {len(refused)} refused")
+        print("".join(f"  {name} {100 * share:.1f} % of the pixels\n" for name, share in means.items()), end="")
+    return FAILED if refused else 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from viny.export import export
+    from viny.inference import load_cell
+
+    cell = load_cell(args.cell, args.root)
+    with Console(stderr=True).status(f"writing {args.format}"):  # some seconds; seen on a terminal only
+        files = export(cell, args.format, args.out, args.overwrite)
+    for file in files:
+        print(file)
+
+
+def _cell_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What could stand after --cell: names where --root says of which study, else folders."""
+    if parsed_args.root is not None:
+        return sorted(path.parent.name for path in parsed_args.root.glob("finetune/*/model.json"))
+    from argcomplete.completers import DirectoriesCompleter
+
+    found = sorted(str(path.parent) for path in Path("results").glob("*/finetune/*/model.json"))
+    return [name for name in found if name.startswith(prefix)] or list(DirectoriesCompleter()(prefix))
+
+
+def _advise(args: argparse.Namespace) -> None:
+    from viny.evidence.advise import advise, as_dict, show
+
+    config = _settings(args.study) if args.study else None
+    advice = advise(args.root, config, args.target, args.minutes_per_mask)
+    if args.json:
+        print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
+    else:
+        show(advice)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from viny.status import Watcher, show, watch
+    from viny.terminal import console
+
+    live = sys.stdout.isatty() if args.watch is None else args.watch
+    if live and not args.json:
+        status = watch(args.root, args.every)
+        return 0 if status.well or status.alive else FAILED
+    status = Watcher(args.root).look()
+    if args.json:
+        print(json.dumps(status.as_dict(), indent=1))
+    else:
+        console().print(show(status))
+    return 0 if status.well else FAILED
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -268,6 +407,160 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
+
+    p = for_people(
+        "init",
+        _init,
+        "Look at your own images and masks; write a study file that fits them, and a contact sheet.",
+        "viny init    # asks",
+        "viny init mine --images data/images --masks data/masks --unlabelled data/unlabelled",
+        "viny init mine --images data/images --masks data/masks --classes 0=ground,255=object --task kinds=data/kinds",
+        "viny init mine --images data/images --coco data/annotations.json",
+    )
+    p.add_argument("name", nargs="?", help="of the study; its file is studies/NAME.yaml")
+    p.add_argument("--images", type=Path, metavar="FOLDER", help="images that have masks, with whatever folders in it")
+    p.add_argument("--masks", type=Path, metavar="FOLDER", help="their masks, of the same names; with --coco: where to")
+    p.add_argument("--mask-suffix", metavar="TEXT", help="behind an image's name in its mask's (default: guessed)")
+    p.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="images to pre-train on")
+    p.add_argument(
+        "--task",
+        type=_task,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="class folders of images, as an intermediate task; may be given again",
+    )
+    p.add_argument("--spatial", action="store_true", help="an intermediate task on each patch's class from the masks")
+    p.add_argument("--classes", metavar="VALUE=NAME,...", help="names of mask values, or of colours '#rrggbb'")
+    p.add_argument("--classes-file", type=Path, metavar="FILE", help="the same as lines of value,name")
+    p.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="mask value or colour without a class; may be given again",
+    )
+    p.add_argument("--split", type=Path, metavar="FILE", help="lines of image,part, part being train, test or none")
+    p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks of")
+    p.add_argument("--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic ones (default: beside, its name)")
+    p.add_argument(
+        "--budget",
+        choices=("small", "medium", "large"),
+        help="small: for a laptop; medium: for a GPU; large: for hours of one (default: medium with a GPU, else small)",
+    )
+    p.add_argument("--image-size", type=_number(int), metavar="PIXELS", help="side of what the model sees")
+    p.add_argument("--patch-size", type=_number(int), metavar="PIXELS", help="side of a patch; divides the image size")
+    p.add_argument("--folder", type=Path, default=Path("studies"), help="for the study file (default studies)")
+    p.add_argument("--force", action="store_true", help="replace what this command wrote before")
+
+    def cell_and_outputs(p: argparse.ArgumentParser) -> None:
+        cell: Any = p.add_argument(
+            "--cell", required=True, help="results/<study>/finetune/<cell>, or its bare name and --root"
+        )
+        cell.completer = _cell_names
+        p.add_argument("--root", type=Path, help="the study's folder, results/<study>")
+        p.add_argument("--overwrite", action="store_true", help="replace outputs that are there")
+
+    p = for_people(
+        "predict",
+        _predict,
+        "Predict masks of images with a fine-tuned cell: a mask and an overlay of each, at its own size, and a CSV.",
+        "viny predict --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 photo.jpg",
+        "viny predict --root results/demo --cell pre-0_mid-none_fine-540_seed-0 photos --out masks --json",
+    )
+    cell_and_outputs(p)
+    p.add_argument("images", type=Path, nargs="+", help="images, and folders with images at any depth")
+    p.add_argument("--out", type=Path, default=Path("predictions"), help="folder for the outputs (default predictions)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="to compute on (default auto)")
+    p.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="to compute in (default auto: bfloat16 where the device has it, as in evaluation)",
+    )
+    p.add_argument("--threads", type=_number(int), default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    p.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+    p = for_people(
+        "export",
+        _export,
+        "Export a fine-tuned cell for plain timm or an ONNX runtime, with a model card.",
+        "viny export --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 --format timm",
+        "viny export --root results/demo --cell pre-0_mid-none_fine-540_seed-0 --format onnx --out demo.onnx",
+    )
+    cell_and_outputs(p)
+    p.add_argument(
+        "--format", choices=("timm", "onnx"), required=True, help='what is to load it; onnx needs "viny[export]"'
+    )
+    p.add_argument("--out", type=Path, help="file to write (default <cell>.safetensors or <cell>.onnx)")
+
+    p = for_people(
+        "plan",
+        _plan,
+        "Forecast a study: jobs, image passes, FLOP, disk, memory and hours, and what more would add.",
+        "viny plan studies/mini.yaml    # measures for 30 seconds, as many jobs side by side as will run",
+        "viny plan studies/paper.yaml --rate 1400 --gpus 4 --cores 32    # at a stated rate: nothing is measured",
+        "viny plan studies/mini.yaml --set data_root=/data --set 'grid.seeds=[0, 1, 2]' --json",
+    )
+    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument(
+        "--set",
+        type=_change,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as data_root=data or finetune.epochs=5; may be given again",
+    )
+    p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+    p.add_argument("--store", type=Path, help="folder of packs (default: the study's pack_store)")
+    p.add_argument("--cores", type=_number(int), help="that jobs share (default: all of this machine)")
+    p.add_argument("--gpus", type=_number(int), help="that jobs share (default: those of this machine)")
+    p.add_argument(
+        "--rate",
+        type=_number(float),
+        metavar="IMAGES_PER_SECOND",
+        help="training images of ViNy (128 px) a second of one job, as compute.images_per_second; nothing is measured",
+    )
+    p.add_argument("--seconds", type=_number(float), default=30.0, help="that the measurement takes (default 30)")
+    p.add_argument("--measure", action="store_true", help="measure even what finished jobs of the study tell")
+    p.add_argument("--json", action="store_true", help="print the forecast as JSON")
+
+    p = for_people(
+        "advise",
+        _advise,
+        "Say what a study's results advise: is pre-training worth it, how many more masks, does the task hurt?",
+        "viny advise results/demo",
+        "viny advise results/demo --minutes-per-mask 2 --target 0.5    # with the price of labels, to half a point",
+        "viny advise results/demo --json    # for programs",
+    )
+    p.add_argument("root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument("--study", type=Path, nargs="+", help="YAML files of its settings (default: its study.json)")
+    p.add_argument(
+        "--target",
+        type=_number(float),
+        default=1.0,
+        metavar="POINTS",
+        help="of mIoU, that an interval should reach to either side; a difference within it is small (default 1)",
+    )
+    p.add_argument("--minutes-per-mask", type=_number(float), metavar="MINUTES", help="that labelling an image takes")
+    p.add_argument("--json", action="store_true", help="print the advice as JSON")
+
+    p = for_people(
+        "status",
+        _status,
+        "Say how far a study's run is: done, running, failed, waiting, and the time left.",
+        "viny status results/demo    # on a terminal a live table, until the run ends or Ctrl-C",
+        "viny status results/demo --no-watch || echo 'failed, or stopped before its end'",
+        "viny status results/demo --json",
+    )
+    p.add_argument("root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument(
+        "--watch",
+        action=argparse.BooleanOptionalAction,
+        help="look again and again, or once (default: again where it is shown on a terminal)",
+    )
+    p.add_argument("--every", type=_number(float), default=2.0, metavar="SECONDS", help="between looks (default 2)")
+    p.add_argument("--json", action="store_true", help="print the state once, as JSON")
 
     p = for_people(
         "verify",

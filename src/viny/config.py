@@ -451,15 +451,15 @@ def _check_across(config: dict[str, Any]) -> None:
                     f"{stage['epochs']}); use values from 1 to {stage['epochs'] - 1}, or [] for none"
                 )
     for name, task in config["intermediate"].items():
-        if task["source"] == "segmentation" and task["target"] != "patch" and segmentation["source"] == "folder":
+        if task["source"] == "segmentation" and task["target"] == "image" and segmentation["source"] == "folder":
             raise InputError(
                 f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
                 "folder does not have; use target patch, or class folders of their own"
             )
-        if task["target"] == "patch":
+        if task["target"] != "image":
             if task["source"] not in ("pets", "segmentation", "synthetic"):
                 raise InputError(
-                    f"intermediate.{name}.target: 'patch' needs masks, which source '{task['source']}' "
+                    f"intermediate.{name}.target: '{task['target']}' needs masks, which source '{task['source']}' "
                     "does not have; use source segmentation, pets or synthetic, or target image"
                 )
             if task["mixup"]:
@@ -518,7 +518,7 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
     Args:
         config: resolved settings.
         counts: images of the packs 'pretrain' and 'segmentation', and of the 'train' and the 'test' part of the latter
-            where a file gives them, see `viny.data.sources.images_here`; what is left out or None is not checked.
+            where a file gives them, see `viny.listings.images_here`; what is left out or None is not checked.
 
     Raises:
         InputError: names the key, the size, and what the data allow.

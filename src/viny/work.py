@@ -19,6 +19,7 @@ LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twi
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # that the fit of a linear probe makes over its tokens, at most
+HASH = 16  # bytes of a row's hash in a pack
 UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
 
 
@@ -38,6 +39,21 @@ def activation_bytes(model: ModelSettings) -> int:
     inner = model.heads * model.head_dim
     token = 4 * inner + 3 * model.mlp_dim + 8 * model.dim + model.heads * model.patches
     return 4 * model.patches * (model.depth * token + 6 * model.patch_size**2)
+
+
+def parameters(model: ModelSettings) -> int:
+    """Parameters of the encoder, without a head."""
+    pixels, dim, inner = 3 * model.patch_size**2, model.dim, model.heads * model.head_dim
+    tokens = (2 + model.patches) * dim  # the class token, and a position for it and each patch
+    embedding = 2 * pixels + (pixels + 1) * dim + 2 * dim
+    block = 4 * dim + 3 * dim * inner + (inner + 1) * dim + (dim + 1) * model.mlp_dim + (model.mlp_dim + 1) * dim
+    return tokens + embedding + model.depth * block + 2 * dim
+
+
+def pack_bytes(images: int, side: int, masks: bool) -> int:
+    """Bytes of a pack of that many square images, with masks or without; see `viny.data.pack`."""
+    row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
+    return images * (row + masks * (side**2 + HASH))
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ def intermediate_work(config: Mapping[str, Any], task: str, images: int | None) 
     """One training of an intermediate task whose data set has `images` images, training and test; None for unknown."""
     section = config["intermediate"][task]
     images = UNKNOWN if images is None else images
-    channels = 4 if section["target"] == "patch" else 3
+    channels = 3 if section["target"] == "image" else 4
     return _work(config, images, section["epochs"], section["batch_size"], config["model"]["image_size"], channels)
 
 
@@ -96,9 +112,14 @@ def finetune_work(config: Mapping[str, Any], size: int) -> Work:
     return _work(config, size, section["epochs"], section["batch_size"], config["model"]["image_size"], 4)
 
 
-def evaluate_work(config: Mapping[str, Any]) -> Work:
-    """The evaluation of one cell: a forward pass of the test images is a third of a training pass."""
-    images = config["segmentation"]["test_size"]
+def evaluate_work(config: Mapping[str, Any], images: int | None = None) -> Work:
+    """The evaluation of one cell: a forward pass of the test images is a third of a training pass.
+
+    Args:
+        config: resolved settings.
+        images: test images, where `segmentation.test_size` does not say how many.
+    """
+    images = images or config["segmentation"]["test_size"]
     # BATCH images go at once, but only one layer's activations are kept of them.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _work(config, images, 1, at_once, config["model"]["image_size"], 4)

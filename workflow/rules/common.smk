@@ -12,10 +12,10 @@ except ModuleNotFoundError:
 from viny import cells as grid
 from viny import work
 from viny.config import check_sizes, differences_from_paper, read_config, resolve
-from viny.data.sources import images_here, with_listings
 from viny.errors import InputError
 from viny.files import canonical_json
 from viny.gpus import surroundings, visible_gpus
+from viny.listings import images_here, with_listings
 from viny.processes import Claim
 from viny.provenance import code_fingerprint
 from viny.slurm import complaint, name_file, wait_for_jobs

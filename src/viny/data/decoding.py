@@ -193,22 +193,33 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
     Raises:
         BadFileError: unreadable, or colours where values are asked for.
     """
-    with _whole_mask(path) as image:
+    with _whole(path, "mask") as image:
         return np.unique(_values(path, image, colours)).astype(np.int64)
 
 
+def upright(path: Path) -> Image.Image:
+    """A whole image as people see it, RGB, made of the same steps as the square that `decode` gives.
+
+    Raises:
+        BadFileError: as `decode`.
+    """
+    with _whole(path, "image") as image:
+        turn, whole = _turn(image), _rgb(path, image)
+        return whole if turn is None else whole.transpose(turn)
+
+
 @contextmanager
-def _whole_mask(path: Path) -> Iterator[Image.Image]:
-    """A mask's loaded picture; whatever goes wrong with it is a `BadFileError`."""
-    data = _read(path, "mask")
+def _whole(path: Path, what: str) -> Iterator[Image.Image]:
+    """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it is a `BadFileError`."""
+    data = _read(path, what)
     try:
-        with _open(path, data, "mask") as image:
+        with _open(path, data, what) as image:
             image.load()
             yield image
     except (BadFileError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
-        raise BadFileError(path, _unreadable("mask", error)) from error
+        raise BadFileError(path, _unreadable(what, error)) from error
 
 
 def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bool) -> np.ndarray:
@@ -251,7 +262,7 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool 
     Raises:
         BadFileError: unreadable, with a value that is not in `values`, or without a pixel that has a class.
     """
-    with _whole_mask(path) as image:
+    with _whole(path, "mask") as image:
         if image.mode == "1" and not colours and 255 in values and 1 not in values:
             values = {1: values[255], **values}
         raw = _values(path, image, colours)

@@ -153,7 +153,11 @@ def pair(images: Path, masks: Path, mask_suffix: str = "") -> Pairs:
     kept = [path for path in image_files if path in of_image]
     if not kept:
         guess = guess_suffix([path.stem for path in image_files], [path.stem for path in mask_files])
-        hint = f"set segmentation.mask_suffix to {guess}" if guess else "names must be the same but for their ending"
+        hint = (
+            f"set segmentation.mask_suffix (viny init: --mask-suffix) to {guess}"
+            if guess
+            else "names must be the same but for their ending"
+        )
         raise InputError(
             f"{masks}: none of {len(mask_files)} masks ({few(p.name for p in mask_files)}) has the name of one of "
             f"{len(image_files)} images in {images} ({few(p.name for p in image_files)}); {hint}"

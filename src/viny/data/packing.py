@@ -309,7 +309,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         (folder / "names.txt").write_bytes(text)
         manifest["names_sha256"] = hashlib.sha256(text).hexdigest()
     if manifest["mask_classes"]:
-        if spec["source"] != "folder":
+        if spec["source"] != "folder" and "border" in manifest["mask_classes"]:  # a user's own border is a class
             manifest["border_class"] = manifest["mask_classes"].index("border")
         manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])
     if "listing" in spec:

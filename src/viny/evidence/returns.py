@@ -96,7 +96,7 @@ def _sign(row: Mapping[str, Any]) -> str:
     return "loss" if row["high"] < 0 else "sign undecided"
 
 
-def _resampled(wide: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def resampled(wide: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Seed means under a bootstrap over seeds: the distinct ones, and which of them each sample is.
 
     As in `statistics.overall`: rescaled (Rao and Wu 1988) and stretched to Student's quantiles (Hesterberg
@@ -282,7 +282,7 @@ def _fit_curve(wide: pd.DataFrame, resamples: int, seed: int) -> list[dict[str, 
     """A row a model for one curve, mIoU [seeds, sizes]."""
     sizes, errors = wide.columns.to_numpy(float), 1 - wide.mean().to_numpy()
     n = int(wide.count().min())
-    means, row_of_draw = _resampled(wide, resamples, seed)
+    means, row_of_draw = resampled(wide, resamples, seed)
     rows: list[dict[str, Any]] = []
     for name, model in MODELS.items():
         row: dict[str, Any] = {"model": name, "n": n, "parameters": model.parameters}
@@ -388,7 +388,7 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
     start, curve = start[order], curve.iloc[:, order]
     counts = curve.count().to_numpy()
     worth, beyond, below = _labels_worth(start, curve.mean().to_numpy(), others.mean().to_numpy(), counts)
-    draws, row_of_draw = _resampled(pd.concat([curve, others], axis=1), resamples, seed)
+    draws, row_of_draw = resampled(pd.concat([curve, others], axis=1), resamples, seed)
     drawn = [_labels_worth(start, row[: len(start)], row[len(start) :], counts) for row in draws]
     worths = np.array([found[0] for found in drawn])[row_of_draw]
     over, under = (np.array([found[i] for found in drawn])[row_of_draw].mean(0) for i in (1, 2))

@@ -181,15 +181,15 @@ def _average(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, float 
     words, interval = [], {"se": np.nan, "low": np.nan, "high": np.nan}
     alone, single = (sizes.size() == 1).sum(), (cells.size() == 1).sum()
     if alone:
-        words.append(f"no interval: {_count(alone, 'pre-train size')} with one encoder")
+        words.append(f"no interval: {counted(alone, 'pre-train size')} with one encoder")
     elif single:
-        words.append(f"no interval: {_count(single, 'cell')} with one seed")
+        words.append(f"no interval: {counted(single, 'cell')} with one seed")
     elif len(clusters) < LEAST_CLUSTERS:
         words.append(f"no interval: {len(clusters)} encoders do not support one")
     else:
         interval = cluster_interval([score.to_numpy() for _, score in sizes], mean, resamples, seed)
     if least > ALPHA:
-        words.append(f"{_count(len(clusters), 'encoder')} cannot reach p < {ALPHA:g} (least {least:.2g})")
+        words.append(f"{counted(len(clusters), 'encoder')} cannot reach p < {ALPHA:g} (least {least:.2g})")
     elif p > ALPHA:
         words.append(f"no effect shown (p {p:.2g})")
     else:
@@ -198,7 +198,8 @@ def _average(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, float 
     return counts | interval | {"p_sign_flip": p, "p_least": least, "verdict": "; ".join(words)}
 
 
-def _count(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 seed, 2 seeds."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
@@ -317,7 +318,7 @@ def noise_of_images(
         name = by_key.loc[key, "cell"]
         path = Path(metrics_dir) / f"{name}.npz"
         if name not in files:
-            files[name] = _read_confusion(path)
+            files[name] = read_confusion(path)
         return path, *files[name]
 
     matrices = []
@@ -346,7 +347,7 @@ def _kind(frame: pd.DataFrame) -> str:
     return kind
 
 
-def _read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices [N, C, C] and the images' indices [N]."""
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -212,7 +212,7 @@ class ViNy(nn.Module):
             x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype), x)
         x = x + self.pos_embed[:, 1:]
         if class_token:
-            first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+            first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
             x = torch.cat([first, x], dim=1)  # [B, 1 + L, D]
         for block in self.blocks:
             x = block(x)

@@ -140,8 +140,11 @@ class PatchClassification(nn.Module):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, masks = batch
-        targets = majority_class(masks, self.encoder.settings.patch_size, self.classes)
-        return labelled_cross_entropy(self(images).float().transpose(1, 2), targets)
+        return labelled_cross_entropy(self(images).float().transpose(1, 2), self.targets(masks))
+
+    def targets(self, masks: Tensor) -> Tensor:
+        """Class of each patch [B, L] of masks [B, S, S]; IGNORE where it has none."""
+        return majority_class(masks, self.encoder.settings.patch_size, self.classes)
 
 
 def majority_class(masks: Tensor, patch_size: int, classes: int) -> Tensor:

@@ -35,7 +35,7 @@ from viny.learning.model import (
     load_weights,
     save_weights,
 )
-from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM, majority_class
+from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
 from viny.learning.train import Machine, fit
 from viny.processes import claimed
 from viny.provenance import Record
@@ -172,7 +172,7 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
             guess = objective(labelled_images(images[positions], None, normalised=True)).argmax(-1)
         truth = targets[positions]
         if patches:
-            truth = majority_class(truth, objective.encoder.settings.patch_size, objective.classes)
+            truth = objective.targets(truth)
             guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
         hits.append((guess == truth).float().cpu())
     return float(torch.cat(hits).mean())

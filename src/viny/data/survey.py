@@ -1,0 +1,322 @@
+"""A look at a user's own images and masks before they are packed: sizes, values, and what these seem to mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from viny.cells import mask_coding
+from viny.data.decoding import FORMATS, BadFileError, colour_value, decode, decode_mask, inner_box, mask_values
+from viny.data.folders import few
+from viny.errors import InputError
+from viny.settings import IGNORE, MAX_CLASSES
+
+LOOKED_AT = 200  # files of a folder that are opened
+PIXELS = 400e6  # of all masks that are opened: fewer where they are large
+LEAST = 20  # masks that are opened however large they are
+MANY = 40  # values in a typical mask: more than labels have
+SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges may have been smoothed
+FILLED = 0.8  # of the pixels, that black and white then have
+LIGHT = 200  # a grey that smoothed edges of white have
+LOSSY = (".jpg", ".jpeg")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spaced, in their order."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def value_name(value: int, colours: bool) -> int | str:
+    """A mask value as study files have it: a number, or '#rrggbb'."""
+    return f"#{value:06x}" if colours else value
+
+
+def value_of(name: int | str) -> int:
+    """The number that stands for a mask value of a study file."""
+    return colour_value(name) if isinstance(name, str) and name.startswith("#") else int(name)
+
+
+def percent(share: float) -> str:
+    """A share of pixels for people: '12 %', '0.3 %', '< 0.1 %'."""
+    if share >= 0.1:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+
+
+def _each(call: Callable[[T], R], items: Sequence[T], what: str, unit: str) -> list[R]:
+    """What `call` makes of each item; Pillow decodes outside Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(call, items), total=len(items), desc=what, unit=unit, disable=None, leave=False))
+
+
+def image_shapes(images: Sequence[Path]) -> tuple[np.ndarray, list[Path]]:
+    """Heights and widths of upright images, int [N, 2], pixels, from their headers; and the files without one."""
+
+    def read(path: Path) -> tuple[int, int] | None:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                lying = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return image.size if lying else image.size[::-1]
+        except Exception:  # each decoder has errors of its own; packing says which
+            return None
+
+    shapes = [read(path) for path in images]
+    found = np.array([shape for shape in shapes if shape], int).reshape(-1, 2)
+    return found, [path for path, shape in zip(images, shapes, strict=True) if shape is None]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values that masks hold.
+
+    Attributes:
+        of: the values in each mask that can be read, ascending.
+        colours: whether they are colours, as the numbers that their digits are.
+        unreadable: why the other masks cannot be read.
+    """
+
+    of: dict[Path, list[int]]
+    colours: bool
+    unreadable: list[BadFileError]
+
+    def masks(self) -> dict[int, int]:
+        """How many masks hold each value, by value, ascending."""
+        return dict(sorted(Counter(value for values in self.of.values() for value in values).items()))
+
+
+def _values_of(path: Path, colours: bool) -> list[int] | BadFileError:
+    try:
+        return mask_values(path, colours).tolist()
+    except BadFileError as error:
+        return error
+
+
+def read_values(masks: Sequence[Path], colours: bool | None = None) -> Values:
+    """Look into masks.
+
+    Args:
+        masks: files.
+        colours: whether values are colours; None: they are in all masks where they are in one.
+
+    Raises:
+        InputError: no mask can be read.
+    """
+    found = _each(lambda path: _values_of(path, bool(colours)), masks, "look at masks", "mask")
+    whole = {path: values for path, values in zip(masks, found, strict=True) if isinstance(values, list)}
+    refused = [error for error in found if not isinstance(error, list)]
+    if colours is None and any(isinstance(_values_of(error.path, True), list) for error in refused):
+        return read_values(masks, True)
+    if not whole:
+        raise InputError(f"{refused[0]}; no mask can be read")
+    return Values(whole, bool(colours), refused)
+
+
+def check_labels(values: Values, folder: Path) -> None:
+    """Refuse masks whose values are no labels but those of a photograph, or of smoothed edges.
+
+    Raises:
+        InputError: they seem to be.
+    """
+    found, typical = values.masks(), statistics.median(map(len, values.of.values()))
+    lossy = [path for path in values.of if path.suffix.lower() in LOSSY]
+    if not (
+        len(found) > MAX_CLASSES
+        or typical > MANY
+        or (lossy and len(found) > 2)
+        or (len(found) > SMOOTH[0] and typical > SMOOTH[1] and _is_smoothed(values))
+    ):
+        return
+    why = "edges may have been smoothed, or values may number objects instead of classes"
+    if lossy:
+        why = f"{len(lossy)} are JPEGs ({few(path.name for path in lossy)}), which change values at edges"
+    shown = ", ".join(str(value_name(value, values.colours)) for value in list(found)[:8])
+    raise InputError(
+        f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}, ...), a typical one {typical:.0f}; "
+        f"expected one value a class: {why}. Export the masks anew as PNG, without smoothing. What should be black and "
+        "white becomes so in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127)).save(new), with "
+        "new ending in .png and in another folder"
+    )
+
+
+def _is_smoothed(values: Values) -> bool:
+    """Whether masks are grey between 0 and 255, which fill most of them."""
+    if values.colours or not any(LIGHT < value < IGNORE for value in values.masks()):
+        return False
+    every = {value: value for value in range(IGNORE)} | {IGNORE: IGNORE}
+    counts = np.zeros(256, int)
+    for path in spread(list(values.of), LEAST):
+        try:
+            counts += np.bincount(decode_mask(path, 256, every).pixels.ravel(), minlength=256)
+        except BadFileError:  # nothing but 255
+            counts[IGNORE] += 256**2
+    return counts[[0, 255]].sum() > FILLED * counts.sum()
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What mask values mean.
+
+    Attributes:
+        classes: the name of each value or colour, as `segmentation.classes` has them.
+        ignore: values or colours without a class.
+        said: how that was found, a sentence each.
+    """
+
+    classes: dict[int | str, str]
+    ignore: list[int | str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, in the order of their indices."""
+        return self._table()["mask_classes"]
+
+    @property
+    def indices(self) -> dict[int, int]:
+        """Class index, or IGNORE, of each value."""
+        return {int(value): index for value, index in self._table()["mask_values"].items()}
+
+    def _table(self) -> dict:
+        return mask_coding({str(value): name for value, name in self.classes.items()}, self.ignore)
+
+
+def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequence[int | str], folder: Path) -> Coding:
+    """Take what is said of mask values, and guess the rest.
+
+    Two values of which one is 0 are background and object. 255 beside indices, of which two follow one another, is
+    no class.
+
+    Args:
+        values: that masks hold.
+        classes: names as the user gives them; none: every value is a class.
+        ignore: values without a class, as the user gives them.
+        folder: of the masks, for messages.
+
+    Raises:
+        InputError: a value that the names leave out, or fewer than two classes.
+    """
+    found, said, ignore = values.masks(), [], list(ignore)
+    named, dropped = {value_of(value) for value in classes}, {value_of(value) for value in ignore}
+    left = [value for value in found if value not in named | dropped]
+    others = [value for value in found if value != IGNORE and value not in dropped]
+    # Grey levels have gaps between them.
+    are_indices = any(b == a + 1 for a, b in pairwise(others))
+    two_ways = set(found) == {0, 1, IGNORE} and not any({1, IGNORE} <= set(held) for held in values.of.values())
+    if IGNORE in left and not values.colours and (classes or (are_indices and not two_ways)):
+        ignore.append(IGNORE)
+        left.remove(IGNORE)
+        said.append("255 is taken for 'no class'; if it is one, give it a name with --classes")
+    if classes:
+        # In a file of one bit a pixel 1 stands for 255, as decoding knows.
+        unknown = [value for value in left if not (value == 1 and IGNORE in named)]
+        if unknown:
+            shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
+            raise InputError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
+        return Coding(dict(classes), ignore, said)
+    keys = [value_name(value, values.colours) for value in left]
+    if two_ways and len(left) == 3:
+        said.append("some masks hold 0 and 1, others 0 and 255; 1 and 255 are taken for one class")
+        names = ["background", "object", "object"]
+    elif len(left) == 2 and left[0] == 0:
+        names = ["background", "object"]
+    else:
+        names = [f"class_{str(key).lstrip('#')}" for key in keys]
+    if len(left) < 2:
+        raise InputError(
+            f"{folder}: {len(values.of)} masks hold no class but {few(keys) or 'ignored values'}; expected two or more"
+        )
+    return Coding(dict(zip(keys, names, strict=True)), ignore, said)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Pairs of image and mask as packing makes them.
+
+    Attributes:
+        names: of the images that are kept.
+        images: the same, uint8 [K, 3, S, S].
+        masks: theirs, uint8 [K, S, S], class indices or IGNORE.
+        shares: of the packed pixels but for bars, that each class has, and last those without one: float [C + 1].
+        masks_with: in how many packed masks each class is: int [C].
+        area: median packed pixels of each class in a mask that shows it: float [C], NaN for none.
+        lost: in how many masks all pixels of a class are lost at the packed size: int [C].
+        refused: files that packing would refuse.
+    """
+
+    names: list[str]
+    images: np.ndarray
+    masks: np.ndarray
+    shares: np.ndarray
+    masks_with: np.ndarray
+    area: np.ndarray
+    lost: np.ndarray
+    refused: list[BadFileError]
+
+
+def look_at_pairs(
+    pairs: Iterable[tuple[Path, Path]], values: Values, coding: Coding, size: int, fit: str, keep: int
+) -> Looked:
+    """Decode images with their masks as packing does.
+
+    Args:
+        pairs: images and masks.
+        values: that these masks hold.
+        coding: what they mean.
+        size: side of a packed image, pixels (S).
+        fit: see `viny.data.decoding.squared`.
+        keep: images that are given back, evenly spaced (K).
+
+    Raises:
+        InputError: more than half of them are bad.
+    """
+    pairs, indices, classes = list(pairs), coding.indices, len(coding.names)
+
+    def read(pair: tuple[Path, Path]) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, list[int]] | BadFileError:
+        image, path = pair
+        try:
+            mask = decode_mask(path, size, indices, values.colours, fit)
+            picture = decode(image, size, "antialias", mask.shape, fit)
+        except BadFileError as error:
+            return error
+        left, top, right, bottom = inner_box(*mask.shape, size) if fit == "pad" else (0, 0, size, size)
+        counts = np.bincount(mask.pixels[top:bottom, left:right].ravel(), minlength=256)
+        # 1 that has no name is 255 in a file of one bit a pixel.
+        held = {indices.get(value, indices.get(IGNORE, IGNORE)) for value in values.of.get(path, ())}
+        return image.name, picture.pixels, mask.pixels, counts, [int(index in held) for index in range(classes)]
+
+    found = _each(read, pairs, "look at images", "image")
+    good = [one for one in found if not isinstance(one, BadFileError)]
+    refused = [one for one in found if isinstance(one, BadFileError)]
+    if 2 * len(refused) > len(pairs):
+        lines = "\n  ".join(map(str, refused[:5]))
+        raise InputError(
+            f"{len(refused)} of {len(pairs)} images that were looked at are bad; mend these first:\n  {lines}"
+        )
+    counts = np.array([counts for *_, counts, _ in good])
+    held = np.array([held for *_, held in good])
+    mine = counts[:, :classes]
+    kept = spread(good, keep)
+    return Looked(
+        names=[name for name, *_ in kept],
+        images=np.stack([pixels for _, pixels, *_ in kept]),
+        masks=np.stack([mask for _, _, mask, *_ in kept]),
+        shares=np.append(mine.sum(0), counts[:, IGNORE].sum()) / counts.sum(),
+        masks_with=(mine > 0).sum(0),
+        area=np.array([np.median(column[column > 0]) if column.any() else np.nan for column in mine.T]),
+        lost=((held > 0) & (mine == 0)).sum(0),
+        refused=refused,
+    )

@@ -1,0 +1,375 @@
+"""How far a study's run is: what is done, runs, failed or waits, from the files that its jobs leave and hold."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from viny.cells import cells
+from viny.errors import InputError
+from viny.jobs import STAGES, TRAININGS, Job, count, jobs, to_do
+from viny.plan import Forecast, kind, rates_seen, seconds_of
+from viny.processes import Claim, on_stop
+from viny.slurm import active_jobs, name_file
+from viny.study import read_study, study_file
+from viny.terminal import console, duration, short, table
+
+TAIL = 8192  # bytes of a log that are read
+STARTING = 120.0  # seconds after its first word that a training may take to claim its work
+SHOWN = 20  # failed jobs that are named
+ASK = 20.0  # seconds between two questions to Slurm
+EPOCH = re.compile(r"epoch (\d+)/(\d+), loss (\S+), (\d+) images/s, (\d+) s left")
+WENT_ON = re.compile(r"going on from .*: epoch (\d+), ")
+CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How far a job is, as far as its log tells.
+
+    Attributes:
+        job: the job.
+        epoch: epochs done; None of what has none.
+        epochs: in all.
+        loss: of the last epoch that the log tells of; None before it does.
+        images_per_second: of that epoch.
+        seconds_left: as the log said, less what has passed since.
+        silent: seconds since its log was written to.
+        said: the log's last line.
+    """
+
+    job: Job
+    epoch: int | None
+    epochs: int | None
+    loss: float | None
+    images_per_second: float | None
+    seconds_left: float | None
+    silent: float
+    said: str
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("epoch", "epochs", "loss", "images_per_second", "seconds_left", "silent", "said")
+        return {"stage": self.job.stage, "job": self.job.name, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that ended without its outputs: what it said last, and where to read more."""
+
+    job: Job
+    said: str
+    log: Path
+
+
+@dataclass(frozen=True)
+class Status:
+    """A study's state at one moment.
+
+    Attributes:
+        study: its name.
+        cells: how many it has, and how many of them are evaluated.
+        stages: done, running, failed and waiting jobs by stage.
+        running: jobs that run.
+        failed: jobs that failed, in the order of their stages.
+        passes: image passes of all trainings, and those done.
+        seconds_left: at the rates of this study's own jobs; None before there are any, or while nothing runs.
+        holder: who runs the study, in words; empty if nobody does.
+        slurm: what Slurm's queue holds of it, in words; empty for nothing.
+    """
+
+    study: str
+    cells: tuple[int, int]
+    stages: dict[str, Counter[str]]
+    running: list[Running]
+    failed: list[Failed]
+    passes: tuple[int, int]
+    seconds_left: float | None
+    holder: str
+    slurm: str
+
+    @property
+    def done(self) -> bool:
+        return all(set(counts) == {"done"} for counts in self.stages.values())
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.holder or self.slurm)
+
+    @property
+    def well(self) -> bool:
+        """Whether all is done, or runs without a failure."""
+        return self.done or (self.alive and not self.failed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "study": self.study,
+            "cells": self.cells[0],
+            "cells_done": self.cells[1],
+            "stages": {stage: dict(counts) for stage, counts in self.stages.items()},
+            "running": [one.as_dict() for one in self.running],
+            "failed": [
+                {"stage": one.job.stage, "job": one.job.name, "said": one.said, "log": str(one.log)}
+                for one in self.failed
+            ],
+            "image_passes": self.passes[0],
+            "image_passes_done": self.passes[1],
+            "seconds_left": self.seconds_left,
+            "run_by": self.holder or None,
+            "slurm": self.slurm or None,
+            "done": self.done,
+        }
+
+
+class Watcher:
+    """Reads a study's state, again and again.
+
+    Args:
+        root: the study's folder, results/<study>.
+
+    Raises:
+        InputError: it holds no study, or not its settings any more.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not study_file(root).is_file():
+            raise InputError(
+                f"{study_file(root)}: no such file; expected the settings that a run writes when it starts. Name the "
+                "folder of a study, such as results/demo, or start its run: snakemake --cores all"
+            )
+        self.root = root
+        self.config = read_study(root)
+        self.images = count(self.config, root)
+        self.jobs = jobs(self.config, self.images)
+        self._done: set[Any] = set()
+        self._slurm, self._asked = "", -ASK
+
+    def look(self) -> Status:
+        """The state now."""
+        root = self.root
+        holder = Claim(root / ".claim").holder()
+        left = to_do(self.jobs, root)
+        keys = {job.key for job in left}
+        done = [job for job in self.jobs if job.key not in keys]
+        begun = study_file(root).stat().st_mtime  # each run writes it anew
+        running, failed = [], []
+        slurm = self._queue()
+        alive = holder is not None or bool(slurm)
+        for job in left:
+            found = _state(job, root, alive, begun, bool(slurm))
+            if isinstance(found, Running):
+                running.append(found)
+            elif found is not None:
+                failed.append(found)
+        states = {one.job.key: "running" for one in running} | {one.job.key: "failed" for one in failed}
+        stages: dict[str, Counter[str]] = {}
+        for job in self.jobs:
+            state = states.get(job.key, "waiting" if job.key in keys else "done")
+            stages.setdefault(job.stage, Counter())[state] += 1
+        return Status(
+            study=self.config["study"],
+            cells=(len(cells(self.config)), stages["evaluate"]["done"]),
+            stages=stages,
+            running=running,
+            failed=failed,
+            passes=self._passes(done, running),
+            seconds_left=self._seconds_left(done, left, running, begun),
+            holder=str(holder) if holder is not None else "",
+            slurm=slurm,
+        )
+
+    def _queue(self) -> str:
+        """What Slurm holds of the study's last run; asked now and then, for it is everybody's."""
+        if not name_file(self.root).is_file():
+            return ""
+        if time.monotonic() - self._asked >= ASK:
+            self._asked = time.monotonic()
+            states = Counter(line.split()[-1] for line in active_jobs(name_file(self.root).read_text().strip()))
+            self._slurm = ", ".join(f"{n} {state.lower()}" for state, n in states.most_common())
+        return self._slurm
+
+    def _passes(self, done: Iterable[Job], running: Iterable[Running]) -> tuple[int, int]:
+        trainings = [job for job in self.jobs if job.stage in TRAININGS]
+        part = sum(_share_done(one) * one.job.work.passes for one in running if one.job.stage in TRAININGS)
+        return sum(job.work.passes for job in trainings), round(
+            part + sum(job.work.passes for job in done if job.stage in TRAININGS)
+        )
+
+    def _beside(self, done: Iterable[Job], running: list[Running], begun: float) -> float:
+        """Jobs that run side by side: as many as now, or as this run has done so far."""
+        recent = [job for job in done if (file := job.benchmark(self.root)).is_file() and file.stat().st_mtime >= begun]
+        spent = sum(seconds_of(job, self.root) or 0.0 for job in recent)
+        return max(len(running), spent / max(1.0, time.time() - begun))
+
+    def _seconds_left(self, done: list[Job], left: list[Job], running: list[Running], begun: float) -> float | None:
+        """Seconds of what is left, shared out among the jobs that run side by side."""
+        if not running:
+            return 0.0 if not left else None
+        seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
+        for one in running:  # a stage whose first job still runs tells its rate, too
+            if one.images_per_second:
+                seen.images.setdefault(kind(one.job), one.images_per_second)
+        if not seen.images:
+            return None
+        forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
+        now = {one.job.key: one for one in running}
+        total = 0.0
+        for job in left:
+            whole = forecast.seconds(job)
+            one = now.get(job.key)
+            if one is not None and one.seconds_left is not None:
+                whole = one.seconds_left
+            elif one is not None and job.stage in TRAININGS:
+                whole *= 1 - _share_done(one)
+            total += whole
+        longest = max((one.seconds_left or 0.0 for one in running), default=0.0)
+        return max(longest, total / self._beside(done, running, begun))
+
+
+def _share_done(one: Running) -> float:
+    return (one.epoch or 0) / one.epochs if one.epochs else 0.0
+
+
+def _state(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
+    """What is known of a job that is not done; None for one that waits."""
+    log = job.log(root)
+    held = job.stage in TRAININGS and Claim(job.claim(root)).holder() is not None
+    try:
+        written = log.stat().st_mtime
+        with open(log, "rb") as f:
+            f.seek(max(0, log.stat().st_size - TAIL))
+            said = [line.strip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return _running(job, root, [], 0.0) if held else None
+    words = [line for line in said if not line.startswith("$ ")]
+    silent = max(0.0, time.time() - written)
+    if held:
+        return _running(job, root, words, silent)
+    last = words[-1] if words else ""
+    if _is_stop(last):
+        return None  # in order: the next run goes on from there
+    if _is_error(last, said):
+        return Failed(job, last, log) if not alive or written >= begun else None
+    if not alive:
+        return Failed(job, f"{last or 'nothing said'} (it ended without a further word)", log)
+    if written < begun:
+        return None  # of an earlier run; this one has not come to it yet
+    if job.stage in TRAININGS and words and silent > STARTING:
+        # Slurm may start it again by itself, on another node.
+        return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
+    return _running(job, root, words, silent)
+
+
+def _is_stop(line: str) -> bool:
+    return line.startswith("viny: stopped by ")
+
+
+def _is_error(last: str, said: list[str]) -> bool:
+    return last.startswith("viny: ") or any(line.startswith("Traceback (most recent call last)") for line in said)
+
+
+def _running(job: Job, root: Path, words: list[str], silent: float) -> Running:
+    said = words[-1] if words else "starting"
+    if job.stage not in TRAININGS:
+        return Running(job, None, None, None, None, None, silent, said)
+    epochs = job.spec["train"]["epochs"]
+    for line in reversed(words):
+        if found := EPOCH.search(line):
+            left = max(0.0, float(found[5]) - silent)
+            return Running(job, int(found[1]), epochs, float(found[3]), float(found[4]), left, silent, said)
+        if found := WENT_ON.search(line):
+            return Running(job, int(found[1]) - 1, epochs, None, None, None, silent, said)
+    written = [int(m[1]) for p in job.checkpoints(root).glob("*.safetensors") if (m := CHECKPOINT.search(p.name))]
+    return Running(job, max(written, default=1) - 1, epochs, None, None, None, silent, said)
+
+
+def show(status: Status, width: int | None = None) -> Group:
+    """A study's state for people, as rich prints it.
+
+    Args:
+        status: of `Watcher.look`.
+        width: columns of the progress bar; None for none.
+    """
+    total, done = status.passes
+    share = done / total if total else 1.0
+    who = (
+        f"run by {status.holder}"
+        if status.holder
+        else "nothing runs it"
+        if not status.slurm
+        else "its snakemake is gone"
+    )
+    who += f"; Slurm: {status.slurm}" if status.slurm else ""
+    left = f", {duration(status.seconds_left)} left" if status.running and status.seconds_left is not None else ""
+    if status.running and status.seconds_left is None:
+        left = ", time left not known yet"
+    parts: list[Any] = [
+        Text(
+            f"{status.study}: {status.cells[1]} of {status.cells[0]} cells done; {'all done' if status.done else who}"
+        ),
+        Text(f"{100 * share:.0f} % of {short(total)} image passes of training done{left}"),
+    ]
+    if width:
+        parts.append(ProgressBar(total=max(1, total), completed=done, width=width))
+    names = ("done", "running", "failed", "waiting")
+    rows = [[stage, *(str(status.stages[stage][n] or "") for n in names)] for stage in STAGES if stage in status.stages]
+    parts += [Text(""), table(["stage", *names], rows)]
+    if status.running:
+        parts += [Text("\nRunning:"), _running_table(status.running)]
+    if status.failed:
+        parts.append(Text("\nFailed:"))
+        for one in status.failed[:SHOWN]:
+            parts.append(Text(f"  {one.job.label}: {one.said[:300]}\n    read {one.log}", style="red"))
+        if len(status.failed) > SHOWN:
+            parts.append(Text(f"  and {len(status.failed) - SHOWN} more"))
+    if not status.done and not status.alive:
+        parts.append(Text("\nNot finished, and nothing runs: the same snakemake command goes on from here."))
+    return Group(*parts)
+
+
+def _running_table(running: Iterable[Running]) -> Table:
+    def optional(value: float | None, text: str) -> str:
+        return "" if value is None else text.format(value)
+
+    rows = []
+    for one in running:
+        epoch = "" if one.epochs is None else f"{one.epoch}/{one.epochs}"
+        left = "" if one.seconds_left is None else duration(one.seconds_left)
+        rate = optional(one.images_per_second, "{:.0f}")
+        heard = f"{duration(one.silent)} ago"
+        rows.append(
+            [one.job.label, epoch, optional(one.loss, "{:.4f}"), rate, left, heard, "" if one.loss else one.said]
+        )
+    columns = ["job", "epochs done", "loss", "images/s", "left", "log written", "its last line"]
+    return table(columns, rows, right=range(1, 6))
+
+
+def watch(root: Path, seconds: float = 2.0) -> Status:
+    """Show a study's state, anew every some seconds, until its run ends or Ctrl-C.
+
+    Args:
+        root: the study's folder.
+        seconds: between two looks.
+
+    Returns:
+        The last state.
+    """
+    left = threading.Event()
+    watcher, out = Watcher(root), console()
+    status = watcher.look()
+    with on_stop(lambda number: left.set()), Live(show(status, 60), console=out, auto_refresh=False) as live:
+        while status.alive and not left.wait(seconds):
+            status = watcher.look()
+            live.update(show(status, 60), refresh=True)
+    return status

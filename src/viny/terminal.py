@@ -1,0 +1,52 @@
+"""What people read: aligned tables, plain where they are piped, and numbers of a fitting unit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+PIPED = 200  # columns of a table that goes to a file or another program, which wraps nothing
+
+
+def console() -> Console:
+    """Standard output; rich leaves colours out where it is no terminal or NO_COLOR is set."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED, soft_wrap=False)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] | None = None) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: their headings.
+        rows: texts, as many as columns.
+        right: columns of numbers, which stand to the right; None for all but the first.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    columns = list(columns)
+    numbers = set(range(1, len(columns)) if right is None else right)
+    for at, name in enumerate(columns):
+        made.add_column(name, justify="right" if at in numbers else "left", no_wrap=at in numbers, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would choose."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 5970:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:.1f} days"
+
+
+def short(number: float, unit: str = "") -> str:
+    """A number with three digits and a prefix: 2,700,000 as 2.70 M."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            value = number / size
+            return f"{value:.{max(0, 2 - (value >= 9.995) - (value >= 99.95))}f} {prefix}{unit}"
+    return f"{number:.0f} {unit}".strip()

@@ -1,0 +1,600 @@
+"""Advice: simulated studies whose truth is known, exact oracles for what it works out itself, and the command."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+pytest.importorskip("jsonschema")
+
+from viny.cells import Cell, cells, metrics_file, training_folders
+from viny.cli import main
+from viny.config import merge, read_config, resolve
+from viny.errors import InputError
+from viny.evidence import verdicts as module
+from viny.evidence.advise import Advice, advise, as_dict, as_text
+from viny.evidence.statistics import image_noise, overall
+from viny.evidence.verdicts import Effect, compare, judge, seeds_needed
+from viny.files import write_json
+from viny.study import write_study
+
+TINY = Path(__file__).parent / "tiny.yaml"
+SECONDS = {"pretrain": 100.0, "intermediate": 10.0, "finetune": 1.0}  # of each made training
+Truth = Callable[[Cell], float]
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return resolve(merge(read_config(TINY), changes))
+
+
+def confusions(rng: np.random.Generator, images: int, noise: float) -> np.ndarray:
+    """Two classes; `noise` is the share of each image's pixels that a model gets wrong, about a half, by luck."""
+    wrong = np.clip(rng.normal(0.5, noise, (images, 2)), 0, 1) * 50
+    out = np.empty((images, 2, 2))
+    out[:, [0, 1], [0, 1]], out[:, [0, 1], [1, 0]] = 50 - wrong, wrong
+    return out.round().astype(np.int32)
+
+
+def make(
+    root: Path,
+    truth: Truth,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    grid: dict[str, Any] | None = None,
+    images: int = 500,
+    noise: float = 0.001,
+    ious: Callable[[Cell], dict[str, float | None]] = lambda cell: {},
+    curve: Sequence[float] = (1.0,) * 20,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A study's folder with made results: metrics, confusion matrices, curves, costs."""
+    config = settings(**merge({"grid": {"seeds": list(seeds), **(grid or {})}}, changes))
+    write_study(root, config)
+    rng = np.random.default_rng(0)
+    for cell in cells(config):
+        path = metrics_file(root, cell)
+        value = {"study": config["study"], "protocol": "sound", "note": config["note"], "cell": cell.as_dict()}
+        metrics = {"miou": truth(cell), "pixel_accuracy": 0.7, **ious(cell)}
+        value |= {"metrics": metrics, "miou_is": "dataset", "test_images": images, "provenance": {}}
+        write_json(path, value)
+        np.savez(path.with_suffix(".npz"), confusion=confusions(rng, images, noise), indices=np.arange(images))
+    for stage, _, folder in training_folders(root, cells(config)):
+        write_json(folder / "run.json", {"training_seconds": SECONDS[stage], "image_passes": 1000})
+        pd.DataFrame({"epoch": range(1, len(curve) + 1), "loss": curve}).to_csv(folder / "curve.csv", index=False)
+    return config
+
+
+def part(advice: Advice, key: str) -> list[dict[str, Any]]:
+    return next(section["items"] for section in as_dict(advice)["sections"] if section["key"] == key)
+
+
+def said(advice: Advice, key: str) -> str:
+    return " ".join(item["text"] for item in part(advice, key))
+
+
+def scatter(spread: float, seed: int = 0) -> Truth:
+    """Noise of each cell and seed, the same whenever asked."""
+
+    def noise(cell: Cell) -> float:
+        key = [cell.pretrain_size, len(cell.intermediate), cell.finetune_size, cell.seed, seed]
+        return spread * np.random.default_rng(key).normal()
+
+    return noise
+
+
+def steps(pretraining: float = 0.0, task: float = 0.0, spread: float = 0.001, seed: int = 0) -> Truth:
+    """Effects of pre-training and of a task, and two points a doubling of the labels."""
+    noise = scatter(spread, seed)
+
+    def truth(cell: Cell) -> float:
+        gained = pretraining * (cell.pretrain_size > 0) + task * (cell.intermediate != "none")
+        return 0.4 + 0.02 * np.log2(cell.finetune_size) + gained + noise(cell)
+
+    return truth
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("effect", "spread", "pretraining", "task"),
+    [
+        (0.05, 0.003, "worth it", "helped"),
+        (-0.05, 0.003, "costs", "hurt"),
+        (0.004, 0.0002, "worth it, by under 1 point", "helped, by under 1 point"),
+        (0.0, 0.03, "cannot be told", "cannot be told"),
+        (0.0, 0.001, "under 1 point either way", "under 1 point either way"),
+    ],
+    ids=["gain", "loss", "small gain", "noise", "nothing"],
+)
+def test_the_verdict_is_the_truth(tmp_path: Path, effect: float, spread: float, pretraining: str, task: str) -> None:
+    make(tmp_path, steps(effect, effect, spread), seeds=range(4))
+    advice = advise(tmp_path)
+    assert part(advice, "pretraining")[0]["verdict"] == pretraining
+    assert part(advice, "tasks")[0]["verdict"] == task
+    summary = said(advice, "summary")
+    assert f"{pretraining.capitalize()}: pre-training on 24 images" in summary
+    assert f"{task[0].upper()}{task[1:]}: scenes" in summary
+    both = [part(advice, "pretraining")[0], part(advice, "tasks")[0]]
+    assert all(abs(row["mean"] - effect) < 2 * spread + 1e-12 for row in both)
+    assert all(row["low"] < row["mean"] < row["high"] for row in both)
+    asked = {row["question"] for row in part(advice, "next") if "question" in row}
+    assert ("scenes" in asked) == (task == "cannot be told")
+
+
+def frame_of(values: np.ndarray, sizes: Sequence[int], labels: Sequence[int], task: str) -> pd.DataFrame:
+    """Cells of mIoU [sizes, labels, seeds]."""
+    rows = [
+        (f"{task}-{size}-{n}-{seed}", values[i, j, seed], task, size, n, seed)
+        for i, size in enumerate(sizes)
+        for j, n in enumerate(labels)
+        for seed in range(values.shape[2])
+    ]
+    return pd.DataFrame(rows, columns=["cell", "miou", "intermediate", "pretrain_size", "finetune_size", "seed"])
+
+
+class NoImages:
+    def se(self, weights: dict[str, float]) -> float:
+        return np.nan
+
+
+def effect_of(difference: np.ndarray, name: str = "a") -> Effect:
+    """The effect that differences [sizes, labels, seeds] make."""
+    sizes, labels = range(difference.shape[0]), range(1, difference.shape[1] + 1)
+    base = frame_of(np.full(difference.shape, 0.4), sizes, labels, "none")
+    found = compare("task", name, name, frame_of(0.4 + difference, sizes, labels, name), base, NoImages())
+    assert found is not None
+    return found
+
+
+def test_p_is_students_for_one_size_and_welchs_for_two() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(0.01, 0.01, (1, 3, 5))
+    effect = effect_of(one)
+    expected = stats.ttest_1samp(one.mean((0, 1)), 0)
+    assert (effect.p, effect.df) == pytest.approx((expected.pvalue, 4))
+    assert effect.se == pytest.approx(stats.sem(one.mean((0, 1))))
+    two = rng.normal(0.01, np.array([0.003, 0.02])[:, None, None], (2, 3, 5))
+    effect = effect_of(two)
+    # The mean of two groups against zero is the difference of one and the other with its sign turned.
+    expected = stats.ttest_ind(two[0].mean(0), -two[1].mean(0), equal_var=False)
+    assert (effect.p, effect.df) == pytest.approx((expected.pvalue, expected.df))
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "overall", functools.partial(overall, resamples=1000))
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_effects_that_are_not_there_are_rarely_named() -> None:
+    rng = np.random.default_rng(1)
+    studies, named = 40, 0
+    for _ in range(studies):
+        found = [effect_of(rng.normal(0, 0.01, (2, 1, 3)), name) for name in "abc"]
+        judge(found, target=1.0)
+        named += any(effect.verdict in ("up", "down") for effect in found)
+    assert named <= 6  # of 40 at a family's 5 %; more has a chance of 0.3 %
+
+
+def test_holms_correction_is_that_of_statsmodels() -> None:
+    p = np.random.default_rng(6).uniform(0, 0.3, 9)
+    p[3] = p[5]
+    assert module.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_one_lucky_task_of_six_is_not_named() -> None:
+    lucky = np.array([[[0.004, 0.014, 0.024]], [[0.004, 0.013, 0.024]]])
+    alone, among = effect_of(lucky), [effect_of(lucky)]
+    judge([alone], target=1.0)
+    assert alone.verdict == "up"
+    rng = np.random.default_rng(2)
+    among += [effect_of(rng.normal(0, 0.01, (2, 1, 3)), name) for name in "bcdef"]
+    judge(among, target=1.0)
+    assert among[0].low > 0
+    assert among[0].p_holm == pytest.approx(6 * among[0].p)
+    assert (among[0].verdict, among[0].lacks) == ("unknown", "seeds")
+    assert "after Holm's correction over 6" in among[0].reason
+
+
+def test_sign_flips_have_a_say_where_they_can_reach_the_level() -> None:
+    outlier = np.array([[[0.02] * 7 + [-0.02]]]) + np.linspace(0, 0.001, 8)
+    few, many = effect_of(np.array([[[0.020, 0.021, 0.022]]])), effect_of(outlier)
+    many.p, many.low = 0.04, 0.001  # as if the t test named it
+    many.p_sign_flip = 0.07
+    judge([few], 1.0)
+    judge([many], 1.0)
+    assert few.verdict == "up"
+    assert "cannot confirm (least p 0.25)" in few.reason
+    assert many.verdict == "unknown"
+    assert "by sign flips is 0.07" in many.reason
+
+
+def test_an_interval_that_holds_zero_names_nothing_whatever_the_tests_say() -> None:
+    effect = effect_of(np.array([[[0.020, 0.021, 0.022]]]))
+    effect.low = -0.001
+    judge([effect], 1.0)
+    assert (effect.verdict, effect.reason) == ("unknown", "the interval holds zero")
+
+
+# Noise of the test images
+
+
+@pytest.mark.parametrize("kind", ["dataset", "per_image"])
+def test_image_noise_agrees_with_the_bootstrap_of_the_tables(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    one = rng.integers(0, 60, (300, 4, 4)) * rng.uniform(0, 1, (300, 1, 1))
+    one[:, 3] = one[:, :, 3] = 0  # a class that is nowhere
+    other = one + rng.integers(0, 20, one.shape) * (one > 0)
+    one, other = one.astype(int), other.astype(int)
+    for name, confusion in (("a", one), ("b", other)):
+        np.savez(tmp_path / f"{name}.npz", confusion=confusion, indices=np.arange(300))
+    images = module.TestImages(tmp_path, pd.DataFrame({"cell": ["a", "b"], "miou_is": kind}))
+    expected = image_noise([(one, other)], 4000).set_index("miou_is").loc[kind, "se_images"]
+    assert images.se({"a": 1, "b": -1}) == pytest.approx(expected, rel=0.06)
+    assert images.se({"a": 2, "b": -2}) == pytest.approx(2 * images.se({"a": 1, "b": -1}))
+    assert np.isnan(images.se({"a": 1, "not evaluated": -1}))
+
+
+def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> None:
+    make(tmp_path, steps(0.03, 0.03, 0.001), images=12, noise=0.3, seeds=range(4))
+    advice = advise(tmp_path)
+    effect = part(advice, "tasks")[0]
+    assert effect["low"] > 0
+    assert effect["verdict"] == "cannot be told"
+    assert "others may turn it" in effect["text"]
+    changes = [row["change"] for row in part(advice, "next") if "change" in row]
+    assert any(re.fullmatch(r"`segmentation.test_size: \d{2,}`", change) for change in changes)
+    assert not any("grid.seeds" in change for change in changes)
+    assert "more of those, not more seeds" in said(advice, "next")
+    assert "Only 12 test images: their draw alone moves the best cell's mIoU by ±" in said(advice, "warnings")
+
+
+# Seeds
+
+
+def test_small_effects_under_noisy_images_ask_for_images_and_large_spreads_for_both(tmp_path: Path) -> None:
+    make(tmp_path / "a", steps(0.0, 0.0, 0.001), images=50, noise=0.3)
+    row = part(advise(tmp_path / "a"), "tasks")[0]
+    assert max(abs(row["low"]), abs(row["high"])) < 0.01  # small, but for the images
+    assert row["verdict"] == "cannot be told"
+    assert "and the test images' draw adds ±" in row["text"]
+    make(
+        tmp_path / "b", lambda cell: 0.5 + 0.02 * (cell.seed - 1) * (cell.intermediate != "none"), images=50, noise=0.3
+    )
+    advice = advise(tmp_path / "b")
+    row = next(row for row in part(advice, "next") if row.get("question") == "scenes")
+    assert row["half_width"] > row["half_width_images"] > 0.01
+    assert "more of those too" in row["text"]
+    assert "segmentation.test_size" in said(advice, "next")
+
+
+def reached(n: int, spread: float, target: float, sizes: int, studies: int = 4000) -> float:
+    """How often n seeds bring the t interval of a mean over sizes of equal spread within the target."""
+    rng = np.random.default_rng(n)
+    variance = spread**2 * rng.chisquare(n - 1, (studies, sizes)) / (n - 1) / n
+    df = variance.sum(1) ** 2 / (variance**2 / (n - 1)).sum(1)
+    return float(np.mean(stats.t.ppf(0.975, df) * np.sqrt(variance.sum(1)) / sizes <= target))
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.009, 0.013])
+def test_the_seeds_advised_reach_the_target_in_four_of_five_studies_and_no_fewer_do(spread: float) -> None:
+    n = seeds_needed(0.01, spread / np.sqrt(3), 3, 2)
+    assert n is not None
+    assert reached(n, spread, 0.01, 1) > 0.78
+    assert reached(n - 1, spread, 0.01, 1) < 0.82
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_a_pilot_study_of_known_spread_is_told_seeds_that_reach_the_target(tmp_path: Path) -> None:
+    spread = 0.012
+
+    def truth(cell: Cell) -> float:  # a spread of exactly that, about no effect, for both pre-train sizes
+        return 0.5 + spread * (cell.seed - 1) * (cell.intermediate != "none")
+
+    make(tmp_path, truth, grid={"finetune_sizes": [8, 16]})
+    row = next(row for row in part(advise(tmp_path), "next") if row.get("question") == "scenes")
+    n = row["seeds"]
+    assert 4 <= n <= 20
+    assert row["seeds_low"] < n
+    assert row["seeds_high"] is None
+    rng = np.random.default_rng(4)
+    halves = []
+    for _ in range(40):
+        encoders = rng.normal(0, spread, (2, 1, n))  # what both label sizes share
+        halves.append(effect_of(np.repeat(encoders, 2, axis=1)).half)
+    assert np.mean(np.array(halves) <= 0.01) > 0.7
+
+
+def test_a_spread_that_no_sensible_number_of_seeds_overcomes_is_said(tmp_path: Path) -> None:
+    make(tmp_path, lambda cell: 0.5 + 0.1 * (cell.seed - 1) * (cell.intermediate != "none"))
+    advice = advise(tmp_path)
+    row = next(row for row in part(advice, "next") if row.get("question") == "scenes")
+    assert row["seeds"] is None
+    assert "more than 20 seeds" in row["text"]
+    assert "Seeds are not the way" in row["text"]
+    assert not any("scenes" in row.get("settles", []) for row in part(advice, "next"))
+
+
+@pytest.mark.parametrize("df", [2, 5])
+def test_the_interval_of_the_spread_holds_the_true_one(df: int) -> None:
+    seen = np.sqrt(np.random.default_rng(5).chisquare(df, 20_000) / df)  # of a true spread of 1
+    low, high = module.spread_interval(df)
+    assert np.mean((low * seen <= 1) & (high * seen >= 1)) == pytest.approx(0.95, abs=0.01)
+
+
+# Returns
+
+
+LABELS = [50, 100, 200, 400, 800]
+
+
+def saturating(labels: float) -> float:
+    return 0.7 - 0.4 / (1 + labels / 150)
+
+
+def test_the_next_doubling_of_a_known_curve_is_foretold(tmp_path: Path) -> None:
+    noise = scatter(0.0005)
+    make(tmp_path, lambda c: saturating(c.finetune_size) + noise(c), grid={"finetune_sizes": LABELS}, seeds=range(4))
+    row = part(advise(tmp_path, minutes_per_mask=3), "labels")[0]
+    truth = saturating(1600) - saturating(800)
+    assert row["next"]["from"] == "fit"
+    assert row["next"]["mean"] == pytest.approx(truth, abs=0.002)
+    assert row["next"]["low"] < truth < row["next"]["high"]
+    assert row["measured"]["mean"] == pytest.approx(saturating(800) - saturating(400), abs=0.002)
+    assert "extrapolated by the best fit, saturating" in row["text"]
+    assert "less than the first doubling" in row["text"]
+    points = 100 * row["next"]["mean"]
+    assert f"its 800 masks are 40.0 h, {2400 / points:,.0f} minutes a point" in row["text"]
+
+
+def test_three_sizes_say_what_they_measured_and_ask_for_a_fourth(tmp_path: Path) -> None:
+    make(tmp_path, steps(), grid={"finetune_sizes": [8, 16, 32]})
+    advice = advise(tmp_path)
+    row = part(advice, "labels")[0]
+    assert row["next"]["from"] == "last doubling"
+    assert row["measured"]["mean"] == pytest.approx(0.02, abs=0.002)
+    assert "no fitted curve can say" in row["text"]
+    assert "`grid.finetune_sizes: [8, 16, 32, 64]`" in said(advice, "next")
+    write_json(tmp_path / "packs" / "segmentation" / "manifest.json", {"count": 530})  # 500 are test images
+    assert "`grid.finetune_sizes: [8, 16, 23, 32]`" in said(advise(tmp_path), "next")
+
+
+def test_a_doubling_that_may_bring_nothing_has_no_bound_on_its_price(tmp_path: Path) -> None:
+    def truth(cell: Cell) -> float:
+        return 0.4 + 0.001 * (cell.finetune_size > 8) + 0.01 * (cell.seed - 1) * (cell.finetune_size > 8)
+
+    make(tmp_path, truth)
+    assert "to without bound)" in part(advise(tmp_path, minutes_per_mask=2), "labels")[0]["text"]
+
+
+def test_pretraining_worth_twice_the_labels_is_told_in_labels(tmp_path: Path) -> None:
+    noise = scatter(0.0005)
+
+    def truth(cell: Cell) -> float:
+        labels = cell.finetune_size * (2 if cell.pretrain_size else 1)
+        return 0.3 + 0.04 * np.log2(labels) + noise(cell)
+
+    make(tmp_path, truth, grid={"finetune_sizes": [100, 200, 400], "intermediates": ["none"]})
+    rows = {row["finetune_size"]: row for row in part(advise(tmp_path), "pretraining") if "finetune_size" in row}
+    for labels in (100, 200):
+        assert rows[labels]["labels_worth"] == pytest.approx(2 * labels, rel=0.05)
+        assert rows[labels]["mean"] == pytest.approx(0.04, abs=0.002)
+    assert rows[400]["censored"] == "beyond"
+    assert "they do what more than 400 would from a random start" in rows[400]["text"]
+
+
+def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation(tmp_path: Path) -> None:
+    noise = scatter(0.0005)
+
+    def truth(cell: Cell) -> float:
+        return 0.4 + 0.01 * np.log2(max(cell.pretrain_size, 1)) + noise(cell)
+
+    make(tmp_path, truth, grid={"pretrain_sizes": [0, 6, 24], "intermediates": ["none"]})
+    row = next(row for row in part(advise(tmp_path), "pretraining") if row.get("extrapolated_to"))
+    assert row["mean"] == pytest.approx(0.01, abs=0.001)  # of one doubling, where 6 to 24 is two
+    assert row["low"] < 0.01 < row["high"]
+    assert "For the next, to 48, this is an extrapolation" in row["text"]
+
+
+# What is not asked, or not there
+
+
+def test_one_seed_has_no_interval_and_is_told_to_become_three(tmp_path: Path) -> None:
+    make(tmp_path, steps(0.1, 0.1), seeds=[5])
+    advice = advise(tmp_path)
+    text = as_text(advice)
+    assert "nan" not in text.lower().replace("finance", "")
+    assert "One seed: no interval anywhere" in said(advice, "warnings")
+    for key in ("pretraining", "tasks"):
+        first = part(advice, key)[0]
+        assert (first["verdict"], first["low"]) == ("cannot be told", None)
+        assert "no interval" in first["text"]
+    best = part(advice, "summary")[0]
+    assert len(best["not_told_from_it"]) == best["others"] == 7
+    assert part(advice, "next")[0]["change"] == "`grid.seeds: [5, 0, 1]`"  # before what costs less
+
+
+def test_missing_cells_are_named_and_come_first(tmp_path: Path) -> None:
+    config = make(tmp_path, steps(0.05, 0.05))
+    gone = [cell for cell in cells(config) if cell.finetune_size == 16 and cell.seed == 2 and cell.pretrain_size]
+    for cell in gone:
+        metrics_file(tmp_path, cell).unlink()
+    advice = advise(tmp_path)
+    first = part(advice, "next")[0]
+    assert first["change"].startswith("finish the grid")
+    assert (first["new_cells"], first["trainings"]) == (len(gone), 0)  # trained, not evaluated
+    assert gone[0].name in said(advice, "warnings")
+    assert as_text(advice).startswith("Study tiny: 22 of 24 cells, 3 seeds, 500 test images\n")
+    assert part(advice, "pretraining")[0]["verdict"] == "worth it"
+
+
+@pytest.mark.parametrize(
+    ("grid", "key", "words"),
+    [
+        ({"pretrain_sizes": [0]}, "pretraining", "Not asked by this study; add `grid.pretrain_sizes: [0, 30]`."),
+        (
+            {"pretrain_sizes": [24]},
+            "pretraining",
+            "no random start to compare with; add `grid.pretrain_sizes: [0, 24]`",
+        ),
+        ({"intermediates": ["none"]}, "tasks", "Not asked by this study; add a task"),
+        ({"intermediates": ["scenes"]}, "tasks", "no cell is without a task; add `none`"),
+        ({"finetune_sizes": [8]}, "labels", "one number of labels; add `grid.finetune_sizes: [8, 16, 32, 64]`"),
+    ],
+)
+def test_what_a_study_does_not_ask_it_is_told_how_to_ask(
+    tmp_path: Path, grid: dict[str, Any], key: str, words: str
+) -> None:
+    make(tmp_path, steps(), grid=grid)
+    write_json(tmp_path / "packs" / "pretrain" / "manifest.json", {"count": 30})
+    advice = advise(tmp_path)
+    assert words in said(advice, key)
+    assert words in said(advice, "summary")
+
+
+def test_a_study_without_evaluated_cells_is_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, settings())
+    with pytest.raises(InputError, match="none of the 16 cells of study tiny is evaluated; run the workflow first"):
+        advise(tmp_path)
+
+
+# What the next cells cost
+
+
+def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path) -> None:
+    make(tmp_path, steps(0.0, 0.0, 0.02), seeds=[0, 1, 2])
+    rows = [row for row in part(advise(tmp_path, target=3.0), "next") if "grid.seeds" in row.get("change", "")]
+    assert rows
+    for row in rows:
+        seeds = json.loads(re.search(r"\[.*\]", row["change"])[0])
+        more = len(seeds) - 3
+        assert seeds == list(range(len(seeds)))
+        assert row["new_cells"] == 8 * more
+        # A seed is one pre-training, an intermediate training a pre-train size, and a fine-tuning a cell.
+        assert row["trainings"] == (1 + 2 + 8) * more
+        assert row["seconds"] == pytest.approx((100 + 2 * 10 + 8 * 1) * more)
+        if "alone" in row:
+            assert row["alone"]["intermediates"] == ["none"]
+            assert row["alone"]["seconds"] == pytest.approx((100 + 4 * 1) * more)
+    further = next(row for row in part(advise(tmp_path), "next") if "finetune_sizes" in row.get("change", ""))
+    # Of a size that was not trained, by image passes: 1,000 took a second, and these are 32 or 64, three times.
+    assert further["seconds"] == pytest.approx(further["new_cells"] * (32 + 64) / 2 * 3 / 1000)
+
+
+def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) -> None:
+    make(tmp_path, steps(0.0, 0.0, 0.02))
+    rows = [row for row in part(advise(tmp_path), "next") if "rank" in row]
+    prices = [row["seconds"] / len(row["settles"]) for row in rows]
+    assert len(rows) > 2
+    assert prices == sorted(prices)
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+# Warnings
+
+
+def test_a_class_that_is_never_found_is_named(tmp_path: Path) -> None:
+    make(tmp_path, steps(), ious=lambda cell: {"iou_sky": 0.8, "iou_wire": 0.0, "iou_ghost": None})
+    text = said(advise(tmp_path), "warnings")
+    assert "Class wire is hardly ever found: IoU below 1 % in 24 of 24 cells, at best 0.0 %" in text
+    assert "Class ghost is neither in the test images nor predicted" in text
+    assert "Class sky" not in text
+
+
+def test_warnings_come_where_there_is_cause_and_not_else(tmp_path: Path) -> None:
+    make(tmp_path / "a", steps(), images=99, curve=[1.0] * 16 + [0.9, 0.9, 0.8, 0.8], pretrain={"epochs": 2})
+    table = tmp_path / "a" / "tables" / "duplicates.csv"
+    table.parent.mkdir()
+    table.write_text(
+        "role,image,test_image,kind,distance\nfinetune,a,x,near,1\nfinetune,b,x,near,1\npretrain,c,y,exact,0\n"
+    )
+    text = said(advise(tmp_path / "a"), "warnings")
+    assert "Only 99 test images" in text
+    assert "1 in pretrain; 1 by their look in finetune" in text
+    assert "fine-tuning on 8 labels by 11 %" in text
+    assert "Short pre-training: 6 steps on 24 images" in text
+    assert "The study's own note: Test study." in text
+    assert "same labelled images of a size" in text
+    other = {"note": "", "pretrain": {"epochs": 4000, "milestones": []}, "switches": {"subsets": "per_seed"}}
+    make(tmp_path / "b", steps(), curve=[1.0] * 18 + [0.96, 0.96], **other)
+    assert part(advise(tmp_path / "b"), "warnings") == []
+
+
+def test_a_task_on_the_segmentations_own_masks_is_said_to_use_labels(tmp_path: Path) -> None:
+    task = {"scenes": {"target": "patch", "mixup": 0.0}}
+    make(tmp_path, steps(), intermediate=task)
+    for name, sha256 in (("scenes", "a"), ("segmentation", "a")):
+        write_json(tmp_path / "packs" / name / "manifest.json", {"sha256": sha256, "count": 1000})
+    assert "more labels by another name" in said(advise(tmp_path), "tasks")
+    write_json(tmp_path / "packs" / "scenes" / "manifest.json", {"sha256": "b"})
+    assert "more labels by another name" not in said(advise(tmp_path), "tasks")
+
+
+# The command
+
+
+def test_the_command_prints_plain_text_of_100_columns_or_the_same_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, steps(0.0, 0.05, 0.02))
+    assert main(["advise", str(tmp_path), "--minutes-per-mask", "2"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text
+    advice = advise(tmp_path, minutes_per_mask=2)
+    assert text == as_text(advice)
+    assert main(["advise", str(tmp_path), "--minutes-per-mask", "2", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert value == json.loads(json.dumps(as_dict(advice)))
+    flat = " ".join(text.split())
+    for section in value["sections"]:
+        assert section["heading"] in text
+        for item in section["items"]:
+            assert " ".join(item["text"].split()) in flat
+
+
+def test_settings_may_come_from_study_files_instead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "results", steps(0.05), seeds=[0, 1])
+    (tmp_path / "results" / "study.json").unlink()
+    assert main(["advise", str(tmp_path / "results")]) == 2
+    assert "study.json: no such file" in capsys.readouterr().err
+    assert main(["advise", str(tmp_path / "results"), "--study", str(TINY)]) == 0
+    assert "Study tiny: 16 of 16 cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "words"),
+    [
+        ("finetune/pre-0_mid-none_fine-8_seed-0/run.json", "[]", "run.json: not the provenance of a training"),
+        ("finetune/pre-0_mid-none_fine-8_seed-0/run.json", "{}", "run.json: no training_seconds"),
+        ("finetune/pre-0_mid-none_fine-8_seed-0/curve.csv", "epoch\n1\n", "curve.csv: no column 'loss'"),
+        ("metrics/pre-0_mid-none_fine-8_seed-0.npz", "x", "seed-0.npz: no readable confusion matrices"),
+        ("tables/duplicates.csv", "x\n1\n", "duplicates.csv: not a table of duplicates"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, content: str, words: str
+) -> None:
+    make(tmp_path, steps(), grid={"intermediates": ["none"], "pretrain_sizes": [0]})
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(content)
+    assert main(["advise", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["0", "-1", "nan", "x"])
+def test_a_target_that_is_none_is_refused(tmp_path: Path, target: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["advise", str(tmp_path), f"--target={target}"])
+    assert exit_.value.code == 2

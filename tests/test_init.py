@@ -1,0 +1,589 @@
+"""`viny init`: what it finds in real folders, and that the study it writes is one, and packs to the truth."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageFilter
+
+from viny.cells import mask_coding, pack_spec
+from viny.cli import main
+from viny.config import check_sizes, read_config, resolve
+from viny.contact_sheet import contact_sheet
+from viny.data.pack import open_pack
+from viny.data.packing import build_pack
+from viny.errors import InputError
+from viny.init import init, parse_classes, read_classes
+from viny.newstudy import Wanted, held_out_of, ladder, look, study_text
+from viny.settings import IGNORE
+
+SIDE = 32  # pixels
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder on a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def picture(seed: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def truth(seed: int, classes: int = 2, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """Class indices [H, W]: a rectangle of each class but 0, none of which hides another."""
+    mask = np.zeros((height, width), np.uint8)
+    rows = np.linspace(0, height, classes + 1).astype(int)
+    for at in range(1, classes):
+        mask[rows[at] : rows[at + 1], 2 + seed % 7 : width - 3] = at
+    return mask
+
+
+def made(
+    root: Path,
+    save: Callable[[np.ndarray, Path], Any],
+    classes: int = 2,
+    count: int = 12,
+    kind: str = "png",
+    suffix: str = "",
+) -> list[np.ndarray]:
+    """Images and masks below a folder, in folders of their own; gives the truth in the order of the images' paths."""
+    for at in range(count):
+        sub = ("", "a/", "a/b/")[at % 3]
+        for name in ("images", "masks"):
+            (root / name / sub).mkdir(parents=True, exist_ok=True)
+        picture(at).save(root / "images" / f"{sub}i{at:02d}.{('jpg', 'png', 'webp', 'tif', 'bmp')[at % 5]}")
+        save(truth(at, classes), root / "masks" / f"{sub}i{at:02d}{suffix}.{kind}")
+    places = [f"{('', 'a/', 'a/b/')[at % 3]}i{at:02d}" for at in range(count)]
+    return [truth(at, classes) for at in sorted(range(count), key=places.__getitem__)]
+
+
+def grey(values: list[int]) -> Callable[[np.ndarray, Path], None]:
+    return lambda mask, path: Image.fromarray(np.array(values, np.uint8)[mask]).save(path)
+
+
+def study(name: str = "mine") -> dict[str, Any]:
+    return resolve(read_config(Path("studies", f"{name}.yaml")))
+
+
+def run(*arguments: str) -> int:
+    return main(["init", "mine", "--images", "images", "--masks", "masks", *arguments])
+
+
+def packed(tmp_path: Path, config: dict[str, Any], name: str = "segmentation") -> Any:
+    folder = tmp_path / f"pack-{name}"
+    folder.mkdir()
+    build_pack(pack_spec(config, name), folder, threads=1)
+    return open_pack(folder / "manifest.json")
+
+
+def as_rgb(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(np.repeat(255 * mask[..., None], 3, 2)).save(path)
+
+
+def as_colours(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(np.array([(0, 0, 0), (200, 30, 30), (30, 30, 200)], np.uint8)[mask]).save(path)
+
+
+def as_palette(mask: np.ndarray, path: Path) -> None:
+    image = Image.fromarray(mask)
+    image.putpalette([value for i in range(256) for value in (255 - i, (i * 77) % 256, 90)])
+    image.save(path)
+
+
+def one_bit(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(255 * mask).convert("1").save(path)
+
+
+def mixed(mask: np.ndarray, path: Path) -> None:
+    grey([0, 1] if "0" in path.stem else [0, 255])(mask, path)
+
+
+# Masks as they come: the study that is written packs to what they show
+
+
+@pytest.mark.parametrize(
+    ("save", "kind", "classes"),
+    [
+        (grey([0, 255]), "png", {"0": "background", "255": "object"}),
+        (grey([0, 255]), "bmp", {"0": "background", "255": "object"}),
+        (grey([0, 1]), "tif", {"0": "background", "1": "object"}),
+        (one_bit, "png", {"0": "background", "1": "object"}),
+        (as_palette, "png", {"0": "background", "1": "object"}),
+        (as_rgb, "png", {"0": "background", "255": "object"}),
+        (lambda mask, path: Image.fromarray(255 * mask).save(path, lossless=True), "webp", None),
+        (mixed, "png", {"0": "background", "1": "object", "255": "object"}),
+    ],
+    ids=["0/255", "bmp", "0/1 tif", "1 bit", "palette", "grey as RGB", "webp", "0/1 and 0/255"],
+)
+def test_binary_masks_of_any_kind_pack_to_the_truth(tmp_path: Path, save: Any, kind: str, classes: Any) -> None:
+    wanted = made(tmp_path, save, kind=kind)
+    text = study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+    Path("mine.yaml").write_text(text)
+    config = resolve(read_config("mine.yaml"))
+    if classes:
+        assert config["segmentation"]["classes"] == classes
+    assert config["model"]["image_size"] == SIDE and config["segmentation"]["ignore"] == []
+    pack = packed(tmp_path, config)
+    assert pack.manifest["mask_classes"] == ["background", "object"]
+    assert np.array_equal(pack.rows("masks", np.arange(len(wanted))), np.stack(wanted))
+
+
+def test_eleven_palette_classes_and_255_pack_to_the_truth_with_255_ignored(tmp_path: Path) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        mask = mask.copy()
+        mask[:, 0] = 255
+        as_palette(mask, path)
+
+    wanted = np.stack(made(tmp_path, save, classes=11))
+    wanted[:, :, 0] = IGNORE
+    assert run() == 0
+    config = study()
+    assert config["segmentation"]["ignore"] == [255]
+    assert list(config["segmentation"]["classes"]) == [str(value) for value in range(11)]
+    assert np.array_equal(packed(tmp_path, config).rows("masks", np.arange(len(wanted))), wanted)
+
+
+def test_colour_masks_get_a_class_a_colour(tmp_path: Path) -> None:
+    wanted = made(tmp_path, as_colours, classes=3)
+    as_rgb(np.zeros((SIDE, SIDE), np.uint8), tmp_path / "masks" / "i00.png")  # black alone could be grey
+    found = look(Wanted("mine", Path("images"), Path("masks")))
+    assert found.coding.classes == {"#000000": "class_000000", "#1e1ec8": "class_1e1ec8", "#c81e1e": "class_c81e1e"}
+    Path("mine.yaml").write_text(study_text(found))
+    masks = packed(tmp_path, resolve(read_config("mine.yaml"))).rows("masks", np.arange(len(wanted)))
+    wanted[8][:] = 0  # those of a/ and a/b/ come before i00
+    assert np.array_equal(masks, np.array([0, 2, 1], np.uint8)[np.stack(wanted)])
+
+
+def test_grey_levels_with_gaps_are_classes_also_255(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 128, 255]), classes=3)
+    coding = look(Wanted("mine", Path("images"), Path("masks"))).coding
+    assert list(coding.classes) == [0, 128, 255] and coding.ignore == []
+
+
+@pytest.mark.parametrize("smooth", [False, True], ids=["jpeg", "smoothed png"])
+def test_masks_that_were_compressed_or_smoothed_are_refused_with_advice(
+    tmp_path: Path, smooth: bool, capsys: pytest.CaptureFixture
+) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        image = Image.fromarray(255 * mask).resize((64, 64))
+        (image.filter(ImageFilter.GaussianBlur(1)) if smooth else image).save(path)
+
+    made(tmp_path, save, kind="png" if smooth else "jpg")
+    for file in (tmp_path / "images").rglob("*.*"):
+        picture(1, 64, 64).save(file)
+    assert run() == 2
+    said = capsys.readouterr().err
+    assert "expected one value a class" in said and "point(lambda v: 255 * (v > 127))" in said
+    assert ("JPEG" in said) is not smooth
+    assert not Path("studies").exists()
+
+
+def test_many_classes_in_each_mask_are_not_taken_for_smoothed_edges(tmp_path: Path) -> None:
+    made(tmp_path, lambda mask, path: Image.fromarray(np.arange(SIDE**2).reshape(mask.shape).astype(np.uint8) % 38)
+         .save(path))  # fmt: skip
+    found = look(Wanted("mine", Path("images"), Path("masks")))
+    assert len(found.coding.classes) == 38
+    assert any("if values number objects" in note for note in found.notes)
+
+
+def test_more_values_than_classes_can_be_are_refused(tmp_path: Path) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        ramp = np.arange(SIDE, dtype=np.uint16) + np.uint16(30 * int(path.stem[1:]))
+        Image.fromarray(mask + ramp).save(path)
+
+    made(tmp_path, save)
+    with pytest.raises(InputError, match=r"hold 36\d values .* may number objects"):
+        look(Wanted("mine", Path("images"), Path("masks")))
+
+
+# Names of files
+
+
+def test_a_suffix_is_found_and_what_does_not_match_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]), count=20, suffix="_mask")
+    (tmp_path / "masks" / "i03_mask.png").unlink()
+    picture(0).save(tmp_path / "images" / "a[bold]b.png")
+    assert run() == 0
+    said = capsys.readouterr().out
+    assert "a[bold]b.png" in said
+    assert "masks' names end in _mask" in said and re.search(r"without a mask.*i03\.tif", said)
+    assert study()["segmentation"]["mask_suffix"] == "_mask"
+    assert "\x1b" not in said  # plain, as no terminal listens
+
+
+def test_images_and_masks_may_stand_in_one_folder(tmp_path: Path) -> None:
+    for at in range(25):  # i1 begins i10, and i1_seg does not belong to it
+        picture(at).save(tmp_path / f"i{at}.jpg")
+        grey([0, 255])(truth(at), tmp_path / f"i{at}_seg.png")
+    found = look(Wanted("mine", tmp_path, tmp_path))
+    assert found.pairs == 25 and found.wanted.mask_suffix == "_seg"
+
+
+def test_names_that_begin_one_another_are_no_suffix_where_each_image_has_its_mask(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for at in range(10):  # x, xx, xxx, ...
+        picture(at).save(tmp_path / "images" / f"{'x' * (at + 1)}.png")
+        grey([0, 255])(truth(at), tmp_path / "masks" / f"{'x' * (at + 1)}.png")
+    found = look(Wanted("mine", Path("images"), Path("masks")))
+    assert found.wanted.mask_suffix == "" and found.pairs == 10
+
+
+def test_a_file_that_is_no_image_is_said_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]), count=20)
+    (tmp_path / "images" / "i00.jpg").write_text("no image")
+    assert run() == 0
+    assert "1 of 20 pairs cannot be used" in capsys.readouterr().out
+    config = study()
+    assert config["on_bad_image"] == "skip"
+    assert max(config["grid"]["finetune_sizes"]) + config["segmentation"]["test_size"] <= 19
+    assert len(packed(tmp_path, config)) == 19
+
+
+def test_mostly_bad_pairs_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]))
+    for file in (tmp_path / "images").rglob("*.*"):
+        picture(0, 20, 50).save(file)
+    with pytest.raises(InputError, match=r"12 of 12 images .* are bad.*\n.*its mask 32 x 32"):
+        look(Wanted("mine", Path("images"), Path("masks")))
+
+
+# What the user says
+
+
+def test_classes_can_be_named_and_others_are_not_taken_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 1, 7]), classes=3)
+    assert run("--classes", "0=ground,1=low road") == 2
+    assert "values without a name: 7 (in 12 masks)" in capsys.readouterr().err
+    assert run("--classes", "0=ground,1=low road", "--ignore", "7") == 0
+    section = study()["segmentation"]
+    assert section["classes"] == {"0": "ground", "1": "low road"} and section["ignore"] == [7]
+
+
+def test_classes_can_be_named_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("value,name\n0,a, b\n#ff00FF, c\n")
+    assert read_classes(tmp_path / "c.csv") == {0: "a, b", "#ff00ff": "c"}
+
+
+@pytest.mark.parametrize("text", ["0=a", "0=a,1", "0=a,x=b", "0=a,0=b", "0=a,1="])
+def test_classes_written_wrongly_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--classes|expected a mask value"):
+        parse_classes(text)
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]))
+    Path("studies").mkdir()
+    Path("studies/mine.png").write_text("own")
+    assert run() == 2
+    assert "studies/mine.png: there already" in capsys.readouterr().err
+    assert Path("studies/mine.png").read_text() == "own" and not Path("studies/mine.yaml").exists()
+    assert run("--force") == 0
+    with Image.open("studies/mine.png") as image:
+        assert image.width > 500
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "", "none\n"])
+def test_a_name_that_no_study_may_have_is_refused(tmp_path: Path, name: str) -> None:
+    made(tmp_path, grey([0, 255]))
+    assert main(["init", name, "--images", "images", "--masks", "masks"]) == 2
+    assert not Path("studies").exists()
+
+
+def test_without_flags_and_terminal_the_flags_are_named(capsys: pytest.CaptureFixture) -> None:
+    assert main(["init", "--masks", "masks"]) == 2
+    assert "needs a NAME, --images;" in capsys.readouterr().err
+
+
+# The study
+
+
+def test_every_setting_has_a_comment_and_the_arithmetic_is_right(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), count=40)
+    (tmp_path / "more").mkdir()
+    picture(0, 12, 12).save(tmp_path / "more" / "u0.png")
+    for at in range(1, 420):
+        (tmp_path / "more" / f"u{at}.png").symlink_to("u0.png")
+    for at in range(30):
+        (tmp_path / f"kinds/{at % 3}").mkdir(parents=True, exist_ok=True)
+        picture(at).save(tmp_path / f"kinds/{at % 3}/{at}.jpg")
+    assert run("--unlabelled", "more", "--task", "kinds=kinds", "--spatial") == 0
+    text = Path("studies/mine.yaml").read_text()
+    config = study()
+    grid, tasks = config["grid"], config["intermediate"]
+    assert grid["intermediates"] == ["none", "kinds", "spatial"]
+    assert (tasks["kinds"]["source"], tasks["spatial"]["source"], tasks["spatial"]["target"]) == (
+        "folder",
+        "segmentation",
+        "patch",
+    )
+    sections = ("grid", "model", "pretrain", "finetune")
+    for section in sections:
+        lines = re.search(rf"^{section}:.*\n((  .*\n)+)", text, re.MULTILINE)[1].splitlines()
+        assert all(" # " in line or line.strip() == "source: folder" for line in lines), section
+    starts, seeds = len(grid["pretrain_sizes"]), len(grid["seeds"])
+    count = seeds * sum(grid["pretrain_sizes"]) * config["pretrain"]["epochs"]
+    count += starts * seeds * (24 * tasks["kinds"]["epochs"] + 24 * tasks["spatial"]["epochs"])
+    count += starts * seeds * 3 * sum(grid["finetune_sizes"]) * config["finetune"]["epochs"]
+    assert f"about {count / 1e6:.3g} million image passes" in text
+    assert grid["pretrain_sizes"] == [0, 210, 420]
+    assert len(packed(tmp_path, config, "pretrain")) == 420
+    assert len(packed(tmp_path, config, "kinds").manifest["classes"]) == 3
+
+
+def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]))
+    text = study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+    assert "pretrain_sizes: [0]" in text
+    assert "nothing on what pre-training is worth" in text and "nothing on whether one helps" in text
+
+
+@pytest.mark.parametrize("count", [10, 11, 17, 30, 50, 99, 200, 737, 7349, 123_456])
+def test_sizes_fit_any_number_of_images(count: int) -> None:
+    held_out = held_out_of(count)
+    assert 0.1 * count <= held_out <= 0.4 * count or held_out == 1000
+    assert held_out >= 30 or count < 75
+    for steps in (2, 3, 4):
+        room = count - held_out
+        if room >> (steps - 1) >= 8:
+            got = ladder(room, steps)
+            assert 0.88 * room <= got[-1] <= room
+            assert all(b == 2 * a for a, b in pairwise(got)) and len(got) == steps
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), count=5)
+    with pytest.raises(InputError, match=r"5 images with masks.*expected ten or more"):
+        study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+
+
+def test_a_split_file_is_passed_on_and_its_training_part_is_what_sizes_fit(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), count=30)
+    lines = [f"i{at:02d},{'test' if at < 20 else 'train'}\n" for at in range(30)]
+    (tmp_path / "split.csv").write_text("".join(lines))
+    found = look(Wanted("mine", Path("images"), Path("masks"), split=Path("split.csv")))
+    assert (found.train, found.test) == (10, 20)
+    Path("mine.yaml").write_text(study_text(found))
+    config = resolve(read_config("mine.yaml"))
+    assert config["segmentation"]["test_size"] == 0 and max(config["grid"]["finetune_sizes"]) == 10
+
+
+def test_masks_among_the_unlabelled_images_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]))
+    with pytest.raises(InputError, match="12 masks stand in it or below"):
+        look(Wanted("mine", Path("images"), Path("masks"), unlabelled=tmp_path))
+
+
+def test_labelled_images_among_the_unlabelled_ones_are_said(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]))
+    found = look(Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("images")))
+    assert any(note.startswith("12 labelled images, some for the test") for note in found.notes)
+
+
+def test_of_many_unlabelled_images_few_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, grey([0, 255]))
+    (tmp_path / "more").mkdir()
+    picture(0, 12, 12).save(tmp_path / "more" / "u0.png")
+    for at in range(1, 900):
+        (tmp_path / "more" / f"u{at}.png").symlink_to("u0.png")
+    opened: list[Path] = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: (opened.append(path), real(path, *a, **k))[1])
+    found = look(Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("more")))
+    assert found.unlabelled == 900
+    assert 100 <= sum("more" in str(path) for path in opened) <= 200
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "flags", "size", "patch", "fit"),
+    [
+        (64, 80, {}, 64, 8, "stretch"),
+        (300, 300, {"budget": "medium"}, 128, 16, "stretch"),
+        (60, 60, {}, 64, 8, "stretch"),
+        (28, 28, {}, 24, 3, "stretch"),
+        (40, 120, {}, 40, 5, "pad"),
+        (120, 40, {"image_size": 96}, 96, 12, "pad"),
+        (200, 200, {"patch_size": 16}, 64, 16, "stretch"),
+        (200, 200, {"image_size": 50, "patch_size": 10}, 50, 10, "stretch"),
+    ],
+)
+def test_model_and_fit_follow_the_images(
+    tmp_path: Path, height: int, width: int, flags: dict[str, Any], size: int, patch: int, fit: str
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for at in range(10):
+        picture(at, height, width).save(tmp_path / "images" / f"{at}.png")
+        grey([0, 255])(truth(at, 2, height, width), tmp_path / "masks" / f"{at}.png")
+    found = look(Wanted("mine", Path("images"), Path("masks"), **flags))
+    assert (found.model["image_size"], found.model["patch_size"], found.fit["segmentation"]) == (size, patch, fit)
+    # Bars are no pixels of the masks.
+    assert found.looked.shares.sum() == pytest.approx(1) and found.looked.shares[-1] == 0
+
+
+def test_a_patch_size_that_does_not_divide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]))
+    assert run("--image-size", "32", "--patch-size", "5") == 2
+    assert "does not divide" in capsys.readouterr().err and not Path("studies").exists()
+
+
+def test_a_class_that_is_lost_at_the_packed_size_is_said(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for at in range(10):
+        picture(at, 320, 320).save(tmp_path / "images" / f"{at}.png")
+        mask = truth(at, 2, 320, 320)
+        mask[1::5, 0:4:3] = 2  # between the pixels that nearest neighbour takes, at 64 of 320
+        grey([0, 1, 2])(mask, tmp_path / "masks" / f"{at}.png")
+    found = look(Wanted("mine", Path("images"), Path("masks")))
+    assert any("class_2 (lost in 10 of 10 masks)" in note and "--image-size" in note for note in found.notes)
+    assert found.looked.masks_with.tolist() == [10, 10, 0]
+
+
+@pytest.mark.parametrize("bad", [30, 200])
+def test_unlabelled_files_that_are_no_images_are_left_out_of_the_sizes(tmp_path: Path, bad: int) -> None:
+    made(tmp_path, grey([0, 255]))
+    (tmp_path / "more").mkdir()
+    for at in range(300):
+        file = tmp_path / "more" / f"u{at}.png"
+        file.touch() if at < bad else picture(at, 8, 8).save(file)
+    wanted = Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("more"))
+    if bad > 150:
+        with pytest.raises(InputError, match="of 200 images that were looked at cannot be opened"):
+            look(wanted)
+        return
+    found = look(wanted)
+    text = study_text(found)
+    (usable,) = resolve(yaml.safe_load(text))["grid"]["pretrain_sizes"][1:]
+    assert 200 < usable <= 270 and "on_bad_image: skip" in text
+
+
+# At the keyboard
+
+
+def answers(*said: str) -> Callable[[str], str]:
+    left = list(said)
+
+    def reply(question: str) -> str:
+        if not left:
+            raise EOFError
+        asked.append(question)
+        return left.pop(0)
+
+    asked: list[str] = []
+    reply.asked = asked
+    return reply
+
+
+def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 255]))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    #                name    images masks unlabelled task budget  value 0  255
+    reply = answers("bad name", "own", "nowhere", "", "", "", "", "huge", "", "ground", "")
+    init({}, reply=reply)
+    config = study("own")
+    assert config["segmentation"]["classes"] == {"0": "ground", "255": "object"}
+    assert config["segmentation"]["images"] == "images" and config["model"]["depth"] == 6
+    assert "no such folder" in capsys.readouterr().out
+    assert all(question.endswith("]: ") for question in reply.asked)
+
+
+def test_answers_that_end_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, grey([0, 255]))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(InputError, match="nothing was written"):
+        init({}, reply=answers("own", "images"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]))
+    own, terminal = pty.openpty()
+    command = [sys.executable, "-m", "viny", "init", "own"]
+    process = subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs the tests may ignore it
+    )
+    os.close(terminal)
+    said = b""
+    until = time.monotonic() + 60
+    while b"images that have masks" not in said and time.monotonic() < until:
+        said += os.read(own, 1000)
+    # Between the question and the wait for its answer a signal is only heeded by the next.
+    while process.poll() is None and time.monotonic() < until:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    os.close(own)
+    assert process.wait(1) == 128 + signal.SIGINT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+# The contact sheet
+
+
+@pytest.mark.parametrize("classes", [2, 12, 255])
+def test_the_contact_sheet_names_classes_and_what_is_ignored(classes: int) -> None:
+    names = [f"kind $_{at}" for at in range(classes)]
+    masks = np.full((3, 16, 16), IGNORE, np.uint8)
+    masks[:, 4:] = np.arange(192).reshape(12, 16) % classes
+    shares = np.linspace(1, 2, classes + 1)
+    images = np.full((3, 3, 16, 16), 100, np.uint8)
+    figure = contact_sheet(images, masks, ["a.png", "$b$.png", "x" * 50], names, shares / shares.sum(), "sheet $")
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[-1].startswith("ignored")
+    shown = [text.rsplit(" ", 2)[0] for text in texts[:-1]]
+    assert shown == names[-16:]  # with most pixels, in their order; no name is taken for a formula
+    assert len(figure.axes) == 3
+
+
+def test_colours_lie_over_objects_alone() -> None:
+    image, mask = np.full((1, 3, 8, 8), 100, np.uint8), np.zeros((1, 8, 8), np.uint8)
+    mask[0, 2:6, 2:6] = 1
+    mask[0, 7] = IGNORE
+    figure = contact_sheet(image, mask, ["a"], ["background", "object"], np.array([0.7, 0.2, 0.1]), "one")
+    drawn = np.asarray(figure.axes[0].get_images()[0].get_array(), float)
+    scale = len(drawn) // 8
+
+    def middle(row: int, column: int) -> np.ndarray:
+        return drawn[row * scale + scale // 2, column * scale + scale // 2]
+
+    assert middle(0, 0) == pytest.approx([100 / 255] * 3)
+    orange = np.array([0xE6, 0x9F, 0x00]) / 255
+    assert middle(3, 3) == pytest.approx((100 / 255 + orange) / 2)
+    stripes = drawn[7 * scale + 2 :]
+    assert np.ptp(stripes) > 0.2 and np.abs(stripes - stripes[..., :1]).max() < 1e-9  # grey, and not even
+
+
+def test_the_coding_of_the_study_is_that_of_the_sheet(tmp_path: Path) -> None:
+    made(tmp_path, grey([5, 3]))
+    found = look(Wanted("mine", Path("images"), Path("masks"), classes={3: "b", 5: "a"}))
+    coding = mask_coding({"3": "b", "5": "a"}, [])
+    assert found.coding.names == coding["mask_classes"] == ["b", "a"]
+    share = np.mean([truth(at) == 0 for at in range(12)])  # value 5, class 'a'
+    assert found.looked.shares[1] == pytest.approx(share)
+    check_sizes(resolve(yaml.safe_load(study_text(found))), {"segmentation": 12})

@@ -1,0 +1,417 @@
+"""The forecast of a study: its jobs against Snakemake's, its schedule against known bounds, its rates against runs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("jsonschema")
+
+from viny import work
+from viny.cli import main
+from viny.config import read_config, resolve
+from viny.data.packing import build_pack
+from viny.errors import InputError
+from viny.jobs import TRAININGS, Job, count, jobs, to_do
+from viny.learning.model import ViNy, count_parameters
+from viny.measure import Speed, Step, _ran, _share, measure
+from viny.plan import Forecast, Rates, kind, makespan, plan, rates_seen
+from viny.settings import ModelSettings
+
+TINY = Path(__file__).parent / "tiny.yaml"
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    return resolve(read_config(TINY))
+
+
+def all_jobs(config: dict[str, Any], root: Path = Path("nowhere")) -> list[Job]:
+    return jobs(config, count(config, root))
+
+
+def make(job: Job, root: Path, at: float) -> None:
+    """Empty outputs of a job, as if it had ended at that time."""
+    for output in job.outputs:
+        (root / output).parent.mkdir(parents=True, exist_ok=True)
+        (root / output).touch()
+        os.utime(root / output, (at, at))
+
+
+def stated(config: dict[str, Any], folder: Path, **more: Any) -> dict[str, Any]:
+    return plan(config, folder / "results", folder / "packs", **{"rate": 100.0, "cores": 2, **more})
+
+
+def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    pytest.importorskip("snakemake")
+    from test_workflow import planned, snakemake
+
+    root = tmp_path / "results" / "tiny"
+    mine = all_jobs(tiny, root)
+    out = snakemake(tmp_path, "-n", "-p", "--configfile", TINY).stdout
+    said = {name: set(re.findall(rf"^    {name}: (.*)$", out, re.MULTILINE)) for name in ("log", "benchmark")}
+    outputs = {p for line in re.findall(r"^    output: (.*)$", out, re.MULTILINE) for p in line.split(", ")}
+    relative = Path("results/tiny")
+    assert {str(job.log(relative)) for job in mine} == said["log"]
+    assert {str(job.benchmark(relative)) for job in mine} == said["benchmark"]
+    assert {str(relative / output) for job in mine for output in job.outputs} == outputs
+    trainings = [job for job in mine if job.stage in TRAININGS]
+    assert {str(job.checkpoints(relative)) for job in trainings} == set(re.findall(r"--checkpoints (\S+)", out))
+    assert [job.key for job in to_do(mine, root)] == [job.key for job in mine]
+
+    for at, job in enumerate(mine):
+        make(job, root, 1e9 + at)
+    assert to_do(mine, root) == []
+    # Weights that only their records and curves are needed of, and a model that a missing metrics file needs.
+    for lost in (
+        "pretrain/size-24_seed-1/encoder.safetensors",
+        "finetune/pre-24_mid-none_fine-8_seed-1/model.safetensors",
+        "metrics/pre-0_mid-scenes_fine-8_seed-1.json",
+        "finetune/pre-0_mid-scenes_fine-8_seed-1/model.json",
+    ):
+        (root / lost).unlink()
+    expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
+    assert Counter(job.stage for job in to_do(mine, root)) == expected
+    assert expected["finetune"] == expected["evaluate"] == 1
+    # With a split it is all that was trained on it: two cells of a random start, and the encoder of the others, with
+    # which its four cells come. With a model that the figures show it is that, too.
+    (root / "splits/finetune/size-8_seed-1.npz").unlink()
+    (root / "finetune/pre-0_mid-none_fine-8_seed-0/model.safetensors").unlink()
+    expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
+    assert Counter(job.stage for job in to_do(mine, root)) == expected
+    assert expected["finetune"] == 2 + 4 + 1
+
+
+@pytest.mark.parametrize("change", [{}, {"geometry": {"encoders": "none"}}, {"grid": {"pretrain_sizes": [0]}}])
+def test_jobs_need_only_jobs_before_them(tiny: dict[str, Any], change: dict[str, Any]) -> None:
+    changed = {**tiny, **{key: {**tiny[key], **value} for key, value in change.items()}}
+    before: set[Any] = set()
+    for job in all_jobs(changed):
+        assert before.issuperset(job.needs), job.label
+        before.add(job.key)
+
+
+def test_passes_and_operations_are_those_of_the_grid(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    planned = stated(tiny, tmp_path)
+    rows = {row["stage"]: row for row in planned["stages"]}
+    forward = work.forward_operations(ModelSettings(**tiny["model"]))
+    # 1 size x 2 seeds x 24 images x 2 epochs; 2 starts x 2 seeds x 24 of 30 images x 2; 2 x 2 x 2 x (8 + 16) x 3.
+    for stage, count_, passes in (("pretrain", 2, 96), ("intermediate", 4, 192), ("finetune", 16, 576)):
+        assert (rows[stage]["jobs"], rows[stage]["image_passes"]) == (count_, passes)
+        assert rows[stage]["flop"] == 3 * forward * passes
+    assert rows["evaluate"]["image_passes"] == 16 * 10
+    assert planned["total"]["to_do"] == planned["total"]["jobs"] == sum(row["jobs"] for row in planned["stages"])
+    assert planned["cells"] == 16
+    json.dumps(planned, allow_nan=False)
+
+
+def test_a_stated_rate_is_in_the_hours(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Twice the rate takes half of what does not depend on the start of jobs."""
+    big = {**tiny, "finetune": {**tiny["finetune"], "epochs": 300_000}}
+    slow, fast = (stated(big, tmp_path, rate=rate) for rate in (1.0, 2.0))
+    slow_row, fast_row = (next(r for r in one["stages"] if r["stage"] == "finetune") for one in (slow, fast))
+    a_pass = work.forward_operations(ModelSettings(**tiny["model"])) / work.forward_operations(ModelSettings())
+    assert slow_row["hours"] == pytest.approx(slow_row["image_passes"] * a_pass / 1 / 3600, rel=0.02)
+    assert slow_row["hours"] / fast_row["hours"] == pytest.approx(2, rel=0.05)
+
+
+def test_what_more_adds_is_what_the_larger_study_has_more(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    def summed(config: dict[str, Any]) -> dict[str, float]:
+        planned = stated(config, tmp_path)
+        rows = [row for row in planned["stages"] if row["stage"] in ("split", *TRAINED)]
+        keys = ("image_passes", "jobs", "bytes")
+        return {"cells": planned["cells"], **{key: sum(row[key] for row in rows) for key in keys}}
+
+    more = {
+        "a further seed": {"seeds": [0, 1, 2]},
+        "48 pre-training images, the next doubling (there are 30)": {"pretrain_sizes": [0, 24, 48]},
+        "32 labels, the next doubling (there are 20)": {"finetune_sizes": [8, 16, 32]},
+    }
+    small = {**tiny, "synthetic": {**tiny["synthetic"], "unlabelled": 99, "segmentation": 99}}
+    rows = {row["what"]: row for row in stated(tiny, tmp_path)["further"]}
+    for what, lists in more.items():
+        with_more = summed({**small, "grid": {**tiny["grid"], **lists}})
+        without = summed(tiny)
+        for key in ("cells", "jobs", "image_passes", "bytes"):
+            assert rows[what][key] == pytest.approx(with_more[key] - without[key]), (what, key)
+    # The one task, and the one size beside 0, account for all cells but those without them.
+    for what in ("a task like scenes", "a number of pre-training images, mean of the 1 here"):
+        assert rows[what]["cells"] == 8
+    # A split, a pre-training, a task, and the geometry after both for each seed; its cells; not its pack.
+    assert rows["a number of pre-training images, mean of the 1 here"]["jobs"] == 2 * (1 + 1 + 1 + 2) + 2 * 8
+
+
+TRAINED = ("pretrain", "intermediate", "finetune", "evaluate", "geometry")
+
+
+def made_jobs(draw: random.Random, n: int) -> tuple[list[Job], dict[Any, float]]:
+    """Jobs that need some of those before them, and their seconds."""
+    made: list[Job] = []
+    for at in range(n):
+        needs = tuple(job.key for job in made if draw.random() < 2 / n)
+        made.append(Job(draw.choice(["pack", "pretrain", "evaluate"]), str(at), (), needs, {}))
+    return made, {job.key: draw.uniform(0.1, 10) for job in made}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_a_schedule_keeps_to_graham_s_bounds(seed: int, cores: int) -> None:
+    made, seconds = made_jobs(random.Random(seed), 30)
+    ends: dict[Any, float] = {}
+    for job in made:
+        ends[job.key] = seconds[job.key] + max((ends[key] for key in job.needs), default=0.0)
+    path, total = max(ends.values()), sum(seconds.values())
+    found = makespan(made, seconds, cores, lambda job: 1)
+    assert max(path, total / cores) - 1e-9 <= found <= total / cores + path * (1 - 1 / cores) + 1e-9
+
+
+def test_threads_and_places_on_gpus_limit_what_runs_side_by_side(tiny: dict[str, Any]) -> None:
+    amount = work.evaluate_work(tiny)
+    eight = [Job("evaluate", str(i), (), (), {}, work=amount) for i in range(8)]
+    seconds = dict.fromkeys((job.key for job in eight), 1.0)
+    assert makespan(eight, seconds, 4, lambda job: 1) == 2
+    assert makespan(eight, seconds, 4, lambda job: 2) == 4
+    assert makespan(eight, seconds, 4, lambda job: 16) == 8  # as Snakemake does: no more than there are
+    assert makespan(eight, seconds, 4, lambda job: 1, places=1) == 8
+    assert makespan([], {}, 4, lambda job: 1) == 0
+
+
+def test_the_longest_stage_goes_first() -> None:
+    short = [Job("evaluate", str(i), (), (), {}) for i in range(4)]
+    long = Job("pretrain", "0", (), (), {})
+    seconds = {**dict.fromkeys((job.key for job in short), 1.0), long.key: 4.0}
+    assert makespan([*short, long], seconds, 2, lambda job: 1) == 4
+
+
+def finished_trainings(config: dict[str, Any], root: Path, rates: dict[str, list[float]], **run: Any) -> None:
+    """Some trainings of a stage as finished, at these images a second, with 5 s beside their steps."""
+    mine = all_jobs(config)
+    for stage, some in rates.items():
+        for job, rate in zip([job for job in mine if job.stage == stage], some, strict=False):
+            make(job, root, time.time())
+            seconds = job.work.passes / rate
+            about = {"image_passes": job.work.passes, "training_seconds": seconds, "threads": 1, "device": "cpu"}
+            (root / job.outputs[3]).write_text(json.dumps({**about, "host": "here", "earlier_attempts": [], **run}))
+            (root / job.outputs[1]).write_text(json.dumps({"spec": {**job.spec, "code": "x"}}))
+            job.benchmark(root).parent.mkdir(parents=True, exist_ok=True)
+            job.benchmark(root).write_text(json.dumps({"s": seconds + 5}) + "\n")
+
+
+def test_finished_jobs_tell_their_rate_and_nothing_is_measured(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "results" / "tiny"
+    finished_trainings(tiny, root, {"pretrain": [50, 70], "intermediate": [30], "finetune": [10, 20, 90]})
+    asked: list[Step] = []
+
+    def only_note(steps: list[Step], *rest: Any) -> Speed:
+        asked.extend(steps)
+        return Speed({step.name: 40.0 for step in steps}, 1.0, 1.0)
+
+    monkeypatch.setattr("viny.measure.measure", only_note)
+    planned = plan(tiny, tmp_path / "results", tmp_path / "packs", cores=2)
+    known = {one["what"]: (one["images_per_second"], one["from"]) for one in planned["rates"]}
+    assert known["pretrain"] == (60, "2 finished jobs on here")
+    assert known["intermediate scenes"] == (30, "1 finished job on here")
+    assert known["finetune"] == (20, "3 finished jobs on here")
+    assert {step.what for step in asked} == {"evaluate", "pack"}
+    rows = {row["stage"]: row for row in planned["stages"]}
+    assert rows["pretrain"]["hours"] * 3600 == pytest.approx(2 * (24 * 2 / 60 + 5), rel=0.02)
+    assert rows["pretrain"]["took_hours"] is None  # to be done again: its split is not there
+    asked.clear()
+    plan(tiny, tmp_path / "results", tmp_path / "packs", cores=2, use_seen=False)
+    assert {step.what for step in asked} == {"train", "evaluate", "pack"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"run": {"threads": 2}}, {"run": {"device": "cuda"}}, {"config": {"model": {"depth": 3}}}],
+)
+def test_jobs_of_other_settings_tell_nothing(tmp_path: Path, tiny: dict[str, Any], other: dict[str, Any]) -> None:
+    finished_trainings(tiny, tmp_path, {"pretrain": [50]}, **other.get("run", {}))
+    config = {**tiny, **{k: {**tiny[k], **v} for k, v in other.get("config", {}).items()}}
+    assert rates_seen(all_jobs(config), tmp_path, 1, "cpu").images == {}
+    assert len(rates_seen(all_jobs(tiny), tmp_path, other.get("run", {}).get("threads", 1), "auto").images) == 1
+
+
+def test_a_whole_number_of_finished_jobs_is_forecast_as_it_was(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Half of the jobs of each stage tell what the other half took, whatever that was."""
+    draw = random.Random(1)
+    speeds = {stage: draw.uniform(20, 200) for stage in ("pretrain", "intermediate", "finetune")}
+    finished_trainings(tiny, tmp_path, {stage: [rate] * 2 for stage, rate in speeds.items()})
+    images = count(tiny, tmp_path)
+    forecast = Forecast(tiny, images, rates_seen(jobs(tiny, images), tmp_path, 1, "cpu"), tmp_path)
+    for job in jobs(tiny, images):
+        if job.stage in speeds:
+            assert forecast.seconds(job) == pytest.approx(job.work.passes / speeds[job.stage] + 5, rel=0.05)
+
+
+def spin(core: int, seconds: float) -> None:
+    os.sched_setaffinity(0, {core})
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not count waiting threads")
+def test_waiting_for_a_core_that_others_use_is_noticed() -> None:
+    before, core = os.sched_getaffinity(0), min(os.sched_getaffinity(0))
+    rivals = [multiprocessing.get_context("spawn").Process(target=spin, args=(core, 60)) for _ in range(3)]
+    try:
+        for rival in rivals:
+            rival.start()
+        os.sched_setaffinity(0, {core})
+        time.sleep(2)
+        began = _ran()
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+        assert _share(began) < 0.5
+        began, slept = _ran(), time.monotonic()
+        time.sleep(0.3)
+        assert time.monotonic() - slept < 3
+    finally:
+        os.sched_setaffinity(0, before)
+        for rival in rivals:
+            rival.kill()
+    assert _share((_ran()[0], 0)) == 1.0  # nothing ran since: nothing is known
+
+
+def test_steps_are_measured_side_by_side(tiny: dict[str, Any]) -> None:
+    by_stage = {job.stage: job for job in reversed(all_jobs(tiny))}
+    deep = {**tiny, "model": {**tiny["model"], "depth": 24}}
+    slow = {job.stage: job for job in reversed(all_jobs(deep))}["finetune"]
+    steps = [
+        Step("pretrain", by_stage["pretrain"].spec, 2000, 32),
+        Step("finetune", by_stage["finetune"].spec, 16, 24),
+        Step("deep", slow.spec, 16, 24),
+        Step("evaluate", by_stage["finetune"].spec, 10, 24, "evaluate"),
+        Step("pack", by_stage["pack"].spec, 1, 24, "pack"),
+        Step("gone", {"source": "imagenet", "path": "nowhere", "size": 24, "resize": "antialias"}, 1, 24, "pack"),
+    ]
+    found = measure(steps, 2, 1, 0.1)
+    assert set(found.rates) == {"pretrain", "finetune", "deep", "evaluate", "pack"}
+    assert all(1 < rate < 1e6 for rate in found.rates.values())
+    assert found.rates["deep"] < found.rates["finetune"] / 3  # twelve times the blocks
+    assert 0 < found.share <= 1
+    assert 0.1 < found.start < 60
+
+
+def test_what_has_no_rate_gets_that_of_the_others(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    images = count(tiny, tmp_path)
+    by_stage = {job.stage: job for job in jobs(tiny, images)}
+    forecast = Forecast(tiny, images, Rates({kind(by_stage["finetune"]): 0.01}), tmp_path)
+    assert forecast.seconds(by_stage["pretrain"]) == pytest.approx(24 * 2 / 0.01, rel=0.01)
+    assert forecast.seconds(by_stage["evaluate"]) == pytest.approx(10 / 0.03, rel=0.01)  # forward passes alone
+
+
+def test_a_pack_that_two_tasks_share_counts_once(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    raw = read_config(TINY)
+    raw["intermediate"]["parts"] = {"source": "segmentation", "target": "patch", "mixup": 0, "epochs": 2}
+    raw["intermediate"]["parts"]["milestones"] = []
+    raw["grid"]["intermediates"] = ["none", "scenes", "parts"]
+    more = resolve(raw)
+    with_parts, without = (stated(one, tmp_path)["stages"][0] for one in (more, tiny))
+    assert (with_parts["stage"], with_parts["jobs"], without["jobs"]) == ("pack", 4, 3)
+    assert with_parts["bytes"] == without["bytes"]
+    assert count(more, tmp_path).trained["parts"] == 30 - 10
+
+
+def test_a_split_file_says_how_many_images_are_tested(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("L", (30, 30), i % 2).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "split.csv").write_text("".join(f"{i}.png,{'test' if i < 3 else 'train'}\n" for i in range(12)))
+    raw = read_config(TINY)
+    own = {name: str(tmp_path / name) for name in ("images", "masks")}
+    raw["segmentation"] = {"source": "folder", **own, "classes": 2, "split": str(tmp_path / "split.csv")}
+    raw["segmentation"]["test_size"] = 0
+    raw["grid"]["finetune_sizes"] = [9]
+    rows = {row["stage"]: row for row in stated(resolve(raw), tmp_path)["stages"]}
+    assert rows["evaluate"]["image_passes"] == 8 * 3
+    raw["grid"]["finetune_sizes"] = [10]
+    with pytest.raises(InputError, match=r"grid\.finetune_sizes: 10 is larger than the train part"):
+        stated(resolve(raw), tmp_path)
+
+
+def test_a_pack_s_bytes_are_those_on_disk(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    images = count(tiny, tmp_path)
+    forecast = Forecast(tiny, images, Rates(), tmp_path)
+    job = next(job for job in jobs(tiny, images) if job.stage == "pack")
+    build_pack(job.spec, tmp_path, 1)
+    headers = 11 * 128 + 4000
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert on_disk - headers <= forecast.bytes(job) <= on_disk
+
+
+@pytest.mark.parametrize("settings", [ModelSettings(), ModelSettings(24, 6, 16, 2, 2, 8, 32), ModelSettings(depth=1)])
+def test_parameters_are_the_model_s(settings: ModelSettings) -> None:
+    assert work.parameters(settings) == count_parameters(ViNy(settings))
+
+
+def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(STUDIES / "paper.yaml"), "--rate", "1400", "--gpus", "4", "--cores", "32"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert re.search(r"paper: 144 cells, 371 jobs, 371 of them to do", out)
+    assert "intel: no data set at data/intel; it is taken to have 20,000 images" in out
+    assert "32 cores and 4 GPUs, up to 4 trainings side by side" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_for_programs_and_settings_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    change = ["--set", "grid.seeds=[0, 1, 2]", "--set", "finetune.epochs=30"]
+    assert main(["plan", str(TINY), "--rate", "10", "--json", *change]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["cells"] == 24
+    assert next(r for r in planned["stages"] if r["stage"] == "finetune")["image_passes"] == 3 * 4 * (8 + 16) * 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "3"], "say by --rate how fast one is"),
+        (["--rate", "10", "--set", "grid.finetune_sizes=[21]"], "grid.finetune_sizes: 21 is larger"),
+        (["--rate", "10", "--set", "grid.finetune_size=[21]"], "did you mean 'finetune_sizes'"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(TINY), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--set", "seeds"], ["--set", "a=["], ["--rate", "0"], ["--cores", "two"]])
+def test_arguments_at_fault_are_refused(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", str(TINY), *arguments])
+    assert left.value.code == 2
+
+
+def test_images_of_a_task_are_those_of_its_split(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    assert count(tiny, tmp_path).trained == {"scenes": 24}
+    record = tmp_path / "splits" / "intermediate" / "scenes.json"
+    record.parent.mkdir(parents=True)
+    written = {"spec": {"kind": "task", "on_segmentation_data": False}, "parts": {"train": {"count": 7}}}
+    record.write_text(json.dumps(written))
+    assert count(tiny, tmp_path).trained == {"scenes": 7}
+    record.write_text(json.dumps({**written, "spec": {"kind": "task", "on_segmentation_data": True}}))
+    assert count(tiny, tmp_path).trained == {"scenes": 24}

@@ -1,0 +1,312 @@
+"""A study's state from what its jobs leave and hold: folders in every state, made by hand as the jobs leave them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jsonschema")
+
+from viny.cli import main
+from viny.config import read_config, resolve
+from viny.jobs import Job
+from viny.learning import stages, train
+from viny.processes import Claim
+from viny.status import EPOCH, Watcher
+from viny.study import study_file, write_study
+
+TINY = Path(__file__).parent / "tiny.yaml"
+ALL_DONE, SOMETHING_WRONG, BAD_INPUT = 0, 1, 2
+CELL = "pre-0_mid-none_fine-8_seed-0"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder of a study whose run has just begun."""
+    folder = tmp_path / "results" / "tiny"
+    write_study(folder, resolve(read_config(TINY)))
+    return folder
+
+
+@pytest.fixture
+def run(root: Path) -> Iterator[Claim]:
+    """A run of the study that is alive."""
+    claim = Claim(root / ".claim")
+    assert claim.acquire() is None
+    yield claim
+    claim.release()
+
+
+def job(root: Path, label: str) -> Job:
+    return next(one for one in Watcher(root).jobs if one.label == label)
+
+
+def finish(root: Path, *stages: str) -> None:
+    for one in Watcher(root).jobs:
+        if not stages or one.stage in stages:
+            for output in one.outputs:
+                (root / output).parent.mkdir(parents=True, exist_ok=True)
+                (root / output).touch()
+
+
+def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
+    """A job's log, last written to that many seconds ago."""
+    log = job(root, label).log(root)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"$ python -m viny {label.split()[0]} --spec '{{}}'\n{text}\n")
+    os.utime(log, (time.time() - age,) * 2)
+    return log
+
+
+def state(root: Path, label: str) -> str:
+    """What a look finds of one job."""
+    watcher = Watcher(root)
+    status = watcher.look()
+    for name in ("running", "failed"):
+        if any(one.job.label == label for one in getattr(status, name)):
+            return name
+    return "done" if job(root, label).is_done(root) else "waiting"
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path, capsys: Any) -> None:
+    assert main(["status", str(tmp_path)]) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/study.json: no such file" in said
+    assert "snakemake --cores" in said
+
+
+def test_a_study_that_nothing_runs_is_not_well(root: Path, capsys: Any) -> None:
+    assert main(["status", str(root)]) == SOMETHING_WRONG
+    out = capsys.readouterr().out
+    assert "tiny: 0 of 16 cells done; nothing runs it" in out
+    assert re.search(r"finetune +16\n", out)
+    assert "the same snakemake command goes on from here" in out
+
+
+def test_all_done_is_well(root: Path, capsys: Any) -> None:
+    finish(root)
+    assert main(["status", str(root)]) == ALL_DONE
+    out = capsys.readouterr().out
+    assert "tiny: 16 of 16 cells done; all done" in out
+    assert "100 % of" in out
+    assert "Running" not in out and "Failed" not in out
+
+
+def test_a_training_that_runs_says_how_far_it_is(root: Path, run: Claim, capsys: Any) -> None:
+    finish(root, "pack", "split")
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    line = "pretrain: epoch 1/2, loss 0.6553, 1068 images/s, 100 s left"
+    log = write_log(root, one.label, f"pretrain: 24 images\n{line}", age=30)
+    try:
+        assert main(["status", str(root)]) == ALL_DONE
+        text = capsys.readouterr().out
+        assert main(["status", str(root), "--json"]) == ALL_DONE
+        said = json.loads(capsys.readouterr().out)
+    finally:
+        claim.release()
+    assert re.search(r"pretrain size-24_seed-0 +1/2 +0\.6553 +1068 +70 s +30 s ago", text)
+    assert f"run by process {os.getpid()}" in text
+    assert "\x1b" not in text
+    (running,) = said["running"]
+    assert running["seconds_left"] == pytest.approx(70, abs=5)
+    assert said["stages"]["pretrain"] == {"running": 1, "waiting": 1}
+    # Half of one pre-training's 48 passes; in all 96 of pre-training, 192 of the task and 576 of fine-tuning.
+    assert (said["image_passes_done"], said["image_passes"]) == (24, 96 + 192 + 576)
+    assert said["seconds_left"] > 70
+    assert log.is_file()
+
+
+def test_a_training_claims_its_work_where_status_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = job(root, f"finetune {CELL}")
+    claims: list[Path] = []
+
+    def note(path: Path, what: str) -> Any:
+        claims.append(path)
+        return contextlib.nullcontext(False)
+
+    monkeypatch.setattr(stages, "claimed", note)
+    monkeypatch.setattr(stages, "_run_stage", lambda *rest: None)
+    files = stages.StageFiles(*[root] * 3, None, *[root] * 4, checkpoints=one.checkpoints(root))
+    stages.run_stage(one.spec, files, 1)
+    assert claims == [one.claim(root)]
+
+
+def test_time_left_is_shared_out_among_jobs_side_by_side(root: Path, run: Claim) -> None:
+    finish(root, "pack", "split", "pretrain", "intermediate")
+    os.utime(study_file(root), (time.time() - 100,) * 2)
+    one = job(root, f"finetune {CELL}")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    write_log(root, one.label, "finetune: epoch 2/3, loss 0.6, 1 images/s, 8 s left")
+    try:
+        alone = Watcher(root).look().seconds_left
+        for done in [done for done in Watcher(root).jobs if done.stage == "intermediate"]:
+            done.benchmark(root).parent.mkdir(parents=True, exist_ok=True)
+            done.benchmark(root).write_text('{"s": 100}\n')  # four at once for all the time that the run has lasted
+        beside = Watcher(root).look().seconds_left
+    finally:
+        claim.release()
+    assert alone is not None and beside is not None
+    assert alone > 576 - 24  # passes that are left, at one a second, and what is around them
+    assert beside == pytest.approx(alone / 4, rel=0.05)
+
+
+def test_before_its_first_epoch_a_training_is_as_far_as_its_checkpoint(root: Path, run: Claim) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    try:
+        write_log(root, one.label, "pretrain: 24 images")
+        assert Watcher(root).look().running[0].epoch == 0
+        one.checkpoints(root).mkdir()
+        (one.checkpoints(root) / "0123abcd_epoch-000002_step-00000003.safetensors").touch()
+        assert Watcher(root).look().running[0].epoch == 1
+        write_log(
+            root, one.label, "going on from 0123abcd_epoch-000002_step-00000003.safetensors: epoch 2, 3 steps done"
+        )
+        assert Watcher(root).look().running[0].epoch == 1
+        assert Watcher(root).look().seconds_left is None
+    finally:
+        claim.release()
+
+
+def test_what_a_training_logs_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(train, "LOOK", -1.0)
+    report = train._Report("finetune", 20, 0)
+    report.show({"epoch": 3, "loss": 0.45678, "images_per_second": 812.3})
+    found = EPOCH.search(capsys.readouterr().out)
+    assert found is not None
+    assert found.groups()[:4] == ("3", "20", "0.4568", "812")
+
+
+def test_a_failed_job_is_shown_with_its_last_line_and_its_log(root: Path, run: Claim, capsys: Any) -> None:
+    words = "viny: finetune: the loss became nan in epoch 2 of 3; lower finetune.lr or check the images"
+    log = write_log(root, f"finetune {CELL}", f"finetune: 8 images\n{words}")
+    assert main(["status", str(root)]) == SOMETHING_WRONG
+    out = capsys.readouterr().out
+    assert f"finetune {CELL}: {words}" in out
+    assert f"read {log}" in out.replace("\n", "")
+    assert main(["status", str(root), "--json"]) == SOMETHING_WRONG
+    assert json.loads(capsys.readouterr().out)["failed"] == [
+        {"stage": "finetune", "job": CELL, "said": words, "log": str(log)}
+    ]
+
+
+def test_a_traceback_is_a_failure(root: Path, run: Claim) -> None:
+    write_log(root, "tables", "Traceback (most recent call last):\n  File x\nKeyError: 'miou'")
+    (failed,) = Watcher(root).look().failed
+    assert failed.said == "KeyError: 'miou'"
+
+
+def test_jobs_are_told_apart_by_log_claim_and_run(root: Path, run: Claim) -> None:
+    training, other = f"finetune {CELL}", f"evaluate {CELL}"
+    begun = "finetune: 8 images, 4,000 parameters, cpu, float32, 1 threads"
+    stopped = "viny: stopped by SIGTERM in epoch 2 of 3, step 1; the next run goes on from x.safetensors"
+    error = "viny: packs/x: damaged; delete it"
+    cases = [
+        (training, stopped, 0, "waiting"),
+        (training, begun, 0, "running"),  # it has a moment to claim its work
+        (training, begun, 600, "waiting"),  # of the run before this one
+        (training, error, 600, "waiting"),
+        (other, "", 0, "running"),
+        (other, "", 600, "waiting"),
+        (other, error, 0, "failed"),
+    ]
+    for label, text, age, expected in cases:
+        log = write_log(root, label, text, age)
+        assert state(root, label) == expected, (label, text, age)
+        log.unlink()
+    # A training that was killed without a word holds no claim, though the run is alive.
+    os.utime(study_file(root), (time.time() - 3600,) * 2)
+    log = write_log(root, training, begun, 600)
+    assert state(root, training) == "failed"
+    log.unlink()
+    finish(root)
+    write_log(root, training, error)
+    assert state(root, training) == "done"  # whatever its log says
+
+
+def test_without_a_run_what_began_and_did_not_end_has_failed(root: Path) -> None:
+    write_log(root, f"evaluate {CELL}", "")
+    write_log(root, f"finetune {CELL}", "finetune: epoch 2/3, loss 0.4, 80 images/s, 1 s left")
+    write_log(
+        root, "pretrain size-24_seed-0", "viny: stopped by SIGINT in epoch 1 of 2; no checkpoint could be written"
+    )
+    failed = Watcher(root).look().failed
+    assert [one.job.label for one in failed] == [f"finetune {CELL}", f"evaluate {CELL}"]
+    assert "it ended without a further word" in failed[0].said
+
+
+def test_the_claim_of_a_dead_run_is_none(root: Path) -> None:
+    text = "import sys; from pathlib import Path; from viny.processes import Claim; Claim(Path(sys.argv[1])).acquire()"
+    subprocess.run([sys.executable, "-c", text, str(root / ".claim")], check=True)
+    assert (root / ".claim").is_file()
+    assert not Watcher(root).look().alive
+
+
+def test_jobs_on_a_cluster_keep_a_study_alive(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho '11 RUNNING'; echo '12 PENDING'; echo '13 PENDING'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    (root / ".slurm-jobs").write_text("viny_tiny_1\n")
+    os.utime(study_file(root), (time.time() - 3600,) * 2)
+    write_log(root, f"finetune {CELL}", "finetune: 8 images", 600)
+    status = Watcher(root).look()
+    assert status.slurm == "2 pending, 1 running"
+    assert status.well  # the training may have been put back into the queue
+    squeue.write_text("#!/bin/sh\n")
+    assert not Watcher(root).look().well
+
+
+def test_settings_that_were_changed_are_refused(root: Path, capsys: Any) -> None:
+    path = study_file(root)
+    path.write_text(path.read_text().replace('"epochs": 3', '"epochs": 4'))
+    assert main(["status", str(root)]) == BAD_INPUT
+    assert "run the workflow, which writes it anew" in capsys.readouterr().err
+
+
+def test_on_a_terminal_it_stays_until_it_is_interrupted(root: Path, run: Claim) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "viny", "status", str(root), "--every", "0.1"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "60"}
+    shown = b""
+    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        end = time.monotonic() + 60
+        while shown.count(b"0 of 16 cells") < 3 and time.monotonic() < end:
+            shown += os.read(leader, 4096)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        with open(leader, "rb", buffering=0) as rest:
+            try:
+                while more := rest.read(4096):
+                    shown += more
+            except OSError:
+                pass  # the terminal is gone with its last process
+    assert process.returncode == 0
+    assert shown.count(b"0 of 16 cells") >= 3
+    assert b"\x1b[?25h" in shown  # the cursor is there again
+    assert b"Traceback" not in shown
+
+
+def test_it_ends_with_the_run_that_it_watches(root: Path, run: Claim, capsys: Any) -> None:
+    finish(root)
+    run.release()
+    assert main(["status", str(root), "--watch"]) == ALL_DONE
+    assert "all done" in capsys.readouterr().out
