@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,41 @@ def test_every_class_is_measured_and_ignored_pixels_are_not(project: Path) -> No
         assert metrics["pixel_accuracy"] == pytest.approx(np.trace(confusion.sum(0)) / confusion.sum())
     assert (root / "report.html").is_file()
     assert "mine/unlabelled" in (root / "report.html").read_text()
+
+
+def viny(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person would; it must end well, and say nothing of a terminal's colours."""
+    done = subprocess.run([sys.executable, "-m", "viny", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "\x1b" not in done.stdout
+    return done
+
+
+def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
+    assert viny(project, "check", "own.yaml").stdout.splitlines() == [
+        "pretrain: mine/unlabelled: 14 images",
+        "segmentation: mine/images: 20 images with masks of 11 classes",
+        "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 19 for training, 5 held out",
+        "own: 4 cells, protocol sound; no fault found",
+    ]
+    plan = json.loads(viny(project, "plan", "own.yaml", "--rate", "100", "--json").stdout)
+    assert plan["cells"] == 4
+    status = viny(project, "status", "results/own").stdout
+    assert "4 of 4 cells done" in status
+    assert "0 wrong, 0 missing" in viny(project, "verify", "results/own").stdout
+    advice = viny(project, "advise", "results/own").stdout
+    assert "Study own: 4 of 4 cells" in advice
+    assert "one seed" in advice  # which tells no effect from luck
+    cell = ("--root", "results/own", "--cell", "pre-12_mid-places_fine-10_seed-0")
+    viny(project, "predict", *cell, "mine/images", "--out", str(tmp_path / "masks"))
+    assert len(list((tmp_path / "masks").rglob("*_mask.png"))) == 20
+    for mask in (tmp_path / "masks").rglob("*_mask.png"):
+        name = mask.relative_to(tmp_path / "masks").as_posix().removesuffix("_mask.png")
+        with Image.open(mask) as found, Image.open(next((project / "mine" / "images").glob(f"{name}.*"))) as image:
+            assert found.size == image.size
+            assert set(np.unique(np.asarray(found))) <= set(range(CLASSES))
+    viny(project, "export", *cell, "--format", "timm", "--out", str(tmp_path / "own.safetensors"))
+    assert (tmp_path / "own.safetensors.md").is_file()
 
 
 def test_new_labels_change_what_learns_from_them_alone(project: Path, tmp_path: Path) -> None:

@@ -190,7 +190,24 @@ def test_what_a_training_logs_is_understood(monkeypatch: pytest.MonkeyPatch, cap
     report.show({"epoch": 3, "loss": 0.45678, "images_per_second": 812.3})
     found = EPOCH.search(capsys.readouterr().out)
     assert found is not None
-    assert found.groups()[:4] == ("3", "20", "0.4568", "812")
+    assert found.groups()[:6] == ("3", "20", None, None, "0.4568", "812")
+    report.within(3, 30, 120, 0.4, 811.7)
+    found = EPOCH.search(capsys.readouterr().out)
+    assert found is not None
+    assert found.groups()[:6] == ("4", "20", "30", "120", "0.4000", "812")
+
+
+def test_a_long_epoch_is_told_of_in_parts(root: Path, run: Claim) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    try:
+        write_log(root, one.label, "pretrain: epoch 2/2, step 30/120, loss 0.5, 10 images/s, 60 s left")
+        running = Watcher(root).look().running[0]
+    finally:
+        claim.release()
+    assert (running.epoch, running.loss, running.images_per_second) == (1.25, 0.5, 10.0)
+    assert running.seconds_left == pytest.approx(60, abs=5)
 
 
 def test_a_failed_job_is_shown_with_its_last_line_and_its_log(root: Path, run: Claim, capsys: Any) -> None:

@@ -175,21 +175,44 @@ def test_every_image_is_seen_once_an_epoch(train: Callable[..., Any]) -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 3  # shuffled anew
 
 
-def test_epochs_loss_is_the_mean_over_images(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> None:
+class Count(nn.Module):
+    """Its loss is the mean position of a batch."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.encoder = new_encoder(vars(settings), 0)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def loss(self, positions: Tensor) -> Tensor:
+        return positions.float().mean() + 0 * self.weight
+
+
+def test_epochs_loss_is_the_mean_over_images(tiny: ModelSettings, tmp_path: Path) -> None:
     """Batches of unequal size count by their images."""
-
-    class Count(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = new_encoder(vars(tiny), 0)
-            self.weight = nn.Parameter(torch.zeros(()))
-
-        def loss(self, positions: Tensor) -> Tensor:
-            return positions.float().mean() + 0 * self.weight
-
     machine = Machine(CPU, "float32")
-    rows = fit(Count(), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv").curve
+    rows = fit(Count(tiny), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv").curve
     assert [row["loss"] for row in rows] == pytest.approx([5.5] * 3)
+
+
+def test_a_log_tells_of_a_long_epoch_in_parts(
+    tiny: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_module, "LOOK", -1.0)  # as if every step took that long
+    batches: list[Tensor] = []
+
+    def make(positions: Tensor, draws: torch.Generator) -> Tensor:
+        batches.append(positions)
+        return positions
+
+    fit(Count(tiny), make, 12, SETTINGS, Machine(CPU, "float32"), 0, "count", tmp_path / "c.csv")
+    lines = capsys.readouterr().out.splitlines()
+    for epoch in range(3):
+        first, second, whole = lines[3 * epoch : 3 * epoch + 3]
+        mean = float(batches[2 * epoch].float().mean())  # of the eight images so far
+        assert first.startswith(f"count: epoch {epoch + 1}/3, step 1/2, loss {mean:.4f}, ")
+        assert second.startswith(f"count: epoch {epoch + 1}/3, step 2/2, loss 5.5000, ")
+        assert whole.startswith(f"count: epoch {epoch + 1}/3, loss 5.5000, ")
+    assert lines[-1].endswith(", 0 s left")
 
 
 # Failure, curve, precision

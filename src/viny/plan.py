@@ -546,15 +546,17 @@ def show(planned: Mapping[str, Any]) -> None:
     out, total, wall = console(), planned["total"], planned["wall_clock"]
     out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {total['to_do']} of them to do\n")
     columns = ["stage", "jobs", "done", "to do", "image passes", "FLOP", "disk", "memory a job"]
-    columns += ["job time", "of those to do", "the done took"]
-    out.print(table(columns, [_cells_of(row) for row in [*planned["stages"], {"stage": "in all", **total}]]))
+    columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
+    rows = [_cells_of(row)[: len(columns)] for row in [*planned["stages"], {"stage": "in all", **total}]]
+    out.print(table(columns, rows))
     where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
     where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
     meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
     out.print(
-        f"\nFrom start to end on {where}, {beside}: {duration(3600 * wall['hours'])} for all, "
-        f"{duration(3600 * wall['hours_to_do'])} for what is to do.\n"
+        f"\nFrom start to end on {where}, {beside}: {duration(3600 * wall['hours'])} for all"
+        + (f", {duration(3600 * wall['hours_to_do'])} for what is to do" if total["done"] else "")
+        + ".\n"
         f"Disk: {short(total['bytes'], 'B')}, and {meanwhile}.\n"
     )
     rates = [(one["what"], f"{one['images_per_second']:,.0f}", one["from"]) for one in planned["rates"]]

@@ -30,7 +30,7 @@ TAIL = 8192  # bytes of a log that are read
 STARTING = 120.0  # seconds after its first word that a training may take to claim its work
 SHOWN = 20  # failed jobs that are named
 ASK = 20.0  # seconds between two questions to Slurm
-EPOCH = re.compile(r"epoch (\d+)/(\d+), loss (\S+), (\d+) images/s, (\d+) s left")
+EPOCH = re.compile(r"epoch (\d+)/(\d+),(?: step (\d+)/(\d+),)? loss (\S+), (\d+) images/s, (\d+) s left")
 WENT_ON = re.compile(r"going on from .*: epoch (\d+), ")
 CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
 
@@ -41,9 +41,9 @@ class Running:
 
     Attributes:
         job: the job.
-        epoch: epochs done; None of what has none.
+        epoch: epochs done, also parts of one; None of what has none.
         epochs: in all.
-        loss: of the last epoch that the log tells of; None before it does.
+        loss: of the last epoch, or part of one, that the log tells of; None before it does.
         images_per_second: of that epoch.
         seconds_left: as the log said, less what has passed since.
         silent: seconds since its log was written to.
@@ -51,7 +51,7 @@ class Running:
     """
 
     job: Job
-    epoch: int | None
+    epoch: float | None
     epochs: int | None
     loss: float | None
     images_per_second: float | None
@@ -286,8 +286,9 @@ def _running(job: Job, root: Path, words: list[str], silent: float) -> Running:
     epochs = job.spec["train"]["epochs"]
     for line in reversed(words):
         if found := EPOCH.search(line):
-            left = max(0.0, float(found[5]) - silent)
-            return Running(job, int(found[1]), epochs, float(found[3]), float(found[4]), left, silent, said)
+            left = max(0.0, float(found[7]) - silent)
+            done = int(found[1]) if found[3] is None else int(found[1]) - 1 + int(found[3]) / int(found[4])
+            return Running(job, done, epochs, float(found[5]), float(found[6]), left, silent, said)
         if found := WENT_ON.search(line):
             return Running(job, int(found[1]) - 1, epochs, None, None, None, silent, said)
     written = [int(m[1]) for p in job.checkpoints(root).glob("*.safetensors") if (m := CHECKPOINT.search(p.name))]
@@ -344,7 +345,7 @@ def _running_table(running: Iterable[Running]) -> Table:
 
     rows = []
     for one in running:
-        epoch = "" if one.epochs is None else f"{one.epoch}/{one.epochs}"
+        epoch = "" if one.epochs is None else f"{round(one.epoch, 1):g}/{one.epochs}"
         left = "" if one.seconds_left is None else duration(one.seconds_left)
         rate = optional(one.images_per_second, "{:.0f}")
         heard = f"{duration(one.silent)} ago"

@@ -127,7 +127,8 @@ def fit(
     optimizer = make_optimizer(objective, settings, machine.device)
     progress = checkpoints.load(objective, optimizer) if checkpoints else Progress()
     watch = _Watch(objective, optimizer, settings, stage, progress, checkpoints)
-    report = _Report(stage, settings.epochs, progress.epoch)
+    steps = math.ceil(count / settings.batch_size)
+    report = _Report(stage, settings.epochs, progress.epoch + len(progress.losses) / steps)
     with on_stop(watch.stop), report, Gradients(objective, machine, settings.batch_size) as gradients:
         while progress.epoch < settings.epochs:
             epoch, started, done_before = progress.epoch, time.monotonic(), len(progress.losses)
@@ -138,7 +139,10 @@ def fit(
                 draws = generator(seed, stage, epoch, step)
                 loss = _step(gradients, batches, optimizer, order[step], draws)
                 progress.losses.append(loss * len(order[step]))
-                watch.after_step()
+                if (total := watch.after_step()) is not None:
+                    seen = sum(map(len, order[: step + 1]))
+                    here = seen - sum(map(len, order[:done_before]))
+                    report.within(epoch, step + 1, steps, total / seen, here / (time.monotonic() - started))
             loss = watch.finite() / count  # the epoch's one wait for the device
             images = sum(map(len, order[done_before:]))
             row = {
@@ -181,15 +185,17 @@ class _Watch:
     def stop(self, number: int) -> None:
         self._signal = self._signal or number
 
-    def after_step(self) -> None:
-        """Do what is due; a step costs a look at the clock."""
+    def after_step(self) -> float | None:
+        """Do what is due; give the summed loss of the epoch so far where it was looked at. Else a step costs little."""
         if self._signal:
             self._save_and_stop()
+        total = None
         if self.checkpoints and self.checkpoints.due:
-            self.finite()
+            total = self.finite()
             self._save()
         elif time.monotonic() - self._looked > LOOK:
-            self.finite()
+            total = self.finite()
+        return total
 
     def _save(self) -> Path | None:
         assert self.checkpoints is not None
@@ -233,10 +239,10 @@ class _Watch:
 class _Report:
     """A progress bar on a terminal; in a log a line now and then, and at the end."""
 
-    def __init__(self, stage: str, epochs: int, done: int) -> None:
+    def __init__(self, stage: str, epochs: int, done: float) -> None:
         self.stage, self.epochs, self.first = stage, epochs, done
         self._began = self._shown = time.monotonic()
-        self._bar = tqdm(total=epochs, initial=done, desc=stage, unit="epoch", mininterval=1.0, disable=None)
+        self._bar = tqdm(total=epochs, initial=int(done), desc=stage, unit="epoch", mininterval=1.0, disable=None)
 
     def __enter__(self) -> None:
         self._bar.__enter__()
@@ -247,15 +253,21 @@ class _Report:
     def show(self, row: dict[str, float]) -> None:
         self._bar.set_postfix(loss=f"{row['loss']:.4f}", images=f"{row['images_per_second']:.0f}/s")
         self._bar.update()
-        now, epoch = time.monotonic(), row["epoch"]
-        if self._bar.disable and (now - self._shown > LOOK or epoch == self.epochs):
-            self._shown = now
-            left = (now - self._began) / (epoch - self.first) * (self.epochs - epoch)
-            print(
-                f"{self.stage}: epoch {epoch}/{self.epochs}, loss {row['loss']:.4f}, "
-                f"{row['images_per_second']:.0f} images/s, {left:.0f} s left",
-                flush=True,
-            )
+        if time.monotonic() - self._shown > LOOK or row["epoch"] == self.epochs:
+            self._say(row["epoch"], f"epoch {row['epoch']}/{self.epochs}", row["loss"], row["images_per_second"])
+
+    def within(self, epoch: int, step: int, steps: int, loss: float, rate: float) -> None:
+        """Tell of a long epoch: epochs done, steps done of it, mean loss of these, images a second."""
+        if time.monotonic() - self._shown > LOOK:
+            where = f"epoch {epoch + 1}/{self.epochs}, step {step}/{steps}"
+            self._say(epoch + step / steps, where, loss, rate)
+
+    def _say(self, done: float, where: str, loss: float, rate: float) -> None:
+        if not self._bar.disable:
+            return
+        self._shown = time.monotonic()
+        left = (self._shown - self._began) / (done - self.first) * (self.epochs - done)
+        print(f"{self.stage}: {where}, loss {loss:.4f}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
 
 
 def _order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:
