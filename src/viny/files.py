@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from viny.errors import InputError
-from viny.processes import unfinished
+from viny.processes import leave, on_stop, unfinished
 
 
 @contextmanager
@@ -41,6 +42,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill and rename; what is left under its own name when the block ends is removed.
+
+    It ends by a stop signal too, which leaves nothing behind.
+    """
+    tmp = unfinished(path)
+    tmp.mkdir()
+
+    def clear(number: int) -> None:
+        shutil.rmtree(tmp, ignore_errors=True)
+        leave(number)
+
+    try:
+        with on_stop(clear):
+            yield tmp
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from viny.data.folders import few, images_below, name_below
 from viny.errors import InputError
-from viny.files import atomic_path
-from viny.processes import leave, on_stop, unfinished
+from viny.files import atomic_path, folder_beside
 from viny.settings import BACKGROUNDS, IGNORE, MAX_CLASSES
 
 LEGEND = "classes.csv"  # lines of value,name beside the masks
@@ -73,23 +72,13 @@ def convert(annotations: Path, images: Path, out: Path, pngs: Path | None = None
             )
     source = _Source.read(annotations, images, pngs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = unfinished(out)
-    tmp.mkdir()
-
-    def clear(number: int) -> None:
-        shutil.rmtree(tmp, ignore_errors=True)
-        leave(number)
-
-    try:
-        with on_stop(clear):
-            written = source.write(tmp)
-            with atomic_path(tmp / LEGEND) as legend:
-                legend.write_text("".join(f"{value},{name}\n" for value, name in source.classes.items()))
-            if out.exists():
-                shutil.rmtree(out)
-            os.replace(tmp, out)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+    with folder_beside(out) as tmp:
+        written = source.write(tmp)
+        with atomic_path(tmp / LEGEND) as legend:
+            legend.write_text("".join(f"{value},{name}\n" for value, name in source.classes.items()))
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(tmp, out)
     return Converted(written, source.classes, source.notes)
 
 

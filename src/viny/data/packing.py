@@ -21,8 +21,8 @@ from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptu
 from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.errors import InputError
-from viny.files import array_sha256, atomic_path, digest, write_json
-from viny.processes import leave, on_stop, remove_leftovers, unfinished
+from viny.files import array_sha256, atomic_path, digest, folder_beside, write_json
+from viny.processes import remove_leftovers, unfinished
 from viny.settings import BACKGROUNDS
 
 ASPECTS = {
@@ -361,21 +361,10 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             store.mkdir(parents=True, exist_ok=True)
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a packer that was killed; removed", flush=True)
-            tmp = unfinished(folder)
-            tmp.mkdir()
-
-        def clear(number: int) -> None:
-            shutil.rmtree(tmp, ignore_errors=True)
-            leave(number)
-
-        try:
-            with on_stop(clear):
-                build_pack(spec, tmp, threads)
-            with _full_disk_is_input(store):
-                os.chmod(tmp, 0o755)
-                _put_in_place(tmp, folder)
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
+        with _full_disk_is_input(store), folder_beside(folder) as tmp:
+            build_pack(spec, tmp, threads)
+            os.chmod(tmp, 0o755)
+            _put_in_place(tmp, folder)
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
         link = manifest_path.parent / "images.npy"
