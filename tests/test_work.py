@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from viny import work
 from viny.config import resolve
 from viny.learning.model import VINY, ViNy
-from viny.learning.objectives import SimMIM
+from viny.learning.objectives import Segmentation, SimMIM
 from viny.settings import ModelSettings
 
 
@@ -34,6 +34,24 @@ def test_a_training_step_is_three_forward_passes() -> None:
     with FlopCounterMode(display=False) as step:
         objective.loss(batch).backward()
     assert 2 * work.TRAINING * work.forward_operations(VINY) == pytest.approx(step.get_total_flops(), rel=0.15)
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_fine_tuning_counts_the_scores_of_every_class(classes: int) -> None:
+    own = {"source": "folder", "images": "a", "masks": "b", "classes": classes, "test_size": 10}
+    config = resolve({"study": "x", "segmentation": own, "finetune": {"epochs": 1, "milestones": [], "batch_size": 2}})
+    encoder = ViNy()
+    encoder.set_fused_attention(False)
+    objective = Segmentation(encoder, classes)
+    batch = torch.rand(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as step:
+        objective.loss(batch).backward()
+    found = work.finetune_work(config, 2)
+    assert found.operations == pytest.approx(step.get_total_flops(), rel=0.15)
+    few = {**config, "segmentation": {**config["segmentation"], "classes": 2}}
+    grown = found.memory_mb - work.finetune_work(few, 2).memory_mb
+    assert grown == pytest.approx(2 * (classes - 2) * 4 * 4 * 128**2 / 1e6, abs=2)  # scores, in float32, four times
+    assert work.evaluate_work(config).memory_mb < 4000
 
 
 @pytest.mark.parametrize("settings", [VINY, replace(VINY, patch_size=8, depth=3)])

@@ -166,6 +166,11 @@ def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -
     return {"mask_classes": names, "mask_values": values, "colours": colours}
 
 
+def mask_class_count(config: Mapping[str, Any]) -> int:
+    """How many classes the masks of a study have; 3 in the sources that are not a user's own."""
+    return len(pack_spec(config, "segmentation").get("mask_classes", ())) or 3
+
+
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
     """Whether an intermediate task learns from the very images that are segmented."""
     mine, target = pack_spec(config, task), pack_spec(config, "segmentation")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from viny.errors import InputError
 from viny.gpus import take_gpu
 from viny.processes import end_with_parent
-from viny.settings import BATCH
+from viny.settings import batch_of_masks
 
 LEAST = 3  # blocks of steps
 LONGEST = 6.0  # seconds for one kind of step: more would not tell more
@@ -44,6 +44,7 @@ class Step:
         images: that a job of this kind has; a batch holds no more.
         side: of a packed image, pixels.
         what: 'train', 'evaluate' or 'pack'.
+        classes: of images and of masks.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     images: int
     side: int
     what: str = "train"
+    classes: int = 3
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _made(step: Step, count: int) -> Any:
     from viny.data.pack import Pack
 
     draw = np.random.default_rng(0)
-    words = ["a", "b", "c"]
+    words = [str(i) for i in range(step.classes)]
     manifest = {"source": "made", "classes": words, "mask_classes": words, "count": count, "resolution": step.side}
     images = draw.integers(0, 256, (count, 3, step.side, step.side), np.uint8)
     masks = draw.integers(0, len(words), (count, step.side, step.side), np.uint8)
@@ -262,9 +264,9 @@ def _evaluation(step: Step, threads: int) -> Run:
 
     spec = step.spec
     machine = Machine.choose(spec["device"], spec["precision"], threads)
-    model = make_segmentation(spec, new_encoder(spec["model"], 0), 3).to(machine.device).eval()
+    model = make_segmentation(spec, new_encoder(spec["model"], 0), step.classes).to(machine.device).eval()
     model.encoder.set_fused_attention(machine.fused_attention)
-    count = min(BATCH, step.images)
+    count = min(batch_of_masks(step.classes), step.images)
     pixels = torch.from_numpy(_made(step, count).images).to(machine.device)
 
     def one() -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viny.cells import cells, on_segmentation_data, pack_spec
+from viny.cells import cells, mask_class_count, on_segmentation_data, pack_spec
 from viny.config import check_sizes
 from viny.errors import InputError
 from viny.files import canonical_json, digest, read_json
@@ -166,7 +166,7 @@ def rates_measured(
 
     steps, titles = {}, {}
     labels = round(statistics.mean(config["grid"]["finetune_sizes"]))
-    side = config["model"]["image_size"]
+    side, classes = config["model"]["image_size"], mask_class_count(config)
     for job in all_jobs:
         name = kind(job)
         if name in steps or name in seen.images or job.stage in seen.whole:
@@ -174,10 +174,10 @@ def rates_measured(
         if job.stage in TRAININGS:
             images = labels if job.stage == "finetune" else job.work.passes // job.spec["train"]["epochs"]
             pixels = config["pretrain"]["pack_size"] if job.stage == "pretrain" else side
-            steps[name] = Step(name, job.spec, max(1, images), pixels)
+            steps[name] = Step(name, job.spec, max(1, images), pixels, classes=classes)
         elif job.stage == "evaluate":
             of = next(one for one in all_jobs if one.stage == "finetune")
-            steps[name] = Step(name, of.spec, job.work.passes, side, "evaluate")
+            steps[name] = Step(name, of.spec, job.work.passes, side, "evaluate", classes)
         elif job.key in unpacked:
             steps[name] = Step(name, job.spec, 1, job.spec["size"], "pack")
         titles[name] = _title(job)

@@ -13,6 +13,11 @@ BACKGROUNDS = ("background", "ground")  # what the sources call the class that i
 BATCH = 250  # images a forward pass, where nothing is trained
 
 
+def batch_of_masks(classes: int) -> int:
+    """Images a forward pass that gives every pixel a score for each class: fewer where classes are many."""
+    return max(1, BATCH * 8 // max(8, classes))
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Dimensions of the vision transformer; pixels for sizes."""

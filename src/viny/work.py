@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viny.settings import BATCH, IN_MEMORY, ModelSettings
+from viny.cells import mask_class_count
+from viny.settings import BATCH, IN_MEMORY, ModelSettings, batch_of_masks
 
 TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
 START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
@@ -106,10 +107,26 @@ def intermediate_work(config: Mapping[str, Any], task: str, images: int | None) 
     return _work(config, images, section["epochs"], section["batch_size"], config["model"]["image_size"], channels)
 
 
+def _with_scores(config: Mapping[str, Any], work: Work, at_once: int, training: bool) -> Work:
+    """Work that also makes a score of each class for each pixel, of `at_once` images at a time."""
+    classes, side = mask_class_count(config), config["model"]["image_size"]
+    forward = 2 * classes * side**2 * config["model"]["dim"]
+    scores = (
+        4 * classes * side**2 * (4 if training else 2)
+    )  # bytes; with their logarithms and gradients, or laid out anew
+    return Work(
+        work.passes,
+        work.operations + work.passes * forward * (TRAINING if training else 1),
+        work.memory_mb + math.ceil(at_once * scores / 1e6),
+    )
+
+
 def finetune_work(config: Mapping[str, Any], size: int) -> Work:
     """One fine-tuning on `size` labelled images."""
     section = config["finetune"]
-    return _work(config, size, section["epochs"], section["batch_size"], config["model"]["image_size"], 4)
+    batch = section["batch_size"]
+    encoder = _work(config, size, section["epochs"], batch, config["model"]["image_size"], 4)
+    return _with_scores(config, encoder, min(batch, size), training=True)
 
 
 def evaluate_work(config: Mapping[str, Any], images: int | None = None) -> Work:
@@ -123,7 +140,8 @@ def evaluate_work(config: Mapping[str, Any], images: int | None = None) -> Work:
     # BATCH images go at once, but only one layer's activations are kept of them.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _work(config, images, 1, at_once, config["model"]["image_size"], 4)
-    return Work(images, trained.operations // TRAINING, trained.memory_mb)
+    forward = Work(images, trained.operations // TRAINING, trained.memory_mb)
+    return _with_scores(config, forward, batch_of_masks(mask_class_count(config)), training=False)
 
 
 def geometry_work(config: Mapping[str, Any]) -> Work:

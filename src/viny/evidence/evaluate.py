@@ -23,7 +23,7 @@ from viny.learning.stages import make_segmentation, new_encoder, read_weights
 from viny.learning.train import Machine
 from viny.provenance import Record
 from viny.seeds import generator
-from viny.settings import BATCH
+from viny.settings import BATCH, batch_of_masks
 
 
 def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
@@ -68,7 +68,7 @@ def predict(
     model.encoder.set_fused_attention(machine.fused_attention)
     images, masks = Rows(pack, "images", indices, machine.device), Rows(pack, "masks", indices, machine.device)
     truths, guesses = [], []
-    for positions in torch.arange(len(indices)).split(BATCH):
+    for positions in torch.arange(len(indices)).split(batch_of_masks(model.classes)):
         here = draws.at(positions) if draws is not None else None
         truth = masks[positions]
         if here is not None:
