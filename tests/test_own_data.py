@@ -121,7 +121,7 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
     assert viny(project, "check", "own.yaml").stdout.splitlines() == [
         "pretrain: mine/unlabelled: 14 images",
         "segmentation: mine/images: 20 images with masks of 11 classes",
-        "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 19 for training, 5 held out",
+        "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 18 for training, 6 held out",
         "own: 4 cells, protocol sound; no fault found",
     ]
     plan = json.loads(viny(project, "plan", "own.yaml", "--rate", "100", "--json").stdout)

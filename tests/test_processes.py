@@ -569,7 +569,8 @@ def test_of_two_processes_at_one_stage_the_second_waits(
     until(lambda: list(tmp_path.glob("checkpoints/finetune/*.safetensors")), "a checkpoint of the first")
     first.send_signal(signal.SIGSTOP)  # lives, and is under way for as long as is wanted
     second = twice()
-    said = second.stdout.readline()
+    command, said = second.stdout.readline(), second.stdout.readline()
+    assert command.startswith("$ python -m viny finetune --spec ")
     assert said == f"finetune: waiting for process {first.pid} on {platform.node()}, which is at it\n"
     assert not (tmp_path / "out" / "model.json").exists()
     first.send_signal(signal.SIGCONT if fate == "goes on" else signal.SIGKILL)

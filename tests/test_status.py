@@ -195,6 +195,9 @@ def test_what_a_training_logs_is_understood(monkeypatch: pytest.MonkeyPatch, cap
     found = EPOCH.search(capsys.readouterr().out)
     assert found is not None
     assert found.groups()[:6] == ("4", "20", "30", "120", "0.4000", "812")
+    # One that was stopped after its very last step.
+    train._Report("finetune", 20, 20.0).show({"epoch": 20, "loss": 0.4, "images_per_second": 0.0})
+    assert capsys.readouterr().out == "finetune: epoch 20/20, loss 0.4000, 0 images/s, 0 s left\n"
 
 
 def test_a_long_epoch_is_told_of_in_parts(root: Path, run: Claim) -> None:

@@ -105,7 +105,7 @@ def test_a_given_study_does_not_inherit_from_the_default_one(tmp_path: Path) -> 
         ({"finetune__milestones": [3]}, ["finetune.milestones", "3", "from 1 to 2"]),
         ({"finetune__epoch": 3}, ["finetune", "'epoch'", "did you mean 'epochs'"]),
         ({"finetune__epochs": "many"}, ["finetune.epochs", "integer", "many"]),
-        ({"grid__finetune_sizes": [8, 21]}, ["grid.finetune_sizes", "21", "30 images", "leave 20"]),
+        ({"grid__finetune_sizes": [8, 21]}, ["grid.finetune_sizes", "21", "30 labelled images", "leave 20"]),
         ({"grid__pretrain_sizes": [0, 31]}, ["grid.pretrain_sizes", "31", "30 images"]),
         ({"grid__intermediates": ["none", "scense"]}, ["grid.intermediates", "did you mean 'scenes'"]),
         ({"study": "../elsewhere"}, ["study", "../elsewhere"]),

@@ -266,7 +266,8 @@ class _Report:
         if not self._bar.disable:
             return
         self._shown = time.monotonic()
-        left = (self._shown - self._began) / (done - self.first) * (self.epochs - done)
+        # A run that goes on after the last step of all has nothing left to do.
+        left = (self._shown - self._began) / (done - self.first) * (self.epochs - done) if done > self.first else 0.0
         print(f"{self.stage}: {where}, loss {loss:.4f}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
 
 
