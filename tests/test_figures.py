@@ -255,3 +255,13 @@ def test_files_are_equal_and_nothing_is_clipped(tmp_path: Path, name: str) -> No
     assert inside.x1 <= page.x1
     assert inside.y0 >= page.y0
     assert inside.y1 <= page.y1
+
+
+def test_a_legend_of_long_names_stays_within_the_figure() -> None:
+    names = [f"a rather long name of class number {i}" for i in range(11)]  # 40 letters at most
+    labels = np.arange(2 * 400).reshape(2, 20, 20) % 11
+    figure = figures.segmentations(images(2), labels, {"guess": labels}, names)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

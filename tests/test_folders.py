@@ -102,6 +102,14 @@ def test_pairs_are_found_by_path(tmp_path: Path) -> None:
     ]
 
 
+def test_masks_saved_as_jpeg_are_told_of_by_their_names(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "images" / f"{i}.png")
+        mask(tmp_path / "masks" / f"{i}.{'png' if i else 'jpg'}")
+    said = pair(tmp_path / "images", tmp_path / "masks").report()
+    assert said == ["masks saved as JPEG, which blurs values, to be exported as PNG: 1 (0.jpg)"]
+
+
 @pytest.mark.parametrize(
     ("image", "its_mask", "suffix"),
     [

@@ -26,7 +26,7 @@ from viny.contact_sheet import contact_sheet
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.errors import InputError
-from viny.init import init, parse_classes, read_classes
+from viny.init import init, parse_classes, read_classes, study_name
 from viny.newstudy import Wanted, held_out_of, ladder, look, study_text
 from viny.settings import IGNORE
 
@@ -587,3 +587,15 @@ def test_the_coding_of_the_study_is_that_of_the_sheet(tmp_path: Path) -> None:
     share = np.mean([truth(at) == 0 for at in range(12)])  # value 5, class 'a'
     assert found.looked.shares[1] == pytest.approx(share)
     check_sizes(resolve(yaml.safe_load(study_text(found))), {"segmentation": 12})
+
+
+def test_a_number_of_classes_names_the_values_from_0() -> None:
+    assert parse_classes("3") == {0: "class_0", 1: "class_1", 2: "class_2"}
+    with pytest.raises(InputError, match="value=name"):
+        parse_classes("1")
+
+
+@pytest.mark.parametrize("name", ["my pets", "-x", "a/b", "x\n", ""])
+def test_a_name_that_no_study_may_have_is_answered_in_words(name: str) -> None:
+    with pytest.raises(InputError, match="a study's name has letters, digits, - and _, no spaces"):
+        study_name(name)

@@ -45,3 +45,12 @@ def test_what_are_no_settings_is_refused(tmp_path: Path, text: str) -> None:
 def test_missing_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"study\.json: no such file; expected a study's settings"):
         read_study(tmp_path)
+
+
+def test_a_wrong_folder_is_answered_with_what_is_there(tmp_path: Path) -> None:
+    write_study(tmp_path / "results" / "mine", {"study": "mine"})
+    with pytest.raises(InputError, match=r"no such file; .* --configfile studies/<study>.yaml; in .*results are mine"):
+        read_study(tmp_path / "results" / "mien")
+    (tmp_path / "mine.yaml").write_text("study: mine")
+    with pytest.raises(InputError, match="is a file; expected the folder of a study's results"):
+        read_study(tmp_path / "mine.yaml")

@@ -7,15 +7,17 @@ Heavy imports stand inside the commands, so that each job loads only what it nee
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from viny import __version__
 from viny.errors import InputError
@@ -360,7 +362,7 @@ def _figures(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; each command's function is in its `run_command`."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="viny",
         description="What do pre-training, an intermediate task and labels buy a small vision transformer?",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -653,6 +655,28 @@ def parser() -> argparse.ArgumentParser:
     ]
     top.epilog = "\n\n".join(textwrap.fill(line, 100) for line in said)
     return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what may have been meant, and lists no stage to a person who has mistyped a command."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)'", message)
+        if wrong and "command" in message:
+            known = [name for action in self._actions for name in action.choices or ()]
+            close = difflib.get_close_matches(wrong[1], known, n=1)
+            message = f"no command is called '{wrong[1]}'" + (f"; did you mean '{close[0]}'?" if close else "")
+            message += " `viny --help` lists all"
+        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            close = difflib.get_close_matches(unknown[1], self.flags, n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        super().error(message)
+
+    @property
+    def flags(self) -> list[str]:
+        """Of all commands: arguments that no command knows are refused when the command is forgotten."""
+        commands = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
+        return sorted({flag for p in (self, *commands) for flag in p._option_string_actions})
 
 
 class Log:

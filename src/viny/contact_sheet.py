@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from viny.data.survey import percent
-from viny.evidence.figures import NO_CLASS, STYLE, _figure, _image_grid, _note, class_colours, shown_classes
+from viny.evidence.figures import (
+    NO_CLASS,
+    STYLE,
+    _figure,
+    _image_grid,
+    _note,
+    class_colours,
+    legend_columns,
+    shown_classes,
+)
 from viny.files import atomic_path
 from viny.settings import BACKGROUNDS, IGNORE
 
@@ -66,7 +75,8 @@ def contact_sheet(
     if (masks == IGNORE).any():
         label = f"ignored {percent(shares[-1])}" if shares[-1] else "bars, ignored"
         handles.append(Patch(facecolor=NO_CLASS, edgecolor="#555555", hatch="////", label=label))
-    legend = figure.legend(handles=handles, title=title, loc="outside upper center", ncols=min(5, len(handles)))
+    ncols = legend_columns([handle.get_label() for handle in handles], 5)
+    legend = figure.legend(handles=handles, title=title, loc="outside upper center", ncols=ncols)
     for text in (*legend.get_texts(), legend.get_title()):
         text.set_parse_math(False)
     if len(shown) < len(classes):

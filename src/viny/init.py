@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from viny.config import resolve
 from viny.data.coco import convert
 from viny.data.folders import images_below
 from viny.data.survey import percent
 from viny.errors import InputError
 from viny.gpus import visible_gpus
 from viny.newstudy import BUDGETS, Found, Wanted, look, unanswered, write
-from viny.settings import IGNORE
+from viny.settings import IGNORE, MAX_CLASSES
 from viny.terminal import console, table
 
 SHOWN = 25  # mask values that are listed, or asked for
@@ -118,11 +117,13 @@ def report(found: Found, study: Path, sheet: Path) -> None:
 
 
 def parse_classes(text: str) -> dict[int | str, str]:
-    """Names of mask values from '0=ground,255=object' or '#000000=ground,#ff0000=object'.
+    """Names of mask values from '0=ground,255=object', '#000000=ground,#ff0000=object', or a number of classes.
 
     Raises:
         InputError: anything else.
     """
+    if text.strip().isdecimal() and 2 <= int(text) <= MAX_CLASSES:
+        return {value: f"class_{value}" for value in range(int(text))}
     return _named([part.partition("=")[::2] for part in text.split(",") if part.strip()], "--classes", "value=name")
 
 
@@ -247,7 +248,8 @@ def study_name(text: str) -> str:
     Raises:
         InputError: it may not.
     """
-    resolve({"study": text})
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
+        raise InputError(f"{text!r}: a study's name has letters, digits, - and _, no spaces, 64 at most")
     return text
 
 

@@ -36,7 +36,6 @@ from viny.errors import InputError
 from viny.files import atomic_path
 from viny.gpus import visible_gpus
 from viny.settings import ModelSettings
-from viny.work import parameters
 
 SHOWN = 16  # images on the contact sheet
 ASPECTS = (0.65, 1.55)  # width over height, within which pictures are stretched: 2:3 to 3:2 and what is rounded
@@ -434,7 +433,6 @@ def _body(found: Found) -> list[str]:
         raise InputError(f"--task {SPATIAL}: --spatial is called so too; choose another name")
     model = ModelSettings(**found.model)
     kind = "a smaller ViNy" if budget.model else "ViNy"
-    about = f"{kind} ({model.image_size} px, {parameters(model) / 1e6:.1f} M parameters)"
     rows = [
         (
             "pretrain_sizes",
@@ -445,7 +443,7 @@ def _body(found: Found) -> list[str]:
         ("finetune_sizes", grid["finetune_sizes"], f"labelled images of {found.train - found.held_out:,} to train on"),
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
     ]
-    lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {about}.')}"]
+    lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {kind}.')}"]
     if found.looked.refused or found.bad_unlabelled:
         lines.append("on_bad_image: skip # some files cannot be used; packing lists them")
     counts = [len(values) for _, values, _ in rows]

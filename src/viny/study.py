@@ -37,6 +37,15 @@ def read_study(root: Path) -> dict[str, Any]:
         InputError: missing, not JSON, or not the settings that its hash says.
     """
     path = study_file(root)
+    if not path.is_file():
+        if root.is_file():
+            raise InputError(f"{root}: is a file; expected the folder of a study's results, such as results/demo")
+        there = sorted(p.parent.name for p in root.parent.glob("*/study.json"))
+        known = f"; in {root.parent} are {', '.join(there)}" if there else ""
+        raise InputError(
+            f"{path}: no such file; expected a study's settings, which its run writes: "
+            f"snakemake --cores all --configfile studies/<study>.yaml{known}"
+        )
     try:
         value = read_json(path, "a study's settings")
         config, expected = value["config"], value["sha256"]

@@ -83,6 +83,11 @@ onstart:
     begin()
 
 
+onsuccess:
+    if Path(REPORT).is_file():
+        print(f"Done: {REPORT}; viny advise {ROOT}", file=sys.stderr)
+
+
 onerror:
     print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
 

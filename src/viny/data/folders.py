@@ -96,6 +96,11 @@ class Pairs:
         ):
             if files:
                 lines.append(f"{said}: {len(files)} ({few(path.name for path in files)})")
+        blurred = [path.name for path in self.masks if path.suffix.lower() in (".jpg", ".jpeg")]
+        if blurred:
+            lines.append(
+                f"masks saved as JPEG, which blurs values, to be exported as PNG: {len(blurred)} ({few(blurred)})"
+            )
         return lines
 
 

@@ -35,6 +35,7 @@ MIN_SIDE = 1.05  # inches, of an image
 # Okabe and Ito's palette, told apart with any colour vision
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 NO_CLASS = "#B3B3B3"  # of pixels that masks ignore
+LEGEND_LETTERS = 105  # of a legend's size, beside each other in the width of a figure; each entry has 7 for its mark
 LEGEND_CLASSES = 16  # that a legend names at most
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
 TITLE = 36  # letters above half the width
@@ -224,7 +225,8 @@ def segmentations(
     handles = [Patch(color=colours[at], label=classes[at]) for at in shown_classes(counts[: len(classes)])]
     if counts[IGNORE]:
         handles.append(Patch(color=NO_CLASS, label="ignored"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    ncols = legend_columns([handle.get_label() for handle in handles], 4)
+    figure.legend(handles=handles, loc="outside upper center", ncols=ncols)
     _note(figure, note)
     return figure
 
@@ -248,6 +250,11 @@ def shown_classes(counts: np.ndarray) -> list[int]:
         return list(range(len(counts)))
     most = np.argsort(-counts, kind="stable")[:LEGEND_CLASSES]
     return sorted(int(at) for at in most if counts[at])
+
+
+def legend_columns(labels: Sequence[str], most: int) -> int:
+    """Columns of a legend above a figure, so few that the longest label does not run out of it."""
+    return max(1, min(most, len(labels), LEGEND_LETTERS // (max(map(len, labels)) + 7)))
 
 
 def save(figure: Figure, stem: Path) -> None:

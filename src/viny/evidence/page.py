@@ -242,7 +242,8 @@ class _Page:
             for heading, names in pictures.items()
         ]
         found.insert(2, self._cost())
-        found.append(self._scorecard())
+        if self.spec["segmentation"]["source"] != "folder":  # own data have nothing of the paper's to be held against
+            found.append(self._scorecard())
         return [section for section in found if section.figures or section.tables]
 
     def _cost(self) -> Section:
