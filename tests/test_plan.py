@@ -25,7 +25,7 @@ from viny.errors import InputError
 from viny.jobs import TRAININGS, Job, count, jobs, to_do
 from viny.learning.model import ViNy, count_parameters
 from viny.measure import Speed, Step, _ran, _share, measure
-from viny.plan import Forecast, Rates, kind, makespan, plan, rates_seen
+from viny.plan import Forecast, Rates, kind, makespan, plan, rates_seen, show
 from viny.settings import ModelSettings
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -373,6 +373,15 @@ def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest
     assert "intel: no data set at data/intel; it is taken to have 20,000 images" in out
     assert "32 cores and 4 GPUs, up to 4 trainings side by side" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hours_beside_other_work_are_said(tmp_path: Path, tiny: dict[str, Any], capsys: Any) -> None:
+    planned = stated(tiny, tmp_path)
+    planned["wall_clock"]["hours"] = 0.15
+    show(planned)
+    assert ": 9 min for all.\n" in capsys.readouterr().out
+    show({**planned, "share_of_cores": 0.5})
+    assert ": 9 min for all (18 min with the other work that runs now).\n" in capsys.readouterr().out
 
 
 def test_json_is_for_programs_and_settings_can_be_changed(

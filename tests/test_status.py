@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -16,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
 pytest.importorskip("jsonschema")
 
+from viny.cells import pack_manifest
 from viny.cli import main
 from viny.config import read_config, resolve
-from viny.jobs import Job
+from viny.jobs import TRAININGS, Job
 from viny.learning import stages, train
+from viny.listings import with_listings
+from viny.plan import plan
 from viny.processes import Claim
-from viny.status import EPOCH, Watcher
+from viny.status import EPOCH, Watcher, show
 from viny.study import study_file, write_study
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -68,6 +74,29 @@ def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
     log.write_text(f"$ python -m viny {label.split()[0]} --spec '{{}}'\n{text}\n")
     os.utime(log, (time.time() - age,) * 2)
     return log
+
+
+def fill(root: Path) -> None:
+    """Records of a finished study, as its jobs leave them: each names what it was made from."""
+    finish(root)
+    for one in Watcher(root).jobs:
+        of = next((name for stage, name in one.needs if stage == "pack"), None)
+        parent = next((f"weights {stage} {name}" for stage, name in reversed(one.needs) if stage in TRAININGS), None)
+        if one.stage == "pack":
+            record: dict[str, Any] = {"sha256": f"pack {one.name}", "listing": one.spec.get("listing", "")}
+        elif one.stage in TRAININGS:
+            record = {"pack_sha256": f"pack {of}", "parent_sha256": parent, "weights_sha256": f"weights {one.label}"}
+        elif one.stage == "split":
+            record = {"pack_sha256": f"pack {of}"}
+        elif one.stage in ("evaluate", "geometry"):
+            record = {"hashes": {"pack": "pack segmentation", "weights": parent}}
+        else:
+            continue
+        (root / one.outputs[1 if one.stage in TRAININGS else 0]).write_text(json.dumps(record))
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def state(root: Path, label: str) -> str:
@@ -271,6 +300,138 @@ def test_without_a_run_what_began_and_did_not_end_has_failed(root: Path) -> None
     assert "it ended without a further word" in failed[0].said
 
 
+@pytest.mark.parametrize("during", [False, True])
+def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
+    root: Path, tmp_path: Path, during: bool, capsys: Any
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            Image.new("L", (30, 30), i % 2).save(tmp_path / name / f"{i}.png")
+    raw = read_config(TINY)
+    own = {name: str(tmp_path / name) for name in ("images", "masks")}
+    raw["segmentation"] = {**raw["segmentation"], "source": "folder", **own, "classes": 2}
+    config = resolve(raw)
+    write_study(root, with_listings(config, root))
+    fill(root)
+    write_log(root, f"evaluate {CELL}", "evaluated")  # of the run before, which did not fail
+    assert main(["status", str(root)]) == ALL_DONE
+    capsys.readouterr()
+    watcher = Watcher(root)
+    for name in own:
+        Image.new("L", (30, 30), 1).save(tmp_path / name / "more.png")
+    now = with_listings(config, root)
+    write_study(root, now)
+    os.utime(study_file(root), (time.time() + 1,) * 2)
+    if during:  # the pack is made; what learns from it is still to come
+        change(pack_manifest(root, "segmentation"), sha256="new", listing=now["listings"]["segmentation"])
+    assert main(["status", str(root)]) == SOMETHING_WRONG
+    out = capsys.readouterr().out
+    assert "tiny: 0 of 16 cells done, 16 out of date; nothing runs it" in out
+    assert re.search(r"^stage +done +out of date +running", out, re.MULTILINE)
+    assert re.search(r"^pretrain +2$", out, re.MULTILINE)  # its images are others
+    status = watcher.look()  # one that looked before sees it, too
+    assert (status.cells, status.outdated, status.failed) == ((16, 0), 16, [])
+    assert status.stages["pack"] == ({"done": 3} if during else {"done": 2, "out of date": 1})
+    assert status.stages["report"] == {"out of date": 1}
+    planned = plan(config, root.parent, tmp_path / "packs", cores=1, rate=100.0)
+    rows = {row["stage"]: row for row in planned["stages"]}
+    assert rows["finetune"]["to_do"] == rows["evaluate"]["to_do"] == 16
+    assert (rows["pack"]["to_do"], rows["pretrain"]["to_do"]) == (0 if during else 1, 0)
+    assert f"out of date: {planned['total']['to_do']} of the jobs to do" in " ".join(planned["notes"])
+
+
+def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
+    fill(root)
+    watcher = Watcher(root)
+    assert watcher.look().done
+    geometry = watcher.look().stages["geometry"]["done"]
+    change(root / f"finetune/{CELL}/model.json", weights_sha256="other")
+    status = watcher.look()
+    assert (status.cells[1], status.outdated) == (15, 1)
+    assert status.stages["finetune"] == {"done": 16}
+    change(root / f"metrics/{CELL}.json", hashes={"pack": "pack segmentation", "weights": "other"})
+    assert watcher.look().outdated == 0
+    change(root / "pretrain/size-24_seed-1/encoder.json", weights_sha256="another")
+    status = watcher.look()
+    # Of that seed two cells start from it, and two from the task's encoder that does.
+    assert (status.outdated, status.stages["finetune"]["out of date"]) == (4, 4)
+    assert status.stages["intermediate"] == {"done": 3, "out of date": 1}
+    assert 0 < status.stages["geometry"]["done"] < geometry
+    change(root / "metrics/pre-0_mid-scenes_fine-8_seed-0.json", hashes={"pack": "another"})
+    assert watcher.look().outdated == 5
+
+
+def test_sums_of_before_wait_for_a_run_that_does_what_they_sum_up(root: Path, run: Claim) -> None:
+    fill(root)
+    for path in [path for path in root.rglob("*") if path.is_file() and path.name != ".claim"]:
+        os.utime(path, (time.time() - 100,) * 2)
+    os.utime(study_file(root), (time.time() - 50,) * 2)
+    assert Watcher(root).look().done
+    os.utime(root / f"metrics/{CELL}.json")
+    status = Watcher(root).look()
+    assert status.cells[1] == 16 and not status.done
+    assert status.stages["tables"] == status.stages["report"] == {"out of date": 1}
+    assert status.stages["duplicates"] == {"done": 1}
+
+
+def test_what_checkpoints_hold_is_done(root: Path, capsys: Any) -> None:
+    finish(root, "pack", "split")
+    one = job(root, "pretrain size-24_seed-0")
+    steps = -(-24 // one.spec["train"]["batch_size"])
+    one.checkpoints(root).mkdir(parents=True)
+    for name in ("epoch-000001_step-00000001", f"epoch-000002_step-{steps:08d}"):
+        (one.checkpoints(root) / f"0123abcd_{name}.safetensors").touch()
+    later = job(root, f"finetune {CELL.replace('pre-0', 'pre-24')}")  # its encoder is still to come
+    later.checkpoints(root).mkdir(parents=True)
+    (later.checkpoints(root) / "0123abcd_epoch-000002_step-00000000.safetensors").touch()
+    assert Watcher(root).look().passes == (864, 48, 48)
+    assert main(["status", str(root)]) == SOMETHING_WRONG
+    assert "6 % of 864 image passes of training done, of which 100 % in checkpoints" in capsys.readouterr().out
+
+
+def test_an_error_of_several_lines_has_its_word(root: Path) -> None:
+    error = "viny: 2 of 9 images that were looked at are bad; mend these first:\n  a.png: no image\n  b.png: no image"
+    log = write_log(root, "pack segmentation", f"packing\n{error}")
+    (failed,) = Watcher(root).look().failed
+    assert failed.said.startswith("viny: 2 of 9 images") and failed.said.endswith("b.png: no image")
+    log.write_text(log.read_text() + "and on\n  it goes\n")
+    (failed,) = Watcher(root).look().failed
+    assert "it ended without a further word" in failed.said
+
+
+def test_a_narrow_terminal_keeps_every_job_on_its_line(root: Path, run: Claim) -> None:
+    one = job(root, "finetune pre-24_mid-scenes_fine-16_seed-1")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    line = "finetune: epoch 2/3, loss 0.4567, 812 images/s, 61 s left"
+    write_log(root, one.label, f"{line}")
+    try:
+        status = Watcher(root).look()
+    finally:
+        claim.release()
+    shown = {}
+    for columns in (80, 160):
+        out = Console(width=columns, file=io.StringIO())
+        out.print(show(status, columns=columns))
+        shown[columns] = out.file.getvalue()
+    assert re.search(
+        r"^finetune pre-24_mid-scenes_fine-16_seed-1 +2/3 +0\.4567 +812 +\d+ s *$", shown[80], re.MULTILINE
+    )
+    assert "log written" in shown[160] and "log written" not in shown[80]
+    assert re.search(r"^sums +7 *$", shown[80], re.MULTILINE)  # seven rules in one row
+    assert "scorecard" not in shown[80]
+
+
+def test_piped_lines_end_with_their_text(root: Path, run: Claim, capsys: Any) -> None:
+    write_log(root, f"evaluate {CELL}", "evaluating")
+    write_log(root, f"evaluate {CELL.replace('seed-0', 'seed-1')}", "a much longer last line than that of the other")
+    main(["status", str(root)])
+    lines = capsys.readouterr().out.split("\n")
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert any("evaluating" in line for line in lines)
+
+
 def test_the_claim_of_a_dead_run_is_none(root: Path) -> None:
     text = "import sys; from pathlib import Path; from viny.processes import Claim; Claim(Path(sys.argv[1])).acquire()"
     subprocess.run([sys.executable, "-c", text, str(root / ".claim")], check=True)
@@ -323,6 +484,7 @@ def test_on_a_terminal_it_stays_until_it_is_interrupted(root: Path, run: Claim) 
     assert shown.count(b"0 of 16 cells") >= 3
     assert b"\x1b[?25h" in shown  # the cursor is there again
     assert b"Traceback" not in shown
+    assert b"Ctrl-C ends this view; the run goes on." in shown  # a short last line, behind which ^C has room
 
 
 def test_it_ends_with_the_run_that_it_watches(root: Path, run: Claim, capsys: Any) -> None:

@@ -17,7 +17,7 @@ from viny.config import check_sizes
 from viny.errors import InputError
 from viny.files import canonical_json, digest, read_json
 from viny.gpus import surroundings, visible_gpus
-from viny.jobs import PRIORITIES, STAGES, SUMS, TRAININGS, Images, Job, Key, count, jobs, to_do
+from viny.jobs import PRIORITIES, STAGES, SUMS, TRAININGS, Images, Job, Key, count, jobs, out_of_date, to_do
 from viny.listings import with_listings
 from viny.settings import ModelSettings
 from viny.terminal import console, duration, short, table
@@ -416,6 +416,7 @@ def plan(
     images = count(config, root)
     check_sizes(config, images.limits)
     all_jobs = jobs(config, images)
+    stale = out_of_date(all_jobs, root)
     place = Place.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
         raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say by --rate how fast one is")
@@ -426,11 +427,11 @@ def plan(
         seen = rates_seen(all_jobs, root, place.train_threads, device) if use_seen else Rates()
         beside = min(place.beside, most_beside(all_jobs))
         packs = [job for job in all_jobs if job.stage == "pack" and not _stored(job, store).exists()]
-        unpacked = {job.key for job in packs if not (use_seen and job.is_done(root))}
+        unpacked = {job.key for job in packs if job.key in stale or not (use_seen and job.is_done(root))}
         rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)
     forecast = Forecast(config, images, rates, store)
     spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in all_jobs}
-    left = to_do(all_jobs, root)
+    left = to_do(all_jobs, root, stale)
     stages = [_row(stage, all_jobs, left, spent, forecast, root) for stage in STAGES]
     stages = [row for row in stages if row["jobs"]]
     total = {key: sum(row[key] or 0 for row in stages) for key in ("jobs", "done", "to_do", *SUMMED)}
@@ -451,7 +452,7 @@ def plan(
         "job_start_seconds": rates.start,
         "share_of_cores": rates.share,
         "further": further(forecast),
-        "notes": _notes(config, images, place, rates),
+        "notes": _notes(config, images, rates, sum(job.is_done(root) for job in left) if stale else 0),
     }
 
 
@@ -518,10 +519,15 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(config: Mapping[str, Any], images: Images, place: Place, rates: Rates) -> list[str]:
+def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) -> list[str]:
     used = set(images.packed) - ({"pretrain"} if not max(config["grid"]["pretrain_sizes"]) else set())
     lacking = [name for name, n in images.packed.items() if n is None and name in used]
     notes = []
+    if stale:
+        notes.append(
+            f"out of date: {stale} of the jobs to do, whose files are there but made from other images or weights than "
+            "those there now"
+        )
     for name in lacking:
         spec = pack_spec(config, name)
         trained = images.trained.get(name)
@@ -536,7 +542,8 @@ def _notes(config: Mapping[str, Any], images: Images, place: Place, rates: Rates
             f"if it stays, what was measured takes {1 / rates.share:.1f} times as long"
         )
     notes.append(
-        "done: the files are there; after changed settings or code Snakemake may do more: `snakemake -n` decides"
+        "done: the files are there, made from the images and weights that are; after changed settings or code "
+        "Snakemake may do more: `snakemake -n` decides"
     )
     return notes
 
@@ -553,9 +560,15 @@ def show(planned: Mapping[str, Any]) -> None:
     where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
     meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
+    share = planned["share_of_cores"]
+
+    def lasts(hours: float, what: str) -> str:
+        loaded = f" ({duration(3600 * hours / share)} with the other work that runs now)" if share < QUIET else ""
+        return f"{duration(3600 * hours)} for {what}{loaded}"
+
     out.print(
-        f"\nFrom start to end on {where}, {beside}: {duration(3600 * wall['hours'])} for all"
-        + (f", {duration(3600 * wall['hours_to_do'])} for what is to do" if total["done"] else "")
+        f"\nFrom start to end on {where}, {beside}: {lasts(wall['hours'], 'all')}"
+        + (f", {lasts(wall['hours_to_do'], 'what is to do')}" if total["done"] else "")
         + ".\n"
         f"Disk: {short(total['bytes'], 'B')}, and {meanwhile}.\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -18,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from viny.cells import cells
-from viny.errors import InputError
-from viny.jobs import STAGES, TRAININGS, Job, count, jobs, to_do
+from viny.config import resolve
+from viny.jobs import STAGES, SUMS, TRAININGS, Job, Key, Records, count, jobs, out_of_date, to_do
 from viny.plan import Forecast, kind, rates_seen, seconds_of
 from viny.processes import Claim, on_stop
 from viny.slurm import active_jobs, name_file
@@ -29,6 +30,7 @@ from viny.terminal import console, duration, short, table
 TAIL = 8192  # bytes of a log that are read
 STARTING = 120.0  # seconds after its first word that a training may take to claim its work
 SHOWN = 20  # failed jobs that are named
+NARROW = 120  # columns of a terminal below which a running job gets less of them
 ASK = 20.0  # seconds between two questions to Slurm
 EPOCH = re.compile(r"epoch (\d+)/(\d+),(?: step (\d+)/(\d+),)? loss (\S+), (\d+) images/s, (\d+) s left")
 WENT_ON = re.compile(r"going on from .*: epoch (\d+), ")
@@ -80,10 +82,11 @@ class Status:
     Attributes:
         study: its name.
         cells: how many it has, and how many of them are evaluated.
-        stages: done, running, failed and waiting jobs by stage.
+        stages: done, out of date, running, failed and waiting jobs by stage.
         running: jobs that run.
         failed: jobs that failed, in the order of their stages.
-        passes: image passes of all trainings, and those done.
+        passes: image passes of all trainings, those done, and those of them that only checkpoints hold.
+        outdated: cells that were evaluated, but on or after something else than what is there now.
         seconds_left: at the rates of this study's own jobs; None before there are any, or while nothing runs.
         holder: who runs the study, in words; empty if nobody does.
         slurm: what Slurm's queue holds of it, in words; empty for nothing.
@@ -94,7 +97,8 @@ class Status:
     stages: dict[str, Counter[str]]
     running: list[Running]
     failed: list[Failed]
-    passes: tuple[int, int]
+    passes: tuple[int, int, int]
+    outdated: int
     seconds_left: float | None
     holder: str
     slurm: str
@@ -117,6 +121,7 @@ class Status:
             "study": self.study,
             "cells": self.cells[0],
             "cells_done": self.cells[1],
+            "cells_out_of_date": self.outdated,
             "stages": {stage: dict(counts) for stage, counts in self.stages.items()},
             "running": [one.as_dict() for one in self.running],
             "failed": [
@@ -125,6 +130,7 @@ class Status:
             ],
             "image_passes": self.passes[0],
             "image_passes_done": self.passes[1],
+            "image_passes_in_checkpoints": self.passes[2],
             "seconds_left": self.seconds_left,
             "run_by": self.holder or None,
             "slurm": self.slurm or None,
@@ -143,30 +149,36 @@ class Watcher:
     """
 
     def __init__(self, root: Path) -> None:
-        if not study_file(root).is_file():
-            raise InputError(
-                f"{study_file(root)}: no such file; expected the settings that a run writes when it starts. Name the "
-                "folder of a study, such as results/demo, or start its run: snakemake --cores all"
-            )
+        read_study(root)  # says what is wrong with the folder
         self.root = root
-        self.config = read_study(root)
-        self.images = count(self.config, root)
-        self.jobs = jobs(self.config, self.images)
-        self._done: set[Any] = set()
+        self._records = Records()
         self._slurm, self._asked = "", -ASK
+        self._read(study_file(root).stat().st_mtime)
+
+    def _read(self, begun: float) -> None:
+        self.begun = begun  # each run writes it anew
+        self.config = resolve(read_study(self.root))  # an older version may have known fewer keys
+        self.images = count(self.config, self.root)
+        self.jobs = jobs(self.config, self.images)
 
     def look(self) -> Status:
         """The state now."""
         root = self.root
         holder = Claim(root / ".claim").holder()
-        left = to_do(self.jobs, root)
-        keys = {job.key for job in left}
-        done = [job for job in self.jobs if job.key not in keys]
-        begun = study_file(root).stat().st_mtime  # each run writes it anew
+        begun = study_file(root).stat().st_mtime
+        if begun != self.begun:
+            self._read(begun)
         running, failed = [], []
         slurm = self._queue()
         alive = holder is not None or bool(slurm)
+        stale = out_of_date(self.jobs, root, self._records) | (self._older_sums() if alive else set())
+        left = to_do(self.jobs, root, stale)
+        keys = {job.key for job in left}
+        done = [job for job in self.jobs if job.key not in keys]
+        outdated = {job.key for job in left if job.is_done(root)}
         for job in left:
+            if job.key in outdated:
+                continue  # a job that begins again has no outputs any more
             found = _state(job, root, alive, begun, bool(slurm))
             if isinstance(found, Running):
                 running.append(found)
@@ -175,7 +187,8 @@ class Watcher:
         states = {one.job.key: "running" for one in running} | {one.job.key: "failed" for one in failed}
         stages: dict[str, Counter[str]] = {}
         for job in self.jobs:
-            state = states.get(job.key, "waiting" if job.key in keys else "done")
+            waits = "out of date" if job.key in outdated else "waiting"
+            state = states.get(job.key, waits if job.key in keys else "done")
             stages.setdefault(job.stage, Counter())[state] += 1
         return Status(
             study=self.config["study"],
@@ -183,7 +196,8 @@ class Watcher:
             stages=stages,
             running=running,
             failed=failed,
-            passes=self._passes(done, running),
+            passes=self._passes(done, left, running),
+            outdated=stages["evaluate"]["out of date"],
             seconds_left=self._seconds_left(done, left, running, begun),
             holder=str(holder) if holder is not None else "",
             slurm=slurm,
@@ -199,12 +213,34 @@ class Watcher:
             self._slurm = ", ".join(f"{n} {state.lower()}" for state, n in states.most_common())
         return self._slurm
 
-    def _passes(self, done: Iterable[Job], running: Iterable[Running]) -> tuple[int, int]:
-        trainings = [job for job in self.jobs if job.stage in TRAININGS]
-        part = sum(_share_done(one) * one.job.work.passes for one in running if one.job.stage in TRAININGS)
-        return sum(job.work.passes for job in trainings), round(
-            part + sum(job.work.passes for job in done if job.stage in TRAININGS)
-        )
+    def _older_sums(self) -> set[Key]:
+        """Sums from before this run, though it has done jobs anew that they are made from."""
+
+        def is_new(job: Job) -> bool:
+            try:
+                return (self.root / job.outputs[0]).stat().st_mtime >= self.begun
+            except OSError:
+                return False
+
+        new = {job.key for job in self.jobs if is_new(job)}
+        return {
+            job.key for job in self.jobs if job.stage in SUMS and job.key not in new and new.intersection(job.needs)
+        }
+
+    def _kept(self, left: Iterable[Job], running: Iterable[Running]) -> dict[Key, float]:
+        """Shares of trainings that do not run, and go on from a checkpoint."""
+        keys = {job.key for job in left}
+        idle = keys - {one.job.key for one in running}
+        # What is learned from a pack or weights still to come begins anew.
+        able = [job for job in left if job.stage in TRAININGS and job.key in idle and not keys.intersection(job.needs)]
+        return {job.key: sum(_in_checkpoints(job, self.root)) / job.spec["train"]["epochs"] for job in able}
+
+    def _passes(self, done: Iterable[Job], left: list[Job], running: list[Running]) -> tuple[int, int, int]:
+        trainings = {job.key: job.work.passes for job in self.jobs if job.stage in TRAININGS}
+        part = sum(_share_done(one) * trainings[one.job.key] for one in running if one.job.key in trainings)
+        kept = sum(share * trainings[key] for key, share in self._kept(left, running).items())
+        whole = sum(trainings.get(job.key, 0) for job in done)
+        return sum(trainings.values()), round(whole + part + kept), round(kept)
 
     def _beside(self, done: Iterable[Job], running: list[Running], begun: float) -> float:
         """Jobs that run side by side: as many as now, or as this run has done so far."""
@@ -224,6 +260,7 @@ class Watcher:
             return None
         forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
         now = {one.job.key: one for one in running}
+        kept = self._kept(left, running)
         total = 0.0
         for job in left:
             whole = forecast.seconds(job)
@@ -232,6 +269,8 @@ class Watcher:
                 whole = one.seconds_left
             elif one is not None and job.stage in TRAININGS:
                 whole *= 1 - _share_done(one)
+            elif one is None:
+                whole *= 1 - kept.get(job.key, 0)
             total += whole
         longest = max((one.seconds_left or 0.0 for one in running), default=0.0)
         return max(longest, total / self._beside(done, running, begun))
@@ -239,6 +278,15 @@ class Watcher:
 
 def _share_done(one: Running) -> float:
     return (one.epoch or 0) / one.epochs if one.epochs else 0.0
+
+
+def _in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
+    """Whole epochs of a training that its newest checkpoint holds, and the part of the next one."""
+    images = job.work.passes / job.spec["train"]["epochs"]
+    steps = math.ceil(images / job.spec["train"]["batch_size"])
+    names = [CHECKPOINT.search(path.name) for path in job.checkpoints(root).glob("*.safetensors")]
+    epoch, step = max(((int(m[1]) - 1, int(m[2])) for m in names if m), default=(0, 0))
+    return epoch, min(1.0, step / steps)
 
 
 def _state(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
@@ -249,10 +297,10 @@ def _state(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Runn
         written = log.stat().st_mtime
         with open(log, "rb") as f:
             f.seek(max(0, log.stat().st_size - TAIL))
-            said = [line.strip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+            said = [line.rstrip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return _running(job, root, [], 0.0) if held else None
-    words = [line for line in said if not line.startswith("$ ")]
+    words = _words(said)
     silent = max(0.0, time.time() - written)
     if held:
         return _running(job, root, words, silent)
@@ -269,6 +317,17 @@ def _state(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Runn
         # Slurm may start it again by itself, on another node.
         return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
     return _running(job, root, words, silent)
+
+
+def _words(said: Iterable[str]) -> list[str]:
+    """What a log says, a line each; an error of several lines is one."""
+    words: list[str] = []
+    for line in said:
+        if line.startswith("  ") and words and words[-1].startswith("viny: "):
+            words[-1] += f" {line.strip()}"
+        elif not line.startswith("$ "):
+            words.append(line.strip())
+    return words
 
 
 def _is_stop(line: str) -> bool:
@@ -291,18 +350,18 @@ def _running(job: Job, root: Path, words: list[str], silent: float) -> Running:
             return Running(job, done, epochs, float(found[5]), float(found[6]), left, silent, said)
         if found := WENT_ON.search(line):
             return Running(job, int(found[1]) - 1, epochs, None, None, None, silent, said)
-    written = [int(m[1]) for p in job.checkpoints(root).glob("*.safetensors") if (m := CHECKPOINT.search(p.name))]
-    return Running(job, max(written, default=1) - 1, epochs, None, None, None, silent, said)
+    return Running(job, _in_checkpoints(job, root)[0], epochs, None, None, None, silent, said)
 
 
-def show(status: Status, width: int | None = None) -> Group:
+def show(status: Status, width: int | None = None, columns: int | None = None) -> Group:
     """A study's state for people, as rich prints it.
 
     Args:
         status: of `Watcher.look`.
         width: columns of the progress bar; None for none.
+        columns: of the place where it is shown; None for those of standard output.
     """
-    total, done = status.passes
+    total, done, kept = status.passes
     share = done / total if total else 1.0
     who = (
         f"run by {status.holder}"
@@ -315,19 +374,25 @@ def show(status: Status, width: int | None = None) -> Group:
     left = f", {duration(status.seconds_left)} left" if status.running and status.seconds_left is not None else ""
     if status.running and status.seconds_left is None:
         left = ", time left not known yet"
+    old = f", {status.outdated} out of date" if status.outdated else ""
+    held = f", of which {100 * kept / done:.0f} % in checkpoints" if kept else ""
     parts: list[Any] = [
         Text(
-            f"{status.study}: {status.cells[1]} of {status.cells[0]} cells done; {'all done' if status.done else who}"
+            f"{status.study}: {status.cells[1]} of {status.cells[0]} cells done{old}; "
+            f"{'all done' if status.done else who}"
         ),
-        Text(f"{100 * share:.0f} % of {short(total)} image passes of training done{left}"),
+        Text(f"{100 * share:.0f} % of {short(total)} image passes of training done{held}{left}"),
     ]
     if width:
         parts.append(ProgressBar(total=max(1, total), completed=done, width=width))
-    names = ("done", "running", "failed", "waiting")
-    rows = [[stage, *(str(status.stages[stage][n] or "") for n in names)] for stage in STAGES if stage in status.stages]
+    counts = {stage: status.stages[stage] for stage in STAGES if stage in status.stages and stage not in SUMS}
+    counts["sums"] = sum((status.stages[stage] for stage in SUMS if stage in status.stages), Counter())
+    some_old = any(one["out of date"] for one in counts.values())
+    names = ["done", *(["out of date"] if some_old else []), "running", "failed", "waiting"]
+    rows = [[stage, *(str(one[n] or "") for n in names)] for stage, one in counts.items()]
     parts += [Text(""), table(["stage", *names], rows)]
     if status.running:
-        parts += [Text("\nRunning:"), _running_table(status.running)]
+        parts += [Text("\nRunning:"), _running_table(status.running, (columns or console().width) < NARROW)]
     if status.failed:
         parts.append(Text("\nFailed:"))
         for one in status.failed[:SHOWN]:
@@ -339,7 +404,7 @@ def show(status: Status, width: int | None = None) -> Group:
     return Group(*parts)
 
 
-def _running_table(running: Iterable[Running]) -> Table:
+def _running_table(running: Iterable[Running], narrow: bool) -> Table:
     def optional(value: float | None, text: str) -> str:
         return "" if value is None else text.format(value)
 
@@ -352,6 +417,8 @@ def _running_table(running: Iterable[Running]) -> Table:
         rows.append(
             [one.job.label, epoch, optional(one.loss, "{:.4f}"), rate, left, heard, "" if one.loss else one.said]
         )
+    if narrow:
+        return table(["job", "epochs", "loss", "img/s", "left"], [row[:5] for row in rows])
     columns = ["job", "epochs done", "loss", "images/s", "left", "log written", "its last line"]
     return table(columns, rows, right=range(1, 6))
 
@@ -369,8 +436,14 @@ def watch(root: Path, seconds: float = 2.0) -> Status:
     left = threading.Event()
     watcher, out = Watcher(root), console()
     status = watcher.look()
-    with on_stop(lambda number: left.set()), Live(show(status, 60), console=out, auto_refresh=False) as live:
+
+    def shown() -> Group:
+        # The terminal writes ^C behind the last line; a full one would go on in the next, and the view with it.
+        hint = [Text("\nCtrl-C ends this view; the run goes on.")] if status.alive else []
+        return Group(show(status, 60, out.width), *hint)
+
+    with on_stop(lambda number: left.set()), Live(shown(), console=out, auto_refresh=False) as live:
         while status.alive and not left.wait(seconds):
             status = watcher.look()
-            live.update(show(status, 60), refresh=True)
+            live.update(shown(), refresh=True)
     return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +12,25 @@ from rich.table import Table
 PIPED = 200  # columns of a table that goes to a file or another program, which wraps nothing
 
 
+class _Trimmed:
+    """A file that gets no blanks at the ends of lines, with which rich fills tables up."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write("\n".join(line.rstrip(" ") for line in text.split("\n")))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def console() -> Console:
     """Standard output; rich leaves colours out where it is no terminal or NO_COLOR is set."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED, soft_wrap=False)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=PIPED, file=_Trimmed(sys.stdout))  # type: ignore[arg-type]
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] | None = None) -> Table:
