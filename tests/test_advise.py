@@ -29,6 +29,7 @@ from viny.files import write_json
 from viny.study import write_study
 
 TINY = Path(__file__).parent / "tiny.yaml"
+LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # enough steps that no longer training is advised
 SECONDS = {"pretrain": 100.0, "intermediate": 10.0, "finetune": 1.0}  # of each made training
 Truth = Callable[[Cell], float]
 
@@ -124,7 +125,9 @@ def test_the_verdict_is_the_truth(tmp_path: Path, effect: float, spread: float, 
     assert part(advice, "tasks")[0]["verdict"] == task
     summary = said(advice, "summary")
     assert f"{pretraining.capitalize()}: pre-training on 24 images" in summary
-    assert f"{task[0].upper()}{task[1:]}: scenes" in summary
+    row = part(advice, "tasks")[0]
+    number = f"{100 * row['mean']:+.2f} points ({100 * row['low']:+.2f} to {100 * row['high']:+.2f})"
+    assert f"{task[0].upper()}{task[1:]}: scenes, {number}" in summary
     both = [part(advice, "pretraining")[0], part(advice, "tasks")[0]]
     assert all(abs(row["mean"] - effect) < 2 * spread + 1e-12 for row in both)
     assert all(row["low"] < row["mean"] < row["high"] for row in both)
@@ -370,12 +373,16 @@ def test_three_sizes_say_what_they_measured_and_ask_for_a_fourth(tmp_path: Path)
     assert "`grid.finetune_sizes: [8, 16, 23, 32]`" in said(advise(tmp_path), "next")
 
 
-def test_a_doubling_that_may_bring_nothing_has_no_bound_on_its_price(tmp_path: Path) -> None:
+def test_a_doubling_that_may_bring_nothing_is_not_told_and_has_no_price(tmp_path: Path) -> None:
     def truth(cell: Cell) -> float:
         return 0.4 + 0.001 * (cell.finetune_size > 8) + 0.01 * (cell.seed - 1) * (cell.finetune_size > 8)
 
     make(tmp_path, truth)
-    assert "to without bound)" in part(advise(tmp_path, minutes_per_mask=2), "labels")[0]["text"]
+    advice = advise(tmp_path, minutes_per_mask=2)
+    assert "are 0.5 h; what a point costs cannot be told." in part(advice, "labels")[0]["text"]
+    short = next(row["text"] for row in part(advice, "summary") if row.get("question") == "labels")
+    assert short.startswith("How many more masks? Cannot be told: from 8 to 16 labels, with a random start, a doubling")
+    assert "minutes a point" not in as_text(advice)
 
 
 def test_pretraining_worth_twice_the_labels_is_told_in_labels(tmp_path: Path) -> None:
@@ -392,6 +399,21 @@ def test_pretraining_worth_twice_the_labels_is_told_in_labels(tmp_path: Path) ->
         assert rows[labels]["mean"] == pytest.approx(0.04, abs=0.002)
     assert rows[400]["censored"] == "beyond"
     assert "they do what more than 400 would from a random start" in rows[400]["text"]
+
+
+def test_what_may_be_nothing_beyond_the_curve_is_not_told_in_labels(tmp_path: Path) -> None:
+    def truth(cell: Cell) -> float:
+        gained = 0.01 + 0.02 * (cell.seed - 1) if cell.pretrain_size else 0.0
+        return 0.3 + 0.04 * np.log2(cell.finetune_size / 100) + gained
+
+    make(tmp_path, truth, grid={"finetune_sizes": [100, 200, 400], "intermediates": ["none"]})
+    rows = [row for row in part(advise(tmp_path), "pretraining") if "finetune_size" in row]
+    untold = [bool(row["censored"]) and row["low"] < 0 < row["high"] for row in rows]
+    assert any(untold)
+    for row, no_worth in zip(rows, untold, strict=True):
+        open_ended = row["ratio_low"] is None and row["ratio_high"] is None
+        assert row["text"].endswith("; what that is in labels cannot be told.") == (no_worth or open_ended)
+        assert row["text"].count(": ") == 1
 
 
 def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation(tmp_path: Path) -> None:
@@ -411,7 +433,7 @@ def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation
 
 
 def test_one_seed_has_no_interval_and_is_told_to_become_three(tmp_path: Path) -> None:
-    make(tmp_path, steps(0.1, 0.1), seeds=[5])
+    make(tmp_path, steps(0.1, 0.1), seeds=[5], **LONG)
     advice = advise(tmp_path)
     text = as_text(advice)
     assert "nan" not in text.lower().replace("finance", "")
@@ -426,7 +448,7 @@ def test_one_seed_has_no_interval_and_is_told_to_become_three(tmp_path: Path) ->
 
 
 def test_missing_cells_are_named_and_come_first(tmp_path: Path) -> None:
-    config = make(tmp_path, steps(0.05, 0.05))
+    config = make(tmp_path, steps(0.05, 0.05), **LONG)
     gone = [cell for cell in cells(config) if cell.finetune_size == 16 and cell.seed == 2 and cell.pretrain_size]
     for cell in gone:
         metrics_file(tmp_path, cell).unlink()
@@ -469,7 +491,98 @@ def test_a_study_without_evaluated_cells_is_refused(tmp_path: Path) -> None:
         advise(tmp_path)
 
 
+def packed(root: Path, config: dict[str, Any], old: Callable[[Cell], bool]) -> None:
+    """A segmentation pack, and metrics that are of it or of an older one."""
+    manifest = {"sha256": "new", "count": 1000, "mask_classes": ["ground", "pond"]}
+    write_json(root / "packs" / "segmentation" / "manifest.json", manifest)
+    for cell in cells(config):
+        path = metrics_file(root, cell)
+        write_json(path, json.loads(path.read_text()) | {"hashes": {"pack": "old" if old(cell) else "new"}})
+
+
+def test_cells_measured_on_other_images_are_left_out_and_said_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def old(cell: Cell) -> bool:
+        return cell.seed == 2 and cell.finetune_size == 16
+
+    def truth(cell: Cell) -> float:
+        return 0.9 if old(cell) else steps(0.05)(cell)
+
+    config = make(tmp_path / "a", truth, **LONG)
+    packed(tmp_path / "a", config, old)
+    advice = advise(tmp_path / "a")
+    words = "4 of 24 cells were measured on other images and are left out; run the study again."
+    assert part(advice, "summary")[0]["text"] == part(advice, "warnings")[0]["text"] == words
+    first = part(advice, "next")[0]
+    assert first["change"].startswith("finish the grid")
+    assert (first["new_cells"], first["trainings"], first["seconds"]) == (4, 4, 4.0)  # fine-tuned anew
+    # All else is as if those cells had never been evaluated.
+    make(tmp_path / "b", truth, **LONG)
+    packed(tmp_path / "b", config, lambda cell: False)
+    for cell in filter(old, cells(config)):
+        metrics_file(tmp_path / "b", cell).unlink()
+    other = advise(tmp_path / "b")
+    assert part(advice, "summary")[1:] == part(other, "summary")
+    assert part(advice, "pretraining") == part(other, "pretraining")
+    packed(tmp_path / "a", config, lambda cell: True)
+    assert main(["advise", str(tmp_path / "a")]) == 2
+    assert "nothing current to advise on: all 24 evaluated cells" in capsys.readouterr().err
+    (tmp_path / "a" / "packs" / "segmentation" / "manifest.json").unlink()
+    assert "left out;" not in as_text(advise(tmp_path / "a"))
+
+
+def test_the_best_cell_has_the_name_that_other_commands_take(tmp_path: Path) -> None:
+    config = make(tmp_path, steps(0.05, 0.05), seeds=[7, 3, 5])
+    row = part(advise(tmp_path), "summary")[0]
+    assert row["cell"] == "pre-24_mid-scenes_fine-16_seed-3"
+    assert row["cell"] in {cell.name for cell in cells(config)}
+    assert f"as `{row['cell']}` (its seeds: 3, 5, 7)." in row["text"]
+
+
+@pytest.mark.parametrize(
+    ("level", "spread", "words"),
+    [(0.4, 0.0, "is near"), (0.6, 0.3, "cannot be told from"), (0.6, 0.01, None)],
+)
+def test_a_best_model_no_better_than_a_constant_answer_is_said_to_be(
+    tmp_path: Path, level: float, spread: float, words: str | None
+) -> None:
+    config = make(tmp_path, lambda c: level + spread * (c.seed - 1), grid={"pretrain_sizes": [0]})
+    packed(tmp_path, config, lambda cell: False)
+    confusion = np.tile(np.array([[5, 5], [25, 65]]), (9, 1, 1))  # nine of ten pixels are of the second class
+    for cell in cells(config):
+        np.savez(metrics_file(tmp_path, cell).with_suffix(".npz"), confusion=confusion, indices=np.arange(9))
+    summary = said(advise(tmp_path), "summary")
+    if words is None:
+        assert "always answering" not in summary
+    else:
+        assert f"Even the best model {words} what always answering pond would get (45.0 %)." in summary
+
+
 # What the next cells cost
+
+
+def test_longer_trainings_come_first_where_some_are_not_converged(tmp_path: Path) -> None:
+    falling = [1.0] * 16 + [0.9, 0.9, 0.8, 0.8]
+    make(tmp_path / "short", steps(0.0, 0.0, 0.02))
+    row = part(advise(tmp_path / "short"), "next")[0]
+    assert row["epochs"] == {"pretrain.epochs": 3334}  # of 3 steps each
+    assert row["text"].startswith("1. Train longer first, as verdicts may turn, with `pretrain.epochs: 3334` and")
+    # What is not pre-trained stays: 12 cells with 3 pre-trainings and 3 trainings of the task.
+    assert (row["new_cells"], row["trainings"]) == (12, 3 + 3 + 12)
+    assert row["seconds"] == pytest.approx(3 * 100 * 3334 / 2 + 3 * 10 + 12)
+    config = make(tmp_path / "falling", steps(0.0, 0.0, 0.02), **LONG)
+    for stage, _, folder in training_folders(tmp_path / "falling", cells(config)):
+        if stage == "finetune":
+            pd.DataFrame({"epoch": range(1, 21), "loss": falling}).to_csv(folder / "curve.csv", index=False)
+    row = part(advise(tmp_path / "falling"), "next")[0]
+    assert row["epochs"] == {"finetune.epochs": 6}
+    assert (row["new_cells"], row["trainings"], row["seconds"]) == (24, 24, 2 * 24.0)
+    for stage, _, folder in training_folders(tmp_path / "falling", cells(config)):
+        if stage == "intermediate":
+            pd.DataFrame({"epoch": range(1, 21), "loss": falling}).to_csv(folder / "curve.csv", index=False)
+    row = part(advise(tmp_path / "falling"), "next")[0]
+    assert row["epochs"] == {"finetune.epochs": 6, "intermediate.scenes.epochs": 4}
 
 
 def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path) -> None:
@@ -493,7 +606,7 @@ def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path
 
 
 def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) -> None:
-    make(tmp_path, steps(0.0, 0.0, 0.02))
+    make(tmp_path, steps(0.0, 0.0, 0.02), **LONG)
     rows = [row for row in part(advise(tmp_path), "next") if "rank" in row]
     prices = [row["seconds"] / len(row["settles"]) for row in rows]
     assert len(rows) > 2
@@ -504,12 +617,24 @@ def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) 
 # Warnings
 
 
-def test_a_class_that_is_never_found_is_named(tmp_path: Path) -> None:
-    make(tmp_path, steps(), ious=lambda cell: {"iou_sky": 0.8, "iou_wire": 0.0, "iou_ghost": None})
-    text = said(advise(tmp_path), "warnings")
-    assert "Class wire is hardly ever found: IoU below 1 % in 24 of 24 cells, at best 0.0 %" in text
-    assert "Class ghost is neither in the test images nor predicted" in text
-    assert "Class sky" not in text
+def test_classes_that_are_rarely_found_stand_in_one_line_worst_first(tmp_path: Path) -> None:
+    def ious(cell: Cell) -> dict[str, float | None]:
+        few, half = cell.seed == 0 and cell.finetune_size == 8, cell.finetune_size == 8
+        third = cell.seed == 0
+        found = {"sky": 0.8, "moon": 0.5 * (not few), "wire": 0.0, "pole": 0.3 * (not half), "sign": 0.2 * (not third)}
+        return {f"iou_{name}": value for name, value in found.items()} | {"iou_ghost": None}
+
+    make(tmp_path, steps(), ious=ious)
+    (row,) = (row for row in part(advise(tmp_path), "warnings") if "hardly ever" in row["text"])
+    assert row["hardly_ever_found"] == {"wire": 24, "pole": 12}
+    assert row["often_missed"] == {"sign": 8}  # moon, with 4 of 24, is left out
+    first, second = row["text"].split(". ")[:2]
+    assert first.startswith("2 of 5 classes are hardly ever found")
+    assert first.endswith("wire (24, at best 0.0 %); pole (12, at best 30.0 %)")
+    assert second.startswith("1 of 5 classes is often missed")
+    assert "Neither in the test images nor predicted, so not counted in mIoU: ghost." in said(
+        advise(tmp_path), "warnings"
+    )
 
 
 def test_warnings_come_where_there_is_cause_and_not_else(tmp_path: Path) -> None:

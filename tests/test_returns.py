@@ -237,9 +237,9 @@ def test_a_curve_moved_by_a_factor_is_worth_that_factor() -> None:
     assert list(good["censored"][[0, 1, 2, 4]]) == ["", "", "", "beyond"]
     assert list(bad["censored"][[0, 2, 3, 4]]) == ["below", "", "", ""]
     assert ((good["low"] <= 2) & ~(good["high"] < 2))[:3].all()
-    assert good["verdict"][0].startswith("helps: worth 2 times")
-    assert bad["verdict"][4].startswith("hurts: worth 0.5 times")
-    assert bad["verdict"][0].startswith("hurts: worth at most 1 times its labels: below")
+    assert good["verdict"][0].startswith("helps, worth 2 times")
+    assert bad["verdict"][4].startswith("hurts, worth 0.5 times")
+    assert bad["verdict"][0].startswith("hurts, worth at most 1 times its labels, below")
     assert np.isnan(bad["low"][0])
     assert np.isnan(good["high"][4])
 
@@ -247,8 +247,24 @@ def test_a_curve_moved_by_a_factor_is_worth_that_factor() -> None:
 def test_what_cannot_be_told_from_no_effect_is_undecided() -> None:
     level, rng = 0.3 + 0.02 * np.log2(LABELS / 250), np.random.default_rng(2)
     curves = {key: level + 0.02 * rng.normal(size=(3, 6)) for key in ((0, "none"), (9, "none"))}
-    verdicts = returns.transfer(frame_of(curves))["verdict"]
-    assert verdicts.str.contains("undecided").sum() >= 4
+    table = returns.transfer(frame_of(curves))
+    untold = table["verdict"] == "what that is in labels cannot be told"
+    assert (untold | table["verdict"].str.contains("undecided")).sum() >= 4
+    open_ended = table["low"].isna() & table["high"].isna()
+    assert (untold >= open_ended).all()
+    assert not table["verdict"].str.contains("below the curve to beyond the curve").any()
+    assert not table["verdict"].str.contains(":").any()
+
+
+def test_a_censored_worth_whose_difference_may_be_zero_is_not_told() -> None:
+    labels, lean = np.array([100, 200, 400]), np.array([[-1.0], [0.0], [1.0]])
+    level = np.array([0.3, 0.4, 0.5])
+    for gain, told in ((0.02, False), (0.06, True)):
+        curves = {(0, "none"): level + 0 * lean, (9, "none"): level + gain + 0.01 * lean}
+        last = returns.transfer(frame_of(curves, labels)).iloc[2]
+        assert last["censored"] == "beyond"  # its t interval is ±0.025
+        assert last["verdict"].startswith("helps, worth at least 1 times") == told
+        assert (last["verdict"] == "what that is in labels cannot be told") != told
 
 
 def test_the_random_starts_curve_is_made_monotone() -> None:
@@ -266,7 +282,7 @@ def test_without_a_random_start_or_with_one_size_nothing_is_invented() -> None:
     frame = paper()
     assert returns.transfer(frame[frame["pretrain_size"] > 0]).empty
     one = returns.transfer(frame[frame["finetune_size"] == 250])
-    assert set(one["verdict"]) == {"the random start was run at one size: no curve to compare with"}
+    assert set(one["verdict"]) == {"the random start was run at one size, so there is no curve to compare with"}
 
 
 def chain_of(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -19,8 +19,9 @@ from scipy import stats
 
 from viny.cells import Cell, cells, encoder_folder, finetune_folder, metrics_file, pack_manifest
 from viny.errors import InputError
-from viny.evidence.returns import MODELS, fits, marginal_gains, resampled, transfer
-from viny.evidence.statistics import ALPHA, LEAST_CLUSTERS, LEVEL, counted, describe
+from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
+from viny.evidence.returns import MODELS, NOT_TOLD, fits, marginal_gains, resampled, transfer
+from viny.evidence.statistics import ALPHA, LEAST_CLUSTERS, LEVEL, counted, describe, read_confusion
 from viny.evidence.tables import GROUP, read_metrics
 from viny.evidence.verdicts import (
     ASSURANCE,
@@ -45,7 +46,9 @@ TARGET = 1.0  # points: what an interval should reach to either side
 FEW_IMAGES = 100  # test images
 LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
 FALLING = 0.05  # of the loss, from the tenth of epochs before the last to the last tenth
-RARE = 0.01  # IoU below which a class counts as hardly predicted
+RARE = 0.01  # IoU below which a class counts as missed; hardly ever found where half of the cells miss it,
+OFTEN = 0.25  # often missed where this share of them does
+NEAR = 0.1  # of the way from a constant answer's mIoU to 1, below which a model is near that answer
 SHOWN = 4  # names in a list, before 'and n more'
 EXCESS = 1.2  # of the largest number of labels, or of images, below which a larger one tells nothing new
 
@@ -75,7 +78,7 @@ class Advice:
         study: its name.
         note: its note.
         cells: of its grid.
-        evaluated: cells with metrics.
+        evaluated: cells with metrics of the images that the study has now.
         seeds: of the grid.
         test_images: numbers of them.
         target: points, see `advise`.
@@ -98,6 +101,11 @@ def _interval(row: Mapping[str, Any]) -> str:
         return "no seed has both cells"
     words = "one seed, no interval" if pd.isna(row["low"]) else span(row["low"], row["high"])
     return f"{in_points(row['mean'])} points ({words})"
+
+
+def _undecided(row: Mapping[str, Any]) -> bool:
+    """Whether an interval holds zero, or there is none."""
+    return not (row["low"] > 0 or row["high"] < 0)
 
 
 def _start(size: int, task: str = "none") -> str:
@@ -133,7 +141,7 @@ def advise(
         The advice, of the cells that are there.
 
     Raises:
-        InputError: no settings, no evaluated cell, or a damaged file.
+        InputError: no settings, no evaluated cell, none of the images that are there now, or a damaged file.
     """
     for name, value in (("--target", target), ("--minutes-per-mask", minutes_per_mask)):
         if value is not None and not 0 < value < np.inf:
@@ -148,9 +156,16 @@ class _Adviser:
         self.grid = config["grid"]
         self.cells = cells(config)
         self.missing = [cell for cell in self.cells if not metrics_file(root, cell).is_file()]
-        gone = set(self.missing)
+        there = [cell for cell in self.cells if cell not in set(self.missing)]
+        self.outdated = _measured_on_others(root, there)
+        gone = {*self.missing, *self.outdated}
         self.done = [cell for cell in self.cells if cell not in gone]
         self.known = set(self.done)
+        if there and not self.done:
+            raise InputError(
+                f"{root}: nothing current to advise on: all {len(there)} evaluated cells were measured on other images "
+                f"than {pack_manifest(root, 'segmentation')} lists; run the study again"
+            )
         if not self.done:
             raise InputError(
                 f"{root}: none of the {len(self.cells)} cells of study {config['study']} is evaluated; run the "
@@ -165,7 +180,12 @@ class _Adviser:
         self.tests = sorted({int(n) for n in frame["test_images"]})
         self.sizes = sorted(size for size in self.grid["pretrain_sizes"] if size)
         self.tasks = [task for task in self.grid["intermediates"] if task != "none"]
-        self.runs = _Runs(root, config, self.done)
+        self.runs = _Runs(root, config, there, self.outdated)
+        self.drops = {key: float(np.median(drops)) for key, drops in self.runs.drops().items()}
+        section = config["pretrain"]
+        self.a_epoch = {size: max(1, size // section["batch_size"]) for size in self.sizes}  # steps
+        steps = {size: section["epochs"] * n for size, n in self.a_epoch.items()}
+        self.short = {size: n for size, n in steps.items() if n < LEAST_STEPS}
 
     def advice(self) -> Advice:
         self.pretraining = self._pretraining_effects()
@@ -182,7 +202,7 @@ class _Adviser:
             Section("warnings", "Warnings", self._warnings()),
             Section("reading", "How to read this", self._reading()),
         ]
-        summary = Section("summary", "In short", [*best, *self._short()])
+        summary = Section("summary", "In short", [*self._outdated(), *best, *self._constant(), *self._short()])
         note = str(self.config.get("note", ""))
         return Advice(
             self.config["study"], note, len(self.cells), len(self.done), len(self.grid["seeds"]), self.tests,
@@ -218,6 +238,7 @@ class _Adviser:
         self.best = here = tuple(means.index[0])
         wide = self.frame.pivot(index="seed", columns=GROUP, values="miou")
         level = describe(wide[here].dropna())
+        self._level = level
         rest = {cell: describe((wide[here] - wide[cell]).dropna()) for cell in means.index[1:]}
         # One seed tells nothing from anything.
         alike = [_cell(*cell) for cell, row in rest.items() if not (row["n"] > 1 and row["low"] > 0)]
@@ -231,8 +252,44 @@ class _Adviser:
             text += f" It is above each of the {len(rest)} other cells."
         if rest:
             text += " (Not corrected for so many comparisons, and the best of many looks better than it is.)"
+        mine = self.frame.set_index(GROUP).loc[[here]].sort_values("seed")
+        name, seeds = mine["cell"].iloc[0], [int(seed) for seed in mine["seed"]]
+        text += f" `viny predict` and `viny export` take it as `{name}` (its seeds: {', '.join(map(str, seeds))})."
         data = dict(zip(GROUP, here, strict=True)) | {key: level[key] for key in ("n", "mean", "low", "high")}
-        return [Item(text, data | {"not_told_from_it": alike, "others": len(rest)})]
+        data |= {"cell": name, "seeds": seeds, "not_told_from_it": alike, "others": len(rest)}
+        return [Item(text, data)]
+
+    def _outdated(self) -> list[Item]:
+        if not self.outdated:
+            return []
+        evaluated = len(self.outdated) + len(self.done)
+        text = f"{len(self.outdated)} of {evaluated} cells were measured on other images and are left out; "
+        return [Item(f"{text}run the study again.", {"outdated": [cell.name for cell in self.outdated]})]
+
+    def _constant(self) -> list[Item]:
+        """Whether even the best cell is near what the most frequent class everywhere would get."""
+        mine = self.frame.set_index(GROUP).loc[[self.best]].sort_values("seed").iloc[0]
+        path = self.root / "metrics" / f"{mine['cell']}.npz"
+        if not path.is_file():
+            return []
+        confusion, _ = read_confusion(path)
+        pixels = confusion.sum(2)  # [N, C] of each true class
+        most = int(pixels.sum(0).argmax())
+        constant = np.zeros_like(confusion)
+        constant[:, :, most] = pixels
+        mean = mean_iou_per_image if mine["miou_is"] == "per_image" else mean_iou_dataset
+        level, best = mean(constant, list(range(pixels.shape[1]))), self._level
+        if best["mean"] - level < NEAR * (1 - level):
+            words = "is near"
+        elif best["n"] >= LEAST_CLUSTERS and best["low"] <= level:
+            words = "cannot be told from"
+        else:
+            return []
+        manifest = pack_manifest(self.root, "segmentation")
+        names = _record(manifest, "a pack manifest").get("mask_classes", ()) if manifest.is_file() else ()
+        name = names[most] if len(names) == pixels.shape[1] else "the most frequent class"
+        text = f"Even the best model {words} what always answering {name} would get ({100 * level:.1f} %)."
+        return [Item(text, {"constant": name, "miou": level})]
 
     def _short(self) -> list[Item]:
         effect = next((effect for effect in reversed(self.pretraining)), None)
@@ -244,8 +301,11 @@ class _Adviser:
             pretraining = self._not_asked_pretraining()
         said: dict[str, list[str]] = {}
         for effect in self.task_effects:
-            said.setdefault(effect.words(self.target), []).append(effect.name)
-        tasks = "; ".join(f"{words}: {', '.join(names)}" for words, names in said.items()) or self._not_asked_tasks()
+            interval = effect.why if math.isnan(effect.low) else span(effect.low, effect.high)
+            number = f"{effect.name}, {in_points(effect.mean)} points ({interval})"
+            said.setdefault(effect.words(self.target), []).append(number)
+        groups = [f"{words[0].upper()}{words[1:]}: {'; '.join(names)}" for words, names in said.items()]
+        tasks = ". ".join(groups) or self._not_asked_tasks()
         return [
             Item(f"Is pre-training worth it? {pretraining}", {"question": "pre-training"}),
             Item(f"How many more masks? {self.labels_short}", {"question": "labels"}),
@@ -283,7 +343,7 @@ class _Adviser:
                 (worth["pretrain_size"] == largest.what) & (worth["finetune_size"] == row["finetune_size"])
             ].iloc[0]
             labels = int(row["finetune_size"])
-            text = f"With {labels:,} labels: {_interval(row)}; {_in_labels(mine, labels, start)}."
+            text = f"With {labels:,} labels: {_interval(row)}; {_in_labels(mine, labels, start, _undecided(row))}."
             data = {"pretrain_size": largest.what, "finetune_size": labels}
             data |= {key: row[key] for key in ("n", "mean", "low", "high")}
             data |= {"labels_worth": mine["labels_worth"], "ratio": mine["ratio"], "censored": mine["censored"]}
@@ -322,8 +382,10 @@ class _Adviser:
         self.labelling: list[Effect] = []
         self.foreseen = True  # whether a form of the first curve says what comes next
         if not curves:
-            self.foreseen = False
+            self.foreseen = len(self.grid["finetune_sizes"]) > 1  # whose own cells come first
             words = f"Not asked by this study: one number of labels; add `grid.finetune_sizes: {self._more_labels()}`."
+            if self.foreseen:
+                words = "Not known yet: no curve has cells of two numbers of labels."
             self.labels_short = words
             return [Item(words, {"asked": False})]
         items = [self._next_labels(*curve) for curve in curves]
@@ -343,10 +405,11 @@ class _Adviser:
         measured = f"From {small:,} to {large:,} labels, with {_start(size, task)}: {_interval(last)} a doubling"
         foretold, words = _foretell(curve, large)
         gain = foretold or last
+        told = not (_undecided(last) or _undecided(gain))
         first = not self.labelling  # the curve of the best cell where that has one
         beyond = f" To {2 * large:,}: {words if foretold else f'no fitted curve can say, as {words}'}."
         beyond = beyond if foretold or first else ""
-        cost = f" {_labelling_cost(gain, large, self.minutes)}" if self.minutes and first else ""
+        cost = f" {_labelling_cost(gain, large, self.minutes, told)}" if self.minutes and first else ""
         data = {"pretrain_size": size, "intermediate": task, "smaller": small, "larger": large}
         data |= {"measured": {key: last[key] for key in ("n", "mean", "low", "high")}}
         kind = "fit" if foretold else "last doubling"
@@ -360,7 +423,11 @@ class _Adviser:
                 self.labelling.append(effect)
                 data["verdict"] = effect.words(self.target)
             self.foreseen = foretold is not None
-            self.labels_short = f"{measured}.{beyond}{cost}"
+            short = f"{measured}."
+            if not told:
+                short = f"Cannot be told: from {small:,} to {large:,} labels, with {_start(size, task)}, a doubling "
+                short += f"brings {_interval(last)}."
+            self.labels_short = f"{short}{beyond}{cost}"
         return Item(f"{measured}{self._trend(curve, steps)}.{beyond}{cost}", data)
 
     def _trend(self, curve: pd.DataFrame, steps: pd.DataFrame) -> str:
@@ -418,8 +485,8 @@ class _Adviser:
 
     def _next(self) -> list[Item]:
         proposals, remarks = [], []
-        if self.missing:
-            change = "finish the grid: run the workflow again"
+        if self.missing or self.outdated:
+            change = "finish the grid (run the workflow again)"
             proposals.append(self._proposal(change, ["the gaps of this grid"], self.grid["intermediates"]))
         open_effects = [e for e in (*self.pretraining, *self.labelling, *self.task_effects) if e.verdict == "unknown"]
         needs: dict[int, list[Effect]] = {}
@@ -444,9 +511,36 @@ class _Adviser:
             seconds = item.data["seconds"]
             return np.inf if seconds is None else max(seconds, 1.0) / len(item.data["settles"])
 
-        proposals = sorted(proposals, key=price)
+        proposals = [*self._longer(), *sorted(proposals, key=price)]
         numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
         return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
+
+    def _longer(self) -> list[Item]:
+        """Longer trainings, where some are not converged or pre-training is short: other verdicts wait for them."""
+        epochs: dict[str, int] = {}
+        for (stage, what), drop in self.drops.items():
+            if drop > FALLING:
+                key = _epochs_key(stage, what)
+                epochs[key] = 2 * self._section(key)["epochs"]
+        if self.short:
+            wanted = max(math.ceil(LEAST_STEPS / self.a_epoch[size]) for size in self.short)
+            epochs["pretrain.epochs"] = max(wanted, epochs.get("pretrain.epochs", 0))
+        if not epochs:
+            return []
+        times = {key: n / self._section(key)["epochs"] for key, n in epochs.items()}
+        anew, trainings, seconds = self.runs.longer(self.cells, times)
+        keys = ", ".join(f"`{key}: {n}`" for key, n in epochs.items())
+        moved = any(self._section(key)["milestones"] for key in epochs)
+        along = " and milestones moved along" if moved else ""
+        text = f"Train longer first, as verdicts may turn, with {keys}{along}: {counted(anew, 'cell')} anew, "
+        text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
+        data = {"change": keys, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
+        return [Item(text, data | {"seconds": seconds, "epochs": epochs})]
+
+    def _section(self, key: str) -> Mapping[str, Any]:
+        """The settings of the stage, or task, of a key of `_epochs_key`."""
+        stage, rest = key.split(".", 1)
+        return self.config[stage] if rest == "epochs" else self.config[stage][rest.removesuffix(".epochs")]
 
     def _seeds(self, effect: Effect) -> tuple[int | None, str, dict[str, Any]]:
         """Seeds that would settle an effect; None where they would not; in words; and as data."""
@@ -583,7 +677,7 @@ class _Adviser:
     # Warnings
 
     def _warnings(self) -> list[Item]:
-        items = []
+        items = self._outdated()
         if self.missing:
             names = _some([cell.name for cell in self.missing])
             text = f"{len(self.missing)} of {len(self.cells)} cells are missing, so averages are over fewer: {names}."
@@ -637,39 +731,45 @@ class _Adviser:
         return [Item(text, {f"{role}, {kind}": int(n) for (kind, role), n in found.items()})]
 
     def _classes(self) -> list[Item]:
-        items = []
-        for column in (column for column in self.every if column.startswith("iou_")):
-            values, name = self.every[column], column.removeprefix("iou_")
-            low = int((values < RARE).sum())
-            if values.isna().all():
-                text = f"Class {name} is neither in the test images nor predicted: it does not count in mIoU."
-            elif low:
-                text = (
-                    f"Class {name} is hardly ever found: IoU below {100 * RARE:g} % in {low} of {len(values)} cells, "
+        """The classes that are hardly ever found, in one line, and those that do not occur, in another."""
+        ious = self.every[[column for column in self.every if column.startswith("iou_")]]
+        ious = ious.rename(columns=lambda column: column.removeprefix("iou_"))
+        nowhere = [name for name in ious if ious[name].isna().all()]
+        ious = ious.drop(columns=nowhere)
+        missed = (ious < RARE).sum().sort_values(ascending=False, kind="stable")
+        hardly, often = missed[2 * missed >= len(ious)], missed[missed >= OFTEN * len(ious)]
+        often = often.drop(hardly.index)
+        texts = []
+        kinds = (("hardly ever found", hardly, "half"), ("often missed", often, "a quarter"))
+        for words, some, share in kinds:
+            if len(some):
+                names = [f"{name} ({n}, at best {100 * ious[name].max():.1f} %)" for name, n in some.items()]
+                texts.append(
+                    f"{len(some)} of {len(missed)} classes {'is' if len(some) == 1 else 'are'} {words} (IoU below "
+                    f"{100 * RARE:g} % in {share} of the {len(ious)} cells or more): {_some(names)}."
                 )
-                text += f"at best {100 * values.max():.1f} %. It holds mIoU down, and its luck moves it."
-            else:
-                continue
-            items.append(Item(text, {"class": name, "cells": low, "best": values.max()}))
+        items = []
+        if texts:
+            text = f"{' '.join(texts)} Such classes hold mIoU down, and their luck moves it."
+            items.append(Item(text, {"hardly_ever_found": hardly.to_dict(), "often_missed": often.to_dict()}))
+        if nowhere:
+            text = f"Neither in the test images nor predicted, so not counted in mIoU: {_some(nowhere)}."
+            items.append(Item(text, {"nowhere": nowhere}))
         return items
 
     def _short_pretraining(self) -> list[Item]:
-        section = self.config["pretrain"]
-        steps = {size: section["epochs"] * max(1, size // section["batch_size"]) for size in self.sizes}
-        short = {size: n for size, n in steps.items() if n < LEAST_STEPS}
-        if not short:
+        if not self.short:
             return []
-        words = ", ".join(f"{n:,} steps on {size:,} images" for size, n in short.items())
+        words = ", ".join(f"{n:,} steps on {size:,} images" for size, n in self.short.items())
         text = (
             f"Short pre-training: {words}. Fewer than {LEAST_STEPS:,} have cost points in this project's own studies; "
         )
         text += "the paper took 35,000 or more. A longer one may turn the verdict."
-        return [Item(text, {"steps": short})]
+        return [Item(text, {"steps": self.short})]
 
     def _falling(self) -> list[Item]:
-        found = {key: float(np.median(drops)) for key, drops in self.runs.drops().items()}
         words, data = [], []
-        for (stage, what), drop in found.items():
+        for (stage, what), drop in self.drops.items():
             if drop > FALLING:
                 name = {"pretrain": f"pre-training {what}", "finetune": f"fine-tuning on {what} labels"}.get(stage)
                 words.append(f"{name or what} by {100 * drop:.0f} %")
@@ -693,17 +793,20 @@ class _Adviser:
             draw of the test images does not reach zero. One within ±{target_words(self.target)} by both intervals is
             small, on average. Else it {UNKNOWN}.""",
             f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(self.target)} (Kupper and
-            Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. Proposals stand in the order of
-            questions settled for the time, which is that of trainings one after another, as measured here.
-            `--target` sets another target.""",
+            Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
+            stand in the order of questions settled for the time, which is that of trainings one after another, as
+            measured here. `--target` sets another target.""",
         ]
         return [Item(" ".join(text.split())) for text in words]
 
 
-def _in_labels(row: pd.Series, labels: int, start: Sequence[int]) -> str:
-    """A row of `returns.transfer` as 'they do what m labels would'."""
+def _in_labels(row: pd.Series, labels: int, start: Sequence[int], undecided: bool) -> str:
+    """A row of `returns.transfer` as 'they do what m labels would'; undecided where the difference may be zero."""
     if len(start) < 2:
-        return "in labels not known: the random start has one label size"
+        return "what that is in labels is not known, as the random start has one label size"
+    open_ended = row["n"] >= LEAST_CLUSTERS and pd.isna(row["low"]) and pd.isna(row["high"])
+    if open_ended or (undecided and row["censored"]):
+        return NOT_TOLD
     if row["censored"] == "beyond":
         worth = f"more than {start[-1]:,}"
     elif row["censored"] == "below":
@@ -748,17 +851,30 @@ def _foretell(curve: pd.DataFrame, largest: int) -> tuple[dict[str, float] | Non
     return {"mean": found, "low": float(low), "high": float(high)}, words
 
 
-def _labelling_cost(gain: Mapping[str, float], labels: int, minutes: float) -> str:
-    """What the next doubling costs in labelling, at minutes a mask."""
+def _labelling_cost(gain: Mapping[str, float], labels: int, minutes: float, told: bool) -> str:
+    """What the next doubling costs in labelling, at minutes a mask; a point's price only of a gain that can be told."""
     total = labels * minutes
     text = f"At {minutes:g} minutes a mask its {labels:,} masks are {total / 60:,.1f} h"
+    if not told:
+        return f"{text}; what a point costs cannot be told."
     if not gain["mean"] > 0:
         return f"{text}, for no gain."
-    each = total / (100 * gain["mean"])
-    if pd.isna(gain["low"]):
-        return f"{text}, {each:,.0f} minutes a point (no interval)."
-    most = f"{total / (100 * gain['low']):,.0f}" if gain["low"] > 0 else "without bound"
-    return f"{text}, {each:,.0f} minutes a point ({total / (100 * gain['high']):,.0f} to {most})."
+    each, least, most = (total / (100 * gain[key]) for key in ("mean", "high", "low"))
+    return f"{text}, {each:,.0f} minutes a point ({least:,.0f} to {most:,.0f})."
+
+
+def _measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
+    """Cells whose metrics are of another segmentation pack than the one that is there; none where none is."""
+    path = pack_manifest(root, "segmentation")
+    current = _record(path, "a pack manifest").get("sha256") if path.is_file() else None
+    if current is None:
+        return []
+    found = []
+    for cell in some:
+        hashes = _record(metrics_file(root, cell), "the metrics of an evaluated cell").get("hashes")
+        if isinstance(hashes, Mapping) and hashes.get("pack") not in (None, current):
+            found.append(cell)
+    return found
 
 
 def _record(path: Path, what: str) -> Mapping[str, Any]:
@@ -768,12 +884,17 @@ def _record(path: Path, what: str) -> Mapping[str, Any]:
     return value
 
 
+def _epochs_key(stage: str, what: int | str) -> str:
+    return f"{stage}.{what}.epochs" if stage == "intermediate" else f"{stage}.epochs"
+
+
 class _Runs:
     """The trainings of a study: what the done ones took, and what others would."""
 
-    def __init__(self, root: Path, config: Mapping[str, Any], done: Iterable[Cell]) -> None:
+    def __init__(self, root: Path, config: Mapping[str, Any], there: Sequence[Cell], outdated: Sequence[Cell]) -> None:
         self.root, self.config = root, config
-        self.folders = self._trainings(done)
+        self.folders = self._trainings(there)
+        self.outdated = {finetune_folder(root, cell) for cell in outdated}
         rows = []
         for folder, (stage, what, _) in self.folders.items():
             path = folder / "run.json"
@@ -816,13 +937,30 @@ class _Runs:
     def cost(self, new: Sequence[Cell]) -> tuple[int, float | None]:
         """Trainings that new cells need beyond those that are there, and their seconds; None for not known."""
         wanted = self._trainings(new)
-        missing = [wanted[folder] for folder in wanted if not (folder / "run.json").is_file()]
+        missing = [
+            wanted[folder] for folder in wanted if folder in self.outdated or not (folder / "run.json").is_file()
+        ]
         return len(missing), self._sum(missing)
 
     def anew(self, every: Iterable[Cell]) -> tuple[int, float | None]:
         """The fine-tunings of all cells, and their seconds."""
         tuned = [training for training in self._trainings(every).values() if training[0] == "finetune"]
         return len(tuned), self._sum(tuned)
+
+    def longer(self, every: Iterable[Cell], times: Mapping[str, float]) -> tuple[int, int, float | None]:
+        """Cells and trainings that are done anew, and their seconds, where the epochs of some keys grow by factors."""
+        found: dict[Path, float] = {}
+        touched = 0
+        for cell in every:
+            anew = False  # as what follows a training is
+            for folder, training in self._trainings([cell]).items():
+                key = _epochs_key(*training[:2])
+                anew |= key in times
+                if anew:
+                    found[folder] = self._seconds(*training) * times.get(key, 1.0)
+            touched += anew
+        total = sum(found.values())
+        return touched, len(found), None if math.isnan(total) else float(total)
 
     def drops(self) -> dict[tuple[str, int | str], list[float]]:
         """By stage and kind, the share that each training's loss fell by from the last tenth but one to the last."""

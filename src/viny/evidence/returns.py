@@ -47,6 +47,7 @@ STEPS += [f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")] + [
 GRID = 121  # values of a fit's rate that are tried
 FINER = 21  # and between two of them
 WIDEST = 0.5  # of the range that an asymptote can lie in, which its interval may cover
+NOT_TOLD = "what that is in labels cannot be told"
 TINY = 1e-6  # a fraction that counts as its bound
 
 
@@ -405,7 +406,11 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
             # An end that the curve's own end holds back is no end, unless it is the near one.
             low, high = np.nan if under[i] > tail else low, np.nan if over[i] > tail else high
         row |= {"low": low, "high": high}
-        rows.append(row | {"verdict": _worth(row, bool(supported), len(start))})
+        # The paired difference is what the cell's own interval is of; at a censored end the ratio says less.
+        same = (0, "none", key[2])
+        gain = describe((others[key] - wide[same]).dropna()) if same in wide else {"low": np.nan, "high": np.nan}
+        undecided = not (gain["low"] > 0 or gain["high"] < 0)
+        rows.append(row | {"verdict": _worth(row, bool(supported), len(start), undecided)})
     return _sort(pd.DataFrame(rows, columns=TRANSFER))
 
 
@@ -423,27 +428,29 @@ def _labels_worth(
     return worth, mious > fitted[-1] + 1e-9, mious < fitted[0] - 1e-9
 
 
-def _worth(row: Mapping[str, Any], supported: bool, sizes: int) -> str:
-    """A row of `transfer` in words."""
+def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool) -> str:
+    """A row of `transfer` in words; undecided where its paired difference from a random start may be zero."""
     ratio = f"{row['ratio']:.2g}"
     if sizes < 2:
-        return "the random start was run at one size: no curve to compare with"
+        return "the random start was run at one size, so there is no curve to compare with"
     if row["censored"] == "beyond":
-        words = f"worth at least {ratio} times its labels: beyond the random start's curve"
+        words = f"worth at least {ratio} times its labels, beyond the random start's curve"
     elif row["censored"] == "below":
-        words = f"worth at most {ratio} times its labels: below the random start's curve"
+        words = f"worth at most {ratio} times its labels, below the random start's curve"
     else:
         words = f"worth {ratio} times its labels"
     if not supported:
         return f"{words}; fewer than {LEAST_CLUSTERS} seeds give no interval"
     low, high = row["low"], row["high"]
+    if (np.isnan(low) and np.isnan(high)) or (undecided and row["censored"]):
+        return NOT_TOLD
     # At an end of the curve the held-back interval touches 1, and all of it is on that side.
     if high < 1 or (high < 1 + TINY and row["censored"] == "below"):
-        return f"hurts: {words}"
+        return f"hurts, {words}"
     if low > 1 or (low > 1 - TINY and row["censored"] == "beyond"):
-        return f"helps: {words}"
+        return f"helps, {words}"
     ends = f"{low:.2g}" if low == low else "below the curve", f"{high:.2g}" if high == high else "beyond the curve"
-    return f"{words}, {ends[0]} to {ends[1]}: help or harm undecided"
+    return f"{words} ({ends[0]} to {ends[1]}), help or harm undecided"
 
 
 def costs(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
