@@ -43,6 +43,7 @@ PATCHES = 8  # a side, as ViNy has
 ENLARGED = 0.75  # of the model's side, below which images would be enlarged too much
 TEST_SHARE, TEST_LEAST, TEST_MOST = 0.2, 30, 1000  # held-out images
 SPATIAL = "spatial"  # name of the task on the segmentation's own masks
+FEW_TESTS = 100  # images
 SMALL_VINY = {"dim": 96, "depth": 6, "heads": 6, "head_dim": 32, "mlp_dim": 384}
 MOST_EPOCHS = 1000
 RARE = 5  # masks below which a class is called so
@@ -222,11 +223,16 @@ def look(wanted: Wanted) -> Found:
         tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
         shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
         fit[name] = _fit(shown) if len(shown) else "stretch"
+    train, test = parts.count(TRAIN) - bad, parts.count(TEST)
+    if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
+        notes.append(
+            f"{tested} test images: the luck of their draw hides small effects; {FEW_TESTS} or more are better"
+        )
     return Found(
         wanted=wanted,
         pairs=count,
-        train=parts.count(TRAIN) - bad,
-        test=parts.count(TEST),
+        train=train,
+        test=test,
         shapes=shapes,
         model=model,
         fit=fit,
