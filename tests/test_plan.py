@@ -18,14 +18,16 @@ from PIL import Image
 pytest.importorskip("jsonschema")
 
 from viny import work
+from viny.cells import pack_spec
 from viny.cli import main
 from viny.config import read_config, resolve
-from viny.data.packing import build_pack
+from viny.data.packing import build_pack, pack_into_store
 from viny.errors import InputError
 from viny.jobs import TRAININGS, Job, count, jobs, to_do
 from viny.learning.model import ViNy, count_parameters
 from viny.measure import Speed, Step, _ran, _share, measure
 from viny.plan import Forecast, Rates, kind, makespan, plan, rates_seen, show
+from viny.provenance import code_fingerprint
 from viny.settings import ModelSettings
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -427,3 +429,15 @@ def test_images_of_a_task_are_those_of_its_split(tmp_path: Path, tiny: dict[str,
     assert count(tiny, tmp_path).trained == {"scenes": 7}
     record.write_text(json.dumps({**written, "spec": {"kind": "task", "on_segmentation_data": True}}))
     assert count(tiny, tmp_path).trained == {"scenes": 24}
+
+
+def test_a_pack_that_the_workflow_stored_is_not_packed_again(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    def packing() -> float:
+        planned = plan(tiny, tmp_path / "results", tmp_path / "packs", 2, 0, 1.0)
+        return next(row["hours"] for row in planned["stages"] if row["stage"] == "pack")
+
+    tiny = {**tiny, "synthetic": {**tiny["synthetic"], "unlabelled": 2000}}
+    before = packing()
+    spec = {**pack_spec(tiny, "pretrain"), "code": code_fingerprint("pack")}  # as a rule's param
+    pack_into_store(spec, tmp_path / "packs", tmp_path / "manifest.json", 1)
+    assert packing() < 0.5 * before

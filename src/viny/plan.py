@@ -14,11 +14,13 @@ from typing import Any
 
 from viny.cells import cells, mask_class_count, on_segmentation_data, pack_spec
 from viny.config import check_sizes
+from viny.data.pack import stored_at
 from viny.errors import InputError
 from viny.files import canonical_json, digest, read_json
 from viny.gpus import surroundings, visible_gpus
 from viny.jobs import PRIORITIES, STAGES, SUMS, TRAININGS, Images, Job, Key, count, jobs, out_of_date, to_do
 from viny.listings import with_listings
+from viny.provenance import code_fingerprint
 from viny.settings import ModelSettings
 from viny.terminal import console, duration, short, table
 from viny.work import TRAINING, UNKNOWN, forward_operations, pack_bytes, parameters
@@ -195,9 +197,8 @@ def rates_measured(
 
 
 def _stored(job: Job, store: Path) -> Path:
-    """A pack's manifest in the store."""
-    spec = dict(job.spec)
-    return store / f"{spec['source']}-{spec['size']}-{digest(spec)[:12]}" / "manifest.json"
+    """A pack's manifest in the store, where the workflow's job puts it."""
+    return stored_at({**job.spec, "code": code_fingerprint("pack")}, store) / "manifest.json"
 
 
 class Forecast:

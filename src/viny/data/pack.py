@@ -142,6 +142,11 @@ def _again(folder: Path) -> str:
     return f"delete {folder} and run again: it is packed anew"
 
 
+def stored_at(spec: Mapping[str, Any], store: Path) -> Path:
+    """Folder of a pack in the store, which is keyed by what the pack is made from: settings, and `code` where given."""
+    return store / f"{spec['source']}-{spec['size']}-{digest(dict(spec))[:12]}"
+
+
 def rows_sha256(dtype: str, shape: tuple[int, ...], sums: np.ndarray) -> str:
     """Hex sha256 of an array of that type and shape from the hashes of its rows (uint8 [N, HASH])."""
     h = hashlib.sha256(f"{dtype}{tuple(shape)}".encode())

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
-from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, verify_pack
+from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.errors import InputError
-from viny.files import array_sha256, atomic_path, digest, folder_beside, write_json
+from viny.files import array_sha256, atomic_path, folder_beside, write_json
 from viny.processes import remove_leftovers, unfinished
 from viny.settings import BACKGROUNDS
 
@@ -352,7 +352,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     Raises:
         InputError: as `build_pack`.
     """
-    folder = store / f"{spec['source']}-{spec['size']}-{digest(spec)[:12]}"
+    folder = stored_at(spec, store)
     fault = _fault(folder) if os.path.lexists(folder) else "not packed before"
     if fault is not None:
         if os.path.lexists(folder):
