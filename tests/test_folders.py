@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from viny.cells import mask_coding, pack_spec
 from viny.config import check_sizes, resolve
-from viny.data.decoding import BARS, BadFileError, colour_value, decode, decode_mask, inner_box, mask_values
+from viny.data.decoding import BARS, BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import guess_suffix, hold_out, images_below, pair, split_by_file
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.data.packing import build_pack
@@ -28,7 +28,7 @@ from viny.evidence.metrics import confusion_matrices, iou, summarise
 from viny.files import write_json
 from viny.learning.objectives import labelled_cross_entropy, majority_class
 from viny.listings import folder_report, images_here, with_listings
-from viny.settings import IGNORE
+from viny.settings import IGNORE, value_number
 
 STUDY: dict[str, Any] = {
     "study": "own",
@@ -233,7 +233,7 @@ def test_colours_are_classes_with_and_without_a_palette(tmp_path: Path) -> None:
         assert np.array_equal(coded(tmp_path / name, COLOURS, ["#FFFFFF"]), expected), name
     assert mask_coding(COLOURS, [])["mask_classes"] == ["ground", "tree", "car"]
     assert mask_values(tmp_path / "rgb.png", True).tolist() == sorted(
-        colour_value(c) for c in ("#000000", "#ff0000", "#00ff00", "#ffff00", "#ffffff")
+        value_number(c) for c in ("#000000", "#ff0000", "#00ff00", "#ffff00", "#ffffff")
     )
 
 

@@ -8,9 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.settings import IGNORE, TRAIN_KEYS
+from viny.settings import IGNORE, TRAIN_KEYS, value_number
 
 # What the rules that sum a study up write below tables/ and, as PDF and PNG, below figures/.
+TABLES = (
+    *("metrics.csv", "summary.csv", "paired_differences.csv"),
+    *(f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")),
+)
+DUPLICATES_TABLES = ("duplicates.csv", "duplicates.md")
 STATISTICS_TABLES = (
     *(f"{name}.{kind}" for name in ("effects", "effects_overall", "fits", "transfer") for kind in ("csv", "md")),
     *("image_noise.csv", "marginal_gains.csv", "costs.csv", "next_steps.md"),
@@ -156,13 +161,10 @@ def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -
         classes = {str(value): f"class_{value}" for value in range(classes)}
     colours = any(key.startswith("#") for key in classes)
 
-    def number(value: int | str) -> int:
-        return int(str(value).removeprefix("#"), 16) if colours else int(value)
-
-    named = {number(key): name for key, name in classes.items()}
+    named = {value_number(key): name for key, name in classes.items()}
     names = list(dict.fromkeys(named[value] for value in sorted(named)))
     values = {str(value): names.index(named[value]) for value in sorted(named)}
-    values |= {str(number(value)): IGNORE for value in ignore}
+    values |= {str(value_number(value)): IGNORE for value in ignore}
     return {"mask_classes": names, "mask_values": values, "colours": colours}
 
 
@@ -380,6 +382,18 @@ def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Part and subset of the splits that say which images of those packs are trained or tested on."""
     found = [("finetune", f"size-{size}_seed-{seed}") for size in spec["finetune_sizes"] for seed in spec["seeds"]]
     return found + [("intermediate", task) for task in spec["tasks"]]
+
+
+def figure_names(config: Mapping[str, Any]) -> list[str]:
+    """The figures of the study itself, below figures/."""
+    names = ["miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    return [*names, "reconstructions"] if max(config["grid"]["pretrain_sizes"]) > 0 else names
+
+
+def probe_size(config: Mapping[str, Any]) -> int:
+    """The label size whose split the probes learn from: the least with images enough, so that more change nothing."""
+    sizes, wanted = config["grid"]["finetune_sizes"], config["geometry"]["probe_images"]
+    return min([size for size in sizes if size >= wanted], default=max(sizes))
 
 
 def shown_cells(config: Mapping[str, Any]) -> list[Cell]:

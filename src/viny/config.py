@@ -16,7 +16,7 @@ import yaml
 
 from viny.data.synthetic import MIN_SIZE
 from viny.errors import InputError
-from viny.settings import MAX_CLASSES, TRAIN_KEYS, ModelSettings
+from viny.settings import MAX_CLASSES, TRAIN_KEYS, ModelSettings, value_number
 
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -280,7 +280,7 @@ def _check_mask_values(classes: int | Mapping[str, str], ignore: list[int | str]
         raise InputError(
             "segmentation.classes: values and colours are mixed; name and ignore mask values or colours '#rrggbb'"
         )
-    numbers = {int(value.removeprefix("#"), 16 if value.startswith("#") else 10) for value in values}
+    numbers = {value_number(value) for value in values}
     if len(numbers) < len(values):
         raise InputError("segmentation.classes: a value stands in it twice, written in two ways; keep one of them")
     both = {value.lower() for value in values} & {str(value).lower() for value in ignore}

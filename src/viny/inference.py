@@ -29,7 +29,7 @@ from viny.evidence.figures import NO_CLASS, class_colours, shown_classes
 from viny.files import atomic_path, read_json, write_json
 from viny.learning.objectives import Segmentation
 from viny.learning.train import Machine
-from viny.settings import IGNORE
+from viny.settings import IGNORE, value_name
 from viny.study import read_study
 
 BATCH = 64  # images a forward pass, and decoded at a time
@@ -88,7 +88,7 @@ class TrainedCell:
         out: list[list[int | str]] = [[] for _ in self.classes]
         for value, index in coding["mask_values"].items():
             if index != IGNORE:
-                out[index].append(f"#{int(value):06x}" if coding["colours"] else int(value))
+                out[index].append(value_name(int(value), coding["colours"]))
         return out
 
 

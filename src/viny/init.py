@@ -16,7 +16,7 @@ from viny.data.survey import percent
 from viny.errors import InputError
 from viny.gpus import visible_gpus
 from viny.newstudy import BUDGETS, Found, Wanted, look, unanswered, write
-from viny.settings import IGNORE, MAX_CLASSES
+from viny.settings import IGNORE, MAX_CLASSES, value_name
 from viny.terminal import console, table
 
 SHOWN = 25  # mask values that are listed, or asked for
@@ -93,7 +93,7 @@ def report(found: Found, study: Path, sheet: Path) -> None:
     kinds = "colours" if found.values.colours else "values"
     print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread through all:")
     masks = found.values.masks()
-    keys = {value: f"#{value:06x}" if found.values.colours else value for value in masks}
+    keys = {value: value_name(value, found.values.colours) for value in masks}
     known = {**found.coding.classes, **dict.fromkeys(found.coding.ignore, "ignored")}
     rows = []
     for value, count in masks.items():

@@ -22,12 +22,6 @@ TRAININGS = ("pretrain", "intermediate", "finetune")
 SUMS = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
 STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMS)  # each needs only those before it
 PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # of the workflow; 0 for all others
-TABLES = (
-    *("metrics.csv", "summary.csv", "paired_differences.csv"),
-    *(f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")),
-)
-DUPLICATES = ("duplicates.csv", "duplicates.md")
-FIGURES = ("miou_curves", "miou_difference", "learning_curves", "segmentation")
 
 Key = tuple[str, str]
 
@@ -153,9 +147,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
             "finetuned": lambda: [finetuned(Cell(one.pretrain_size, one.intermediate, one.finetune_size, one.seed))],
             "intermediate": lambda: encoder(one.pretrain_size, one.intermediate, one.seed),
         }.get(one.kind, lambda: reference)()
-        sizes, wanted = config["grid"]["finetune_sizes"], config["geometry"]["probe_images"]
-        probe = min([size for size in sizes if size >= wanted], default=max(sizes))
-        needs = [pack("segmentation"), subset(probe, one.seed), *reference, *own]
+        needs = [pack("segmentation"), subset(grid.probe_size(config), one.seed), *reference, *own]
         return add("geometry", one.name, both("geometry", one.name), needs, work=work.geometry_work(config))
 
     all_cells = grid.cells(config)
@@ -183,18 +175,17 @@ def _sums(config: Any, add: Any, pack: Any, split: Any, before: list[Key], evalu
     searched = [pack(name) for name in grid.searched_packs(spec)]
     searched += [split(*one) for one in grid.searched_splits(spec)]
     trained = [key for key in before if key[0] in TRAININGS]
-    names = [*FIGURES, *(["reconstructions"] if max(config["grid"]["pretrain_sizes"]) else [])]
     shown = grid.shown_cells(config)
     labels = split("finetune", f"size-{shown[-1].finetune_size}_seed-{shown[-1].seed}")
     drawn = {("finetune", cell.name) for cell in shown}
     drawn.add(("pretrain", f"size-{max(config['grid']['pretrain_sizes'])}_seed-{config['grid']['seeds'][0]}"))
     made = [
-        add("duplicates", "", tables(DUPLICATES), searched),
-        add("tables", "", tables(TABLES), evaluated),
+        add("duplicates", "", tables(grid.DUPLICATES_TABLES), searched),
+        add("tables", "", tables(grid.TABLES), evaluated),
         add(
             "figures",
             "",
-            figures(names),
+            figures(grid.figure_names(config)),
             [*evaluated, *trained, pack("segmentation"), labels],
             glances=frozenset(trained) - drawn,
         ),

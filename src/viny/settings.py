@@ -13,6 +13,16 @@ BACKGROUNDS = ("background", "ground")  # what the sources call the class that i
 BATCH = 250  # images a forward pass, where nothing is trained
 
 
+def value_number(name: int | str) -> int:
+    """The number that stands for a mask value of a study file: itself, or the six digits of a colour '#rrggbb'."""
+    return int(name.removeprefix("#"), 16) if isinstance(name, str) and name.startswith("#") else int(name)
+
+
+def value_name(value: int, colours: bool) -> int | str:
+    """A mask value as study files have it, see `value_number`."""
+    return f"#{value:06x}" if colours else value
+
+
 def batch_of_masks(classes: int) -> int:
     """Images a forward pass that gives every pixel a score for each class: fewer where classes are many."""
     return max(1, BATCH * 8 // max(8, classes))

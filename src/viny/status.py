@@ -149,11 +149,11 @@ class Watcher:
     """
 
     def __init__(self, root: Path) -> None:
-        read_study(root)  # says what is wrong with the folder
         self.root = root
         self._records = Records()
         self._slurm, self._asked = "", -ASK
-        self._read(study_file(root).stat().st_mtime)
+        path = study_file(root)
+        self._read(path.stat().st_mtime if path.is_file() else 0.0)  # reading says what is wrong with the folder
 
     def _read(self, begun: float) -> None:
         self.begun = begun  # each run writes it anew

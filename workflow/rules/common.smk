@@ -113,20 +113,9 @@ ADAPTED = f"{ROOT}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}"
 FINETUNED = f"{ROOT}/finetune/{{cell}}"
 METRICS = f"{ROOT}/metrics/{{cell}}.json"
 GEOMETRY = f"{ROOT}/geometry/{{encoder}}.json"
-TABLES = expand(
-    f"{ROOT}/tables/{{name}}",
-    name=[
-        "metrics.csv",
-        "summary.csv",
-        "paired_differences.csv",
-        *[f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")],
-    ],
-)
-DUPLICATES = expand(f"{ROOT}/tables/duplicates.{{kind}}", kind=["csv", "md"])
-FIGURE_NAMES = ["miou_curves", "miou_difference", "learning_curves", "segmentation"]
-if max(STUDY["grid"]["pretrain_sizes"]) > 0:
-    FIGURE_NAMES.append("reconstructions")
-FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=FIGURE_NAMES, kind=["pdf", "png"])
+TABLES = expand(f"{ROOT}/tables/{{name}}", name=grid.TABLES)
+DUPLICATES = expand(f"{ROOT}/tables/{{name}}", name=grid.DUPLICATES_TABLES)
+FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=grid.figure_names(STUDY), kind=["pdf", "png"])
 STATISTICS = expand(f"{ROOT}/tables/{{name}}", name=grid.STATISTICS_TABLES)
 STATISTICS_FIGURES = expand(f"{ROOT}/figures/{{name}}.{{kind}}", name=grid.STATISTICS_FIGURES, kind=["pdf", "png"])
 REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # of a study that measures no encoder
@@ -273,10 +262,9 @@ def reference_encoder(wildcards):
 
 
 def probe_subset(wildcards):
-    """The split that the probes learn from: the smallest with enough images, so that further sizes change nothing."""
-    sizes, wanted = STUDY["grid"]["finetune_sizes"], STUDY["geometry"]["probe_images"]
-    size = min([size for size in sizes if size >= wanted], default=max(sizes))
-    return {"part": "finetune", "subset": f"size-{size}_seed-{ALL_ENCODERS[wildcards.encoder].seed}"}
+    """The split that the probes learn from."""
+    seed = ALL_ENCODERS[wildcards.encoder].seed
+    return {"part": "finetune", "subset": f"size-{grid.probe_size(STUDY)}_seed-{seed}"}
 
 
 def other_study(wildcards):

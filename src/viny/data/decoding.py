@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from viny.errors import InputError
-from viny.settings import IGNORE
+from viny.settings import IGNORE, value_name
 
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 # No others: Pillow would hand EPS to Ghostscript, and would read containers that refer to other files.
@@ -156,15 +156,6 @@ def decode(
         raise BadFileError(path, _unreadable("image", error)) from error
 
 
-def colour_value(text: str) -> int:
-    """The number that stands for a colour '#rrggbb' among mask values."""
-    return int(text.removeprefix("#"), 16)
-
-
-def _shown(value: int, colours: bool) -> str:
-    return f"#{value:06x}" if colours else str(value)
-
-
 def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
     """The value of every pixel of a loaded mask: [H, W] of whole numbers below 2**24, a colour as its six digits."""
     if colours:
@@ -241,8 +232,9 @@ def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bo
         if (known[at] == raw).all():
             return table[at]
     unknown = sorted(set(np.unique(raw).tolist()) - set(values))
-    expected = ", ".join(_shown(value, colours) for value in known[:12].tolist()) + (", ..." if len(known) > 12 else "")
-    said = f"unknown mask values {', '.join(_shown(value, colours) for value in unknown[:8])}; expected {expected}"
+    shown = ([str(value_name(value, colours)) for value in some] for some in (known.tolist()[:12], unknown[:8]))
+    expected, found = map(", ".join, shown)
+    said = f"unknown mask values {found}; expected {expected}{', ...' if len(known) > 12 else ''}"
     if len(unknown) > 8:
         said += f"; {len(unknown)} values are unknown, as in a picture that was compressed like a photograph"
     raise BadFileError(path, f"{said}; replace it, or, with source folder, name or ignore them")
@@ -254,8 +246,9 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool 
     Args:
         path: an image of one channel, of a palette (whose indices count), of equal channels, or of colours.
         size: side wanted, pixels (S).
-        values: class index, or IGNORE, of each value that the file may hold; of each colour, see `colour_value`. In a
-            file of one bit a pixel, set pixels are 255 where that is known and 1 is not.
+        values: class index, or IGNORE, of each value that the file may hold; of each colour, see
+            `viny.settings.value_number`. In a file of one bit a pixel, set pixels are 255 where that is known and
+            1 is not.
         colours: whether values are colours.
         fit: how it becomes a square, see `squared`; bars are ignored.
 

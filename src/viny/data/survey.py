@@ -16,10 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from viny.cells import mask_coding
-from viny.data.decoding import FORMATS, BadFileError, colour_value, decode, decode_mask, inner_box, mask_values
+from viny.data.decoding import FORMATS, BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import few
 from viny.errors import InputError
-from viny.settings import IGNORE, MAX_CLASSES
+from viny.settings import IGNORE, MAX_CLASSES, value_name, value_number
 
 LOOKED_AT = 200  # files of a folder that are opened
 PIXELS = 400e6  # of all masks that are opened: fewer where they are large
@@ -38,16 +38,6 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """At most `count` items, evenly spaced, in their order."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def value_name(value: int, colours: bool) -> int | str:
-    """A mask value as study files have it: a number, or '#rrggbb'."""
-    return f"#{value:06x}" if colours else value
-
-
-def value_of(name: int | str) -> int:
-    """The number that stands for a mask value of a study file."""
-    return colour_value(name) if isinstance(name, str) and name.startswith("#") else int(name)
 
 
 def percent(share: float) -> str:
@@ -210,7 +200,7 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         InputError: a value that the names leave out, or fewer than two classes.
     """
     found, said, ignore = values.masks(), [], list(ignore)
-    named, dropped = {value_of(value) for value in classes}, {value_of(value) for value in ignore}
+    named, dropped = {value_number(value) for value in classes}, {value_number(value) for value in ignore}
     left = [value for value in found if value not in named | dropped]
     others = [value for value in found if value != IGNORE and value not in dropped]
     # Grey levels have gaps between them.
