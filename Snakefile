@@ -12,7 +12,9 @@ if not workflow.overwrite_configfiles:  # a study given by --configfile stands a
 report: "workflow/report/study.rst"
 
 
-include: "workflow/rules/common.smk"
+include: "workflow/rules/driver.smk"
+include: "workflow/rules/paths.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/intermediate.smk"

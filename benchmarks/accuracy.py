@@ -24,15 +24,16 @@ from torch import nn
 from viny.data.pack import Pack, open_pack
 from viny.data.packing import build_pack
 from viny.data.splits import finetune_split
-from viny.evidence.evaluate import predict
-from viny.evidence.metrics import confusion_matrices, mean_iou_dataset
+from viny.evidence.evaluate import confusion_matrices, predict
+from viny.evidence.metrics import mean_iou_dataset
 from viny.learning.batches import BatchMaker, LabelledAugmentation, mask_batches
+from viny.learning.machine import Machine
 from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
-from viny.learning.train import Machine, _order, fit, rate
-from viny.provenance import _processor
-from viny.seeds import derive, generator
-from viny.settings import TrainSettings
+from viny.learning.settings import TrainSettings
+from viny.learning.train import epoch_order, fit, rate
+from viny.runtime.provenance import processor_name
+from viny.runtime.seeds import derive, generator
 
 STAGE = "finetune"
 WAYS = {
@@ -50,7 +51,7 @@ def plainly(objective: nn.Module, batches: BatchMaker, count: int, settings: Tra
     for epoch in range(settings.epochs):
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, epoch)
-        for step, positions in enumerate(_order(count, settings.batch_size, seed, STAGE, epoch)):
+        for step, positions in enumerate(epoch_order(count, settings.batch_size, seed, STAGE, epoch)):
             optimizer.zero_grad()
             objective.loss(batches(positions, generator(seed, STAGE, epoch, step))).backward()
             optimizer.step()
@@ -101,7 +102,7 @@ def main() -> None:
             for way in WAYS:
                 rows.append(train(way, seed, pack, args.labels, settings, args.threads))
                 print(rows[-1], file=sys.stderr, flush=True)
-    machine = {"processor": _processor(), "torch": torch.__version__, "threads": args.threads}
+    machine = {"processor": processor_name(), "torch": torch.__version__, "threads": args.threads}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"machine": machine, "labels": args.labels, "rows": rows}, indent=1) + "\n")
     found = {way: np.array([row["miou"] for row in rows if row["way"] == way]) for way in WAYS}

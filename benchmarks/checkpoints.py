@@ -20,11 +20,12 @@ from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.learning.batches import LabelledAugmentation, mask_batches
 from viny.learning.checkpoint import Checkpoints
+from viny.learning.machine import Machine
 from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
+from viny.learning.settings import TrainSettings
 from viny.learning.stages import CHECKPOINT_MINUTES
-from viny.learning.train import Machine, fit
-from viny.settings import TrainSettings
+from viny.learning.train import fit
 
 
 def main() -> None:

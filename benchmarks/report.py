@@ -11,7 +11,7 @@ import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from viny.evidence.figures import CLASS_COLOURS, STYLE
+from viny.evidence.figures import kit
 
 NAMES = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}
 
@@ -113,14 +113,14 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 def draw(rows: list[dict[str, Any]], training: list[dict[str, Any]], path: Path) -> None:
     """Images a second against batch size: a panel a stage, a line for each precision and thread count."""
-    with mpl.style.context(STYLE, after_reset=True):
+    with mpl.style.context(kit.STYLE, after_reset=True):
         figure = Figure(figsize=(6.5, 3.0), layout="constrained")
         FigureCanvasAgg(figure)
         stages = list(dict.fromkeys(row["stage"] for row in rows))
         panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
         kinds = list(dict.fromkeys((row["precision"], row["threads"]) for row in rows))
         for panel, stage in zip(panels, stages, strict=True):
-            for kind, colour in zip(kinds, CLASS_COLOURS, strict=False):
+            for kind, colour in zip(kinds, kit.CLASS_COLOURS, strict=False):
                 mine = [row for row in rows if row["stage"] == stage and (row["precision"], row["threads"]) == kind]
                 sizes = [row["batch_size"] for row in mine]
                 below = [row["median"] - row["least"] for row in mine]

@@ -28,19 +28,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viny.cells import cells, training_folders
-from viny.config import read_config, resolve
 from viny.data import synthetic
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.learning import batches as batches_module
 from viny.learning.batches import LabelledAugmentation, mask_batches, simmim_batches
+from viny.learning.gradients import Gradients
+from viny.learning.machine import Machine
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.learning.train import Gradients, Machine, fit, make_optimizer
-from viny.provenance import _processor
-from viny.settings import TrainSettings
-from viny.work import TRAINING, finetune_work, forward_operations, intermediate_work, pretrain_work
+from viny.learning.settings import TrainSettings
+from viny.learning.train import fit, make_optimizer
+from viny.runtime.provenance import processor_name
+from viny.study.config import resolve
+from viny.study.grid import cells
+from viny.study.layout import trainings
+from viny.study.reading import read_config
+from viny.study.workload import TRAINING, forward_operations, training_workload
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "finetune")
@@ -114,7 +118,7 @@ class Ours:
         optimizer = make_optimizer(self.objective, self.settings, self.machine.device)
         taken: dict[str, list[float]] = {}
         reading, forward = 0.0, [0.0]
-        gather, loss = batches_module.Rows.__getitem__, self.objective.loss
+        gather, loss = batches_module.PackSubset.__getitem__, self.objective.loss
 
         def timed_gather(rows: Any, positions: Any) -> Any:
             nonlocal reading
@@ -131,7 +135,7 @@ class Ours:
             forward.append(time.perf_counter() - began)
             return found
 
-        batches_module.Rows.__getitem__ = timed_gather  # type: ignore[method-assign]
+        batches_module.PackSubset.__getitem__ = timed_gather  # type: ignore[method-assign]
         self.objective.loss = timed_loss  # type: ignore[method-assign]
         try:
             with Gradients(self.objective, self.machine, self.settings.batch_size) as gradients:
@@ -160,7 +164,7 @@ class Ours:
                     for name, seconds in named.items():
                         taken.setdefault(name, []).append(1000 * seconds)
         finally:
-            batches_module.Rows.__getitem__ = gather  # type: ignore[method-assign]
+            batches_module.PackSubset.__getitem__ = gather  # type: ignore[method-assign]
             del self.objective.loss
         return {name: round(statistics.median(values[1:]), 2) for name, values in taken.items()}
 
@@ -289,12 +293,8 @@ def grid(settings: Settings) -> None:
     config = resolve(read_config(ROOT / "studies" / "paper.yaml"))
     every = cells(config)
     passes = {"pretrain": 0, "intermediate": 0, "finetune": 0}
-    for stage, _, folder in training_folders(Path(), every):
-        if stage == "pretrain":
-            passes[stage] += pretrain_work(config, int(folder.name.split("_")[0].removeprefix("size-"))).passes
-        elif stage == "intermediate":
-            passes[stage] += intermediate_work(config, folder.parent.name, INTEL_TRAINING).passes
-    passes["finetune"] = sum(finetune_work(config, cell.finetune_size).passes for cell in every)
+    for training in trainings(every):
+        passes[training.stage] += training_workload(config, training, {"intel": INTEL_TRAINING}).passes
     fastest = {
         stage: max(r["images_per_second"]["median"] for r in settings.results["training"] if r["stage"] == stage)
         for stage in STAGES
@@ -439,7 +439,7 @@ def startup(settings: Settings) -> None:
     commands = {
         "python": "pass",
         "import torch": "import torch",
-        "a training job": "import viny.learning.stages, viny.provenance",
+        "a training job": "import viny.learning.stages, viny.runtime.provenance",
         "an evaluation": "import viny.evidence.evaluate",
         "timm and torchvision": "import timm, torchvision",
     }
@@ -597,7 +597,7 @@ def main() -> None:
             make_packs(settings.data, args.threads)
         log(f"{args.images} JPEGs of {WIDTH} x {HEIGHT} made and packed")
         settings.results["machine"] = {
-            "processor": _processor(),
+            "processor": processor_name(),
             "processors": os.cpu_count(),
             "device": torch.cuda.get_device_name() if machine.device.type == "cuda" else "cpu",
             "threads": args.threads,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from viny.config import PROTOCOLS
 from viny.data.pack import Pack, open_pack
 from viny.data.packing import build_pack
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
+from viny.study.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
 SIZE = 24  # pixels

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from viny.cells import Cell, finetune_folder, finetune_spec
-from viny.files import write_json
-from viny.learning.model import save_weights
-from viny.learning.stages import make_segmentation, new_encoder
-from viny.study import write_study
+from viny.learning.weights import make_segmentation, new_encoder, save_weights
+from viny.runtime.files import write_json
+from viny.study.grid import Cell
+from viny.study.layout import chain
+from viny.study.saved import write_study
+from viny.study.specs import finetune_spec
 
 
 def make_cell(root: Path, config: dict[str, Any], cell: Cell, classes: list[str], pack_sha256: str = "0" * 64) -> Path:
@@ -38,7 +39,7 @@ def make_cell(root: Path, config: dict[str, Any], cell: Cell, classes: list[str]
         "mask_classes": classes,
         "final_loss": 0.5,
     }
-    folder = finetune_folder(root, cell)
+    folder = chain(cell)[-1].folder(root)
     record["weights_sha256"] = save_weights(folder / "model.safetensors", model.state_dict(), record)
     write_json(folder / "model.json", record)
     return folder

@@ -17,16 +17,19 @@ from statsmodels.stats.multitest import multipletests
 
 pytest.importorskip("jsonschema")
 
-from viny.cells import Cell, cells, metrics_file, training_folders
 from viny.cli import main
-from viny.config import merge, read_config, resolve
-from viny.errors import InputError
-from viny.evidence import verdicts as module
-from viny.evidence.advise import Advice, advise, as_dict, as_text
-from viny.evidence.statistics import image_noise, overall
+from viny.evidence import verdicts
+from viny.evidence.statistics.effects import image_noise, overall
 from viny.evidence.verdicts import Effect, compare, judge, seeds_needed
-from viny.files import write_json
-from viny.study import write_study
+from viny.runtime.errors import InputError
+from viny.runtime.files import write_json
+from viny.study.config import merge, resolve
+from viny.study.grid import Cell, cells
+from viny.study.layout import metrics_file, trainings
+from viny.study.reading import read_config
+from viny.study.saved import write_study
+from viny.tools.advice.advice import Advice, as_dict, as_text
+from viny.tools.advice.adviser import advise
 
 TINY = Path(__file__).parent / "tiny.yaml"
 LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # enough steps that no longer training is advised
@@ -44,6 +47,11 @@ def confusions(rng: np.random.Generator, images: int, noise: float) -> np.ndarra
     out = np.empty((images, 2, 2))
     out[:, [0, 1], [0, 1]], out[:, [0, 1], [1, 0]] = 50 - wrong, wrong
     return out.round().astype(np.int32)
+
+
+def folders_of(root: Path, config: dict[str, Any]) -> list[tuple[str, Path]]:
+    """Stage and folder of each training of a study."""
+    return [(training.stage, training.folder(root)) for training in trainings(cells(config))]
 
 
 def make(
@@ -69,7 +77,7 @@ def make(
         value |= {"metrics": metrics, "miou_is": "dataset", "test_images": images, "provenance": {}}
         write_json(path, value)
         np.savez(path.with_suffix(".npz"), confusion=confusions(rng, images, noise), indices=np.arange(images))
-    for stage, _, folder in training_folders(root, cells(config)):
+    for stage, folder in folders_of(root, config):
         write_json(folder / "run.json", {"training_seconds": SECONDS[stage], "image_passes": 1000})
         pd.DataFrame({"epoch": range(1, len(curve) + 1), "loss": curve}).to_csv(folder / "curve.csv", index=False)
     return config
@@ -176,7 +184,7 @@ def test_p_is_students_for_one_size_and_welchs_for_two() -> None:
 
 @pytest.fixture
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "overall", functools.partial(overall, resamples=1000))
+    monkeypatch.setattr(verdicts, "overall", functools.partial(overall, resamples=1000))
 
 
 @pytest.mark.usefixtures("fewer_resamples")
@@ -193,7 +201,7 @@ def test_effects_that_are_not_there_are_rarely_named() -> None:
 def test_holms_correction_is_that_of_statsmodels() -> None:
     p = np.random.default_rng(6).uniform(0, 0.3, 9)
     p[3] = p[5]
-    assert module.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert verdicts.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_one_lucky_task_of_six_is_not_named() -> None:
@@ -242,7 +250,7 @@ def test_image_noise_agrees_with_the_bootstrap_of_the_tables(kind: str, tmp_path
     one, other = one.astype(int), other.astype(int)
     for name, confusion in (("a", one), ("b", other)):
         np.savez(tmp_path / f"{name}.npz", confusion=confusion, indices=np.arange(300))
-    images = module.TestImages(tmp_path, pd.DataFrame({"cell": ["a", "b"], "miou_is": kind}))
+    images = verdicts.TestImages(tmp_path, pd.DataFrame({"cell": ["a", "b"], "miou_is": kind}))
     expected = image_noise([(one, other)], 4000).set_index("miou_is").loc[kind, "se_images"]
     assert images.se({"a": 1, "b": -1}) == pytest.approx(expected, rel=0.06)
     assert images.se({"a": 2, "b": -2}) == pytest.approx(2 * images.se({"a": 1, "b": -1}))
@@ -332,7 +340,7 @@ def test_a_spread_that_no_sensible_number_of_seeds_overcomes_is_said(tmp_path: P
 @pytest.mark.parametrize("df", [2, 5])
 def test_the_interval_of_the_spread_holds_the_true_one(df: int) -> None:
     seen = np.sqrt(np.random.default_rng(5).chisquare(df, 20_000) / df)  # of a true spread of 1
-    low, high = module.spread_interval(df)
+    low, high = verdicts.spread_interval(df)
     assert np.mean((low * seen <= 1) & (high * seen >= 1)) == pytest.approx(0.95, abs=0.01)
 
 
@@ -572,13 +580,13 @@ def test_longer_trainings_come_first_where_some_are_not_converged(tmp_path: Path
     assert (row["new_cells"], row["trainings"]) == (12, 3 + 3 + 12)
     assert row["seconds"] == pytest.approx(3 * 100 * 3334 / 2 + 3 * 10 + 12)
     config = make(tmp_path / "falling", steps(0.0, 0.0, 0.02), **LONG)
-    for stage, _, folder in training_folders(tmp_path / "falling", cells(config)):
+    for stage, folder in folders_of(tmp_path / "falling", config):
         if stage == "finetune":
             pd.DataFrame({"epoch": range(1, 21), "loss": falling}).to_csv(folder / "curve.csv", index=False)
     row = part(advise(tmp_path / "falling"), "next")[0]
     assert row["epochs"] == {"finetune.epochs": 6}
     assert (row["new_cells"], row["trainings"], row["seconds"]) == (24, 24, 2 * 24.0)
-    for stage, _, folder in training_folders(tmp_path / "falling", cells(config)):
+    for stage, folder in folders_of(tmp_path / "falling", config):
         if stage == "intermediate":
             pd.DataFrame({"epoch": range(1, 21), "loss": falling}).to_csv(folder / "curve.csv", index=False)
     row = part(advise(tmp_path / "falling"), "next")[0]

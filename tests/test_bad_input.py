@@ -29,9 +29,9 @@ from viny.data.pack import Pack, manifest_sha256, open_pack, verify_pack
 from viny.data.packing import build_pack, describe, pack_into_store
 from viny.data.sources import list_imagenet, list_pets
 from viny.data.splits import finetune_split, read_split, write_split
-from viny.errors import InputError
-from viny.files import array_sha256
-from viny.processes import place, process_tag
+from viny.runtime.errors import InputError
+from viny.runtime.files import array_sha256
+from viny.runtime.processes import place, process_tag
 
 VALUES = {1: 0, 2: 1, 3: 2}
 HEIGHT, WIDTH = 30, 40

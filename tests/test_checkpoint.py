@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_study import Study
 
-from viny.cells import Cell
 from viny.learning import checkpoint, stages, train
 from viny.learning.checkpoint import Checkpoints, Progress
-from viny.learning.stages import file_sha256, weights_beside
-from viny.learning.train import TrainingError
-from viny.processes import Stopped
+from viny.learning.weights import file_sha256, weights_beside
+from viny.runtime.errors import TrainingError
+from viny.runtime.signals import Stopped
+from viny.study.grid import Cell
 
 STAGES = ("pretrain", "scenes", "spatial", "finetune")
 CELL = Cell(24, "scenes", 16, 0)
@@ -356,9 +356,9 @@ def test_checkpoints_of_another_cell_or_code_or_parent_are_not_used(
 
 
 def stages_spec(study: Study) -> dict[str, Any]:
-    from viny import cells
+    from viny.study import specs
 
-    return cells.finetune_spec(study.config, CELL)
+    return specs.finetune_spec(study.config, CELL)
 
 
 def test_another_number_of_threads_is_used_but_said(
@@ -444,7 +444,7 @@ def test_curve_and_seconds_of_a_stopped_run_cover_all_attempts(
 def test_default_interval_is_the_schema_s() -> None:
     import yaml
 
-    from viny.config import SCHEMA
+    from viny.study.config import SCHEMA
 
     schema = yaml.safe_load(SCHEMA.read_text())
     default = schema["properties"]["compute"]["properties"]["checkpoint_minutes"]["default"]

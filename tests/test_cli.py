@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import os
 import re
 import shlex
@@ -13,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from viny.cli import BAD_INPUT, main, parser
+from viny.commands import stages
+from viny.runtime.fingerprint import ENTRY
 
+ROOT = Path(__file__).parents[1]
 PEOPLE = ("check", "init", "predict", "export", "plan", "status", "advise", "verify")
 
 
@@ -39,7 +44,33 @@ def test_the_list_of_commands_is_for_people() -> None:
     text = parser().format_help()
     listed = re.findall(r"^    (\w+) +[A-Z]", text.partition("stages")[0], re.MULTILINE)
     assert sorted(listed) == sorted(PEOPLE)
-    assert set(commands()) - set(PEOPLE) <= set(re.findall(r"\w+", text.partition("stages")[2]))
+    assert set(ENTRY) <= set(re.findall(r"\w+", text.partition("stages")[2]))
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_a_stage_takes_the_arguments_of_its_function(stage: str) -> None:
+    module, name = ENTRY[stage].split(":")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    flags = {action.dest: action for action in stages.parser(stage)._actions if action.dest != "help"}
+    assert set(parameters) | {"threads"} == set(flags)
+    for name, parameter in parameters.items():
+        assert flags[name].required == (parameter.default is inspect.Parameter.empty)
+        assert flags[name].help
+        assert flags[name].required or flags[name].default == parameter.default
+
+
+@pytest.mark.parametrize("stage", ENTRY)
+def test_a_rule_names_the_files_of_its_stage(stage: str) -> None:
+    """Every flag of a rule's shell line is one of its stage, and all that the stage wants are there."""
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    line = re.search(rf'"exec python -m viny {stage} .*?2>&1"', rules, re.DOTALL)
+    assert line is not None
+    given = {flag.replace("-", "_") for flag in re.findall(r" --([\w-]+)", line[0])}
+    found = [*stages.arguments(stage)[1]]
+    assert given - {"spec", "threads"} <= {one.name for one in found}
+    assert {one.name for one in found if one.required} <= given
+    optional = {"threads", "checkpoint_minutes", *(["parent"] if stage == "pretrain" else [])}
+    assert {one.name for one in found} - given <= optional
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from viny.cells import pack_spec
 from viny.cli import main
-from viny.config import read_config, resolve
 from viny.data.coco import LEGEND, convert
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
-from viny.errors import InputError
+from viny.runtime.errors import InputError
+from viny.study.config import resolve
+from viny.study.reading import read_config
+from viny.study.specs import pack_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 HEIGHT, WIDTH = 20, 30

@@ -12,10 +12,13 @@ import yaml
 
 pytest.importorskip("jsonschema")
 
-from viny import cells
-from viny.config import PROTOCOLS, SCHEMA, check_sizes, least_pack_size, merge, read_config, resolve
-from viny.errors import InputError
-from viny.settings import ModelSettings, TrainSettings
+from viny.learning.settings import ModelSettings, TrainSettings
+from viny.runtime.errors import InputError
+from viny.study import grid, layout, specs
+from viny.study.checks import check_sizes
+from viny.study.config import SCHEMA, least_pack_size, merge, resolve
+from viny.study.protocols import PROTOCOLS
+from viny.study.reading import read_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +55,7 @@ def test_defaults_are_table_a1() -> None:
     assert config["grid"]["finetune_sizes"] == [250, 500, 1000, 2000, 4000, 6000]
     assert len(config["grid"]["seeds"]) == 3
     assert (config["segmentation"]["test_size"], config["split_seed"]) == (1000, 42)
-    assert len(cells.cells(config)) == 144
+    assert len(grid.cells(config)) == 144
 
 
 def test_model_defaults_agree() -> None:
@@ -306,7 +309,7 @@ STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROO
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_studies_of_the_repository_resolve(path: Path) -> None:
     config = resolve(read_config(path))
-    assert cells.cells(config)
+    assert grid.cells(config)
     names = [section["source"] for section in (config["pretrain"], config["segmentation"])]
     if names == ["synthetic", "synthetic"]:
         made = config["synthetic"]
@@ -329,7 +332,7 @@ def test_paper_study_is_all_default() -> None:
 
 def test_cells_have_names_of_their_own() -> None:
     config = resolve(study())
-    found = cells.cells(config)
+    found = grid.cells(config)
     assert len({cell.name for cell in found}) == len(found)
     assert found[0].name == "pre-0_mid-none_fine-250_seed-0"
 
@@ -337,24 +340,24 @@ def test_cells_have_names_of_their_own() -> None:
 def test_specs_hold_what_matters_and_no_more() -> None:
     """A change to one stage's settings must not touch what another stage's weights depend on."""
     base, other = resolve(study()), resolve(study(finetune={"lr": 1e-3}, note="else"))
-    cell = cells.cells(base)[-1]
-    assert cells.pretrain_spec(base, 45_000, 0) == cells.pretrain_spec(other, 45_000, 0)
-    assert cells.intermediate_spec(base, "intel", 0, 0) == cells.intermediate_spec(other, "intel", 0, 0)
-    assert cells.finetune_spec(base, cell) != cells.finetune_spec(other, cell)
+    cell = grid.cells(base)[-1]
+    assert specs.pretrain_spec(base, 45_000, 0) == specs.pretrain_spec(other, 45_000, 0)
+    assert specs.intermediate_spec(base, "intel", 0, 0) == specs.intermediate_spec(other, "intel", 0, 0)
+    assert specs.finetune_spec(base, cell) != specs.finetune_spec(other, cell)
 
 
 def test_only_tasks_on_the_same_images_are_on_the_segmentation_data() -> None:
     config = resolve(study(grid={"intermediates": ["intel", "pets_classes", "pets_spatial"]}))
-    found = {name: cells.on_segmentation_data(config, name) for name in config["intermediate"]}
+    found = {name: specs.on_segmentation_data(config, name) for name in config["intermediate"]}
     assert found == {"intel": False, "pets_classes": True, "pets_spatial": True}
 
 
 def test_training_folders_are_each_named_once(tmp_path: Path) -> None:
     config = resolve(read_config(ROOT / "tests" / "tiny.yaml"))
-    folders = [folder for _, _, folder in cells.training_folders(tmp_path, cells.cells(config))]
+    folders = [training.folder(tmp_path) for training in layout.trainings(grid.cells(config))]
     # 2 seeds x (1 pre-training, 2 intermediates) and 16 cells.
     assert len(folders) == len(set(folders)) == 2 * (1 + 2) + 16
-    assert cells.encoder_folder(tmp_path, "none", 0, 0) is None
+    assert layout.reference_of(grid.Encoder("random", 0, "none", 0, 0)) is None
 
 
 @pytest.mark.parametrize(

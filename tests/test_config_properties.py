@@ -19,10 +19,12 @@ pytest.importorskip("hypothesis", reason="generated settings need hypothesis, se
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from viny import cells
-from viny.config import MAX_CELLS, MAX_ENTRIES, read_config, resolve
-from viny.errors import InputError
-from viny.files import canonical_json
+from viny.runtime.errors import InputError
+from viny.runtime.files import canonical_json
+from viny.study import grid, layout, specs
+from viny.study.checks import MAX_CELLS
+from viny.study.config import resolve
+from viny.study.reading import MAX_ENTRIES, read_config
 
 ROOT = Path(__file__).parents[1]
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -49,13 +51,13 @@ def sound(read: Callable[[], Any]) -> bool:
     except InputError as error:
         assert str(error).strip()
         return False
-    grid = config["grid"]
-    found = cells.cells(config)
+    axes = config["grid"]
+    found = grid.cells(config)
     assert 0 < len(found) <= MAX_CELLS
     picked = found[:: max(1, len(found) // 20)]
     root = Path("results") / config["study"]
-    paths = [folder for _, _, folder in cells.training_folders(root, picked)]
-    paths += [cells.metrics_file(root, cell) for cell in picked]
+    paths = [training.folder(root) for training in layout.trainings(picked)]
+    paths += [layout.metrics_file(root, cell) for cell in picked]
     paths += [root / "packs" / name for name in config["intermediate"]]
     for path in paths:
         assert os.path.normpath(path) == str(path)
@@ -63,17 +65,17 @@ def sound(read: Callable[[], Any]) -> bool:
         assert max(len(part.encode()) for part in path.parts) < 200
     assert all(CELL.fullmatch(cell.name) for cell in picked)
 
-    specs = [cells.pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])]
-    specs += [cells.task_split_spec(config, task) for task in config["intermediate"]]
-    specs += [cells.tables_spec(config), cells.figures_spec(config), *map(vars, cells.shown_cells(config))]
+    made = [specs.pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])]
+    made += [specs.task_split_spec(config, task) for task in config["intermediate"]]
+    made += [specs.tables_spec(config), specs.figures_spec(config), *map(vars, grid.shown_cells(config))]
     for cell in picked:
-        specs += [make(config, cell) for make in (cells.finetune_spec, cells.evaluate_spec)]
-        specs.append(cells.finetune_split_spec(config, cell.finetune_size, cell.seed))
-    for seed in grid["seeds"][:3]:
-        specs.append(cells.pretrain_split_spec(config, max(grid["pretrain_sizes"]), seed))
-        specs.append(cells.pretrain_spec(config, max(grid["pretrain_sizes"]), seed))
-        specs += [cells.intermediate_spec(config, task, 0, seed) for task in config["intermediate"]]
-    for spec in specs:
+        made += [make(config, cell) for make in (specs.finetune_spec, specs.evaluate_spec)]
+        made.append(specs.finetune_split_spec(config, cell.finetune_size, cell.seed))
+    for seed in axes["seeds"][:3]:
+        made.append(specs.pretrain_split_spec(config, max(axes["pretrain_sizes"]), seed))
+        made.append(specs.pretrain_spec(config, max(axes["pretrain_sizes"]), seed))
+        made += [specs.intermediate_spec(config, task, 0, seed) for task in config["intermediate"]]
+    for spec in made:
         text = canonical_json(spec)
         assert json.loads(text) == spec
         assert canonical_json(json.loads(text)) == text

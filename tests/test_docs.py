@@ -20,15 +20,21 @@ import yaml
 from PIL import Image
 from tiny_study import Study
 
-from viny.cells import Cell, pack_spec
 from viny.cli import parser
-from viny.config import read_config, resolve
+from viny.commands import stages
 from viny.data.folders import pair
 from viny.data.packing import build_pack
 from viny.data.synthetic import SEGMENTATION_CLASSES
-from viny.evidence import duplicates, representations, returns, scorecard, statistics, tables
+from viny.evidence import duplicates, tables
+from viny.evidence.paper import scorecard
+from viny.evidence.statistics import costs, effects, fits, gains, representations, transfer
 from viny.learning.train import CURVE_COLUMNS
-from viny.reference import config_reference
+from viny.runtime.fingerprint import ENTRY
+from viny.study.config import resolve
+from viny.study.grid import Cell
+from viny.study.reading import read_config
+from viny.study.reference import config_reference
+from viny.study.specs import pack_spec
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -47,7 +53,7 @@ def names(pages: list[Path]) -> list[str]:
 
 
 def test_the_reference_of_settings_is_current() -> None:
-    said = "run: python -m viny.reference docs/config.md"
+    said = "run: python -m viny.study.reference docs/config.md"
     assert (DOCS / "config.md").read_text(encoding="utf-8") == config_reference(), said
 
 
@@ -91,7 +97,7 @@ def test_the_index_leads_to_every_page() -> None:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     action = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
+    return dict(action.choices) | {stage: stages.parser(stage) for stage in ENTRY}
 
 
 def shown(page: Path) -> Iterator[str]:
@@ -178,13 +184,13 @@ def test_tables_have_the_documented_columns() -> None:
         "metrics.csv": {*tables.BEFORE, *tables.AFTER},
         "summary.csv": {*tables.GROUP, "n"},
         "paired_differences.csv": {*tables.KEYS, "difference"},
-        "effects.csv": set(statistics.EFFECTS),
-        "effects_overall.csv": set(statistics.OVERALL),
-        "image_noise.csv": {*tables.KEYS, *statistics.NOISE},
-        "marginal_gains.csv": set(returns.GAINS),
-        "fits.csv": set(returns.FITS),
-        "transfer.csv": set(returns.TRANSFER),
-        "costs.csv": set(returns.COSTS),
+        "effects.csv": set(effects.EFFECTS),
+        "effects_overall.csv": set(effects.OVERALL),
+        "image_noise.csv": {*tables.KEYS, *effects.NOISE},
+        "marginal_gains.csv": set(gains.GAINS),
+        "fits.csv": set(fits.FITS),
+        "transfer.csv": set(transfer.TRANSFER),
+        "costs.csv": set(costs.COSTS),
         "harm.csv": set(re.findall(r'"(\w+)"', inspect.getsource(representations))),
         "scorecard.csv": set(scorecard.COLUMNS),
         "duplicates.csv": set(duplicates.COLUMNS),
@@ -210,7 +216,7 @@ def edited(root: Path, diff: str) -> None:
 
 def test_the_worked_examples_of_extending_run(tmp_path: Path) -> None:
     page = DOCS / "extending.md"
-    for folder in ("src/viny", "workflow/schemas"):
+    for folder in ("src/viny",):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     tests = tmp_path / "tests"
     tests.mkdir()

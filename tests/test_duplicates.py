@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from viny.cells import pack_manifest, split_record
 from viny.data.decoding import GREY, decode, perceptual_hashes
 from viny.data.pack import Pack, open_pack
 from viny.data.packing import build_pack
 from viny.data.splits import write_split
 from viny.evidence import duplicates
 from viny.evidence.duplicates import find_pairs, write_duplicates
+from viny.study.layout import pack_manifest, split_record
 
 
 def photo(seed: int, height: int = 90, width: int = 120) -> Image.Image:
@@ -171,7 +171,7 @@ def study(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str]]:
             write_split(record, record.with_suffix(".npz"), split, {"pack_sha256": pack.sha256})
         sizes = [int(name.split("_")[0].removeprefix("size-")) for name in splits if name != "classes"]
         spec = {"study": "s", "pretrain": True, "tasks": ["classes"], "finetune_sizes": sizes, "seeds": [0]}
-        write_duplicates({**spec, "distance": 4, **over}, root, tmp_path / "tables")
+        write_duplicates({**spec, "distance": 4, **over}, root=root, out=tmp_path / "tables")
         with open(tmp_path / "tables" / "duplicates.csv", newline="") as f:
             rows = list(csv.DictReader(f))
         return rows, (tmp_path / "tables" / "duplicates.md").read_text()

@@ -14,7 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from viny.evidence import effect_figures, figures, returns, statistics
+from viny.evidence.figures import effects as effect_figures
+from viny.evidence.figures import kit
+from viny.evidence.statistics import costs as cost_tables
+from viny.evidence.statistics.effects import effects, overall
+from viny.evidence.statistics.fits import fits, fitted_miou
+from viny.evidence.statistics.gains import marginal_gains
+from viny.evidence.statistics.transfer import transfer
 from viny.evidence.tables import KEYS
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 4
@@ -38,7 +44,7 @@ def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
         name: {"seconds": float(s), "operations": 1e9 * s, "device": device}
         for name, s in zip(frame["cell"], spent, strict=True)
     }
-    return returns.costs(frame, chain)
+    return cost_tables.costs(frame, chain)
 
 
 def words(figure: Figure) -> str:
@@ -63,7 +69,7 @@ def test_the_forest_has_every_cell_its_seeds_and_the_clustered_mean() -> None:
     assert len(ticks) == 3 * (1 + 5 + 1) + 1
     assert ticks[:2] == ["no pre-training", "250 labels"]
     assert (ticks[7], ticks[-1]) == ("pre-trained on 50", "mean of all cells")
-    table, means = statistics.effects(frame), statistics.overall(frame)
+    table, means = effects(frame), overall(frame)
     cells = labelled(axes, "_cell")
     assert [line.get_xdata()[0] for line in cells] == pytest.approx(list(100 * table["mean"]))
     assert [ticks[int(line.get_ydata()[0])] for line in cells[:5]] == [f"{n:,} labels" for n in LABELS]
@@ -116,15 +122,15 @@ def test_returns_show_means_fits_and_gains() -> None:
     figure = effect_figures.returns(frame, NOTE)
     assert len(figure.axes) == 4
     left, right = figure.axes[:2]
-    fits, gains = returns.fits(frame), returns.marginal_gains(frame)
-    best = fits[fits["best"] & (fits["intermediate"] == "none")]
+    forms, doublings = fits(frame), marginal_gains(frame)
+    best = forms[forms["best"] & (forms["intermediate"] == "none")]
     drawn = [line for line in left.lines if line.get_label().startswith("_fit")]
     assert [line.get_label() for line in drawn] == [f"_fit {model}" for model in best["model"]]
-    assert drawn[0].get_ydata()[-1] == pytest.approx(100 * returns.fitted_miou(best.iloc[0], [4000])[0])
+    assert drawn[0].get_ydata()[-1] == pytest.approx(100 * fitted_miou(best.iloc[0], [4000])[0])
     means = frame[frame["intermediate"] == "none"].groupby(["pretrain_size", "finetune_size"])["miou"].mean()
     data = np.concatenate([c.lines[0].get_ydata() for c in left.containers])
     assert data == pytest.approx(100 * means.to_numpy())
-    steps = gains[(gains["along"] == "labels") & (gains["intermediate"] == "none")]
+    steps = doublings[(doublings["along"] == "labels") & (doublings["intermediate"] == "none")]
     data = np.concatenate([c.lines[0].get_ydata() for c in right.containers])
     assert data == pytest.approx(100 * steps["mean"].to_numpy(float))
     first = steps.iloc[0]
@@ -143,7 +149,7 @@ def test_a_curve_without_an_identified_form_has_no_line() -> None:
 
 def test_transfer_marks_what_lies_outside_of_the_curve() -> None:
     frame = study(("a",))
-    table = returns.transfer(frame)
+    table = transfer(frame)
     figure = effect_figures.transfer(frame, NOTE)
     left, right = figure.axes
     assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
@@ -182,15 +188,14 @@ def test_nothing_to_draw_is_said_in_words() -> None:
     none = study(())
     apart = study(("a",)).assign(seed=lambda f: f["seed"] + 9 * (f["intermediate"] == "a"))
     pretrained = none[none["pretrain_size"] > 0]
+    free = costs(none).assign(operations=0.0, seconds=0.0)
     said = {
         "no intermediate task": effect_figures.effects(none, "Mind this."),
         "No seed was run both": effect_figures.effects(apart, "Mind this."),
         "no mIoU": effect_figures.returns(none.assign(miou=np.nan), "Mind this."),
         "takes a random start": effect_figures.transfer(pretrained, "Mind this."),
-        "No costs are known": effect_figures.cost(pd.DataFrame(columns=returns.COSTS), "Mind this."),
-        "No cell of this study has a cost": effect_figures.cost(
-            costs(none).assign(operations=0.0, seconds=0.0), "Mind this."
-        ),
+        "No costs are known": effect_figures.cost(pd.DataFrame(columns=cost_tables.COSTS), "Mind this."),
+        "No cell of this study has a cost": effect_figures.cost(free, "Mind this."),
     }
     for part, figure in said.items():
         assert part in words(figure)
@@ -220,10 +225,10 @@ def test_figures_fit_their_page_and_give_equal_files(tmp_path: Path, name: str, 
     assert inside.y1 <= page.y1
     boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert figure.get_figwidth() == figures.WIDTH
+    assert figure.get_figwidth() == kit.WIDTH
     assert figure.get_figheight() < 11
     assert dict(mpl.rcParams) == before
     if len(tasks) == 1:
-        figures.save(figure, tmp_path / "a")
-        figures.save(make(), tmp_path / "anew")
+        kit.save(figure, tmp_path / "a")
+        kit.save(make(), tmp_path / "anew")
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "anew.png").read_bytes()

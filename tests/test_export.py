@@ -18,16 +18,16 @@ from made_cell import make_cell
 from PIL import Image
 from tiny_study import Study
 
-from viny import cells
-from viny.cells import Cell
 from viny.cli import main
 from viny.data.augment import normalise
 from viny.data.pack import open_pack
-from viny.evidence.evaluate import load_segmentation
-from viny.export import timm_arguments
-from viny.files import read_json, write_json
-from viny.inference import at_original_size
-from viny.study import write_study
+from viny.learning.weights import load_segmentation
+from viny.runtime.files import read_json, write_json
+from viny.study import layout
+from viny.study.grid import Cell
+from viny.study.saved import write_study
+from viny.tools.trained.export import timm_arguments
+from viny.tools.trained.predict import at_original_size
 
 CELL = Cell(0, "none", 8, 0)
 ABSOLUTE = 1e-5
@@ -175,7 +175,7 @@ def test_a_graph_that_is_not_the_models_is_not_written(
 def test_without_its_packages_the_onnx_export_says_how_to_get_them(
     made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("viny.export.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("viny.tools.trained.export.importlib.util.find_spec", lambda name: None)
     assert export(made("plain"), "onnx", tmp_path / "a.onnx") == 2
     assert 'pip install "viny[export]"' in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
@@ -183,7 +183,7 @@ def test_without_its_packages_the_onnx_export_says_how_to_get_them(
 
 def test_no_other_command_loads_what_the_onnx_export_needs() -> None:
     code = (
-        "import sys, viny.export, viny.card, viny.inference\n"
+        "import sys, viny.tools.trained.export, viny.tools.trained.model_card, viny.tools.trained.predict\n"
         "assert not {'onnx', 'onnxscript', 'onnxruntime', 'timm'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -233,8 +233,8 @@ def evaluated(
         # Where the workflow has them.
         for pattern, path in records.items():
             move(path, root / pattern.format(seed), "encoder")
-        move(finetuned, cells.finetune_folder(root, cell), "model")
-        metrics = cells.metrics_file(root, cell)
+        move(finetuned, layout.chain(cell)[-1].folder(root), "model")
+        metrics = layout.metrics_file(root, cell)
         metrics.parent.mkdir(exist_ok=True)
         (root / "metrics.json").rename(metrics)
     return root, cell
@@ -248,7 +248,7 @@ def move(record: Path, folder: Path, name: str) -> None:
 
 
 def card_of(root: Path, cell: Cell, out: Path) -> str:
-    assert export(cells.finetune_folder(root, cell), "timm", out / "a.safetensors", "--overwrite") == 0
+    assert export(layout.chain(cell)[-1].folder(root), "timm", out / "a.safetensors", "--overwrite") == 0
     return (out / "a.safetensors.md").read_text()
 
 

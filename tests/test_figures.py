@@ -13,9 +13,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viny.errors import InputError
-from viny.evidence import figures
-from viny.settings import IGNORE
+from viny.data.masks import IGNORE
+from viny.evidence.figures import kit
+from viny.evidence.figures import study as figures
+from viny.runtime.errors import InputError
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 8
 
@@ -210,14 +211,14 @@ def test_segmentations_of_many_classes_name_the_most_frequent_and_show_what_is_i
     names = [f"class {i}" for i in range(255)]
     figure = figures.segmentations(images(2), labels, {"guess": np.zeros_like(labels)}, names)
     entries = legend(figure)
-    assert len(entries) == figures.LEGEND_CLASSES + 1 and entries[-1] == "ignored"
+    assert len(entries) == kit.LEGEND_CLASSES + 1 and entries[-1] == "ignored"
     counts = np.bincount(labels[labels != IGNORE], minlength=255) + np.bincount([0] * labels.size, minlength=255)
     named = [names.index(entry) for entry in entries[:-1]]
     assert min(counts[named]) >= max(np.delete(counts, named))
     shown = figure.axes[1].images[0]
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     assert patches == [shown.cmap(shown.norm(value)) for value in [*named, IGNORE]]
-    assert len(set(figures.class_colours(255))) == 255
+    assert len(set(kit.class_colours(255))) == 255
 
 
 def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:
@@ -238,10 +239,10 @@ def test_files_are_equal_and_nothing_is_clipped(tmp_path: Path, name: str) -> No
     before = dict(mpl.rcParams)
     make = make_all(tmp_path)[name]
     figure = make()
-    figures.save(figure, tmp_path / "a.b")
-    figures.save(figure, tmp_path / "again")
+    kit.save(figure, tmp_path / "a.b")
+    kit.save(figure, tmp_path / "again")
     with mpl.rc_context({"font.size": 20, "savefig.bbox": "tight"}):  # a user's own settings do not matter
-        figures.save(make(), tmp_path / "anew")
+        kit.save(make(), tmp_path / "anew")
     for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         first = (tmp_path / f"a.b.{kind}").read_bytes()
         assert first.startswith(start)
@@ -249,7 +250,7 @@ def test_files_are_equal_and_nothing_is_clipped(tmp_path: Path, name: str) -> No
         assert first == (tmp_path / f"again.{kind}").read_bytes()
         assert first == (tmp_path / f"anew.{kind}").read_bytes()
     assert dict(mpl.rcParams) == before
-    assert figure.get_figwidth() == figures.WIDTH
+    assert figure.get_figwidth() == kit.WIDTH
     page, inside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 >= page.x0
     assert inside.x1 <= page.x1

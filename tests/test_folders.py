@@ -14,21 +14,23 @@ import torch.nn.functional as F
 import torchmetrics.functional as tm
 from PIL import Image, ImageOps
 
-from viny.cells import mask_coding, pack_spec
-from viny.config import check_sizes, resolve
 from viny.data.decoding import BARS, BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import guess_suffix, hold_out, images_below, pair, split_by_file
+from viny.data.masks import IGNORE, mask_coding, value_number
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.data.packing import build_pack
 from viny.data.sources import list_source, listing_digest
 from viny.data.splits import finetune_split, pretrain_split, task_split
-from viny.errors import InputError
-from viny.evidence.geometry import linear_probe
-from viny.evidence.metrics import confusion_matrices, iou, summarise
-from viny.files import write_json
+from viny.evidence.evaluate import confusion_matrices
+from viny.evidence.metrics import iou, summarise
+from viny.evidence.token_metrics import linear_probe
 from viny.learning.objectives import labelled_cross_entropy, majority_class
-from viny.listings import folder_report, images_here, with_listings
-from viny.settings import IGNORE, value_number
+from viny.runtime.errors import InputError
+from viny.runtime.files import write_json
+from viny.study.checks import check_sizes
+from viny.study.config import resolve
+from viny.study.inventory import count_images, folder_report, with_listings
+from viny.study.specs import pack_spec
 
 STUDY: dict[str, Any] = {
     "study": "own",
@@ -463,7 +465,7 @@ def test_sizes_are_held_against_own_data(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(own_data(tmp_path))
     config = study(grid__finetune_sizes=[11])
     with pytest.raises(InputError, match=r"12 labelled images less segmentation\.test_size, 2, leave 10"):
-        check_sizes(config, images_here(config))
+        check_sizes(config, count_images(config, tmp_path).limits)
     names = [f"im.{i:02d},{'test' if i < 5 else 'train'}" for i in range(12)]
     (tmp_path / "split.csv").write_text("\n".join(names))
     for key, value, words in (
@@ -476,9 +478,9 @@ def test_sizes_are_held_against_own_data(tmp_path: Path, monkeypatch: pytest.Mon
     ):
         config = study(segmentation__split="split.csv", **{key: value})
         with pytest.raises(InputError, match=words):
-            check_sizes(config, images_here(config))
+            check_sizes(config, count_images(config, tmp_path).limits)
     config = study(segmentation__split="split.csv", segmentation__test_size=0, grid__finetune_sizes=[7])
-    check_sizes(config, images_here(config))
+    check_sizes(config, count_images(config, tmp_path).limits)
     assert folder_report(config) == [
         "segmentation: images: 12 images with masks of 3 classes; 7 for training, 5 held out"
     ]

@@ -9,13 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from viny import cells
-from viny.cells import Cell
-from viny.config import differences_from_paper, merge, read_config, resolve
-from viny.errors import InputError
-from viny.evidence import gather
-from viny.settings import ModelSettings
-from viny.work import TRAINING, forward_operations
+from viny.evidence.stages import scorecard
+from viny.evidence.statistics import costs
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.study import grid, layout, specs
+from viny.study.config import differences_from_paper, merge, resolve
+from viny.study.grid import Cell
+from viny.study.reading import read_config
+from viny.study.workload import TRAINING, forward_operations
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelSettings()
@@ -33,9 +35,9 @@ def test_a_chain_costs_what_its_trainings_cost(tmp_path: Path) -> None:
         write_run(tmp_path / "intermediate" / "scenes" / f"size-{size}_seed-0", device_name="two")
     every = [Cell(size, task, 8, 0) for size in (0, 24) for task in ("none", "scenes")]
     for cell in every:
-        write_run(cells.finetune_folder(tmp_path, cell), image_passes=80, training_seconds=1.0)
-    costs = gather.chain_costs(tmp_path, every, MODEL)
-    found = {(cell.pretrain_size, cell.intermediate): costs[cell.name] for cell in every}
+        write_run(layout.chain(cell)[-1].folder(tmp_path), image_passes=80, training_seconds=1.0)
+    spent = costs.chain_costs(tmp_path, every, MODEL)
+    found = {(cell.pretrain_size, cell.intermediate): spent[cell.name] for cell in every}
     assert {key: (cost["seconds"], cost["passes"]) for key, cost in found.items()} == {
         (0, "none"): (1.0, 80),
         (0, "scenes"): (11.0, 1080),
@@ -50,14 +52,14 @@ def test_a_chain_costs_what_its_trainings_cost(tmp_path: Path) -> None:
 
 def test_a_training_that_does_not_say_its_cost_is_named(tmp_path: Path) -> None:
     cell = Cell(0, "none", 8, 0)
-    write_run(cells.finetune_folder(tmp_path, cell), training_seconds=None)
+    write_run(layout.chain(cell)[-1].folder(tmp_path), training_seconds=None)
     with pytest.raises(InputError, match=r"fine-8_seed-0/run\.json: 'training_seconds' is missing or holds None"):
-        gather.chain_costs(tmp_path, [cell], MODEL)
+        costs.chain_costs(tmp_path, [cell], MODEL)
 
 
 def test_every_encoder_once_and_its_reference_among_them() -> None:
     config = resolve(merge(read_config(ROOT / "tests" / "tiny.yaml"), {"geometry": {"encoders": "all"}}))
-    found = cells.encoders(config)
+    found = grid.encoders(config)
     assert len(found) == len({encoder.name for encoder in found}) == 2 + 2 + 4 + 16
     kinds = [encoder.kind for encoder in found]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
@@ -67,12 +69,12 @@ def test_every_encoder_once_and_its_reference_among_them() -> None:
         "finetuned": 16,
     }
     config["geometry"]["encoders"] = "before_finetuning"
-    assert cells.encoders(config) == [encoder for encoder in found if encoder.kind != "finetuned"]
+    assert grid.encoders(config) == [encoder for encoder in found if encoder.kind != "finetuned"]
     config["geometry"]["encoders"] = "none"
-    assert cells.encoders(config) == []
+    assert grid.encoders(config) == []
     # A study without a random start has one all the same: it is the control of the probes.
     config["geometry"]["encoders"], config["grid"]["pretrain_sizes"] = "before_finetuning", [24]
-    assert [encoder.kind for encoder in cells.encoders(config)].count("random") == 2
+    assert [encoder.kind for encoder in grid.encoders(config)].count("random") == 2
 
 
 def test_what_sets_a_study_apart_from_the_papers() -> None:
@@ -108,11 +110,11 @@ def write_metrics(folder: Path, study: str, protocol: str, cell: Cell, miou: flo
 def test_two_studies_under_two_protocols_stand_side_by_side(tmp_path: Path) -> None:
     settings = {"scorecard": {"other_study": "elsewhere"}, "geometry": {"encoders": "none"}}
     config = resolve(merge(read_config(ROOT / "tests" / "tiny.yaml"), settings))
-    for cell in cells.cells(config):
+    for cell in grid.cells(config):
         labels = 0.1 * (cell.finetune_size == 16) + 0.001 * cell.seed
         write_metrics(tmp_path / "tiny" / "metrics", "tiny", "sound", cell, 0.3 + labels)
         write_metrics(tmp_path / "elsewhere" / "metrics", "elsewhere", "paper", cell, 0.5 - labels)
-    gather.write_scorecard(cells.scorecard_spec(config, []), tmp_path / "tiny", tmp_path / "out")
+    scorecard.write_scorecard(specs.scorecard_spec(config, []), root=tmp_path / "tiny", out=tmp_path / "out")
     card = pd.read_csv(tmp_path / "out" / "tables" / "scorecard.csv").set_index("key")
     assert set(card["study_paper"]) == {"elsewhere"}
     assert set(card["study_sound"]) == {"tiny"}
@@ -132,4 +134,4 @@ def test_another_study_has_results_and_the_other_protocol(tmp_path: Path, protoc
     if protocol:
         write_metrics(folder, "elsewhere", protocol, Cell(0, "none", 8, 0), 0.4)
     with pytest.raises(InputError, match=words):
-        gather.write_scorecard(cells.scorecard_spec(config, []), tmp_path / "tiny", tmp_path / "out")
+        scorecard.write_scorecard(specs.scorecard_spec(config, []), root=tmp_path / "tiny", out=tmp_path / "out")

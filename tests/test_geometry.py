@@ -17,16 +17,17 @@ from scipy import sparse, stats
 from sklearn.dummy import DummyClassifier
 from tiny_study import Study
 
-from viny import cells
-from viny.cells import Cell
 from viny.data.augment import labelled_images
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import write_split
-from viny.errors import InputError
-from viny.evidence import geometry, representations
+from viny.evidence import geometry, token_metrics
+from viny.evidence.statistics import representations
 from viny.evidence.tables import paired_differences
-from viny.learning.stages import new_encoder
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
+from viny.learning.weights import new_encoder
+from viny.runtime.errors import InputError
+from viny.study import grid, specs
+from viny.study.grid import Cell
 
 MADE = 1e-9  # what float64 leaves between two ways to compute the same
 
@@ -39,7 +40,7 @@ def tokens() -> np.ndarray:
     return mixed + rng.normal(size=(5, 1, 6)) + rng.normal(size=(1, 16, 1)) + 3
 
 
-def grid(side: int, value: Callable[[int, int], float]) -> np.ndarray:
+def on_grid(side: int, value: Callable[[int, int], float]) -> np.ndarray:
     """[1, side * side, 1]."""
     return np.array([value(r, c) for r in range(side) for c in range(side)], float).reshape(1, -1, 1)
 
@@ -51,15 +52,15 @@ def test_variances_are_those_of_loops_and_add_up(tokens: np.ndarray) -> None:
     n, _, dims = tokens.shape
     within = np.mean([np.var(tokens[i, :, d]) for i in range(n) for d in range(dims)])
     across = np.mean([np.var([tokens[i, :, d].mean() for i in range(n)]) for d in range(dims)])
-    assert geometry.within_image_variance(tokens) == pytest.approx(within)
-    assert geometry.across_image_variance(tokens) == pytest.approx(across)
+    assert token_metrics.within_image_variance(tokens) == pytest.approx(within)
+    assert token_metrics.across_image_variance(tokens) == pytest.approx(across)
     assert within + across == pytest.approx(np.mean([tokens[..., d].var() for d in range(dims)]))
-    assert geometry.within_share(tokens) == pytest.approx(within / (within + across))
+    assert token_metrics.within_share(tokens) == pytest.approx(within / (within + across))
 
 
 def test_within_share_of_equal_images_is_one_and_of_equal_patches_zero(tokens: np.ndarray) -> None:
-    assert geometry.within_share(np.repeat(tokens[:1], 4, axis=0)) == pytest.approx(1)
-    assert geometry.within_share(np.repeat(tokens[:, :1], 16, axis=1)) == pytest.approx(0, abs=MADE)
+    assert token_metrics.within_share(np.repeat(tokens[:1], 4, axis=0)) == pytest.approx(1)
+    assert token_metrics.within_share(np.repeat(tokens[:, :1], 16, axis=1)) == pytest.approx(0, abs=MADE)
 
 
 def test_similarity_by_distance_is_that_of_loops(tokens: np.ndarray) -> None:
@@ -69,12 +70,12 @@ def test_similarity_by_distance_is_that_of_loops(tokens: np.ndarray) -> None:
             for j, b in enumerate(image):
                 distance = abs(i // 4 - j // 4) + abs(i % 4 - j % 4)
                 found.setdefault(distance, []).append(a @ b / np.sqrt((a @ a) * (b @ b)))
-    curve = geometry.similarity_by_distance(tokens)
+    curve = token_metrics.similarity_by_distance(tokens)
     assert len(curve) == 7
     assert curve == pytest.approx([np.mean(found[d]) for d in range(7)])
     assert curve[0] == pytest.approx(1)
     far = np.concatenate([found[d] for d in range(4, 7)])
-    assert geometry.local_minus_distant(tokens) == pytest.approx(np.mean(found[1]) - far.mean())
+    assert token_metrics.local_minus_distant(tokens) == pytest.approx(np.mean(found[1]) - far.mean())
 
 
 def test_a_common_direction_hides_structure_that_centred_tokens_show() -> None:
@@ -83,10 +84,10 @@ def test_a_common_direction_hides_structure_that_centred_tokens_show() -> None:
     x[..., 0] = smooth
     x[..., 1] = 0.3 * np.random.default_rng(0).normal(size=(3, 64))
     shifted = x + np.array([0, 0, 100.0, 0])
-    assert geometry.similarity_by_distance(shifted).min() > 0.99
-    assert geometry.local_minus_distant(shifted) < 0.01
-    assert geometry.local_minus_distant(geometry.centred(shifted)) > 1
-    assert geometry.centred(shifted) == pytest.approx(geometry.centred(x))
+    assert token_metrics.similarity_by_distance(shifted).min() > 0.99
+    assert token_metrics.local_minus_distant(shifted) < 0.01
+    assert token_metrics.local_minus_distant(token_metrics.centred(shifted)) > 1
+    assert token_metrics.centred(shifted) == pytest.approx(token_metrics.centred(x))
 
 
 def test_morans_i_is_that_of_a_sparse_weight_matrix(tokens: np.ndarray) -> None:
@@ -98,22 +99,22 @@ def test_morans_i_is_that_of_a_sparse_weight_matrix(tokens: np.ndarray) -> None:
             z = x - x.mean()
             values.append(len(x) / weights.sum() * (z @ (weights @ z)) / (z @ z))
     assert weights.sum() == 48
-    assert geometry.morans_i(tokens) == pytest.approx(np.mean(values))
+    assert token_metrics.morans_i(tokens) == pytest.approx(np.mean(values))
 
 
 def test_morans_i_of_known_patterns() -> None:
-    assert geometry.morans_i(grid(8, lambda r, c: (r + c) % 2)) == pytest.approx(-1)
-    assert geometry.morans_i(grid(32, lambda r, c: r + c)) > 0.95
-    assert geometry.morans_i(5 - 3 * grid(32, lambda r, c: r + c)) > 0.95
+    assert token_metrics.morans_i(on_grid(8, lambda r, c: (r + c) % 2)) == pytest.approx(-1)
+    assert token_metrics.morans_i(on_grid(32, lambda r, c: r + c)) > 0.95
+    assert token_metrics.morans_i(5 - 3 * on_grid(32, lambda r, c: r + c)) > 0.95
     noise = np.random.default_rng(0).normal(size=(400, 64, 20))
-    assert geometry.morans_i(noise) == pytest.approx(-1 / 63, abs=4 * 0.09 / np.sqrt(8000))  # sd of one is 0.09
+    assert token_metrics.morans_i(noise) == pytest.approx(-1 / 63, abs=4 * 0.09 / np.sqrt(8000))  # sd of one is 0.09
 
 
 def test_effective_rank_is_that_of_the_covariance(tokens: np.ndarray) -> None:
     x = tokens.reshape(-1, 6)
     values = np.sqrt(np.linalg.eigvalsh(np.cov(x.T)))
     p = values / values.sum()
-    assert geometry.effective_rank(tokens) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert token_metrics.effective_rank(tokens) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
 
 
 def test_effective_rank_counts_equal_directions() -> None:
@@ -123,7 +124,7 @@ def test_effective_rank_counts_equal_directions() -> None:
     for rank in (1, 3, 8):
         tokens = np.zeros((4, 16, 8))
         tokens[..., :rank] = q[:, :rank].reshape(4, 16, rank)
-        assert geometry.effective_rank(tokens + 7) == pytest.approx(rank)
+        assert token_metrics.effective_rank(tokens + 7) == pytest.approx(rank)
 
 
 def test_cka_is_that_of_centred_gram_matrices(tokens: np.ndarray) -> None:
@@ -137,32 +138,32 @@ def test_cka_is_that_of_centred_gram_matrices(tokens: np.ndarray) -> None:
 
     k, m = (x.reshape(n, -1) @ x.reshape(n, -1).T for x in (tokens, other))
     expected = hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
-    assert geometry.linear_cka(tokens, other) == pytest.approx(expected)
+    assert token_metrics.linear_cka(tokens, other) == pytest.approx(expected)
     assert 0.1 < expected < 0.9
 
 
 def test_cka_knows_no_rotation_scale_or_shift_and_sees_other_tokens(tokens: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    assert geometry.linear_cka(tokens, 7 * tokens @ rotation - 3) == pytest.approx(1)
+    assert token_metrics.linear_cka(tokens, 7 * tokens @ rotation - 3) == pytest.approx(1)
     stretched = tokens * np.array([1, 1, 1, 1, 1, 30])
-    assert geometry.linear_cka(tokens, stretched) < 0.99  # a stretch is no rotation
+    assert token_metrics.linear_cka(tokens, stretched) < 0.99  # a stretch is no rotation
     big, foreign = (rng.normal(size=(50, 64, 6)) for _ in range(2))
-    assert geometry.linear_cka(big, foreign) < 0.02
+    assert token_metrics.linear_cka(big, foreign) < 0.02
 
 
 def test_tokens_that_are_all_the_same_have_no_geometry() -> None:
     same = np.full((4, 16, 6), 0.1, np.float32)
-    assert geometry.within_image_variance(same) == pytest.approx(0, abs=MADE)
-    for metric in (geometry.within_share, geometry.morans_i, geometry.effective_rank):
+    assert token_metrics.within_image_variance(same) == pytest.approx(0, abs=MADE)
+    for metric in (token_metrics.within_share, token_metrics.morans_i, token_metrics.effective_rank):
         assert np.isnan(metric(same))
-    assert np.isnan(geometry.linear_cka(same, np.random.default_rng(0).normal(size=(4, 16, 6))))
-    assert np.isnan(geometry.local_minus_distant(geometry.centred(same)))
-    assert geometry.similarity_by_distance(same) == pytest.approx(1)
+    assert np.isnan(token_metrics.linear_cka(same, np.random.default_rng(0).normal(size=(4, 16, 6))))
+    assert np.isnan(token_metrics.local_minus_distant(token_metrics.centred(same)))
+    assert token_metrics.similarity_by_distance(same) == pytest.approx(1)
 
 
 def test_a_grid_that_is_not_square_is_refused() -> None:
-    for metric in (geometry.similarity_by_distance, geometry.morans_i):
+    for metric in (token_metrics.similarity_by_distance, token_metrics.morans_i):
         with pytest.raises(ValueError, match="12 patches"):
             metric(np.ones((2, 12, 3)))
 
@@ -178,13 +179,13 @@ def labelled(images: int, seed: int, apart: float) -> tuple[np.ndarray, np.ndarr
 
 
 def test_separable_tokens_are_told_apart_on_images_that_were_not_trained_on() -> None:
-    probe = geometry.linear_probe(*labelled(40, 0, 20), *labelled(40, 1, 20))
+    probe = token_metrics.linear_probe(*labelled(40, 0, 20), *labelled(40, 1, 20))
     assert (probe.accuracy, probe.balanced_accuracy, probe.converged) == (1, 1, True)
 
 
 def test_tokens_without_class_reach_the_majority_share_and_no_more() -> None:
     train, test = labelled(300, 0, 0), labelled(300, 1, 0)
-    probe = geometry.linear_probe(*train, *test)
+    probe = token_metrics.linear_probe(*train, *test)
     assert probe.accuracy == pytest.approx((test[1] == 0).mean(), abs=0.01)
     assert probe.balanced_accuracy == pytest.approx(1 / 3, abs=0.01)
 
@@ -193,14 +194,14 @@ def test_probe_on_its_own_images_flatters() -> None:
     """Few images and many dimensions: the paper's score tells more of fit than of tokens."""
     rng = np.random.default_rng(0)
     (x, y), (held_out, truth) = ((rng.normal(size=(10, 4, 60)), rng.integers(0, 2, (10, 4))) for _ in range(2))
-    assert geometry.linear_probe(x, y, x, y).accuracy == 1
-    assert geometry.linear_probe(x, y, held_out, truth).accuracy < 0.8
+    assert token_metrics.linear_probe(x, y, x, y).accuracy == 1
+    assert token_metrics.linear_probe(x, y, held_out, truth).accuracy < 0.8
 
 
 def test_one_class_to_train_on_is_the_guess_for_all() -> None:
     x, _ = labelled(4, 0, 1)
     truth = np.tile([0, 1, 1, 1], 16).reshape(4, 16)
-    probe = geometry.linear_probe(x, np.ones((4, 16), int), x, truth)
+    probe = token_metrics.linear_probe(x, np.ones((4, 16), int), x, truth)
     dummy = DummyClassifier(strategy="constant", constant=1).fit(np.zeros((64, 1)), truth.ravel())
     assert probe.accuracy == dummy.score(np.zeros((64, 1)), truth.ravel())
     assert probe.balanced_accuracy == 0.5
@@ -208,7 +209,7 @@ def test_one_class_to_train_on_is_the_guess_for_all() -> None:
 
 def test_a_class_that_only_training_has_does_not_count_in_the_balance() -> None:
     x, y = labelled(40, 0, 20)
-    probe = geometry.linear_probe(x, y, x[:, :, :], np.where(y == 2, 1, y))
+    probe = token_metrics.linear_probe(x, y, x[:, :, :], np.where(y == 2, 1, y))
     assert probe.accuracy == pytest.approx((y != 2).mean())
     assert probe.balanced_accuracy == pytest.approx((1 + (y == 1).sum() / (y > 0).sum()) / 2)
 
@@ -268,7 +269,7 @@ def test_layers_are_what_a_walk_through_the_blocks_gives(tiny: ModelSettings, pa
         for block in encoder.blocks:
             expected.append(block(expected[-1]))
         expected.append(encoder.norm(expected[-1]))
-    assert len(found) == len(geometry.layer_names(tiny.depth)) == tiny.depth + 2
+    assert len(found) == len(token_metrics.layer_names(tiny.depth)) == tiny.depth + 2
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == np.float32
         assert np.array_equal(mine, theirs[:, int(class_token) :].numpy())
@@ -315,7 +316,9 @@ class Measured:
         reference = self.records["random" if kind == "random" else "pretrained"] if reference == "" else reference
         out.mkdir(exist_ok=True)
         paths = out / f"{kind}.json", out / f"{kind}.npz"
-        geometry.run_geometry(self.spec(kind, **over), *self.inputs, record, reference, *paths, threads=1)
+        files = dict(zip(("manifest", "split", "indices"), self.inputs, strict=True))
+        files |= {"encoder": record, "reference": reference, "metrics": paths[0], "arrays": paths[1]}
+        geometry.measure(self.spec(kind, **over), **files)
         # A NaN would be read by Python and by little else.
         return json.loads(paths[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
@@ -333,7 +336,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, made_study: Callable[[str
 @pytest.fixture(scope="module")
 def results(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     out = tmp_path_factory.mktemp("measured")
-    return out, {kind: measured.run(kind, out) for kind in geometry.KINDS}
+    return out, {kind: measured.run(kind, out) for kind in grid.KINDS}
 
 
 def test_every_kind_of_encoder_is_measured_at_every_layer(results: tuple[Path, dict[str, Any]]) -> None:
@@ -379,13 +382,13 @@ def test_numbers_are_those_of_the_functions_on_images_apart_from_the_probes(
     tokens = tokens.numpy()
     output = found["random"]["output"]
     assert output["within_image_variance"] == pytest.approx(tokens.astype(float).var(axis=1).mean())
-    assert output["morans_i"] == pytest.approx(geometry.morans_i(tokens))
-    assert arrays["similarity"][-1] == pytest.approx(geometry.similarity_by_distance(tokens), rel=1e-5)
+    assert output["morans_i"] == pytest.approx(token_metrics.morans_i(tokens))
+    assert arrays["similarity"][-1] == pytest.approx(token_metrics.similarity_by_distance(tokens), rel=1e-5)
     assert arrays["similarity"].shape == (4, 7)
     masks = pack.rows("masks", held_out).reshape(8, 4, 6, 4, 6).transpose(0, 1, 3, 2, 4).reshape(-1, 36)
     majority = stats.mode(masks, axis=1).mode
     assert output["probe_majority"] == pytest.approx(np.bincount(majority).max() / len(majority))
-    own = geometry.linear_probe(tokens, majority.reshape(8, 16), tokens, majority.reshape(8, 16))
+    own = token_metrics.linear_probe(tokens, majority.reshape(8, 16), tokens, majority.reshape(8, 16))
     assert output["probe_paper"] == pytest.approx(own.accuracy)
 
 
@@ -397,8 +400,8 @@ def test_the_same_images_whatever_the_encoder_and_heat_maps_of_them(results: tup
             assert np.array_equal(arrays[name], every[0][name])
         assert arrays["heat_maps"].shape == arrays["heat_maps_centred"].shape == (2, 3, 16)
         for image, example in enumerate(value["examples"]):
-            for kind, place in zip(geometry.REFERENCES, arrays["references"][image], strict=True):
-                values = arrays["heat_maps"][image, geometry.REFERENCES.index(kind)]
+            for kind, place in zip(token_metrics.REFERENCES, arrays["references"][image], strict=True):
+                values = arrays["heat_maps"][image, token_metrics.REFERENCES.index(kind)]
                 assert (kind in example["without"]) == (place < 0) == bool(np.isnan(values).all())
                 if place >= 0:
                     assert values[place] == pytest.approx(1)
@@ -490,7 +493,7 @@ def test_read_gives_a_row_a_layer_in_order(results: tuple[Path, dict[str, Any]])
     out, found = results
     frame = representations.read_geometry(sorted(out.glob("*.json"), reverse=True))
     assert len(frame) == 16
-    assert list(frame["kind"].drop_duplicates()) == list(geometry.KINDS)
+    assert list(frame["kind"].drop_duplicates()) == list(grid.KINDS)
     assert list(frame["layer"]) == [0, 1, 2, 3] * 4
     last = frame[frame["layer_name"] == "output"].set_index("kind")
     assert last.loc["finetuned", "probe_paper"] == found["finetuned"]["output"]["probe_paper"]
@@ -793,7 +796,7 @@ def test_the_paper_protocol_takes_its_own_split(made_study: Callable[[str], dict
     inputs = study.finetune_inputs(Cell(0, "none", 16, 0))
     measured = Measured(study, inputs, {"random": None})
     value = measured.run("random", tmp_path / "out", normalise=False)
-    spec = cells.finetune_split_spec(study.config, 16, 0)
+    spec = specs.finetune_split_spec(study.config, 16, 0)
     assert spec["test_set"] == "moving"
     assert value["images"] == 8
     normalised = measured.run("random", tmp_path / "out", normalise=True)

@@ -14,8 +14,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viny.errors import InputError
-from viny.evidence import figures, geometry, geometry_figures, representations
+from viny.evidence import token_metrics
+from viny.evidence.figures import geometry, kit
+from viny.evidence.statistics import representations
+from viny.runtime.errors import InputError
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 4
 TASKS = ["intel", "pets_classes", "pets_spatial", "intel_shuffled_and_pooled"]
@@ -106,8 +108,8 @@ def line(axes: Axes, label: str) -> Any:
 
 def test_layers_has_a_panel_a_metric_and_a_line_a_regime() -> None:
     frame = frame_of(grid([0, 50], ["intel", "pets_spatial"], seeds=3))
-    figure = geometry_figures.layers(frame.sample(frac=1, random_state=0).sort_values("layer"), NOTE)
-    assert [axes.get_title() for axes in figure.axes] == [representations.METRICS[m] for m in geometry_figures.SHOWN]
+    figure = geometry.layers(frame.sample(frac=1, random_state=0).sort_values("layer"), NOTE)
+    assert [axes.get_title() for axes in figure.axes] == [representations.METRICS[m] for m in geometry.SHOWN]
     assert set(legend(figure)) == {
         "random start", "random start + intel", "random start + pets_spatial",
         "pre-trained 50", "pre-trained 50 + intel", "pre-trained 50 + pets_spatial",
@@ -115,7 +117,7 @@ def test_layers_has_a_panel_a_metric_and_a_line_a_regime() -> None:
     mine = frame[(frame["kind"] == "pretrained")]
     by_layer = mine.groupby("layer")
     for metric, scale in (("within_image_variance", 1), ("within_share", 100), ("probe_accuracy", 100)):
-        axes = figure.axes[geometry_figures.SHOWN.index(metric)]
+        axes = figure.axes[geometry.SHOWN.index(metric)]
         shown = line(axes, "pre-trained 50")
         assert list(shown.get_xdata()) == [0, 1, 2, 3]
         assert list(shown.get_ydata()) == pytest.approx(list(scale * by_layer[metric].mean()))
@@ -129,11 +131,11 @@ def test_layers_has_a_panel_a_metric_and_a_line_a_regime() -> None:
 
 
 def test_one_seed_has_no_thin_lines() -> None:
-    figure = geometry_figures.layers(frame_of(grid([0], ["intel"], seeds=1)))
+    figure = geometry.layers(frame_of(grid([0], ["intel"], seeds=1)))
     assert all(len(axes.lines) == 2 + (axes is figure.axes[-1]) for axes in figure.axes)
     assert "one seed" in said(figure)
     assert "regimes are shown" not in said(figure)
-    figure = geometry_figures.similarity(arrays_of(grid([0], [], seeds=1)))
+    figure = geometry.similarity(arrays_of(grid([0], [], seeds=1)))
     assert [len(axes.lines) for axes in figure.axes] == [2, 2]  # with the zero line
     assert "one seed" in said(figure)
 
@@ -141,15 +143,15 @@ def test_one_seed_has_no_thin_lines() -> None:
 def test_many_regimes_are_cut_to_those_of_the_largest_pretraining_and_it_is_said() -> None:
     encoders = grid([0, 50, 100], TASKS, seeds=1) + [encoder("finetuned", 100, "none", 0, fine) for fine in (5, 6)]
     expected = ["random start", "pre-trained 100", *(f"pre-trained 100 + {task}" for task in TASKS)]
-    shown = geometry_figures.similarity(arrays_of(encoders))
-    for figure in (shown, geometry_figures.heat_maps(arrays_of(encoders, examples=1))):
+    shown = geometry.similarity(arrays_of(encoders))
+    for figure in (shown, geometry.heat_maps(arrays_of(encoders, examples=1))):
         assert "6 of 17 regimes are shown" in said(figure)
     assert legend(shown) == expected
 
 
 def test_similarity_shows_the_output_raw_and_centred() -> None:
     arrays = arrays_of(grid([0, 50], ["intel"], seeds=2))
-    figure = geometry_figures.similarity(arrays, NOTE)
+    figure = geometry.similarity(arrays, NOTE)
     raw, centred = figure.axes
     mine = [each for each in arrays if each["kind"] == "pretrained"]
     for axes, key in ((raw, "similarity"), (centred, "similarity_centred")):
@@ -163,11 +165,11 @@ def test_similarity_shows_the_output_raw_and_centred() -> None:
 def test_heat_maps_have_a_row_a_reference_and_a_column_a_regime() -> None:
     arrays = arrays_of(grid([0, 50], ["intel"], seeds=2))
     for centred in (False, True):
-        figure = geometry_figures.heat_maps(arrays, NOTE, centred=centred)
+        figure = geometry.heat_maps(arrays, NOTE, centred=centred)
         panels = np.array(figure.axes[: 6 * 5]).reshape(6, 5)
         titles = [axes.get_title().replace("\n", " ") for axes in panels[0]]
         assert titles == ["Image", "random start", "random start + intel", "pre-trained 50", "pre-trained 50 + intel"]
-        assert [axes.get_ylabel() for axes in panels[:, 0]] == [*geometry.REFERENCES] * 2
+        assert [axes.get_ylabel() for axes in panels[:, 0]] == [*token_metrics.REFERENCES] * 2
         key = "heat_maps_centred" if centred else "heat_maps"
         (first,) = [each for each in arrays if each["kind"] == "pretrained" and each["seed"] == 0]
         shown = panels[4, 3].images[0]  # second image, interior
@@ -185,7 +187,7 @@ def test_a_reference_that_an_image_lacks_is_said() -> None:
     for each in arrays:
         each["references"][0, 1] = -1
         each["heat_maps"][0, 1] = np.nan
-    figure = geometry_figures.heat_maps(arrays)
+    figure = geometry.heat_maps(arrays)
     panels = np.array(figure.axes[:18]).reshape(6, 3)
     for row, axes in enumerate(panels[:, 1]):
         assert ([text.get_text() for text in axes.texts] == ["no such\npatch"]) == (row == 1)
@@ -193,19 +195,19 @@ def test_a_reference_that_an_image_lacks_is_said() -> None:
     for each in arrays:
         each["heat_maps"][:] = np.nan
         each["references"][:] = -1
-    assert said(geometry_figures.heat_maps(arrays)).count("no such") == 12
+    assert said(geometry.heat_maps(arrays)).count("no such") == 12
 
 
 def test_heat_maps_of_different_images_are_refused() -> None:
     arrays = arrays_of(grid([0], ["intel"], seeds=1))
     arrays[1]["example_rows"] = np.array([0, 5])
     with pytest.raises(InputError, match=r"encoder 0 and encoder 1.*different images"):
-        geometry_figures.heat_maps(arrays)
+        geometry.heat_maps(arrays)
 
 
 def test_harm_shows_every_cell_and_the_correlation_of_the_table() -> None:
     pairs = pairs_of([0, 50], ["a", "b"], seeds=3)
-    figure = geometry_figures.harm(pairs, NOTE)
+    figure = geometry.harm(pairs, NOTE)
     table = representations.harm_correlation(pairs).set_index("metric")
     means = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).mean(numeric_only=True)
     assert len(figure.axes) == len(representations.METRICS)
@@ -227,12 +229,12 @@ def test_harm_shows_every_cell_and_the_correlation_of_the_table() -> None:
 
 
 def test_too_little_to_show_is_said() -> None:
-    assert "too few cells" in said(geometry_figures.harm(pairs_of([0], ["a"], seeds=1, labels=2)))
-    assert "no interval" in said(geometry_figures.harm(pairs_of([0, 50], ["a", "b"], seeds=1)))
-    assert "No cell was run" in said(geometry_figures.harm(pairs_of([0], ["a"], seeds=1).head(0), NOTE))
-    assert "No encoder" in said(geometry_figures.similarity([], NOTE))
-    assert "No encoder" in said(geometry_figures.heat_maps([], NOTE))
-    assert "No example" in said(geometry_figures.heat_maps(arrays_of(grid([0], [], 1), examples=0)))
+    assert "too few cells" in said(geometry.harm(pairs_of([0], ["a"], seeds=1, labels=2)))
+    assert "no interval" in said(geometry.harm(pairs_of([0, 50], ["a", "b"], seeds=1)))
+    assert "No cell was run" in said(geometry.harm(pairs_of([0], ["a"], seeds=1).head(0), NOTE))
+    assert "No encoder" in said(geometry.similarity([], NOTE))
+    assert "No encoder" in said(geometry.heat_maps([], NOTE))
+    assert "No example" in said(geometry.heat_maps(arrays_of(grid([0], [], 1), examples=0)))
 
 
 def test_arrays_are_read_in_order_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_arrays_are_read_in_order_and_foreign_files_are_named(tmp_path: Path) ->
     for i, each in enumerate(reversed(grid([0, 50], ["a"], seeds=2))):
         paths.append(tmp_path / f"{i}.npz")
         np.savez(paths[-1], encoder=json.dumps({**each, "name": "x"}), distance=np.arange(3))
-    found = geometry_figures.read_arrays(paths)
+    found = geometry.read_arrays(paths)
     assert [each["kind"] for each in found] == ["random"] * 2 + ["pretrained"] * 2 + ["intermediate"] * 4
     assert [each["seed"] for each in found] == [0, 1] * 4
     assert list(found[0]["distance"]) == [0, 1, 2]
@@ -250,27 +252,27 @@ def test_arrays_are_read_in_order_and_foreign_files_are_named(tmp_path: Path) ->
     np.savez(odd, x=np.arange(3))
     for path in (bad, odd, tmp_path / "missing.npz"):
         with pytest.raises(InputError, match=path.name):
-            geometry_figures.read_arrays([*paths, path])
+            geometry.read_arrays([*paths, path])
 
 
 def make_all() -> dict[str, Callable[[], Figure]]:
     many = grid([0, 50, 200000], TASKS, seeds=2)
     few = grid([0], [], seeds=1)
     return {
-        "layers": lambda: geometry_figures.layers(frame_of(many), NOTE),
-        "layers of one": lambda: geometry_figures.layers(frame_of(few), NOTE),
-        "similarity": lambda: geometry_figures.similarity(arrays_of(many), NOTE),
-        "maps": lambda: geometry_figures.heat_maps(arrays_of(many), NOTE),
-        "maps of one": lambda: geometry_figures.heat_maps(arrays_of(few, examples=1), NOTE, centred=True),
-        "harm": lambda: geometry_figures.harm(pairs_of([0, 50, 200000], TASKS, seeds=3), NOTE),
-        "little harm": lambda: geometry_figures.harm(pairs_of([0], ["a"], seeds=1), NOTE),
+        "layers": lambda: geometry.layers(frame_of(many), NOTE),
+        "layers of one": lambda: geometry.layers(frame_of(few), NOTE),
+        "similarity": lambda: geometry.similarity(arrays_of(many), NOTE),
+        "maps": lambda: geometry.heat_maps(arrays_of(many), NOTE),
+        "maps of one": lambda: geometry.heat_maps(arrays_of(few, examples=1), NOTE, centred=True),
+        "harm": lambda: geometry.harm(pairs_of([0, 50, 200000], TASKS, seeds=3), NOTE),
+        "little harm": lambda: geometry.harm(pairs_of([0], ["a"], seeds=1), NOTE),
     }
 
 
 @pytest.mark.parametrize("name", list(make_all()))
 def test_nothing_is_clipped_and_no_title_hides_another(name: str) -> None:
     figure = make_all()[name]()
-    assert figure.get_figwidth() == figures.WIDTH
+    assert figure.get_figwidth() == kit.WIDTH
     page, inside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 >= page.x0
     assert inside.x1 <= page.x1
@@ -284,9 +286,9 @@ def test_nothing_is_clipped_and_no_title_hides_another(name: str) -> None:
 def test_equal_input_gives_equal_files_whatever_the_users_settings(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     make = make_all()["maps of one"]
-    figures.save(make(), tmp_path / "a")
+    kit.save(make(), tmp_path / "a")
     with mpl.rc_context({"font.size": 20, "savefig.bbox": "tight"}):
-        figures.save(make(), tmp_path / "anew")
+        kit.save(make(), tmp_path / "anew")
     for kind in ("png", "pdf"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"anew.{kind}").read_bytes()
     assert dict(mpl.rcParams) == before

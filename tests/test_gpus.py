@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from viny import gpus
-from viny.gpus import give_gpu_back, surroundings, take_gpu, visible_gpus
+from viny.runtime import gpus
+from viny.runtime.gpus import give_gpu_back, job_environment, take_gpu, visible_gpus
 
-HOLD = "from viny.gpus import take_gpu; print(take_gpu(), flush=True); input()"
+HOLD = "from viny.runtime.gpus import take_gpu; print(take_gpu(), flush=True); input()"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_jobs_spread_over_gpus_and_wait_for_a_place(tmp_path: Path) -> None:
-    environment = surroundings(["0", "7"], 2, tmp_path)
+    environment = job_environment(["0", "7"], 2, tmp_path)
     jobs = []
     try:
         for gpu in ("0", "7", "0", "7"):
@@ -73,7 +73,7 @@ def test_jobs_spread_over_gpus_and_wait_for_a_place(tmp_path: Path) -> None:
 
 def test_cuda_sees_the_taken_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    environment = surroundings(visible_gpus(), 1, tmp_path)
+    environment = job_environment(visible_gpus(), 1, tmp_path)
     assert take_gpu(environment) == "3"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert take_gpu(environment) == "5"  # the first place is taken
@@ -84,7 +84,7 @@ def test_cuda_sees_the_taken_gpu_alone(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nothing_is_taken_where_nothing_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert surroundings([], 4, Path("claims")) == {}
+    assert job_environment([], 4, Path("claims")) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
     assert take_gpu({}) is None
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "9"

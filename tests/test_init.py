@@ -19,16 +19,20 @@ import pytest
 import yaml
 from PIL import Image, ImageFilter
 
-from viny.cells import mask_coding, pack_spec
 from viny.cli import main
-from viny.config import check_sizes, read_config, resolve
-from viny.contact_sheet import contact_sheet
+from viny.data.masks import IGNORE, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
-from viny.errors import InputError
-from viny.init import init, parse_classes, read_classes, study_name
-from viny.newstudy import Wanted, held_out_of, ladder, look, study_text
-from viny.settings import IGNORE
+from viny.runtime.errors import InputError
+from viny.study.checks import check_sizes
+from viny.study.config import resolve
+from viny.study.reading import read_config
+from viny.study.specs import pack_spec
+from viny.tools.newstudy.budgets import held_out_of, ladder
+from viny.tools.newstudy.contact_sheet import contact_sheet
+from viny.tools.newstudy.dialogue import init, parse_classes, read_classes, study_name
+from viny.tools.newstudy.look import Request, inspect
+from viny.tools.newstudy.study_file import study_text
 
 SIDE = 32  # pixels
 
@@ -133,7 +137,7 @@ def mixed(mask: np.ndarray, path: Path) -> None:
 )
 def test_binary_masks_of_any_kind_pack_to_the_truth(tmp_path: Path, save: Any, kind: str, classes: Any) -> None:
     wanted = made(tmp_path, save, kind=kind)
-    text = study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+    text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     Path("mine.yaml").write_text(text)
     config = resolve(read_config("mine.yaml"))
     if classes:
@@ -162,7 +166,7 @@ def test_eleven_palette_classes_and_255_pack_to_the_truth_with_255_ignored(tmp_p
 def test_colour_masks_get_a_class_a_colour(tmp_path: Path) -> None:
     wanted = made(tmp_path, as_colours, classes=3)
     as_rgb(np.zeros((SIDE, SIDE), np.uint8), tmp_path / "masks" / "i00.png")  # black alone could be grey
-    found = look(Wanted("mine", Path("images"), Path("masks")))
+    found = inspect(Request("mine", Path("images"), Path("masks")))
     assert found.coding.classes == {"#000000": "class_000000", "#1e1ec8": "class_1e1ec8", "#c81e1e": "class_c81e1e"}
     Path("mine.yaml").write_text(study_text(found))
     masks = packed(tmp_path, resolve(read_config("mine.yaml"))).rows("masks", np.arange(len(wanted)))
@@ -172,7 +176,7 @@ def test_colour_masks_get_a_class_a_colour(tmp_path: Path) -> None:
 
 def test_grey_levels_with_gaps_are_classes_also_255(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 128, 255]), classes=3)
-    coding = look(Wanted("mine", Path("images"), Path("masks"))).coding
+    coding = inspect(Request("mine", Path("images"), Path("masks"))).coding
     assert list(coding.classes) == [0, 128, 255] and coding.ignore == []
 
 
@@ -197,7 +201,7 @@ def test_masks_that_were_compressed_or_smoothed_are_refused_with_advice(
 def test_many_classes_in_each_mask_are_not_taken_for_smoothed_edges(tmp_path: Path) -> None:
     made(tmp_path, lambda mask, path: Image.fromarray(np.arange(SIDE**2).reshape(mask.shape).astype(np.uint8) % 38)
          .save(path))  # fmt: skip
-    found = look(Wanted("mine", Path("images"), Path("masks")))
+    found = inspect(Request("mine", Path("images"), Path("masks")))
     assert len(found.coding.classes) == 38
     assert any("if values number objects" in note for note in found.notes)
 
@@ -209,7 +213,7 @@ def test_more_values_than_classes_can_be_are_refused(tmp_path: Path) -> None:
 
     made(tmp_path, save)
     with pytest.raises(InputError, match=r"hold 36\d values .* may number objects"):
-        look(Wanted("mine", Path("images"), Path("masks")))
+        inspect(Request("mine", Path("images"), Path("masks")))
 
 
 # Names of files
@@ -231,7 +235,7 @@ def test_images_and_masks_may_stand_in_one_folder(tmp_path: Path) -> None:
     for at in range(25):  # i1 begins i10, and i1_seg does not belong to it
         picture(at).save(tmp_path / f"i{at}.jpg")
         grey([0, 255])(truth(at), tmp_path / f"i{at}_seg.png")
-    found = look(Wanted("mine", tmp_path, tmp_path))
+    found = inspect(Request("mine", tmp_path, tmp_path))
     assert found.pairs == 25 and found.wanted.mask_suffix == "_seg"
 
 
@@ -241,7 +245,7 @@ def test_names_that_begin_one_another_are_no_suffix_where_each_image_has_its_mas
     for at in range(10):  # x, xx, xxx, ...
         picture(at).save(tmp_path / "images" / f"{'x' * (at + 1)}.png")
         grey([0, 255])(truth(at), tmp_path / "masks" / f"{'x' * (at + 1)}.png")
-    found = look(Wanted("mine", Path("images"), Path("masks")))
+    found = inspect(Request("mine", Path("images"), Path("masks")))
     assert found.wanted.mask_suffix == "" and found.pairs == 10
 
 
@@ -261,7 +265,7 @@ def test_mostly_bad_pairs_are_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "images").rglob("*.*"):
         picture(0, 20, 50).save(file)
     with pytest.raises(InputError, match=r"12 of 12 images .* are bad.*\n.*its mask 32 x 32"):
-        look(Wanted("mine", Path("images"), Path("masks")))
+        inspect(Request("mine", Path("images"), Path("masks")))
 
 
 # What the user says
@@ -351,7 +355,7 @@ def test_every_setting_has_a_comment_and_the_arithmetic_is_right(tmp_path: Path)
 
 def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
-    text = study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+    text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     assert "pretrain_sizes: [0]" in text
     assert "nothing on what pre-training is worth" in text and "nothing on whether one helps" in text
 
@@ -372,14 +376,14 @@ def test_sizes_fit_any_number_of_images(count: int) -> None:
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]), count=5)
     with pytest.raises(InputError, match=r"5 images with masks.*expected ten or more"):
-        study_text(look(Wanted("mine", Path("images"), Path("masks"))))
+        study_text(inspect(Request("mine", Path("images"), Path("masks"))))
 
 
 def test_a_split_file_is_passed_on_and_its_training_part_is_what_sizes_fit(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]), count=30)
     lines = [f"i{at:02d},{'test' if at < 20 else 'train'}\n" for at in range(30)]
     (tmp_path / "split.csv").write_text("".join(lines))
-    found = look(Wanted("mine", Path("images"), Path("masks"), split=Path("split.csv")))
+    found = inspect(Request("mine", Path("images"), Path("masks"), split=Path("split.csv")))
     assert (found.train, found.test) == (10, 20)
     Path("mine.yaml").write_text(study_text(found))
     config = resolve(read_config("mine.yaml"))
@@ -389,12 +393,12 @@ def test_a_split_file_is_passed_on_and_its_training_part_is_what_sizes_fit(tmp_p
 def test_masks_among_the_unlabelled_images_are_refused(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
     with pytest.raises(InputError, match="12 masks stand in it or below"):
-        look(Wanted("mine", Path("images"), Path("masks"), unlabelled=tmp_path))
+        inspect(Request("mine", Path("images"), Path("masks"), unlabelled=tmp_path))
 
 
 def test_labelled_images_among_the_unlabelled_ones_are_said(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
-    found = look(Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("images")))
+    found = inspect(Request("mine", Path("images"), Path("masks"), unlabelled=Path("images")))
     assert any(note.startswith("12 labelled images, some for the test") for note in found.notes)
 
 
@@ -407,7 +411,7 @@ def test_of_many_unlabelled_images_few_are_opened(tmp_path: Path, monkeypatch: p
     opened: list[Path] = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path, *a, **k: (opened.append(path), real(path, *a, **k))[1])
-    found = look(Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("more")))
+    found = inspect(Request("mine", Path("images"), Path("masks"), unlabelled=Path("more")))
     assert found.unlabelled == 900
     assert 100 <= sum("more" in str(path) for path in opened) <= 200
 
@@ -433,7 +437,7 @@ def test_model_and_fit_follow_the_images(
     for at in range(10):
         picture(at, height, width).save(tmp_path / "images" / f"{at}.png")
         grey([0, 255])(truth(at, 2, height, width), tmp_path / "masks" / f"{at}.png")
-    found = look(Wanted("mine", Path("images"), Path("masks"), **flags))
+    found = inspect(Request("mine", Path("images"), Path("masks"), **flags))
     assert (found.model["image_size"], found.model["patch_size"], found.fit["segmentation"]) == (size, patch, fit)
     # Bars are no pixels of the masks.
     assert found.looked.shares.sum() == pytest.approx(1) and found.looked.shares[-1] == 0
@@ -453,7 +457,7 @@ def test_a_class_that_is_lost_at_the_packed_size_is_said(tmp_path: Path) -> None
         mask = truth(at, 2, 320, 320)
         mask[1::5, 0:4:3] = 2  # between the pixels that nearest neighbour takes, at 64 of 320
         grey([0, 1, 2])(mask, tmp_path / "masks" / f"{at}.png")
-    found = look(Wanted("mine", Path("images"), Path("masks")))
+    found = inspect(Request("mine", Path("images"), Path("masks")))
     assert any("class_2 (lost in 10 of 10 masks)" in note and "--image-size" in note for note in found.notes)
     assert found.looked.masks_with.tolist() == [10, 10, 0]
 
@@ -465,12 +469,12 @@ def test_unlabelled_files_that_are_no_images_are_left_out_of_the_sizes(tmp_path:
     for at in range(300):
         file = tmp_path / "more" / f"u{at}.png"
         file.touch() if at < bad else picture(at, 8, 8).save(file)
-    wanted = Wanted("mine", Path("images"), Path("masks"), unlabelled=Path("more"))
+    wanted = Request("mine", Path("images"), Path("masks"), unlabelled=Path("more"))
     if bad > 150:
         with pytest.raises(InputError, match="of 200 images that were looked at cannot be opened"):
-            look(wanted)
+            inspect(wanted)
         return
-    found = look(wanted)
+    found = inspect(wanted)
     text = study_text(found)
     (usable,) = resolve(yaml.safe_load(text))["grid"]["pretrain_sizes"][1:]
     assert 200 < usable <= 270 and "on_bad_image: skip" in text
@@ -581,7 +585,7 @@ def test_colours_lie_over_objects_alone() -> None:
 
 def test_the_coding_of_the_study_is_that_of_the_sheet(tmp_path: Path) -> None:
     made(tmp_path, grey([5, 3]))
-    found = look(Wanted("mine", Path("images"), Path("masks"), classes={3: "b", 5: "a"}))
+    found = inspect(Request("mine", Path("images"), Path("masks"), classes={3: "b", 5: "a"}))
     coding = mask_coding({"3": "b", "5": "a"}, [])
     assert found.coding.names == coding["mask_classes"] == ["b", "a"]
     share = np.mean([truth(at) == 0 for at in range(12)])  # value 5, class 'a'

@@ -7,14 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from viny.evidence.metrics import (
-    confusion_matrices,
-    iou,
-    mean_iou_dataset,
-    mean_iou_per_image,
-    summarise,
-    without_border,
-)
+from viny.evidence.evaluate import confusion_matrices
+from viny.evidence.metrics import iou, mean_iou_dataset, mean_iou_per_image, summarise, without_border
 
 NAMES = ["pet", "background", "border"]
 BORDER = 2

@@ -9,18 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from viny.errors import InputError
 from viny.learning import model as model_module
-from viny.learning.model import (
-    ViNy,
-    assert_paper_size,
-    count_parameters,
-    load_weights,
-    patchify,
-    save_weights,
-    unpatchify,
-)
-from viny.settings import ModelSettings
+from viny.learning.model import ViNy, assert_paper_size, count_parameters, patchify, unpatchify
+from viny.learning.settings import ModelSettings
+from viny.learning.weights import load_weights, save_weights
+from viny.runtime.errors import InputError
 
 
 def shaken(model: ViNy) -> ViNy:

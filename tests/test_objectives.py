@@ -24,7 +24,7 @@ from viny.learning.objectives import (
     masked_l1,
     mixup,
 )
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
 
 
 def gen(seed: int) -> torch.Generator:

@@ -19,10 +19,10 @@ from viny.data import packing
 from viny.data.decoding import decode, decode_mask
 from viny.data.pack import TEST, TRAIN, Pack, open_pack, verify_pack
 from viny.data.packing import build_pack, pack_into_store
-from viny.data.sources import count_images, list_imagenet, list_intel, list_pets, list_source
-from viny.errors import InputError
+from viny.data.sources import list_imagenet, list_intel, list_pets, list_source
 from viny.learning import batches
-from viny.learning.batches import Rows
+from viny.learning.batches import PackSubset
+from viny.runtime.errors import InputError
 
 PET_VALUES = {1: 0, 2: 1, 3: 2}
 
@@ -361,9 +361,9 @@ def test_a_flipped_bit_is_found_however_batches_are_read(copied: Path, monkeypat
     flip_last_byte(copied / "images.npy")
     damaged = open_pack(copied / "manifest.json")
     with pytest.raises(InputError, match=r"images\.npy: row 29"):
-        Rows(damaged, "images", np.array([4, 29]), torch.device("cpu"))
+        PackSubset(damaged, "images", np.array([4, 29]), torch.device("cpu"))
     monkeypatch.setattr(batches, "IN_MEMORY", 0)
-    streamed = Rows(damaged, "images", np.array([4, 29]), torch.device("cpu"))
+    streamed = PackSubset(damaged, "images", np.array([4, 29]), torch.device("cpu"))
     assert np.array_equal(streamed[torch.tensor([0, 0])][1], damaged.images[4])
     with pytest.raises(InputError, match=r"images\.npy: row 29"):
         streamed[torch.tensor([0, 1])]
@@ -502,7 +502,6 @@ def test_missing_data_say_what_is_expected(tmp_path: Path, source: str, lacking:
     message = str(caught.value)
     assert message.startswith(f"{root / lacking}: not found")
     assert expected in message
-    assert count_images({"source": source, "path": root}) is None
 
 
 def test_empty_folders_are_refused(tmp_path: Path) -> None:
@@ -527,11 +526,6 @@ def test_a_broken_line_of_pets_is_named(tmp_path: Path) -> None:
     (notes / "test.txt").write_text("# comment\nAbyssinian_2\n")
     with pytest.raises(InputError, match=r"test\.txt, line 2: expected .* got 'Abyssinian_2'"):
         list_pets(tmp_path)
-
-
-def test_counts(tmp_path: Path) -> None:
-    assert count_images({"source": "imagenet", "path": imagenet_at(tmp_path / "a")}) == 3
-    assert count_images({"source": "synthetic", "count": 7}) == 7
 
 
 def test_manifest_says_what_the_arrays_are(pack: Pack) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from viny.evidence import page
+from viny.evidence.report import page
 
 
 @pytest.mark.parametrize(

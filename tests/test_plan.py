@@ -17,18 +17,24 @@ from PIL import Image
 
 pytest.importorskip("jsonschema")
 
-from viny import work
-from viny.cells import pack_spec
 from viny.cli import main
-from viny.config import read_config, resolve
 from viny.data.packing import build_pack, pack_into_store
-from viny.errors import InputError
-from viny.jobs import TRAININGS, Job, count, jobs, to_do
 from viny.learning.model import ViNy, count_parameters
-from viny.measure import Speed, Step, _ran, _share, measure
-from viny.plan import Forecast, Rates, kind, makespan, plan, rates_seen, show
-from viny.provenance import code_fingerprint
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.fingerprint import code_fingerprint
+from viny.study import workload
+from viny.study.config import resolve
+from viny.study.graph import TRAININGS, Job, jobs
+from viny.study.inventory import count_images
+from viny.study.reading import read_config
+from viny.study.specs import pack_spec
+from viny.study.todo import to_do
+from viny.tools.forecast.forecast import Forecast
+from viny.tools.forecast.plan import plan, show
+from viny.tools.forecast.rates import Rates, kind, rates_seen
+from viny.tools.forecast.schedule import makespan
+from viny.tools.forecast.throughput import Step, Throughput, measure, share_of_cores, time_run
 
 TINY = Path(__file__).parent / "tiny.yaml"
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -40,7 +46,7 @@ def tiny() -> dict[str, Any]:
 
 
 def all_jobs(config: dict[str, Any], root: Path = Path("nowhere")) -> list[Job]:
-    return jobs(config, count(config, root))
+    return jobs(config, count_images(config, root))
 
 
 def make(job: Job, root: Path, at: float) -> None:
@@ -107,7 +113,7 @@ def test_jobs_need_only_jobs_before_them(tiny: dict[str, Any], change: dict[str,
 def test_passes_and_operations_are_those_of_the_grid(tmp_path: Path, tiny: dict[str, Any]) -> None:
     planned = stated(tiny, tmp_path)
     rows = {row["stage"]: row for row in planned["stages"]}
-    forward = work.forward_operations(ModelSettings(**tiny["model"]))
+    forward = workload.forward_operations(ModelSettings(**tiny["model"]))
     # 1 size x 2 seeds x 24 images x 2 epochs; 2 starts x 2 seeds x 24 of 30 images x 2; 2 x 2 x 2 x (8 + 16) x 3.
     for stage, count_, passes in (("pretrain", 2, 96), ("intermediate", 4, 192), ("finetune", 16, 576)):
         assert (rows[stage]["jobs"], rows[stage]["image_passes"]) == (count_, passes)
@@ -126,7 +132,9 @@ def test_a_stated_rate_is_in_the_hours(tmp_path: Path, tiny: dict[str, Any]) -> 
     slow, fast = (stated(big, tmp_path, rate=rate) for rate in (1.0, 2.0))
     slow_row, fast_row = (next(r for r in one["stages"] if r["stage"] == "finetune") for one in (slow, fast))
     head = 2 * 3 * tiny["model"]["image_size"] ** 2 * tiny["model"]["dim"]
-    a_pass = (work.forward_operations(ModelSettings(**tiny["model"])) + head) / work.forward_operations(ModelSettings())
+    a_pass = (workload.forward_operations(ModelSettings(**tiny["model"])) + head) / workload.forward_operations(
+        ModelSettings()
+    )
     assert slow_row["hours"] == pytest.approx(slow_row["image_passes"] * a_pass / 1 / 3600, rel=0.02)
     assert slow_row["hours"] / fast_row["hours"] == pytest.approx(2, rel=0.05)
 
@@ -182,7 +190,7 @@ def test_a_schedule_keeps_to_graham_s_bounds(seed: int, cores: int) -> None:
 
 
 def test_threads_and_places_on_gpus_limit_what_runs_side_by_side(tiny: dict[str, Any]) -> None:
-    amount = work.evaluate_work(tiny)
+    amount = workload.evaluate_workload(tiny)
     eight = [Job("evaluate", str(i), (), (), {}, work=amount) for i in range(8)]
     seconds = dict.fromkeys((job.key for job in eight), 1.0)
     assert makespan(eight, seconds, 4, lambda job: 1) == 2
@@ -220,11 +228,11 @@ def test_finished_jobs_tell_their_rate_and_nothing_is_measured(
     finished_trainings(tiny, root, {"pretrain": [50, 70], "intermediate": [30], "finetune": [10, 20, 90]})
     asked: list[Step] = []
 
-    def only_note(steps: list[Step], *rest: Any) -> Speed:
+    def only_note(steps: list[Step], *rest: Any) -> Throughput:
         asked.extend(steps)
-        return Speed({step.name: 40.0 for step in steps}, 1.0, 1.0)
+        return Throughput({step.name: 40.0 for step in steps}, 1.0, 1.0)
 
-    monkeypatch.setattr("viny.measure.measure", only_note)
+    monkeypatch.setattr("viny.tools.forecast.throughput.measure", only_note)
     planned = plan(tiny, tmp_path / "results", tmp_path / "packs", cores=2)
     known = {one["what"]: (one["images_per_second"], one["from"]) for one in planned["rates"]}
     assert known["pretrain"] == (60, "2 finished jobs on here")
@@ -255,7 +263,7 @@ def test_a_whole_number_of_finished_jobs_is_forecast_as_it_was(tmp_path: Path, t
     draw = random.Random(1)
     speeds = {stage: draw.uniform(20, 200) for stage in ("pretrain", "intermediate", "finetune")}
     finished_trainings(tiny, tmp_path, {stage: [rate] * 2 for stage, rate in speeds.items()})
-    images = count(tiny, tmp_path)
+    images = count_images(tiny, tmp_path)
     forecast = Forecast(tiny, images, rates_seen(jobs(tiny, images), tmp_path, 1, "cpu"), tmp_path)
     for job in jobs(tiny, images):
         if job.stage in speeds:
@@ -278,19 +286,19 @@ def test_waiting_for_a_core_that_others_use_is_noticed() -> None:
             rival.start()
         os.sched_setaffinity(0, {core})
         time.sleep(2)
-        began = _ran()
+        began = time_run()
         end = time.process_time() + 0.3
         while time.process_time() < end:
             pass
-        assert _share(began) < 0.5
-        began, slept = _ran(), time.monotonic()
+        assert share_of_cores(began) < 0.5
+        began, slept = time_run(), time.monotonic()
         time.sleep(0.3)
         assert time.monotonic() - slept < 3
     finally:
         os.sched_setaffinity(0, before)
         for rival in rivals:
             rival.kill()
-    assert _share((_ran()[0], 0)) == 1.0  # nothing ran since: nothing is known
+    assert share_of_cores((time_run()[0], 0)) == 1.0  # nothing ran since: nothing is known
 
 
 def test_steps_are_measured_side_by_side(tiny: dict[str, Any]) -> None:
@@ -314,7 +322,7 @@ def test_steps_are_measured_side_by_side(tiny: dict[str, Any]) -> None:
 
 
 def test_what_has_no_rate_gets_that_of_the_others(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    images = count(tiny, tmp_path)
+    images = count_images(tiny, tmp_path)
     by_stage = {job.stage: job for job in jobs(tiny, images)}
     forecast = Forecast(tiny, images, Rates({kind(by_stage["finetune"]): 0.01}), tmp_path)
     assert forecast.seconds(by_stage["pretrain"]) == pytest.approx(24 * 2 / 0.01, rel=0.01)
@@ -330,7 +338,7 @@ def test_a_pack_that_two_tasks_share_counts_once(tmp_path: Path, tiny: dict[str,
     with_parts, without = (stated(one, tmp_path)["stages"][0] for one in (more, tiny))
     assert (with_parts["stage"], with_parts["jobs"], without["jobs"]) == ("pack", 4, 3)
     assert with_parts["bytes"] == without["bytes"]
-    assert count(more, tmp_path).trained["parts"] == 30 - 10
+    assert count_images(more, tmp_path).trained["parts"] == 30 - 10
 
 
 def test_a_split_file_says_how_many_images_are_tested(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -352,7 +360,7 @@ def test_a_split_file_says_how_many_images_are_tested(tmp_path: Path, tiny: dict
 
 
 def test_a_pack_s_bytes_are_those_on_disk(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    images = count(tiny, tmp_path)
+    images = count_images(tiny, tmp_path)
     forecast = Forecast(tiny, images, Rates(), tmp_path)
     job = next(job for job in jobs(tiny, images) if job.stage == "pack")
     build_pack(job.spec, tmp_path, 1)
@@ -363,7 +371,7 @@ def test_a_pack_s_bytes_are_those_on_disk(tmp_path: Path, tiny: dict[str, Any]) 
 
 @pytest.mark.parametrize("settings", [ModelSettings(), ModelSettings(24, 6, 16, 2, 2, 8, 32), ModelSettings(depth=1)])
 def test_parameters_are_the_model_s(settings: ModelSettings) -> None:
-    assert work.parameters(settings) == count_parameters(ViNy(settings))
+    assert workload.parameters(settings) == count_parameters(ViNy(settings))
 
 
 def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -421,14 +429,14 @@ def test_arguments_at_fault_are_refused(arguments: list[str], capsys: Any) -> No
 
 
 def test_images_of_a_task_are_those_of_its_split(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    assert count(tiny, tmp_path).trained == {"scenes": 24}
+    assert count_images(tiny, tmp_path).trained == {"scenes": 24}
     record = tmp_path / "splits" / "intermediate" / "scenes.json"
     record.parent.mkdir(parents=True)
     written = {"spec": {"kind": "task", "on_segmentation_data": False}, "parts": {"train": {"count": 7}}}
     record.write_text(json.dumps(written))
-    assert count(tiny, tmp_path).trained == {"scenes": 7}
+    assert count_images(tiny, tmp_path).trained == {"scenes": 7}
     record.write_text(json.dumps({**written, "spec": {"kind": "task", "on_segmentation_data": True}}))
-    assert count(tiny, tmp_path).trained == {"scenes": 24}
+    assert count_images(tiny, tmp_path).trained == {"scenes": 24}
 
 
 def test_a_pack_that_the_workflow_stored_is_not_packed_again(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -16,19 +16,21 @@ import pytest
 from made_cell import make_cell
 from PIL import Image
 
-from viny import inference
-from viny.cells import Cell
-from viny.cli import _cell_names, main
+from viny.cli import main
+from viny.commands.common import cell_names
 from viny.data.decoding import inner_box, squared
+from viny.data.masks import IGNORE
 from viny.data.pack import Pack
-from viny.errors import InputError
-from viny.evidence.evaluate import load_segmentation
 from viny.evidence.evaluate import predict as predict_of_pack
-from viny.files import read_json, write_json
-from viny.inference import at_original_size, load_cell, output_names, overlay, palette_image, shares
-from viny.learning.train import Machine
-from viny.settings import IGNORE
-from viny.study import write_study
+from viny.learning.machine import Machine
+from viny.learning.weights import load_segmentation
+from viny.runtime.errors import InputError
+from viny.runtime.files import read_json, write_json
+from viny.study.grid import Cell
+from viny.study.saved import write_study
+from viny.tools.trained import predict
+from viny.tools.trained.cell import load_cell
+from viny.tools.trained.predict import at_original_size, output_names, overlay, palette_image, shares
 
 CELL = Cell(0, "none", 8, 0)
 NAMES = ["object", "ground", "border"]
@@ -277,7 +279,7 @@ def test_padded_images_are_seen_as_in_training(tmp_path: Path, made_study: Calla
     # The bars are of a colour that no code here names but the packs' own.
     padded = squared(Image.open(tmp_path / "a.png"), 24, "pad", Image.Resampling.BILINEAR, (124, 116, 104))
     cell = load_cell(tmp_path / "pad" / "own" / "finetune" / CELL.name)
-    seen = inference.class_maps(
+    seen = predict.class_maps(
         cell, np.asarray(padded).transpose(2, 0, 1)[None].copy(), Machine.choose("cpu", "float32", 1)
     )
     assert np.array_equal(masks["pad"], seen[0][6:18].repeat(2, 0).repeat(2, 1))
@@ -338,9 +340,9 @@ def test_a_cell_is_found_by_name_and_a_wrong_one_is_hinted_at(
 
 def test_names_of_cells_complete(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder.parents[1]
-    assert _cell_names("", argparse.Namespace(root=root)) == [CELL.name]
+    assert cell_names("", argparse.Namespace(root=root)) == [CELL.name]
     monkeypatch.chdir(tmp_path)
-    assert _cell_names("res", argparse.Namespace(root=None)) == [f"results/tiny/finetune/{CELL.name}"]
+    assert cell_names("res", argparse.Namespace(root=None)) == [f"results/tiny/finetune/{CELL.name}"]
 
 
 def test_a_cell_that_does_not_fit_its_study_is_refused(

@@ -20,21 +20,15 @@ from typing import Any
 import pytest
 from tiny_study import Study
 
-from viny import cells, cli, files, processes
-from viny.cells import Cell
-from viny.files import atomic_path
-from viny.processes import (
-    SILENCE,
-    STOP_SIGNALS,
-    UNFINISHED,
-    Claim,
-    Owner,
-    Stopped,
-    claimed,
-    on_stop,
-    place,
-)
-from viny.provenance import code_fingerprint
+from viny import cli
+from viny.runtime import claims, files, processes
+from viny.runtime.claims import SILENCE, UNFINISHED, Claim, claimed
+from viny.runtime.files import atomic_path
+from viny.runtime.fingerprint import code_fingerprint
+from viny.runtime.processes import Owner, place
+from viny.runtime.signals import STOP_SIGNALS, Stopped, on_stop
+from viny.study import specs
+from viny.study.grid import Cell
 
 Spawn = Callable[..., subprocess.Popen]
 
@@ -77,7 +71,7 @@ def until(ready: Callable[[], object], what: str, seconds: float = 120.0) -> Non
 HOLD = """
 import sys, time
 from pathlib import Path
-from viny.processes import Claim
+from viny.runtime.claims import Claim
 claim = Claim(Path(sys.argv[1]))
 assert claim.acquire() is None
 print("held", flush=True)
@@ -171,7 +165,7 @@ def test_elsewhere_a_claim_holds_while_it_beats(part: int, tmp_path: Path) -> No
 
 
 def test_a_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "BEAT", 0.01)
+    monkeypatch.setattr(claims, "BEAT", 0.01)
     path = tmp_path / "claim"
     claim = Claim(path)
     claim.acquire()
@@ -294,7 +288,7 @@ def test_a_full_disk_leaves_no_empty_claim(tmp_path: Path, monkeypatch: pytest.M
 TURNS = """
 import os, sys, time
 from pathlib import Path
-from viny.processes import claimed
+from viny.runtime.claims import claimed
 folder, links, turns = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 def refuse(*_):
     raise PermissionError(1, "Operation not permitted")
@@ -411,7 +405,7 @@ def test_an_error_is_no_stop_and_a_stop_no_error() -> None:
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from viny.processes import Stopped, end_with_parent, on_stop
+from viny.runtime.signals import Stopped, end_with_parent, on_stop
 def raise_stopped(number):
     raise Stopped(number)
 try:
@@ -492,7 +486,7 @@ def test_an_error_about_another_file_keeps_that_file_s_name(tmp_path: Path) -> N
 
 WRITE = """
 import sys, time
-from viny.files import atomic_path
+from viny.runtime.files import atomic_path
 with atomic_path(sys.argv[1]) as tmp:
     tmp.write_text("half")
     print("under way", flush=True)
@@ -521,7 +515,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
 
 OVERWRITE = """
 import itertools, sys
-from viny.files import atomic_path
+from viny.runtime.files import atomic_path
 for i in itertools.count():
     with atomic_path(sys.argv[1]) as tmp:
         tmp.write_text("ab"[i % 2] * 300_000)
@@ -554,7 +548,7 @@ def twice(tmp_path: Path, made_study: Callable[[str], dict[str, Any]], spawn: Sp
     inputs = dict(zip(("manifest", "split", "indices"), study.finetune_inputs(cell), strict=True))
     outputs = {k: f"out/model.{k}" for k in ("weights", "record", "curve", "run")}
     outputs |= {"weights": "out/model.safetensors", "record": "out/model.json", "checkpoints": "checkpoints/finetune"}
-    arguments = ["finetune", "--spec", json.dumps(cells.finetune_spec(config, cell)), "--checkpoint-minutes", "0"]
+    arguments = ["finetune", "--spec", json.dumps(specs.finetune_spec(config, cell)), "--checkpoint-minutes", "0"]
     for key, value in {**inputs, **outputs}.items():
         arguments += [f"--{key}", str(tmp_path / value)]
     return lambda: spawn(None, *arguments)
@@ -643,12 +637,12 @@ def test_a_training_error_ends_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from viny.learning import stages
-    from viny.learning.train import TrainingError
+    from viny.runtime.errors import TrainingError
 
-    def diverge(*_: Any) -> None:
+    def diverge(*_: Any, **files: Any) -> None:
         raise TrainingError("finetune: the loss became inf")
 
-    monkeypatch.setattr(stages, "run_stage", diverge)
+    monkeypatch.setattr(stages, "train", diverge)
     names = ("manifest", "split", "indices", "weights", "record", "curve", "run")
     arguments = [piece for name in names for piece in (f"--{name}", name)]
     assert cli.main(["finetune", "--spec", "{}", *arguments]) == 1

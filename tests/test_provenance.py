@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from viny import provenance
 from viny.cli import main
-from viny.files import digest
-from viny.provenance import Record, code_version
+from viny.runtime import provenance
+from viny.runtime.files import digest
+from viny.runtime.provenance import Provenance, code_version
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -88,7 +88,7 @@ def test_a_hooks_variables_do_not_lead_to_another_repository(
 
 def test_no_git_is_no_fault(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    found = Record().finish()
+    found = Provenance().finish()
     assert (found["commit"], found["dirty"]) == (None, None)
     assert found["code"]
 
@@ -106,7 +106,7 @@ def test_a_git_that_hangs_is_left_behind(checkout: Path, tmp_path: Path, monkeyp
 
 
 def test_the_version_is_that_of_the_start(checkout: Path) -> None:
-    record = Record()
+    record = Provenance()
     before = git(checkout, "rev-parse", "HEAD")
     git(checkout, "commit", "--quiet", "--allow-empty", "-m", "meanwhile")
     assert record.finish()["commit"] == before
@@ -117,7 +117,7 @@ def test_the_version_is_that_of_the_start(checkout: Path) -> None:
 
 def test_a_record_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VINY_STUDY_SHA256", "ab" * 32)
-    found = Record().finish(device="cpu", precision="float32", threads=1, seed=3)
+    found = Provenance().finish(device="cpu", precision="float32", threads=1, seed=3)
     assert json.loads(json.dumps(found)) == found
     assert found["study_sha256"] == "ab" * 32
     assert found["python"] == platform.python_version()
@@ -132,28 +132,28 @@ def test_a_record_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_study_the_hash_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VINY_STUDY_SHA256", raising=False)
-    assert Record().finish()["study_sha256"] is None
+    assert Provenance().finish()["study_sha256"] is None
 
 
 def test_a_slurm_job_is_named_with_its_node_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_JOB_ID": "17", "SLURMD_NODENAME": "n2", "CUDA_VISIBLE_DEVICES": "1"}.items():
         monkeypatch.setenv(name, value)
-    found = Record().finish()
+    found = Provenance().finish()
     assert (found["slurm_job_id"], found["slurm_node"], found["cuda_visible_devices"]) == ("17", "n2", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU at all, which is not the same as all of them
-    assert Record().finish()["cuda_visible_devices"] == ""
+    assert Provenance().finish()["cuda_visible_devices"] == ""
     for name in ("SLURM_JOB_ID", "SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name)
-    found = Record().finish()
+    found = Provenance().finish()
     assert (found["slurm_job_id"], found["slurm_node"], found["cuda_visible_devices"]) == (None, None, None)
 
 
 def test_a_gpu_is_named_with_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(max_memory_allocated=lambda device: 3 << 20, get_device_name=lambda device: f"GPU {device}")
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    found = Record().finish(device="cuda:1")
+    found = Provenance().finish(device="cuda:1")
     assert (found["device_name"], found["peak_gpu_memory_mb"]) == ("GPU cuda:1", 3.0)
-    assert Record().finish(device="cpu")["peak_gpu_memory_mb"] is None
+    assert Provenance().finish(device="cpu")["peak_gpu_memory_mb"] is None
 
 
 def test_what_cannot_be_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance.resource, "getrusage", refuse)
     monkeypatch.setattr(provenance.metadata, "version", refuse)
     monkeypatch.setattr(platform, "platform", refuse)
-    found = Record().finish(device="cuda")
+    found = Provenance().finish(device="cuda")
     assert found["code"] == "unknown"
     assert found["packages"] == {}
     names = ("commit", "system", "peak_memory_mb", "peak_gpu_memory_mb")

@@ -21,8 +21,8 @@ import yaml
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 import psutil
 
-from viny.processes import Claim
-from viny.study import write_study
+from viny.runtime.claims import Claim
+from viny.study.saved import write_study
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from viny.errors import InputError
-from viny.evidence import metrics, returns, statistics
+from viny.evidence import metrics
+from viny.evidence.statistics import costs, effects, fits, gains, pages, transfer
 from viny.evidence.tables import KEYS
+from viny.runtime.errors import InputError
 
 LABELS = np.array([250, 500, 1000, 2000, 4000, 6000])
 # The mIoU of Tables 1, A2 and A3 of arXiv 2512.03862, percent, and what it gives as ±
@@ -63,14 +64,14 @@ def test_gains_are_paired_within_seeds() -> None:
     seeds = rng.normal(0, 0.1, (3, 1))  # large, but shared by all sizes of a seed
     values = 0.5 + seeds + np.array([0, 0.04, 0.05]) + rng.normal(0, 0.001, (3, 3))
     labels = np.array([100, 400, 600])
-    table = returns.marginal_gains(frame_of({(0, "none"): values, (8, "none"): values + 0.02}, labels))
-    assert list(table.columns) == returns.GAINS
+    table = gains.marginal_gains(frame_of({(0, "none"): values, (8, "none"): values + 0.02}, labels))
+    assert list(table.columns) == gains.GAINS
     mine = table[(table["along"] == "labels") & (table["pretrain_size"] == 0)]
     assert list(mine["per"]) == ["doubling", "doubling"]
     assert mine["finetune_size"].isna().all()
     raw = (values[:, 1] - values[:, 0]) / 2  # two doublings
     first = mine.iloc[0]
-    expected = statistics.describe(pd.Series(raw))
+    expected = effects.describe(pd.Series(raw))
     assert (first["mean"], first["sd"], first["low"]) == pytest.approx([expected[k] for k in ("mean", "sd", "low")])
     assert (first["smaller"], first["larger"], first["n"], first["verdict"]) == (100, 400, 3, "gain")
     assert mine.iloc[1]["mean"] == pytest.approx(np.mean(values[:, 2] - values[:, 1]) / np.log2(1.5))
@@ -82,7 +83,7 @@ def test_gains_are_paired_within_seeds() -> None:
 
 def test_gains_between_pretraining_sizes_are_per_doubling() -> None:
     values = np.full((1, 6), 0.5)
-    table = returns.marginal_gains(frame_of({(10, "none"): values, (80, "none"): values + 0.06}))
+    table = gains.marginal_gains(frame_of({(10, "none"): values, (80, "none"): values + 0.06}))
     steps = table[table["along"] == "pre-training images"]
     assert set(steps["per"]) == {"doubling"}
     assert steps["mean"].to_numpy() == pytest.approx(0.02)
@@ -93,7 +94,7 @@ def test_gains_between_pretraining_sizes_are_per_doubling() -> None:
 def test_a_gain_without_a_common_seed_is_said() -> None:
     frame = frame_of({(0, "none"): np.full((2, 6), 0.5)})
     frame = frame[(frame["finetune_size"] + frame["seed"]) % 2 == 0].assign(seed=lambda f: f["finetune_size"])
-    table = returns.marginal_gains(frame)
+    table = gains.marginal_gains(frame)
     assert set(table["n"]) == {0}
     assert set(table["verdict"]) == {"no seed has both sizes"}
 
@@ -109,9 +110,9 @@ FORMS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, float]]] = 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_known_form_is_found_with_its_parameters(name: str) -> None:
     form, truth = FORMS[name]
-    table = returns.fits(frame_of({(0, "none"): around(form(LABELS.astype(float)), 1e-4)}), resamples=400)
-    assert list(table.columns) == returns.FITS
-    assert list(table["model"]) == list(returns.MODELS)
+    table = fits.fits(frame_of({(0, "none"): around(form(LABELS.astype(float)), 1e-4)}), resamples=400)
+    assert list(table.columns) == fits.FITS
+    assert list(table["model"]) == list(fits.MODELS)
     row = table.set_index("model").loc[name]
     assert row["verdict"] == "identified"
     for key, value in truth.items():
@@ -119,14 +120,14 @@ def test_a_known_form_is_found_with_its_parameters(name: str) -> None:
         assert row[f"{key}_low"] < value < row[f"{key}_high"]
     assert abs(row["error_at_largest"]) < 0.001
     assert list(table.loc[table["best"], "model"]) == [name]
-    at = returns.fitted_miou(row.to_dict() | {"model": name}, LABELS)
+    at = fits.fitted_miou(row.to_dict() | {"model": name}, LABELS)
     assert at == pytest.approx(1 - form(LABELS.astype(float)), abs=5e-4)
 
 
-@pytest.mark.parametrize("name", list(returns.MODELS)[1:])
+@pytest.mark.parametrize("name", list(fits.MODELS)[1:])
 @pytest.mark.parametrize("curve", [(0, "none"), (100000, "none"), (200000, "intel")])
 def test_no_other_optimiser_finds_a_better_fit(name: str, curve: tuple[int, str]) -> None:
-    model, errors = returns.MODELS[name], 1 - np.array(PAPER[curve][0]) / 100
+    model, errors = fits.MODELS[name], 1 - np.array(PAPER[curve][0]) / 100
     sizes = LABELS.astype(float)
     fit = model.polish(sizes, errors, model.solve(sizes, errors[None])[0])
     ours = ((model.predict(sizes, fit) - errors) ** 2).sum()
@@ -144,7 +145,7 @@ def test_no_other_optimiser_finds_a_better_fit(name: str, curve: tuple[int, str]
 
 def test_many_curves_at_once_are_fitted_as_each_alone() -> None:
     sizes, curves = LABELS.astype(float), 1 - np.array([mean for mean, _ in PAPER.values()]) / 100
-    for model in returns.MODELS.values():
+    for model in fits.MODELS.values():
         together = model.solve(sizes, curves)
         for curve, fit in zip(curves, together, strict=True):
             assert model.solve(sizes, curve[None])[0] == pytest.approx(fit, nan_ok=True)
@@ -155,12 +156,12 @@ def test_many_curves_at_once_are_fitted_as_each_alone() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_on_the_papers_means_no_asymptote_is_reported(seeds: int) -> None:
-    table = returns.fits(paper(seeds), resamples=300)
+    table = fits.fits(paper(seeds), resamples=300)
     assert len(table) == 7 * 4
     assert table[["asymptote", "asymptote_low", "asymptote_high"]].isna().all(axis=None)
     bounded = table[table["model"] == "power law to an asymptote"]
     assert set(bounded["verdict"]) == {"not identified: the asymptote runs to its bound of 0 %"}
-    assert bounded[returns.CURVE].isna().all(axis=None)
+    assert bounded[fits.CURVE].isna().all(axis=None)
     saturating = table[table["model"] == "saturating"]
     assert saturating["verdict"].str.startswith("not identified: ").all()
     assert (table.groupby(["intermediate", "pretrain_size"])["best"].sum() == 1).all()
@@ -180,20 +181,20 @@ def test_on_the_papers_means_no_asymptote_is_reported(seeds: int) -> None:
 @pytest.mark.parametrize(("sizes", "identified"), [(3, 0), (4, 2), (5, 4)])
 def test_too_few_sizes_identify_nothing(sizes: int, identified: int) -> None:
     errors = 0.2 + 0.4 / (1 + LABELS[:sizes] / 700)
-    table = returns.fits(frame_of({(0, "none"): around(errors, 1e-5)}, LABELS[:sizes]), resamples=100)
+    table = fits.fits(frame_of({(0, "none"): around(errors, 1e-5)}, LABELS[:sizes]), resamples=100)
     few = table["verdict"].str.contains("sizes are too few")
     assert (~few).sum() == identified
-    assert table.loc[few, [*returns.CURVE, "rmse", "error_at_largest"]].isna().all(axis=None)
+    assert table.loc[few, [*fits.CURVE, "rmse", "error_at_largest"]].isna().all(axis=None)
     assert not table.loc[few, "best"].any()
 
 
 def test_what_the_seeds_cannot_tell_is_not_identified() -> None:
     errors = FORMS["saturating"][0](LABELS.astype(float))
-    table = returns.fits(frame_of({(0, "none"): around(errors, 0.02)}), resamples=300).set_index("model")
+    table = fits.fits(frame_of({(0, "none"): around(errors, 0.02)}), resamples=300).set_index("model")
     assert "covers more than half of the range" in table.loc["power law to an asymptote", "verdict"]
     assert "without an asymptote predicts the largest size better" in table.loc["saturating", "verdict"]
-    assert table.loc[["power law to an asymptote", "saturating"], returns.CURVE].isna().all(axis=None)
-    flat = returns.fits(frame_of({(0, "none"): around(0.5 + 0.01 * np.log(LABELS), 1e-4)}), 100).set_index("model")
+    assert table.loc[["power law to an asymptote", "saturating"], fits.CURVE].isna().all(axis=None)
+    flat = fits.fits(frame_of({(0, "none"): around(0.5 + 0.01 * np.log(LABELS), 1e-4)}), 100).set_index("model")
     assert flat.loc["power law", "verdict"] == "not identified: the rate runs to its bound"
     assert flat.loc["saturating", "verdict"] == "not identified: the error does not fall"
 
@@ -203,14 +204,14 @@ def test_intervals_over_three_seeds_cover_the_truth() -> None:
     spreads = rng.uniform(0.001, 0.02, 1000)
     for seeds in (3, 5):
         wide = pd.DataFrame(0.5 + spreads * rng.normal(size=(seeds, 1000)))
-        means, row_of_draw = returns.resampled(wide, 2000, 0)
+        means, row_of_draw = gains.resampled(wide, 2000, 0)
         low, high = np.quantile(means[row_of_draw], [0.025, 0.975], axis=0)
         assert 0.93 <= ((low <= 0.5) & (high >= 0.5)).mean() <= 0.97
-    assert np.isnan(returns.resampled(wide[:2], 10, 0)[0]).all()  # two seeds give none
+    assert np.isnan(gains.resampled(wide[:2], 10, 0)[0]).all()  # two seeds give none
 
 
 def test_the_papers_pretraining_is_worth_what_the_paper_implies() -> None:
-    table = returns.transfer(paper()).set_index(["pretrain_size", "intermediate", "finetune_size"])
+    table = transfer.transfer(paper()).set_index(["pretrain_size", "intermediate", "finetune_size"])
     assert len(table) == 36
     for size, ratio in ((45000, 3.7), (100000, 6.6), (200000, 8.2)):
         assert table.loc[(size, "none", 250), "ratio"] == pytest.approx(ratio, abs=0.06)
@@ -230,7 +231,7 @@ def test_a_curve_moved_by_a_factor_is_worth_that_factor() -> None:
     level = 0.3 + 0.05 * np.log2(labels / 100)
     noise = 0.001 * np.random.default_rng(0).normal(size=(4, 5))
     curves = {(0, "none"): level, (9, "none"): level + 0.05, (9, "bad"): level - 0.05}
-    table = returns.transfer(frame_of({k: v + noise for k, v in curves.items()}, labels))
+    table = transfer.transfer(frame_of({k: v + noise for k, v in curves.items()}, labels))
     good, bad = (table[table["intermediate"] == task].reset_index(drop=True) for task in ("none", "bad"))
     assert good["ratio"][:3].to_numpy() == pytest.approx(2, rel=0.03)
     assert bad["ratio"][2:].to_numpy() == pytest.approx(0.5, rel=0.03)
@@ -247,7 +248,7 @@ def test_a_curve_moved_by_a_factor_is_worth_that_factor() -> None:
 def test_what_cannot_be_told_from_no_effect_is_undecided() -> None:
     level, rng = 0.3 + 0.02 * np.log2(LABELS / 250), np.random.default_rng(2)
     curves = {key: level + 0.02 * rng.normal(size=(3, 6)) for key in ((0, "none"), (9, "none"))}
-    table = returns.transfer(frame_of(curves))
+    table = transfer.transfer(frame_of(curves))
     untold = table["verdict"] == "what that is in labels cannot be told"
     assert (untold | table["verdict"].str.contains("undecided")).sum() >= 4
     open_ended = table["low"].isna() & table["high"].isna()
@@ -261,7 +262,7 @@ def test_a_censored_worth_whose_difference_may_be_zero_is_not_told() -> None:
     level = np.array([0.3, 0.4, 0.5])
     for gain, told in ((0.02, False), (0.06, True)):
         curves = {(0, "none"): level + 0 * lean, (9, "none"): level + gain + 0.01 * lean}
-        last = returns.transfer(frame_of(curves, labels)).iloc[2]
+        last = transfer.transfer(frame_of(curves, labels)).iloc[2]
         assert last["censored"] == "beyond"  # its t interval is ±0.025
         assert last["verdict"].startswith("helps, worth at least 1 times") == told
         assert (last["verdict"] == "what that is in labels cannot be told") != told
@@ -270,7 +271,7 @@ def test_a_censored_worth_whose_difference_may_be_zero_is_not_told() -> None:
 def test_the_random_starts_curve_is_made_monotone() -> None:
     labels = np.array([100, 200, 400, 800])
     curves = {(0, "none"): np.array([[0.3, 0.5, 0.4, 0.6]]), (9, "none"): np.array([[0.3, 0.44, 0.46, 0.6]])}
-    table = returns.transfer(frame_of(curves, labels))
+    table = transfer.transfer(frame_of(curves, labels))
     worth = table["labels_worth"].to_numpy()
     assert worth[0] == 100
     assert 100 < worth[1] < 200  # the dip becomes a level of 0.45 from 200 to 400
@@ -280,8 +281,8 @@ def test_the_random_starts_curve_is_made_monotone() -> None:
 
 def test_without_a_random_start_or_with_one_size_nothing_is_invented() -> None:
     frame = paper()
-    assert returns.transfer(frame[frame["pretrain_size"] > 0]).empty
-    one = returns.transfer(frame[frame["finetune_size"] == 250])
+    assert transfer.transfer(frame[frame["pretrain_size"] > 0]).empty
+    one = transfer.transfer(frame[frame["finetune_size"] == 250])
     assert set(one["verdict"]) == {"the random start was run at one size, so there is no curve to compare with"}
 
 
@@ -304,8 +305,8 @@ def dominated(cost: float, benefit: float, others: list[tuple[float, float]]) ->
 def test_fronts_hold_what_no_other_cell_dominates() -> None:
     frame = paper(3)
     chain = chain_of(frame)
-    table = returns.costs(frame, chain)
-    assert list(table.columns) == returns.COSTS
+    table = costs.costs(frame, chain)
+    assert list(table.columns) == costs.COSTS
     pairs = list(zip(table["operations"], table["miou"], strict=True))
     assert list(table["front"]) == [not dominated(c, b, pairs) for c, b in pairs]
     times = list(zip(table["seconds"], table["miou"], strict=True))
@@ -327,7 +328,7 @@ def test_seconds_of_different_devices_are_not_mixed() -> None:
             cost["device"] = "cpu"
         if name.startswith("200000-none"):
             cost |= {"device": "cpu", "seconds": 1.0}
-    table = returns.costs(frame, chain)
+    table = costs.costs(frame, chain)
     mixed = table.iloc[0]
     assert np.isnan(mixed["seconds"])
     assert mixed["device"] == "cpu and cuda"
@@ -336,7 +337,7 @@ def test_seconds_of_different_devices_are_not_mixed() -> None:
     assert mixed["front"]  # operations do not depend on the device
     slow = table.query("device == 'cuda' and intermediate == 'none'")
     assert slow["front_seconds"].any()  # though the other device is faster than all of them
-    steps = returns.next_step(frame, chain)
+    steps = costs.next_step(frame, chain)
     across = steps[(steps["finetune_size"] == 250) & (steps["pretrain_size"] == 0)]
     assert across["further_hours"].isna().all()
     assert across["words"].str.contains("no gain an hour").all()
@@ -355,7 +356,7 @@ def test_a_cost_that_is_none_is_refused(cost: Any, words: str) -> None:
     frame = paper()
     chain = chain_of(frame) | {"45000-none-500-0": cost}
     with pytest.raises(InputError, match=rf"45000-none-500-0.*{words}|{words}.*45000-none-500-0"):
-        returns.costs(frame, chain)
+        costs.costs(frame, chain)
 
 
 def test_next_steps_are_gains_over_what_they_cost() -> None:
@@ -363,8 +364,8 @@ def test_next_steps_are_gains_over_what_they_cost() -> None:
     curves = {(0, "none"): [0.40, 0.50], (10, "none"): [0.46, 0.55], (0, "a"): [0.38, 0.49]}
     spread = 0.01 * np.array([[-1], [0], [1]])
     frame = frame_of({k: np.array(v) + spread * (1 + k[0]) for k, v in curves.items()}, labels)
-    table = returns.next_step(frame, chain_of(frame))
-    assert list(table.columns) == returns.STEPS
+    table = costs.next_step(frame, chain_of(frame))
+    assert list(table.columns) == costs.STEPS
     start = table[(table["pretrain_size"] == 0) & (table["finetune_size"] == 500)].set_index("move")
     assert set(start.index) == {"more labels", "more pre-training images", "intermediate task a"}
     more = start.loc["more labels"]
@@ -374,14 +375,14 @@ def test_next_steps_are_gains_over_what_they_cost() -> None:
     assert more["gain_per_500_labels"] == pytest.approx(0.05)
     assert (more["low"], more["high"]) == pytest.approx((0.1, 0.1))  # paired: the seeds' spread cancels
     images = start.loc["more pre-training images"]
-    expected = statistics.describe(pd.Series(0.06 + 10 * spread[:, 0]))
+    expected = effects.describe(pd.Series(0.06 + 10 * spread[:, 0]))
     assert (images["gain_per_hour"], images["gain_per_hour_low"]) == pytest.approx((0.06, expected["low"]))
     assert np.isnan(images["gain_per_500_labels"])
     assert start.loc["intermediate task a", "gain"] < 0
     assert "no further time was measured" in start.loc["intermediate task a", "words"]
     assert more["words"].startswith("From 0 pre-training images, no task, 500 labels (40.0 %), more labels: +10.00")
     assert "+5.00 (+5.00 to +5.00) a further 500 labels" in more["words"]
-    alone = returns.next_step(frame[frame["seed"] == 1], chain_of(frame))
+    alone = costs.next_step(frame[frame["seed"] == 1], chain_of(frame))
     assert alone["words"].str.contains("one seed, no interval").all()
 
 
@@ -417,7 +418,7 @@ NAMES |= {"image_noise.csv", "marginal_gains.csv", "costs.csv", "next_steps.md"}
 def test_files_say_whose_they_are_and_do_not_change(tmp_path: Path) -> None:
     paths, out = write_study(tmp_path, ("none", "a")), tmp_path / "tables"
     chain = {p.stem: {"seconds": 60.0 * i, "operations": 1e9 * i, "device": "cpu"} for i, p in enumerate(paths)}
-    returns.write_statistics(iter(paths), tmp_path, chain, out)
+    pages.write_statistics(iter(paths), tmp_path, chain, out)
     assert {p.name for p in out.iterdir()} == NAMES
     for path in out.iterdir():
         if path.suffix == ".csv":
@@ -435,14 +436,14 @@ def test_files_say_whose_they_are_and_do_not_change(tmp_path: Path) -> None:
     assert "cannot reach p < 0.05 (least 0.25)" in (out / "effects.md").read_text()
     assert (out / "next_steps.md").read_text().count("- From ") > 1
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    returns.write_statistics(reversed(paths), tmp_path, chain, out)
+    pages.write_statistics(reversed(paths), tmp_path, chain, out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 def test_a_study_without_tasks_or_costs_says_so(tmp_path: Path) -> None:
     paths, out = write_study(tmp_path, ("none",), seeds=1), tmp_path / "tables"
-    returns.write_statistics(paths, tmp_path, None, out)
+    pages.write_statistics(paths, tmp_path, None, out)
     assert {p.name for p in out.iterdir()} == NAMES
     assert "No seed has a cell with and without." in (out / "effects.md").read_text()
     assert "No costs are known" in (out / "next_steps.md").read_text()
-    assert (out / "costs.csv").read_text() == ",".join([*returns.COSTS, "study", "protocol", "note"]) + "\n"
+    assert (out / "costs.csv").read_text() == ",".join([*costs.COSTS, "study", "protocol", "note"]) + "\n"

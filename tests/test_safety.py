@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from viny import config
+from viny.study import reading
 
 REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted((REPOSITORY / "src").rglob("*.py"))
@@ -27,7 +27,7 @@ FORBIDDEN_CALLS = {
     "torch.save",
     "yaml.unsafe_load",
 }
-SAFE_LOADERS = {"_StudyLoader": config._StudyLoader, "yaml.SafeLoader": yaml.SafeLoader}
+SAFE_LOADERS = {"_StudyLoader": reading._StudyLoader, "yaml.SafeLoader": yaml.SafeLoader}
 # Placeholders that hold numbers of the workflow's own, never text that a study may choose.
 NUMBERS = {"threads"}
 

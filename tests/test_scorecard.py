@@ -14,10 +14,23 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from viny.errors import InputError
-from viny.evidence import scorecard as cards
-from viny.evidence.scorecard import CONTRADICTED, REPRODUCED, UNTESTABLE, Cells, Comparison, Means, scorecard
+from viny.evidence.paper import scorecard as cards
+from viny.evidence.paper.claims import CLAIMS, claims_on_paper
+from viny.evidence.paper.comparisons import (
+    CONTRADICTED,
+    REPRODUCED,
+    UNTESTABLE,
+    VERDICTS,
+    Cells,
+    Comparison,
+    Means,
+    everywhere,
+)
+from viny.evidence.paper.facts import REGIMES, paper_facts
+from viny.evidence.paper.numbers import INCOMPARABLE
+from viny.evidence.paper.scorecard import scorecard
 from viny.evidence.tables import KEYS
+from viny.runtime.errors import InputError
 
 SIZES = (0, 45_000, 100_000, 200_000)
 LABELS = (250, 500, 1000, 2000, 4000, 6000)
@@ -43,8 +56,8 @@ def study(
 
 def as_published(seeds: int = 3, sd: float = 1.0, seed: int = 0) -> pd.DataFrame:
     """A study whose truth are the paper's means; its noise is `sd` times the paper's spread."""
-    facts = cards.paper_facts().query("table != '2'")
-    wide = facts.pivot(index=KEYS[:3], columns="metric", values=["mean", "spread"])
+    said = paper_facts().query("table != '2'")
+    wide = said.pivot(index=KEYS[:3], columns="metric", values=["mean", "spread"])
     wide = wide.loc[wide.index.repeat(seeds)]
     rng = np.random.default_rng(seed)
     columns = {
@@ -108,13 +121,13 @@ def cells_of(values: np.ndarray) -> tuple[Cells, list[Comparison]]:
 
 
 def test_facts_are_those_that_the_paper_speaks_of() -> None:
-    facts = cards.paper_facts()
-    assert facts.groupby("table").size().to_dict() == {"1": 12, "2": 12, "A2": 36, "A3": 36}
-    assert not facts.duplicated(["table", *KEYS[:3], "metric"]).any()
-    printed = facts[facts["table"] != "2"]
+    said = paper_facts()
+    assert said.groupby("table").size().to_dict() == {"1": 12, "2": 12, "A2": 36, "A3": 36}
+    assert not said.duplicated(["table", *KEYS[:3], "metric"]).any()
+    printed = said[said["table"] != "2"]
     assert printed[["mean", "spread"]].apply(lambda column: column.between(0, 1)).all(axis=None)
     assert (printed["runs"] == 3).all()
-    assert facts.loc[facts["table"] == "2", ["spread", "runs"]].isna().all(axis=None)
+    assert said.loc[said["table"] == "2", ["spread", "runs"]].isna().all(axis=None)
     miou = printed[printed["metric"] == "miou"].set_index(KEYS[:3])["mean"]
 
     def points(big: tuple[int, str, int], small: tuple[int, str, int]) -> float:
@@ -136,21 +149,21 @@ def test_every_row_and_every_claim_appears_once() -> None:
     table = scorecard({"sound": as_published()})
     assert list(table.columns) == cards.COLUMNS
     assert table["key"].is_unique
-    assert list(table.loc[table["kind"] == "claim", "key"]) == [claim.key for claim in cards.CLAIMS]
+    assert list(table.loc[table["kind"] == "claim", "key"]) == [claim.key for claim in CLAIMS]
     expected = [
         f"{table}/{size}/{task}/{n}/{metric}"
         for table, task, sizes in (("1", "none", [0]), ("A2", "none", SIZES[1:]), ("A3", "intel", SIZES[1:]))
         for size, n, metric in product(sizes, LABELS, ("accuracy", "miou"))
     ]
     measures = ("within_image_variance", "across_image_variance", "probe_paper")
-    expected += [f"2/200000/{task}/0/{metric}" for task, metric in product(cards.REGIMES, measures)]
+    expected += [f"2/200000/{task}/0/{metric}" for task, metric in product(REGIMES, measures)]
     assert sorted(numbers(table).index) == sorted(expected)
     assert len(expected) == 2 * 42 + 12
 
 
 def test_the_papers_own_numbers_do_not_carry_all_of_its_claims() -> None:
-    own = cards.claims_on_paper().set_index("key")
-    assert set(own["verdict"]) <= set(cards.VERDICTS)
+    own = claims_on_paper().set_index("key")
+    assert set(own["verdict"]) <= set(VERDICTS)
     supported = {"pretraining_helps", "pretraining_worth_less_with_labels", "pretraining_leads_at_most_labels"}
     supported |= {"harm_shrinks_with_labels", "harm_follows_gain"}
     assert set(own.index[own["verdict"] == REPRODUCED]) == supported
@@ -179,8 +192,8 @@ def test_where_every_claim_is_true_all_are_reproduced() -> None:
 def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
     """The paper's means as truth, with so many seeds that every cell is known; the truth by plain loops."""
     frame = as_published(seeds=400)
-    facts = cards.paper_facts().query("metric == 'miou'")
-    mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in facts.itertuples()}
+    said = paper_facts().query("metric == 'miou'")
+    mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in said.itertuples()}
     regimes = [(p, "none") for p in SIZES] + [(p, "intel") for p in SIZES[1:]]
 
     def concave(sizes: Sequence[int], values: Sequence[float]) -> bool:
@@ -227,7 +240,7 @@ def test_flipped_data_contradict() -> None:
         return 1 - ideal(size, task, labels)
 
     found = claims(study(flipped, tasks=("none", "intel", "pets_spatial")))
-    on_grid = [claim.key for claim in cards.CLAIMS if claim.key in found.index and found["n_sound"][claim.key]]
+    on_grid = [claim.key for claim in CLAIMS if claim.key in found.index and found["n_sound"][claim.key]]
     same = {"harm_follows_gain"}  # both change sign, so their slope stays
     assert {key: found["verdict"][key] for key in on_grid} == {
         key: REPRODUCED if key in same else CONTRADICTED for key in on_grid
@@ -364,9 +377,9 @@ def test_verdicts_are_three_words_whatever_the_data() -> None:
         )
         frame = frame.sample(frac=rng.uniform(0.1, 1), random_state=int(rng.integers(1000)))
         table = scorecard({"sound": frame, "paper": frame}, {"paper": encoders()})
-        assert set(table["verdict"]) <= set(cards.VERDICTS)
-        assert set(table["under_paper"]) | set(table["under_sound"]) <= set(cards.VERDICTS)
-        assert set(table["paper_verdict"]) <= {"", *cards.VERDICTS}
+        assert set(table["verdict"]) <= set(VERDICTS)
+        assert set(table["under_paper"]) | set(table["under_sound"]) <= set(VERDICTS)
+        assert set(table["paper_verdict"]) <= {"", *VERDICTS}
         assert (table["reason"].str.len() > 5).all()
 
 
@@ -376,9 +389,9 @@ def test_verdicts_are_three_words_whatever_the_data() -> None:
 def test_intervals_of_cells_are_scipys_t_intervals() -> None:
     values = np.random.default_rng(3).normal(0.3, 1, (6, 4))
     values[0, 1] = values[:5, 2] = values[:, 3] = np.nan
-    evidence, comparisons = cells_of(values)
+    evidence, compared = cells_of(values)
     for level in (0.95, 0.99):
-        estimate, low, high, n = evidence.intervals(comparisons, level)
+        estimate, low, high, n = evidence.intervals(compared, level)
         assert n.tolist() == [6, 5, 1, 0]
         for k in (0, 1):
             expected = stats.ttest_1samp(values[:, k], 0, nan_policy="omit").confidence_interval(level)
@@ -424,7 +437,7 @@ def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> 
     truth[7] = 0
     found = []
     for _ in range(SIMULATED):
-        found.append(cards.everywhere(*cells_of(rng.normal(truth, 0.5, (3, 18))), "").verdict)
+        found.append(everywhere(*cells_of(rng.normal(truth, 0.5, (3, 18))), "").verdict)
     assert 0.01 <= found.count(REPRODUCED) / SIMULATED <= 0.05
     assert found.count(CONTRADICTED) / SIMULATED <= 0.05
 
@@ -432,9 +445,9 @@ def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> 
 def test_cells_that_are_all_a_little_against_contradict_together() -> None:
     """No single cell could: their mean does, which any true claim has above zero."""
     noise = np.array([[-1.0], [0.0], [1.0]]) * np.where(np.arange(18) % 2, 1, -1)
-    evidence, comparisons = cells_of(noise - 1)
-    assert (evidence.intervals(comparisons, 0.95)[2] > 0).all()
-    found = cards.everywhere(evidence, comparisons, "")
+    evidence, compared = cells_of(noise - 1)
+    assert (evidence.intervals(compared, 0.95)[2] > 0).all()
+    found = everywhere(evidence, compared, "")
     assert (found.verdict, found.estimate) == (CONTRADICTED, pytest.approx(-1))
     assert found.reason == "0 of 18 comparisons in its favour, 0 against; their mean is against it"
 
@@ -446,9 +459,9 @@ def test_a_claim_is_rarely_contradicted_by_noise(shared: float) -> None:
     contradicted = uncorrected = 0
     for _ in range(SIMULATED):
         values = rng.normal(0, 1, (3, 18)) + shared * rng.normal(0, 1, (3, 1))
-        evidence, comparisons = cells_of(values)
-        contradicted += cards.everywhere(evidence, comparisons, "").verdict == CONTRADICTED
-        uncorrected += bool((evidence.intervals(comparisons, 0.95)[2] < 0).any())
+        evidence, compared = cells_of(values)
+        contradicted += everywhere(evidence, compared, "").verdict == CONTRADICTED
+        uncorrected += bool((evidence.intervals(compared, 0.95)[2] < 0).any())
     assert contradicted / SIMULATED <= 0.05
     assert uncorrected / SIMULATED > 0.1
 
@@ -547,7 +560,7 @@ def test_reasons_name_what_the_study_lacks() -> None:
 
 
 def test_incomparable_studies_have_claims_but_no_numbers() -> None:
-    for given, reason in (("a smaller model", "a smaller model"), (False, cards.INCOMPARABLE)):
+    for given, reason in (("a smaller model", "a smaller model"), (False, INCOMPARABLE)):
         table = scorecard({"sound": as_published(seeds=40)}, comparable=given)
         found = numbers(table)
         assert set(found["verdict"]) == {UNTESTABLE}
@@ -604,7 +617,7 @@ def test_files(tmp_path: Path) -> None:
     for kind, words in (("claim", "claims"), ("number", "numbers")):
         counts = read.loc[read["kind"] == kind, "verdict"].value_counts()
         said = re.search(rf"(\d+) {words}: (\d+) reproduced, (\d+) contradicted, (\d+) not testable", opening)
-        assert [int(n) for n in said.groups()] == [counts.sum(), *(counts.get(v, 0) for v in cards.VERDICTS)]
+        assert [int(n) for n in said.groups()] == [counts.sum(), *(counts.get(v, 0) for v in VERDICTS)]
     order = [text.index(f"## {name}") for name in ("Claims", "Table 1", "Table A2", "Table A3", "Table 2 of v2")]
     assert order == sorted(order)
     assert "43.73 ± 1.02 %" in text

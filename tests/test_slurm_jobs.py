@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from viny.slurm import active_jobs, complaint, name_file, wait_for_jobs
+from viny.runtime.slurm import active_jobs, complaint, name_file, wait_for_jobs
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from viny.data.splits import (
     torch_permutation,
     write_split,
 )
-from viny.errors import InputError
+from viny.runtime.errors import InputError
 
 SOUND = {"split_seed": 42, "subsets": "shared", "test_set": "fixed", "test_size": 20}
 

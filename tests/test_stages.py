@@ -16,27 +16,28 @@ import pytest
 import torch
 from tiny_study import Study
 
-from viny import cells
-from viny.cells import Cell
 from viny.data import splits
 from viny.data.augment import labelled_images
 from viny.data.pack import Pack, open_pack
-from viny.errors import InputError
-from viny.evidence.evaluate import draws_of_test_images, load_segmentation, predict
-from viny.evidence.metrics import confusion_matrices, summarise
-from viny.files import digest
-from viny.learning.model import load_weights
+from viny.evidence.evaluate import confusion_matrices, draws_of_test_images, predict
+from viny.evidence.metrics import summarise
+from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, PatchClassification
-from viny.learning.stages import (
+from viny.learning.settings import ModelSettings
+from viny.learning.stages import held_out_accuracy
+from viny.learning.weights import (
     file_sha256,
-    held_out_accuracy,
     load_encoder,
+    load_segmentation,
+    load_weights,
     new_encoder,
     read_weights,
     weights_beside,
 )
-from viny.learning.train import Machine
-from viny.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.files import digest
+from viny.study import specs
+from viny.study.grid import Cell
 
 
 @dataclass
@@ -132,7 +133,7 @@ def test_hashes_lead_from_metrics_to_data(chain: Chain) -> None:
     assert hashes["parent_weights"] == records["intermediate"]["weights_sha256"]
     assert hashes["pack"] == packs["segmentation"]
     assert hashes["split"] == records["finetune"]["split_sha256"]
-    assert hashes["spec"] == digest(cells.evaluate_spec(chain.study.config, chain.cell))
+    assert hashes["spec"] == digest(specs.evaluate_spec(chain.study.config, chain.cell))
 
 
 def test_weights_carry_their_own_description(chain: Chain) -> None:
@@ -207,7 +208,7 @@ def test_weights_of_other_dimensions_are_refused(own: Chain, change: dict[str, i
 
 
 def test_a_split_of_another_pack_is_refused(own: Chain) -> None:
-    spec = cells.finetune_spec(own.study.config, own.cell)
+    spec = specs.finetune_spec(own.study.config, own.cell)
     _, *split = own.study.finetune_inputs(own.cell)
     with pytest.raises(InputError, match="another pack"):
         own.study.train(spec, (own.study.pack("scenes"), *split), None, "elsewhere")
@@ -273,7 +274,7 @@ def test_a_class_token_in_every_stage(tmp_path: Path, made_study: Callable[[str]
 
 def test_patch_task_on_the_segmentation_images(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
     chain = run_chain(tmp_path, made_study("sound"), "spatial")
-    assert cells.on_segmentation_data(chain.study.config, "spatial")
+    assert specs.on_segmentation_data(chain.study.config, "spatial")
     # It learns from every image that is never tested on.
     record = record_of(chain.intermediate)
     assert record["images"] == 20
@@ -352,7 +353,7 @@ def test_metrics_follow_from_the_predictions(name: str, request: pytest.FixtureR
     assert confusion.sum((1, 2)).tolist() == [24 * 24] * 10
     model, _ = load_segmentation(chain.finetune)
     assert not model.training
-    spec = cells.evaluate_spec(study.config, chain.cell)
+    spec = specs.evaluate_spec(study.config, chain.cell)
     draws = draws_of_test_images(spec, len(test))
     assert (draws is None) == (name == "chain")
     normalised = study.config["switches"]["normalise_finetune"]
@@ -371,11 +372,11 @@ def test_metrics_follow_from_the_predictions(name: str, request: pytest.FixtureR
 
 def test_test_draws_are_the_same_for_every_cell(made_study: Callable[[str], dict[str, Any]]) -> None:
     config = made_study("paper")
-    draws = [draws_of_test_images(cells.evaluate_spec(config, Cell(0, "none", 8, seed)), 10) for seed in (0, 1)]
+    draws = [draws_of_test_images(specs.evaluate_spec(config, Cell(0, "none", 8, seed)), 10) for seed in (0, 1)]
     assert draws[0] is not None and draws[1] is not None
     assert torch.equal(draws[0].flips, draws[1].flips)
     assert torch.equal(draws[0].contrast, draws[1].contrast)
-    other = draws_of_test_images(cells.evaluate_spec(config | {"split_seed": 1}, Cell(0, "none", 8, 0)), 10)
+    other = draws_of_test_images(specs.evaluate_spec(config | {"split_seed": 1}, Cell(0, "none", 8, 0)), 10)
     assert other is not None and not torch.equal(draws[0].contrast, other.contrast)
 
 

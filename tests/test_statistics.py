@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from viny.errors import InputError
-from viny.evidence import metrics, statistics
+from viny.evidence import metrics
+from viny.evidence.statistics import effects
 from viny.evidence.tables import KEYS
+from viny.runtime.errors import InputError
 
 SIZES, LABELS = (0, 9), (250, 500)
 
@@ -43,8 +44,8 @@ def flips(values: np.ndarray) -> float:
 @pytest.mark.parametrize("seeds", [2, 3, 7])
 def test_a_cell_agrees_with_scipy_and_with_every_flip(seeds: int) -> None:
     raw = draws(seeds)
-    table = statistics.effects(study(raw).sample(frac=1, random_state=0))
-    assert list(table.columns) == statistics.EFFECTS
+    table = effects.effects(study(raw).sample(frac=1, random_state=0))
+    assert list(table.columns) == effects.EFFECTS
     assert len(table) == 4
     for row in table.itertuples():
         mine = np.array([raw[row.pretrain_size, row.finetune_size, seed] for seed in range(seeds)])
@@ -59,7 +60,7 @@ def test_a_cell_agrees_with_scipy_and_with_every_flip(seeds: int) -> None:
 
 def test_holm_is_over_all_cells_of_the_table() -> None:
     raw = draws(6)
-    table = statistics.effects(pd.concat([study(raw), study(draws(6, seed=5), "b").query("intermediate == 'b'")]))
+    table = effects.effects(pd.concat([study(raw), study(draws(6, seed=5), "b").query("intermediate == 'b'")]))
     order = np.argsort(table["p_sign_flip"].to_numpy(), kind="stable")
     assert len(order) == 8
     running = 0.0
@@ -69,25 +70,25 @@ def test_holm_is_over_all_cells_of_the_table() -> None:
 
 
 def test_three_seeds_are_told_that_they_cannot_reach_a_level() -> None:
-    table = statistics.effects(study({key: -0.1 - 0.001 * key[2] for key in draws(3)}))
+    table = effects.effects(study({key: -0.1 - 0.001 * key[2] for key in draws(3)}))
     assert set(table["p_sign_flip"]) == {0.25}
     assert set(table["verdict"]) == {"lower in 3 of 3 seeds; 3 seeds cannot reach p < 0.05 (least 0.25)"}
 
 
 def test_what_many_seeds_show_is_said_and_what_holm_forbids_too() -> None:
     raw = {(size, 250, seed): -0.1 - 0.001 * seed for size in range(2) for seed in range(7)}
-    assert all(v.startswith("lowers the metric (Holm's p 0.03") for v in statistics.effects(study(raw))["verdict"])
+    assert all(v.startswith("lowers the metric (Holm's p 0.03") for v in effects.effects(study(raw))["verdict"])
     raw = {(size, 250, seed): 0.1 for size in range(4) for seed in range(7)}
     words = "higher in 7 of 7 seeds; 7 seeds cannot reach p < 0.05 in one of 4 cells after Holm (least 0.062)"
-    assert set(statistics.effects(study(raw))["verdict"]) == {words}
+    assert set(effects.effects(study(raw))["verdict"]) == {words}
     raw = {(0, 250, seed): 0.1 * (-1) ** seed for seed in range(8)}
-    assert "no effect shown" in statistics.effects(study(raw))["verdict"][0]
+    assert "no effect shown" in effects.effects(study(raw))["verdict"][0]
 
 
 def test_one_seed_has_no_spread_and_missing_seeds_do_not_count() -> None:
     frame = study({(0, 250, 0): 0.1, (9, 250, 0): 0.1, (9, 250, 1): 0.3, (9, 250, 2): 0.2})
     frame = frame.drop(frame.query("pretrain_size == 9 and seed == 1 and intermediate == 'none'").index)
-    one, two = statistics.effects(frame).to_dict("records")
+    one, two = effects.effects(frame).to_dict("records")
     assert (one["n"], one["verdict"]) == (1, "one seed has no spread")
     assert np.isnan([one[k] for k in ("sd", "se", "low", "high")]).all()
     assert (two["n"], two["points"]) == (2, "0:0.1 2:0.2")
@@ -96,7 +97,7 @@ def test_one_seed_has_no_spread_and_missing_seeds_do_not_count() -> None:
 
 def test_a_study_without_pairs_has_empty_tables_with_all_columns() -> None:
     frame = study(draws(3)).query("intermediate == 'none'")
-    for make, columns in ((statistics.effects, statistics.EFFECTS), (statistics.overall, statistics.OVERALL)):
+    for make, columns in ((effects.effects, effects.EFFECTS), (effects.overall, effects.OVERALL)):
         table = make(frame)
         assert table.empty
         assert list(table.columns) == columns
@@ -107,21 +108,21 @@ def test_a_study_without_pairs_has_empty_tables_with_all_columns() -> None:
 @pytest.mark.parametrize("n", [3, 6, 9])
 def test_the_sign_flip_test_holds_its_level_exactly(n: int) -> None:
     sizes = np.random.default_rng(n).uniform(0.5, 2, n)
-    ps = np.array([statistics.sign_flip(np.array(signs) * sizes)[0] for signs in product((1, -1), repeat=n)])
+    ps = np.array([effects.sign_flip(np.array(signs) * sizes)[0] for signs in product((1, -1), repeat=n)])
     for level in np.unique(ps):  # over all signs, which are as likely as each other where there is no effect
         assert np.mean(ps <= level + 1e-12) == pytest.approx(level)
-    assert ps.min() == pytest.approx(statistics.sign_flip(sizes)[1])
+    assert ps.min() == pytest.approx(effects.sign_flip(sizes)[1])
 
 
 def test_drawn_flips_agree_with_all_of_them() -> None:
     values = np.random.default_rng(2).normal(0.4, 1, 17)
     signs = 1 - 2 * ((np.arange(2**17)[:, None] >> np.arange(17)) & 1)
     exact = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-12)
-    p, least = statistics.sign_flip(values)
+    p, least = effects.sign_flip(values)
     assert p == pytest.approx(exact, abs=0.01)
     assert p != exact
-    assert statistics.sign_flip(values) == (p, least)
-    strong, least = statistics.sign_flip(np.ones(20))
+    assert effects.sign_flip(values) == (p, least)
+    strong, least = effects.sign_flip(np.ones(20))
     assert strong == pytest.approx(least)
     assert least > 0
 
@@ -129,7 +130,7 @@ def test_drawn_flips_agree_with_all_of_them() -> None:
 def test_the_average_weighs_cells_equally_and_flips_whole_encoders() -> None:
     raw = draws(3, seed=3)
     del raw[9, 500, 1], raw[0, 250, 2]
-    table = statistics.overall(study(raw).sample(frac=1, random_state=1), resamples=200)
+    table = effects.overall(study(raw).sample(frac=1, random_state=1), resamples=200)
     assert list(table["over"]) == ["one size", "one size", "all sizes"]
     assert table["pretrain_size"].isna().tolist() == [False, False, True]
     series = pd.Series(raw)
@@ -146,10 +147,10 @@ def test_the_average_weighs_cells_equally_and_flips_whole_encoders() -> None:
 
 def test_the_interval_of_the_average_is_that_of_its_encoders_means() -> None:
     raw = draws(3, sizes=(0, 9, 90), seed=4)
-    row = statistics.overall(study(raw), resamples=500, seed=7).iloc[-1]
+    row = effects.overall(study(raw), resamples=500, seed=7).iloc[-1]
     means = pd.Series(raw).groupby(level=[0, 2]).mean().unstack()
     deviations = means.sub(means.mean(axis=1), axis=0).to_numpy() * np.sqrt(3 / 2) / 9
-    expected = statistics.cluster_interval(list(deviations), means.to_numpy().mean(), 500, 7)
+    expected = effects.cluster_interval(list(deviations), means.to_numpy().mean(), 500, 7)
     assert [row[k] for k in ("se", "low", "high")] == pytest.approx([expected[k] for k in ("se", "low", "high")])
     assert row["se"] == pytest.approx(np.sqrt((means.var(axis=1, ddof=1) / 3).sum()) / 3)
 
@@ -157,7 +158,7 @@ def test_the_interval_of_the_average_is_that_of_its_encoders_means() -> None:
 def test_many_clusters_give_the_t_interval() -> None:
     values = np.random.default_rng(5).normal(size=80)
     scores = (values - values.mean()) * np.sqrt(80 / 79) / 80
-    found = statistics.cluster_interval([scores], values.mean(), 20_000, 0)
+    found = effects.cluster_interval([scores], values.mean(), 20_000, 0)
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert found["se"] == pytest.approx(stats.sem(values))
     assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), abs=0.02)
@@ -182,9 +183,9 @@ def test_the_interval_covers_the_truth_in_95_of_100_studies(
     covered = plain = 0
     for mine, of_study in zip(deviations, values.mean((1, 2, 3)), strict=True):
         scores = list(mine * np.sqrt(seeds / (seeds - 1)) / seeds / sizes)
-        found = statistics.cluster_interval(scores, of_study, 1000, 3)
+        found = effects.cluster_interval(scores, of_study, 1000, 3)
         covered += found["low"] <= truth.mean() <= found["high"]
-        drawn = sum(statistics.resample_counts(seeds, 200, rng) @ d for d in mine) / seeds / sizes
+        drawn = sum(effects.resample_counts(seeds, 200, rng) @ d for d in mine) / seeds / sizes
         low, high = of_study + np.quantile(drawn, [0.025, 0.975])
         plain += low <= truth.mean() <= high
     assert 0.93 <= covered / studies <= 0.97
@@ -200,14 +201,14 @@ def test_the_interval_covers_the_truth_in_95_of_100_studies(
 )
 def test_a_design_that_supports_no_interval_gets_words(drop: list[tuple[int, int, int]], words: str) -> None:
     raw = {key: value for key, value in draws(3).items() if key not in drop}
-    row = statistics.overall(study(raw), resamples=100).iloc[-1]
+    row = effects.overall(study(raw), resamples=100).iloc[-1]
     assert row["verdict"].startswith(words)
     assert row[["se", "low", "high"]].isna().all()
     assert np.isfinite(row["mean"])
 
 
 def test_two_encoders_support_no_interval_and_four_do() -> None:
-    one, _, both = statistics.overall(study(draws(2)), resamples=100).to_dict("records")
+    one, _, both = effects.overall(study(draws(2)), resamples=100).to_dict("records")
     assert "2 encoders do not support one" in one["verdict"]
     assert np.isnan(one["low"])
     assert both["low"] < both["mean"] < both["high"]
@@ -228,7 +229,7 @@ def matrices(n: int, seed: int, accuracy: float, classes: int = 3) -> np.ndarray
 
 def test_image_noise_agrees_with_scipy_and_the_delta_method() -> None:
     one, other = matrices(80, 0, 0.8), matrices(80, 1, 0.7)
-    table = statistics.image_noise([(one, other), (other, other)], resamples=4000)
+    table = effects.image_noise([(one, other), (other, other)], resamples=4000)
     whole, of_images = table.iloc[0], table.iloc[1]
     every = [0, 1, 2]
     assert whole["difference"] == pytest.approx(
@@ -251,23 +252,23 @@ def test_image_noise_agrees_with_scipy_and_the_delta_method() -> None:
     per_image = (np.nan_to_num(metrics.iou(one)) - np.nan_to_num(metrics.iou(other))).mean(1)
     assert of_images["se_images"] == pytest.approx(per_image.std() / np.sqrt(80), rel=0.05)
     same = table[table["pair"] == 1]  # a model against itself: no noise, as the images are drawn in pairs
-    assert (same[statistics.NOISE] == 0).all(axis=None)
+    assert (same[effects.NOISE] == 0).all(axis=None)
 
 
 def test_image_noise_leaves_out_classes_that_never_occur() -> None:
     one, other = matrices(30, 0, 0.8, 2), matrices(30, 1, 0.7, 2)
     padded = [np.pad(m, ((0, 0), (0, 1), (0, 1))) for m in (one, other)]
-    small, large = (statistics.image_noise([p], 100).iloc[0] for p in ((one, other), tuple(padded)))
-    assert list(small[statistics.NOISE]) == pytest.approx(list(large[statistics.NOISE]))
+    small, large = (effects.image_noise([p], 100).iloc[0] for p in ((one, other), tuple(padded)))
+    assert list(small[effects.NOISE]) == pytest.approx(list(large[effects.NOISE]))
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 3), (4, 3, 2), (3, 3), (0, 3, 3)])
 def test_image_noise_refuses_what_is_no_pair(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="pair 0"):
-        statistics.image_noise([(np.zeros(shape, int), np.zeros((4, 3, 3), int))])
+        effects.image_noise([(np.zeros(shape, int), np.zeros((4, 3, 3), int))])
     if shape != (5, 3, 3):
         with pytest.raises(InputError, match="pair 0"):
-            statistics.image_noise([(np.zeros(shape, int), np.zeros(shape, int))])
+            effects.image_noise([(np.zeros(shape, int), np.zeros(shape, int))])
 
 
 def evaluated(folder: Path, kind: str = "dataset") -> pd.DataFrame:
@@ -285,14 +286,14 @@ def evaluated(folder: Path, kind: str = "dataset") -> pd.DataFrame:
 @pytest.mark.parametrize("kind", ["dataset", "per_image"])
 def test_noise_of_a_study_is_that_of_each_pair(tmp_path: Path, kind: str) -> None:
     frame = evaluated(tmp_path, kind)
-    table = statistics.noise_of_images(tmp_path, frame.sample(frac=1, random_state=0), resamples=200)
-    assert list(table.columns) == [*KEYS, "miou_is", *statistics.NOISE]
+    table = effects.noise_of_images(tmp_path, frame.sample(frac=1, random_state=0), resamples=200)
+    assert list(table.columns) == [*KEYS, "miou_is", *effects.NOISE]
     assert len(table) == 8
     row = table.query("pretrain_size == 9 and intermediate == 'b' and seed == 1").iloc[0]
     pair = tuple(np.load(tmp_path / f"pre-9_mid-{t}_fine-250_seed-1.npz")["confusion"] for t in ("b", "none"))
-    expected = statistics.image_noise([pair], 200).set_index("miou_is").loc[kind]
-    assert list(row[statistics.NOISE]) == pytest.approx(list(expected[statistics.NOISE]))
-    pd.testing.assert_frame_equal(table, statistics.noise_of_images(tmp_path, frame, resamples=200))
+    expected = effects.image_noise([pair], 200).set_index("miou_is").loc[kind]
+    assert list(row[effects.NOISE]) == pytest.approx(list(expected[effects.NOISE]))
+    pd.testing.assert_frame_equal(table, effects.noise_of_images(tmp_path, frame, resamples=200))
 
 
 def other_images(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -325,7 +326,7 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, change: Callable[..., A
     path = tmp_path / "pre-0_mid-a_fine-250_seed-1.npz"
     np.savez(path, **change(dict(np.load(path))))
     with pytest.raises(InputError, match=rf"{path.name}.*{words}"):
-        statistics.noise_of_images(tmp_path, frame, resamples=10)
+        effects.noise_of_images(tmp_path, frame, resamples=10)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "pre-0_mid-none_fine-250_seed-1.npz"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match=path.name):
-        statistics.noise_of_images(tmp_path, frame, resamples=10)
+        effects.noise_of_images(tmp_path, frame, resamples=10)
     path.unlink()
     with pytest.raises(InputError, match=path.name):
-        statistics.noise_of_images(tmp_path, frame, resamples=10)
+        effects.noise_of_images(tmp_path, frame, resamples=10)

@@ -22,16 +22,19 @@ from rich.console import Console
 
 pytest.importorskip("jsonschema")
 
-from viny.cells import pack_manifest
 from viny.cli import main
-from viny.config import read_config, resolve
-from viny.jobs import TRAININGS, Job
 from viny.learning import stages, train
-from viny.listings import with_listings
-from viny.plan import plan
-from viny.processes import Claim
-from viny.status import EPOCH, Watcher, show
-from viny.study import study_file, write_study
+from viny.runtime.claims import Claim
+from viny.study.config import resolve
+from viny.study.graph import TRAININGS, Job
+from viny.study.inventory import with_listings
+from viny.study.layout import pack_manifest
+from viny.study.reading import read_config
+from viny.study.saved import study_file, write_study
+from viny.tools.forecast.plan import plan
+from viny.tools.status.logs import EPOCH
+from viny.tools.status.state import Watcher
+from viny.tools.status.view import show
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ALL_DONE, SOMETHING_WRONG, BAD_INPUT = 0, 1, 2
@@ -168,9 +171,9 @@ def test_a_training_claims_its_work_where_status_looks(root: Path, monkeypatch: 
         return contextlib.nullcontext(False)
 
     monkeypatch.setattr(stages, "claimed", note)
-    monkeypatch.setattr(stages, "_run_stage", lambda *rest: None)
-    files = stages.StageFiles(*[root] * 3, None, *[root] * 4, checkpoints=one.checkpoints(root))
-    stages.run_stage(one.spec, files, 1)
+    monkeypatch.setattr(stages, "_train", lambda *rest: None)
+    files = dict.fromkeys(("manifest", "split", "indices", "weights", "record", "curve", "run"), root)
+    stages.train(one.spec, **files, checkpoints=one.checkpoints(root))
     assert claims == [one.claim(root)]
 
 
@@ -433,7 +436,7 @@ def test_piped_lines_end_with_their_text(root: Path, run: Claim, capsys: Any) ->
 
 
 def test_the_claim_of_a_dead_run_is_none(root: Path) -> None:
-    text = "import sys; from pathlib import Path; from viny.processes import Claim; Claim(Path(sys.argv[1])).acquire()"
+    text = "import pathlib, sys; from viny.runtime.claims import Claim; Claim(pathlib.Path(sys.argv[1])).acquire()"
     subprocess.run([sys.executable, "-c", text, str(root / ".claim")], check=True)
     assert (root / ".claim").is_file()
     assert not Watcher(root).look().alive

@@ -9,10 +9,11 @@ import pytest
 
 pytest.importorskip("jsonschema")
 
-from viny.config import read_config, resolve
-from viny.errors import InputError
-from viny.files import digest
-from viny.study import read_study, study_file, write_study
+from viny.runtime.errors import InputError
+from viny.runtime.files import digest
+from viny.study.config import resolve
+from viny.study.reading import read_config
+from viny.study.saved import read_study, study_file, write_study
 
 TINY = Path(__file__).parent / "tiny.yaml"
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from viny.errors import InputError
 from viny.evidence import tables
+from viny.runtime.errors import InputError
 
 MIOU = [0.41, 0.43, 0.48]
 

@@ -16,21 +16,19 @@ from torch import Tensor, nn
 
 from viny.data.augment import Draws, denormalise, flip, to_float
 from viny.data.pack import Pack
-from viny.errors import InputError
 from viny.learning import batches as batches_module
+from viny.learning import gradients as gradients_module
+from viny.learning import machine as machine_module
 from viny.learning import train as train_module
-from viny.learning.batches import (
-    LabelledAugmentation,
-    Rows,
-    class_batches,
-    mask_batches,
-    simmim_batches,
-)
+from viny.learning.batches import LabelledAugmentation, PackSubset, class_batches, mask_batches, simmim_batches
+from viny.learning.gradients import Gradients
+from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, Segmentation, SimMIM
-from viny.learning.stages import new_encoder
-from viny.learning.train import CURVE_COLUMNS, Gradients, Machine, TrainingError, fit, make_optimizer, rate
-from viny.seeds import derive, generator
-from viny.settings import ModelSettings, TrainSettings
+from viny.learning.settings import ModelSettings, TrainSettings
+from viny.learning.train import CURVE_COLUMNS, fit, make_optimizer, rate
+from viny.learning.weights import new_encoder
+from viny.runtime.errors import InputError, TrainingError
+from viny.runtime.seeds import derive, generator
 
 CPU = torch.device("cpu")
 SETTINGS = TrainSettings(
@@ -272,7 +270,7 @@ def test_machine_takes_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for native, precision in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(train_module, "computes_in_bfloat16", lambda _, native=native: native)
+        monkeypatch.setattr(machine_module, "computes_in_bfloat16", lambda _, native=native: native)
         assert Machine.choose("auto", "auto", 1) == Machine(CPU, precision)
 
 
@@ -281,9 +279,9 @@ def test_machine_takes_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_the_same_from_memory_and_from_the_map(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     positions = torch.tensor([5, 0, 11, 5])
-    held = Rows(pack, "images", SUBSET, CPU)
+    held = PackSubset(pack, "images", SUBSET, CPU)
     monkeypatch.setattr(batches_module, "IN_MEMORY", 0)
-    mapped = Rows(pack, "images", SUBSET, CPU)
+    mapped = PackSubset(pack, "images", SUBSET, CPU)
     assert held.held is not None and mapped.held is None
     expected = torch.from_numpy(pack.images[SUBSET[[5, 0, 11, 5]]])
     assert torch.equal(held[positions], expected)
@@ -375,15 +373,15 @@ def test_shards_add_up_to_the_batch(
     machine = Machine(CPU, "float32")
     objective.loss(batch).backward()
     expected = [parameter.grad for parameter in objective.parameters()]
-    monkeypatch.setattr(train_module, "LEAST_SHARD", 2)
+    monkeypatch.setattr(gradients_module, "LEAST_SHARD", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    with Gradients(objective, machine, batch_size=12) as gradients:
-        assert gradients.shards == 5
+    with Gradients(objective, machine, batch_size=12) as shared:
+        assert shared.shards == 5
         for parameter in objective.parameters():
             parameter.grad = None
-        loss = gradients.compute(batch)
+        loss = shared.compute(batch)
         found = [parameter.grad for parameter in objective.parameters()]
-        again = gradients.compute(batch)
+        again = shared.compute(batch)
     torch.testing.assert_close(loss, objective.loss(batch).detach())
     assert torch.equal(loss, again)
     for one, other in zip(found, expected, strict=True):
@@ -396,15 +394,15 @@ def test_shards_fit_the_threads_and_the_batch(pack: Pack, tiny: ModelSettings, m
     objective, _ = objective_and_batches("masks", pack, tiny, 0, CPU)
     for threads, batch_size, shards in [(1, 64, 1), (2, 64, 2), (16, 64, 8), (2, 8, 1), (4, 1, 1)]:
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        with Gradients(objective, Machine(CPU, "float32"), batch_size) as gradients:
-            assert gradients.shards == shards
-    with Gradients(objective, Machine(torch.device("cuda"), "float32"), 64) as gradients:
-        assert gradients.shards == 1
+        with Gradients(objective, Machine(CPU, "float32"), batch_size) as shared:
+            assert shared.shards == shards
+    with Gradients(objective, Machine(torch.device("cuda"), "float32"), 64) as shared:
+        assert shared.shards == 1
 
 
 @pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
 def test_two_threads_train_as_one(kind: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "LEAST_SHARD", 4)
+    monkeypatch.setattr(gradients_module, "LEAST_SHARD", 4)
     one, _ = train(kind)
     torch.set_num_threads(2)
     try:
@@ -422,9 +420,9 @@ def test_a_fault_in_a_shard_is_the_trainings(pack: Pack, tiny: ModelSettings, mo
     objective, batches = objective_and_batches("masks", pack, tiny, 0, CPU)
     images, masks = batches(torch.arange(12), generator(0, "shards"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(train_module, "LEAST_SHARD", 2)
-    with Gradients(objective, Machine(CPU, "float32"), 12) as gradients, pytest.raises(RuntimeError):
-        gradients.compute((images[:, :2], masks))
+    monkeypatch.setattr(gradients_module, "LEAST_SHARD", 2)
+    with Gradients(objective, Machine(CPU, "float32"), 12) as shared, pytest.raises(RuntimeError):
+        shared.compute((images[:, :2], masks))
 
 
 class StandIn(nn.Module):
@@ -463,11 +461,11 @@ def test_a_cuda_graph_is_used_where_it_gives_the_same_loss(
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
     objective, batches = objective_and_batches(kind, pack, tiny, 0, CPU)
     losses = []
-    with Gradients(objective, Machine(CPU, "float32"), 8) as gradients:
-        gradients._to_capture = True
+    with Gradients(objective, Machine(CPU, "float32"), 8) as shared:
+        shared._to_capture = True
         for count in (8, 8, 4):
             batch = batches(torch.arange(count), generator(0, "graph", count))
-            losses.append(gradients.compute(batch))
+            losses.append(shared.compute(batch))
             torch.testing.assert_close(losses[-1], objective.loss(batch).detach())
             assert any(parameter.grad is not None for parameter in objective.parameters())
     said = capsys.readouterr().out
@@ -493,7 +491,7 @@ def test_a_cuda_graph_trains_as_single_launches_do(
     device = torch.device("cuda")
     graphed, _ = train(kind, precision=precision, device=device)
     assert "CUDA graph" not in capsys.readouterr().out  # that is, none was refused
-    monkeypatch.setattr(train_module, "capture", lambda *_: None)
+    monkeypatch.setattr(gradients_module, "capture", lambda *_: None)
     plain, _ = train(kind, precision=precision, device=device)
     for name in plain:
         torch.testing.assert_close(graphed[name], plain[name], atol=5e-3, rtol=0)

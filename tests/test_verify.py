@@ -16,13 +16,15 @@ import yaml
 
 pytest.importorskip("jsonschema")
 
-from viny import cells
 from viny.cli import main
-from viny.config import merge, read_config, resolve
-from viny.files import digest
-from viny.provenance import code_fingerprint
-from viny.study import write_study
-from viny.verify import Report, differences, training_jobs, verify_study
+from viny.runtime.files import digest
+from viny.runtime.fingerprint import code_fingerprint
+from viny.study import grid, layout, specs
+from viny.study.config import merge, resolve
+from viny.study.reading import read_config
+from viny.study.saved import write_study
+from viny.tools.verify.report import Report, differences
+from viny.tools.verify.verifier import verify_study
 
 TINY = Path(__file__).parent / "tiny.yaml"
 GRID = {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]}
@@ -43,49 +45,35 @@ def make_study(folder: Path) -> Path:
     write_study(root, config)
     for name in ("pretrain", "segmentation", "scenes"):
         manifest = root / "packs" / name / "manifest.json"
-        run("pack", cells.pack_spec(config, name), store=folder / "packs", manifest=manifest)
-    jobs = training_jobs(root, cells.cells(config))
+        run("pack", specs.pack_spec(config, name), store=folder / "packs", manifest=manifest)
+    jobs = layout.trainings(grid.cells(config))
     inputs = {}
     for job in jobs:
         part, subset = job.split
         record = root / "splits" / part / f"{subset}.json"
         files = {"manifest": root / "packs" / job.pack / "manifest.json"}
-        make = {
-            "pretrain": lambda: cells.pretrain_split_spec(config, 24, 0),
-            "finetune": lambda: cells.finetune_split_spec(config, 8, 0),
-            "intermediate": lambda: cells.task_split_spec(config, "scenes"),
-        }[part]
-        run("split", make(), **files, record=record, indices=record.with_suffix(".npz"))
-        inputs[job.folder] = files | {"split": record, "indices": record.with_suffix(".npz")}
-        run(
-            job.stage,
-            job.spec(config),
-            **inputs[job.folder],
-            parent=job.parent / "encoder.json" if job.parent else None,
-            weights=job.record.with_suffix(".safetensors"),
-            record=job.record,
-            curve=job.folder / "curve.csv",
-            run=job.folder / "run.json",
-        )
-    for cell in cells.cells(config):
-        tuned, metrics = cells.finetune_folder(root, cell), cells.metrics_file(root, cell)
-        outputs = {"model": tuned / "model.json", "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
-        run("evaluate", cells.evaluate_spec(config, cell), **inputs[tuned], **outputs)
-    for encoder in cells.encoders(config):
-        metrics, reference = (
-            cells.geometry_file(root, encoder),
-            cells.encoder_folder(root, "none", encoder.pretrain_size, 0),
-        )
+        run("split", specs.split_spec(config, part, subset), **files, record=record, indices=record.with_suffix(".npz"))
+        inputs[job] = files | {"split": record, "indices": record.with_suffix(".npz")}
+        parent = job.parent.file(root, "record") if job.parent else None
+        outputs = {what: job.file(root, what) for what in layout.TRAINED[job.stage]}
+        run(job.stage, specs.training_spec(config, job), **inputs[job], parent=parent, **outputs)
+    for cell in grid.cells(config):
+        tuned, metrics = layout.chain(cell)[-1], layout.metrics_file(root, cell)
+        outputs = {"model": tuned.file(root, "record"), "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
+        run("evaluate", specs.evaluate_spec(config, cell), **inputs[tuned], **outputs)
+    for encoder in grid.encoders(config):
+        metrics = layout.geometry_file(root, encoder)
+        own, reference = layout.training_of(encoder), layout.reference_of(encoder)
         run(
             "geometry",
-            cells.geometry_spec(config, encoder),
-            **inputs[cells.finetune_folder(root, cells.cells(config)[0])],
-            encoder=cells.encoder_record(root, encoder),
-            reference=reference / "encoder.json" if reference else None,
+            specs.geometry_spec(config, encoder),
+            **inputs[layout.chain(grid.cells(config)[0])[-1]],
+            encoder=own.file(root, "record") if own else None,
+            reference=reference.file(root, "record") if reference else None,
             metrics=metrics,
             arrays=metrics.with_suffix(".npz"),
         )
-    run("tables", cells.tables_spec(config), root=root, out=root / "tables")
+    run("tables", specs.tables_spec(config), root=root, out=root / "tables")
     return root
 
 
@@ -147,16 +135,6 @@ def test_each_file_is_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or original(f, kind))
     assert verify_study(whole).sound
     assert len(hashed) == len(set(hashed)) == 4  # one pre-training, one intermediate, two cells
-
-
-def test_jobs_are_those_of_the_library(whole: Path) -> None:
-    config = resolve(read_config(TINY))
-    jobs = training_jobs(whole, cells.cells(config))
-    assert {(job.stage, job.folder) for job in jobs} == {
-        (stage, folder) for stage, _, folder in cells.training_folders(whole, cells.cells(config))
-    }
-    order = [job.folder for job in jobs]
-    assert all(job.parent is None or order.index(job.parent) < order.index(job.folder) for job in jobs)
 
 
 def test_nothing_is_written(whole: Path) -> None:
@@ -366,7 +344,7 @@ def test_what_does_not_belong_is_a_note(root: Path) -> None:
 
 
 def test_other_code_is_a_note_a_stage(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("viny.verify.code_fingerprint", lambda stage: "f" * 16)
+    monkeypatch.setattr("viny.tools.verify.verifier.code_fingerprint", lambda stage: "f" * 16)
     report = verify_study(whole)
     assert report.sound
     found = lines(report)
@@ -451,7 +429,8 @@ def test_a_shared_pack_is_verified_once(root: Path, monkeypatch: pytest.MonkeyPa
         target.unlink()
         shutil.copy(root / "packs" / "segmentation" / name, target, follow_symlinks=False)
     verified: list[Path] = []
-    monkeypatch.setattr("viny.verify.verify_pack", lambda path: verified.append(path) or verify_pack(path))
+    note = lambda path: verified.append(path) or verify_pack(path)  # noqa: E731
+    monkeypatch.setattr("viny.tools.verify.verifier.verify_pack", note)
     verify_study(root)
     assert len(verified) == 2  # of three packs, two the same
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from viny import work
-from viny.config import resolve
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
+from viny.study import workload
+from viny.study.config import resolve
 
 
 @pytest.mark.parametrize("settings", [VINY, replace(VINY, patch_size=8, depth=3, heads=3, head_dim=20, mlp_dim=100)])
@@ -23,7 +23,7 @@ def test_operations_are_those_that_pytorch_counts(settings: ModelSettings) -> No
     encoder.set_fused_attention(False)
     with FlopCounterMode(display=False) as forward:
         encoder.encode(torch.zeros(1, 3, settings.image_size, settings.image_size), class_token=False)
-    assert work.forward_operations(settings) == pytest.approx(forward.get_total_flops(), rel=1e-6)
+    assert workload.forward_operations(settings) == pytest.approx(forward.get_total_flops(), rel=1e-6)
 
 
 def test_a_training_step_is_three_forward_passes() -> None:
@@ -33,7 +33,7 @@ def test_a_training_step_is_three_forward_passes() -> None:
     batch = torch.rand(2, 3, 128, 128), torch.arange(64).expand(2, -1) < 32
     with FlopCounterMode(display=False) as step:
         objective.loss(batch).backward()
-    assert 2 * work.TRAINING * work.forward_operations(VINY) == pytest.approx(step.get_total_flops(), rel=0.15)
+    assert 2 * workload.TRAINING * workload.forward_operations(VINY) == pytest.approx(step.get_total_flops(), rel=0.15)
 
 
 @pytest.mark.parametrize("classes", [3, 100])
@@ -46,12 +46,12 @@ def test_fine_tuning_counts_the_scores_of_every_class(classes: int) -> None:
     batch = torch.rand(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.uint8)
     with FlopCounterMode(display=False) as step:
         objective.loss(batch).backward()
-    found = work.finetune_work(config, 2)
+    found = workload.finetune_workload(config, 2)
     assert found.operations == pytest.approx(step.get_total_flops(), rel=0.15)
     few = {**config, "segmentation": {**config["segmentation"], "classes": 2}}
-    grown = found.memory_mb - work.finetune_work(few, 2).memory_mb
+    grown = found.memory_mb - workload.finetune_workload(few, 2).memory_mb
     assert grown == pytest.approx(2 * (classes - 2) * 4 * 4 * 128**2 / 1e6, abs=2)  # scores, in float32, four times
-    assert work.evaluate_work(config).memory_mb < 4000
+    assert workload.evaluate_workload(config).memory_mb < 4000
 
 
 @pytest.mark.parametrize("settings", [VINY, replace(VINY, patch_size=8, depth=3)])
@@ -71,7 +71,7 @@ def test_activations_cover_what_a_forward_pass_saves(settings: ModelSettings) ->
         tokens = encoder.encode(torch.zeros(4, 3, settings.image_size, settings.image_size), class_token=False)
     held = sum(saved.values()) / 4
     assert tokens.requires_grad
-    assert 0.8 * held <= work.activation_bytes(settings) <= 2 * held
+    assert 0.8 * held <= workload.activation_bytes(settings) <= 2 * held
 
 
 @pytest.fixture(scope="module")
@@ -80,40 +80,40 @@ def paper() -> dict[str, Any]:
 
 
 def test_passes_are_those_of_the_paper(paper: dict[str, Any]) -> None:
-    assert work.pretrain_work(paper, 200_000).passes == 20_000_000
-    assert work.finetune_work(paper, 250).passes == 25_000
-    assert work.intermediate_work(paper, "intel", 14_034).passes == 2_806_800
-    assert work.evaluate_work(paper).passes == 1000
+    assert workload.pretrain_workload(paper, 200_000).passes == 20_000_000
+    assert workload.finetune_workload(paper, 250).passes == 25_000
+    assert workload.intermediate_workload(paper, "intel", 14_034).passes == 2_806_800
+    assert workload.evaluate_workload(paper).passes == 1000
 
 
 def test_time_follows_work_rate_and_attempt(paper: dict[str, Any]) -> None:
-    job = work.pretrain_work(paper, 45_000)
+    job = workload.pretrain_workload(paper, 45_000)
     seconds = 4_500_000 / 100
-    assert job.minutes(paper) == pytest.approx(work.START + work.HEAD_ROOM * seconds / 60, abs=1)
+    assert job.minutes(paper) == pytest.approx(workload.START + workload.HEAD_ROOM * seconds / 60, abs=1)
     assert job.minutes(paper, 2) == pytest.approx(2 * job.minutes(paper), abs=2)
     faster = {**paper, "compute": {**paper["compute"], "images_per_second": 1000}}
-    assert job.minutes(faster) == pytest.approx(work.START + work.HEAD_ROOM * seconds / 600, abs=1)
+    assert job.minutes(faster) == pytest.approx(workload.START + workload.HEAD_ROOM * seconds / 600, abs=1)
     smaller = resolve({"study": "x", "model": {"depth": 6}, "compute": {"images_per_second": 100}})
-    assert work.pretrain_work(smaller, 45_000).minutes(smaller) < 0.6 * job.minutes(paper)
+    assert workload.pretrain_workload(smaller, 45_000).minutes(smaller) < 0.6 * job.minutes(paper)
 
 
 @pytest.mark.parametrize(
     ("device", "threads", "rate"),
-    [("cpu", 4, 4 * work.CPU_RATE), ("cuda", 4, work.GPU_RATE), ("auto", 1, work.GPU_RATE)],
+    [("cpu", 4, 4 * workload.CPU_RATE), ("cuda", 4, workload.GPU_RATE), ("auto", 1, workload.GPU_RATE)],
 )
 def test_a_rate_that_is_not_stated_is_the_device_s(device: str, threads: int, rate: float) -> None:
     config = resolve({"study": "x", "compute": {"device": device, "train_threads": threads}})
-    expected = rate * work.TRAINING * work.forward_operations(VINY)
-    assert work.operations_a_second(config) == pytest.approx(expected)
+    expected = rate * workload.TRAINING * workload.forward_operations(VINY)
+    assert workload.operations_a_second(config) == pytest.approx(expected)
 
 
-def measured(stage: str) -> tuple[Callable[[dict[str, Any]], work.Work], float]:
+def measured(stage: str) -> tuple[Callable[[dict[str, Any]], workload.Workload], float]:
     """A job's forecast and what it held at its peak, MB: the study `mini`, bfloat16 on one thread."""
     return {
-        "pretrain": (lambda c: work.pretrain_work(c, 8000), 2199.4),
-        "intermediate": (lambda c: work.intermediate_work(c, "intel", 17_034), 2904.1),
-        "finetune": (lambda c: work.finetune_work(c, 400), 1508.7),
-        "evaluate": (work.evaluate_work, 1510.0),
+        "pretrain": (lambda c: workload.pretrain_workload(c, 8000), 2199.4),
+        "intermediate": (lambda c: workload.intermediate_workload(c, "intel", 17_034), 2904.1),
+        "finetune": (lambda c: workload.finetune_workload(c, 400), 1508.7),
+        "evaluate": (workload.evaluate_workload, 1510.0),
     }[stage]
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from viny import cells
+from viny.study import grid, layout, specs
 
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 
@@ -144,7 +144,7 @@ def test_tiny_study_leaves_every_result(finished: Path) -> None:
     assert len(frame) == 16
     assert set(frame["note"]) == {"Test study."}
     drawn = ["miou_curves", "miou_difference", "learning_curves", "segmentation", "reconstructions"]
-    for name in (*drawn, *cells.STATISTICS_FIGURES, *cells.REPRESENTATIONS_FIGURES):
+    for name in (*drawn, *layout.STATISTICS_FIGURES, *layout.REPRESENTATIONS_FIGURES):
         assert (root / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (root / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     counts = (root / "tables" / "duplicates.md").read_text().splitlines()[-3:]
@@ -333,22 +333,23 @@ def test_a_damaged_pack_stops_its_jobs_and_is_packed_again_once_deleted(tmp_path
 
 
 def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
-    from viny.config import read_config, resolve
+    from viny.study.config import resolve
+    from viny.study.reading import read_config
 
     config = resolve(read_config(TINY))
     root = Path("results/tiny")
     out = snakemake(tmp_path, "-n", "--configfile", TINY).stdout
-    for cell in cells.cells(config):
-        assert str(cells.metrics_file(root, cell)) in out
-    for _, _, folder in cells.training_folders(root, cells.cells(config)):
-        assert f"{folder}/curve.csv" in out
-    spec = cells.duplicates_spec(config)
-    for name in cells.searched_packs(spec):
-        assert str(cells.pack_manifest(root, name)) in out
-    for split in cells.searched_splits(spec):
-        assert str(cells.split_record(root, *split)) in out
-    for encoder in cells.encoders(config):
-        assert str(cells.geometry_file(root, encoder)) in out
+    for cell in grid.cells(config):
+        assert str(layout.metrics_file(root, cell)) in out
+    for training in layout.trainings(grid.cells(config)):
+        assert str(training.file(root, "curve")) in out
+    spec = specs.duplicates_spec(config)
+    for name in specs.searched_packs(spec):
+        assert str(layout.pack_manifest(root, name)) in out
+    for split in specs.searched_splits(spec):
+        assert str(layout.split_record(root, *split)) in out
+    for encoder in grid.encoders(config):
+        assert str(layout.geometry_file(root, encoder)) in out
 
 
 def test_workflow_passes_its_linter(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from viny import cells
-from viny.cells import Cell
 from viny.data import splits
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
-from viny.evidence.evaluate import run_evaluate
-from viny.learning.stages import StageFiles, run_stage
+from viny.evidence.evaluate import evaluate
+from viny.learning.stages import train
+from viny.study import specs
+from viny.study.grid import Cell
 
 SPLITS = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
 
@@ -32,7 +32,7 @@ class Study:
         folder = self.root / "packs" / name
         if not folder.exists():
             folder.mkdir(parents=True)
-            build_pack(cells.pack_spec(self.config, name), folder, threads=1)
+            build_pack(specs.pack_spec(self.config, name), folder, threads=1)
         return folder / "manifest.json"
 
     def split(self, name: str, spec: dict[str, Any], manifest: Path) -> tuple[Path, Path]:
@@ -45,42 +45,44 @@ class Study:
 
     def train(self, spec: dict[str, Any], inputs: tuple[Path, Path, Path], parent: Path | None, leaf: str) -> Path:
         folder = self.root / leaf
-        files = StageFiles(
-            *inputs,
+        train(
+            spec,
+            **dict(zip(("manifest", "split", "indices"), inputs, strict=True)),
             parent=parent,
             weights=folder / "model.safetensors",
             record=folder / "model.json",
             curve=folder / "curve.csv",
             run=folder / "run.json",
             checkpoints=self.root / "checkpoints" / leaf,
+            checkpoint_minutes=self.checkpoint_minutes,
         )
-        run_stage(spec, files, threads=1, checkpoint_minutes=self.checkpoint_minutes)
-        return files.record
+        return folder / "model.json"
 
     def pretrain(self, size: int = 24, seed: int = 0) -> Path:
         manifest = self.pack("pretrain")
-        split = self.split("pretrain", cells.pretrain_split_spec(self.config, size, seed), manifest)
-        spec = cells.pretrain_spec(self.config, size, seed)
+        split = self.split("pretrain", specs.pretrain_split_spec(self.config, size, seed), manifest)
+        spec = specs.pretrain_spec(self.config, size, seed)
         return self.train(spec, (manifest, *split), None, "pretrain")
 
     def intermediate(self, task: str, parent: Path | None, size: int = 24, seed: int = 0) -> Path:
         manifest = self.pack(task)
-        split = self.split(task, cells.task_split_spec(self.config, task), manifest)
-        spec = cells.intermediate_spec(self.config, task, size, seed)
+        split = self.split(task, specs.task_split_spec(self.config, task), manifest)
+        spec = specs.intermediate_spec(self.config, task, size, seed)
         return self.train(spec, (manifest, *split), parent, f"intermediate-{task}")
 
     def finetune_inputs(self, cell: Cell) -> tuple[Path, Path, Path]:
         manifest = self.pack("segmentation")
-        spec = cells.finetune_split_spec(self.config, cell.finetune_size, cell.seed)
+        spec = specs.finetune_split_spec(self.config, cell.finetune_size, cell.seed)
         return manifest, *self.split("finetune", spec, manifest)
 
     def finetune(self, cell: Cell, parent: Path | None) -> Path:
-        spec = cells.finetune_spec(self.config, cell)
+        spec = specs.finetune_spec(self.config, cell)
         return self.train(spec, self.finetune_inputs(cell), parent, "finetune")
 
     def evaluate(self, cell: Cell, record: Path) -> dict[str, Any]:
-        spec, inputs = cells.evaluate_spec(self.config, cell), self.finetune_inputs(cell)
+        spec, inputs = specs.evaluate_spec(self.config, cell), self.finetune_inputs(cell)
         metrics = self.root / "metrics.json"
-        run_evaluate(spec, *inputs, record, metrics, self.root / "confusion.npz", threads=1)
+        files = dict(zip(("manifest", "split", "indices"), inputs, strict=True))
+        evaluate(spec, **files, model=record, metrics=metrics, confusion=self.root / "confusion.npz")
         # A NaN would be read by Python and by little else.
         return json.loads(metrics.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))

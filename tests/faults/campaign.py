@@ -37,10 +37,10 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from tiny_study import Study  # noqa: E402, found through the line above
 
-from viny.cells import Cell  # noqa: E402
 from viny.cli import Log  # noqa: E402
 from viny.cli import main as viny_main  # noqa: E402
-from viny.config import resolve  # noqa: E402
+from viny.study.config import resolve  # noqa: E402
+from viny.study.grid import Cell  # noqa: E402
 
 STAGES = ("pretrain", "scenes", "spatial", "finetune")
 PRECISIONS = ("float32", "bfloat16")

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from viny.processes import end_with_parent
+from viny.runtime.signals import end_with_parent
 
 PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")

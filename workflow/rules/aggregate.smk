@@ -9,9 +9,9 @@ rule tables:
     output:
         tables=in_report(TABLES, "Means over seeds"),
     log:
-        f"{LOG}/tables.log",
+        log_of("tables"),
     benchmark:
-        f"{BENCHMARK}/tables.jsonl"
+        benchmark_of("tables")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -19,7 +19,7 @@ rule tables:
         mem_mb=1000,
         runtime=20,
     params:
-        spec=spec("tables", lambda w: grid.tables_spec(STUDY)),
+        spec=spec("tables", lambda w: specs.tables_spec(STUDY)),
         root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
         "exec python -m viny tables --spec {params.spec:q} --root {params.root:q}"
@@ -30,21 +30,21 @@ rule figures:
     """Draw the study's figures."""
     input:
         metrics=expand(METRICS, cell=CELLS),
-        curves=of_all_trainings("curve.csv"),
+        curves=of_all_trainings("curve"),
         manifest=rules.finetune.input.manifest,
-        split=lambda w: SPLIT.format(**shown_subset()),
-        indices=ancient(lambda w: INDICES.format(**shown_subset())),
+        split=split_of(SHOWN_MODELS[-1]),
+        indices=ancient(indices_of(split_of(SHOWN_MODELS[-1]))),
         images=ancient(rules.finetune.input.images),
-        pretrained=shown_encoder,
-        pretrained_weights=ancient(lambda w: weights_of(shown_encoder(w))),
-        models=shown_models,
-        models_weights=ancient(lambda w: weights_of(shown_models(w))),
+        pretrained=file_of(SHOWN_ENCODER, "record"),
+        pretrained_weights=ancient(file_of(SHOWN_ENCODER, "weights")),
+        models=[path for model in SHOWN_MODELS for path in file_of(model, "record")],
+        models_weights=ancient([path for model in SHOWN_MODELS for path in file_of(model, "weights")]),
     output:
         figures=in_report(FIGURES, "The study"),
     log:
-        f"{LOG}/figures.log",
+        log_of("figures"),
     benchmark:
-        f"{BENCHMARK}/figures.jsonl"
+        benchmark_of("figures")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -52,7 +52,7 @@ rule figures:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("figures", lambda w: grid.figures_spec(STUDY)),
+        spec=spec("figures", lambda w: specs.figures_spec(STUDY)),
         root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
         "exec python -m viny figures --spec {params.spec:q} --root {params.root:q}"
@@ -63,15 +63,15 @@ rule statistics:
     """Work out effects with their uncertainty, returns and costs."""
     input:
         metrics=expand(METRICS, cell=CELLS),
-        confusion=ancient(expand(METRICS.replace(".json", ".npz"), cell=CELLS)),
-        runs=ancient(of_all_trainings("run.json")),
+        confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        runs=ancient(of_all_trainings("run")),
     output:
         tables=in_report(STATISTICS, "Effects and returns"),
         figures=in_report(STATISTICS_FIGURES, "Effects and returns"),
     log:
-        f"{LOG}/statistics.log",
+        log_of("statistics"),
     benchmark:
-        f"{BENCHMARK}/statistics.jsonl"
+        benchmark_of("statistics")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -79,7 +79,7 @@ rule statistics:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("statistics", lambda w: grid.statistics_spec(STUDY)),
+        spec=spec("statistics", lambda w: specs.statistics_spec(STUDY)),
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny statistics --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
@@ -91,15 +91,15 @@ if ENCODERS:
         """Gather the encoders' geometry, and hold it against the harm of each intermediate task."""
         input:
             geometry=expand(GEOMETRY, encoder=ENCODERS),
-            arrays=ancient(expand(GEOMETRY.replace(".json", ".npz"), encoder=ENCODERS)),
+            arrays=ancient(expand(ARRAYS, encoder=ENCODERS)),
             metrics=expand(METRICS, cell=CELLS),
         output:
             tables=in_report(REPRESENTATIONS, "Geometry"),
             figures=in_report(REPRESENTATIONS_FIGURES, "Geometry"),
         log:
-            f"{LOG}/representations.log",
+            log_of("representations"),
         benchmark:
-            f"{BENCHMARK}/representations.jsonl"
+            benchmark_of("representations")
         localrule: True
         conda:
             "../../envs/viny.yaml"
@@ -107,7 +107,7 @@ if ENCODERS:
             mem_mb=2000,
             runtime=30,
         params:
-            spec=spec("representations", lambda w: grid.representations_spec(STUDY)),
+            spec=spec("representations", lambda w: specs.representations_spec(STUDY)),
             root=lambda w, output: Path(output.tables[0]).parents[1],
         shell:
             "exec python -m viny representations --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
@@ -122,9 +122,9 @@ rule scorecard:
     output:
         tables=in_report(SCORECARD, "Against the paper"),
     log:
-        f"{LOG}/scorecard.log",
+        log_of("scorecard"),
     benchmark:
-        f"{BENCHMARK}/scorecard.jsonl"
+        benchmark_of("scorecard")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -132,7 +132,7 @@ rule scorecard:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("scorecard", lambda w: grid.scorecard_spec(STUDY, differences_from_paper(STUDY))),
+        spec=spec("scorecard", lambda w: specs.scorecard_spec(STUDY, differences_from_paper(STUDY))),
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny scorecard --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
@@ -146,9 +146,9 @@ rule report:
     output:
         page=REPORT,
     log:
-        f"{LOG}/report.log",
+        log_of("report"),
     benchmark:
-        f"{BENCHMARK}/report.jsonl"
+        benchmark_of("report")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -156,7 +156,7 @@ rule report:
         mem_mb=1000,
         runtime=20,
     params:
-        spec=spec("report", lambda w: grid.report_spec(STUDY)),
+        spec=spec("report", lambda w: specs.report_spec(STUDY)),
         root=lambda w, output: Path(output.page).parent,
     shell:
         "exec python -m viny report --spec {params.spec:q} --root {params.root:q} --out {output.page:q} > {log:q} 2>&1"

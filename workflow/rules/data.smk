@@ -6,11 +6,11 @@ rule pack:
     """Decode a data set once into memory-mapped arrays, shared between studies."""
     output:
         manifest=MANIFEST,
-        images=MANIFEST.replace("manifest.json", "images.npy"),
+        images=PACKED,
     log:
-        f"{LOG}/pack/{{pack}}.log",
+        log_of("pack", "{pack}"),
     benchmark:
-        f"{BENCHMARK}/pack/{{pack}}.jsonl"
+        benchmark_of("pack", "{pack}")
     priority: 3  # all else waits for it
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
@@ -20,7 +20,7 @@ rule pack:
         mem_mb=2000,
         runtime=pack_minutes,
     params:
-        spec=spec("pack", lambda w: grid.pack_spec(STUDY, w.pack)),
+        spec=spec("pack", lambda w: specs.pack_spec(STUDY, w.pack)),
         store=STUDY["pack_store"],
     shell:
         "exec python -m viny pack --spec {params.spec:q} --store {params.store:q} --threads {threads}"
@@ -35,9 +35,9 @@ rule split:
         record=SPLIT,
         indices=INDICES,
     log:
-        f"{LOG}/split/{{part}}/{{subset}}.log",
+        log_of("split", "{part}", "{subset}"),
     benchmark:
-        f"{BENCHMARK}/split/{{part}}/{{subset}}.jsonl"
+        benchmark_of("split", "{part}", "{subset}")
     priority: 3
     localrule: True
     conda:
@@ -46,7 +46,7 @@ rule split:
         mem_mb=2000,
         runtime=20,
     params:
-        spec=spec("split", split_spec),
+        spec=spec("split", lambda w: specs.split_spec(STUDY, w.part, w.subset)),
     shell:
         "exec python -m viny split --spec {params.spec:q} --manifest {input.manifest:q}"
         " --record {output.record:q} --indices {output.indices:q} > {log:q} 2>&1"
@@ -55,16 +55,16 @@ rule split:
 rule duplicates:
     """Look for training images among the test images."""
     input:
-        manifests=searched_packs,
-        splits=searched_splits,
-        indices=ancient(lambda w: indices_of(searched_splits(w))),
-        images=ancient(lambda w: images_of(searched_packs(w))),
+        manifests=expand(MANIFEST, pack=SEARCHED_PACKS),
+        splits=SEARCHED_SPLITS,
+        indices=ancient([indices_of(record) for record in SEARCHED_SPLITS]),
+        images=ancient(expand(PACKED, pack=SEARCHED_PACKS)),
     output:
         tables=DUPLICATES,
     log:
-        f"{LOG}/duplicates.log",
+        log_of("duplicates"),
     benchmark:
-        f"{BENCHMARK}/duplicates.jsonl"
+        benchmark_of("duplicates")
     localrule: True
     conda:
         "../../envs/viny.yaml"
@@ -72,7 +72,7 @@ rule duplicates:
         mem_mb=1000,
         runtime=30,
     params:
-        spec=spec("duplicates", lambda w: grid.duplicates_spec(STUDY)),
+        spec=spec("duplicates", lambda w: SEARCH),
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny duplicates --spec {params.spec:q} --root {params.root:q}"

@@ -7,25 +7,25 @@ rule evaluate:
     input:
         manifest=rules.finetune.input.manifest,
         images=ancient(rules.finetune.input.images),
-        split=lambda w: SPLIT.format(**subset_of(w)),
-        indices=ancient(lambda w: INDICES.format(**subset_of(w))),
+        split=lambda w: split_of(tuning_of(w)),
+        indices=ancient(lambda w: indices_of(split_of(tuning_of(w)))),
         model=rules.finetune.output.record,
         weights=ancient(rules.finetune.output.weights),
     output:
         metrics=METRICS,
-        confusion=METRICS.replace(".json", ".npz"),
+        confusion=CONFUSION,
     log:
-        f"{LOG}/evaluate/{{cell}}.log",
+        log_of("evaluate", "{cell}"),
     benchmark:
-        f"{BENCHMARK}/evaluate/{{cell}}.jsonl"
+        benchmark_of("evaluate", "{cell}")
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: work.evaluate_work(STUDY)),
+        **request(lambda w: workload.evaluate_workload(STUDY)),
         gpu=GPUS,
     params:
-        spec=spec("evaluate", lambda w: grid.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
+        spec=spec("evaluate", lambda w: specs.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
     shell:
         "exec python -m viny evaluate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"

@@ -5,30 +5,27 @@
 rule finetune:
     """Fine-tune a cell's encoder for segmentation on its labelled images."""
     input:
-        manifest=MANIFEST.format(pack="segmentation"),
-        images=ancient(MANIFEST.format(pack="segmentation").replace("manifest.json", "images.npy")),
-        split=lambda w: SPLIT.format(**subset_of(w)),
-        indices=ancient(lambda w: INDICES.format(**subset_of(w))),
-        parent=encoder_of,
-        parent_weights=ancient(lambda w: weights_of(encoder_of(w))),
+        manifest=below(layout.MANIFEST, pack="segmentation"),
+        images=ancient(below(layout.IMAGES, pack="segmentation")),
+        split=lambda w: split_of(tuning_of(w)),
+        indices=ancient(lambda w: indices_of(split_of(tuning_of(w)))),
+        parent=lambda w: file_of(tuning_of(w).parent, "record"),
+        parent_weights=ancient(lambda w: file_of(tuning_of(w).parent, "weights")),
     output:
-        weights=f"{FINETUNED}/model.safetensors",
-        record=f"{FINETUNED}/model.json",
-        curve=f"{FINETUNED}/curve.csv",
-        run=f"{FINETUNED}/run.json",
+        **TRAINED["finetune"],
     log:
-        f"{LOG}/finetune/{{cell}}.log",
+        log_of("finetune", "{cell}"),
     benchmark:
-        f"{BENCHMARK}/finetune/{{cell}}.jsonl"
+        benchmark_of("finetune", "{cell}")
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: work.finetune_work(STUDY, ALL_CELLS[w.cell].finetune_size)),
+        **request(lambda w: workload.finetune_workload(STUDY, ALL_CELLS[w.cell].finetune_size)),
         gpu=GPUS,
     params:
-        spec=spec("finetune", lambda w: grid.finetune_spec(STUDY, ALL_CELLS[w.cell])),
-        checkpoints=FINETUNED.replace(ROOT, CHECKPOINTS),
+        spec=spec("finetune", lambda w: specs.finetune_spec(STUDY, ALL_CELLS[w.cell])),
+        checkpoints=checkpoints_of("finetune"),
     shell:
         "exec python -m viny finetune --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"

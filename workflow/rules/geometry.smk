@@ -7,27 +7,27 @@ rule geometry:
     input:
         manifest=rules.finetune.input.manifest,
         images=ancient(rules.finetune.input.images),
-        split=lambda w: SPLIT.format(**probe_subset(w)),
-        indices=ancient(lambda w: INDICES.format(**probe_subset(w))),
-        encoder=measured_encoder,
-        encoder_weights=ancient(lambda w: weights_of(measured_encoder(w))),
-        reference=reference_encoder,
-        reference_weights=ancient(lambda w: weights_of(reference_encoder(w))),
+        split=probe_split,
+        indices=ancient(lambda w: indices_of(probe_split(w))),
+        encoder=lambda w: file_of(measured(w), "record"),
+        encoder_weights=ancient(lambda w: file_of(measured(w), "weights")),
+        reference=lambda w: file_of(reference(w), "record"),
+        reference_weights=ancient(lambda w: file_of(reference(w), "weights")),
     output:
         metrics=GEOMETRY,
-        arrays=GEOMETRY.replace(".json", ".npz"),
+        arrays=ARRAYS,
     log:
-        f"{LOG}/geometry/{{encoder}}.log",
+        log_of("geometry", "{encoder}"),
     benchmark:
-        f"{BENCHMARK}/geometry/{{encoder}}.jsonl"
+        benchmark_of("geometry", "{encoder}")
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: work.geometry_work(STUDY)),
+        **request(lambda w: workload.geometry_workload(STUDY)),
         gpu=GPUS,
     params:
-        spec=spec("geometry", lambda w: grid.geometry_spec(STUDY, ALL_ENCODERS[w.encoder])),
+        spec=spec("geometry", lambda w: specs.geometry_spec(STUDY, ALL_ENCODERS[w.encoder])),
     shell:
         "exec python -m viny geometry --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"

@@ -5,34 +5,31 @@
 rule intermediate:
     """Train a pre-trained (or, for size 0, a random) encoder on an intermediate task."""
     input:
-        manifest=MANIFEST.format(pack="{task}"),
-        images=ancient(MANIFEST.format(pack="{task}").replace("manifest.json", "images.npy")),
-        split=SPLIT.format(part="intermediate", subset="{task}"),
-        indices=ancient(INDICES.format(part="intermediate", subset="{task}")),
-        parent=pretrained,
-        parent_weights=ancient(lambda w: weights_of(pretrained(w))),
+        manifest=below(layout.MANIFEST, pack="{task}"),
+        images=ancient(below(layout.IMAGES, pack="{task}")),
+        split=below(layout.SPLIT, part="intermediate", subset="{task}"),
+        indices=ancient(below(layout.INDICES, part="intermediate", subset="{task}")),
+        parent=lambda w: file_of(pretraining_of(w), "record"),
+        parent_weights=ancient(lambda w: file_of(pretraining_of(w), "weights")),
     output:
-        weights=f"{ADAPTED}/encoder.safetensors",
-        record=f"{ADAPTED}/encoder.json",
-        curve=f"{ADAPTED}/curve.csv",
-        run=f"{ADAPTED}/run.json",
+        **TRAINED["intermediate"],
     log:
-        f"{LOG}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.log",
+        log_of("intermediate", "{task}", layout.SUBSET),
     benchmark:
-        f"{BENCHMARK}/intermediate/{{task}}/size-{{size}}_seed-{{seed}}.jsonl"
+        benchmark_of("intermediate", "{task}", layout.SUBSET)
     priority: 1
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: work.intermediate_work(STUDY, w.task, IMAGES.get(w.task))),
+        **request(lambda w: workload.intermediate_workload(STUDY, w.task, IMAGE_COUNTS.get(w.task))),
         gpu=GPUS,
     params:
         spec=spec(
             "intermediate",
-            lambda w: grid.intermediate_spec(STUDY, w.task, int(w.size), int(w.seed)),
+            lambda w: specs.intermediate_spec(STUDY, w.task, int(w.size), int(w.seed)),
         ),
-        checkpoints=ADAPTED.replace(ROOT, CHECKPOINTS),
+        checkpoints=checkpoints_of("intermediate"),
     shell:
         "exec python -m viny intermediate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"

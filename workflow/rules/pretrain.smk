@@ -1,35 +1,30 @@
 # in:  packs/pretrain, splits/pretrain/size-<n>_seed-<s>
 # out: pretrain/size-<n>_seed-<s>/{encoder.safetensors, encoder.json, curve.csv, run.json}
 
-PRETRAIN_SUBSET = {"part": "pretrain", "subset": "size-{size}_seed-{seed}"}
-
 
 rule pretrain:
     """Pre-train an encoder with SimMIM on a subset of the unlabelled images."""
     input:
-        manifest=MANIFEST.format(pack="pretrain"),
-        images=ancient(MANIFEST.format(pack="pretrain").replace("manifest.json", "images.npy")),
-        split=SPLIT.format(**PRETRAIN_SUBSET),
-        indices=ancient(INDICES.format(**PRETRAIN_SUBSET)),
+        manifest=below(layout.MANIFEST, pack="pretrain"),
+        images=ancient(below(layout.IMAGES, pack="pretrain")),
+        split=below(layout.SPLIT, part="pretrain", subset=layout.SUBSET),
+        indices=ancient(below(layout.INDICES, part="pretrain", subset=layout.SUBSET)),
     output:
-        weights=f"{PRETRAINED}/encoder.safetensors",
-        record=f"{PRETRAINED}/encoder.json",
-        curve=f"{PRETRAINED}/curve.csv",
-        run=f"{PRETRAINED}/run.json",
+        **TRAINED["pretrain"],
     log:
-        f"{LOG}/pretrain/size-{{size}}_seed-{{seed}}.log",
+        log_of("pretrain", layout.SUBSET),
     benchmark:
-        f"{BENCHMARK}/pretrain/size-{{size}}_seed-{{seed}}.jsonl"
+        benchmark_of("pretrain", layout.SUBSET)
     priority: 2  # the longest jobs first
     conda:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: work.pretrain_work(STUDY, int(w.size))),
+        **request(lambda w: workload.pretrain_workload(STUDY, int(w.size))),
         gpu=GPUS,
     params:
-        spec=spec("pretrain", lambda w: grid.pretrain_spec(STUDY, int(w.size), int(w.seed))),
-        checkpoints=PRETRAINED.replace(ROOT, CHECKPOINTS),
+        spec=spec("pretrain", lambda w: specs.pretrain_spec(STUDY, int(w.size), int(w.seed))),
+        checkpoints=checkpoints_of("pretrain"),
     shell:
         "exec python -m viny pretrain --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"

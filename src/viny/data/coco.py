@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from viny.data.folders import few, images_below, name_below
-from viny.errors import InputError
-from viny.files import atomic_path, folder_beside
-from viny.settings import BACKGROUNDS, IGNORE, MAX_CLASSES
+from viny.data.masks import BACKGROUNDS, IGNORE, MAX_CLASSES
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, folder_beside
 
 LEGEND = "classes.csv"  # lines of value,name beside the masks
 NAME = 40  # letters of a class's name

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from viny.errors import InputError
-from viny.settings import IGNORE, value_name
+from viny.data.masks import IGNORE, value_name
+from viny.runtime.errors import InputError
 
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 # No others: Pillow would hand EPS to Ghostscript, and would read containers that refer to other files.
@@ -247,7 +247,7 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool 
         path: an image of one channel, of a palette (whose indices count), of equal channels, or of colours.
         size: side wanted, pixels (S).
         values: class index, or IGNORE, of each value that the file may hold; of each colour, see
-            `viny.settings.value_number`. In a file of one bit a pixel, set pixels are 255 where that is known and
+            `viny.data.masks.value_number`. In a file of one bit a pixel, set pixels are 255 where that is known and
             1 is not.
         colours: whether values are colours.
         fit: how it becomes a square, see `squared`; bars are ignored.

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from viny.data.decoding import HASH, short_sha256
-from viny.errors import InputError
-from viny.files import array_sha256, digest, read_json
-from viny.processes import unfinished
+from viny.runtime.errors import InputError
+from viny.runtime.files import array_sha256, digest, read_json
+from viny.runtime.processes import unfinished
 
 FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy

@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
+from viny.data.masks import BACKGROUNDS
 from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
-from viny.errors import InputError
-from viny.files import array_sha256, atomic_path, folder_beside, write_json
-from viny.processes import remove_leftovers, unfinished
-from viny.settings import BACKGROUNDS
+from viny.runtime.errors import InputError
+from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
+from viny.runtime.processes import remove_leftovers, unfinished
+from viny.runtime.provenance import Provenance
 
 ASPECTS = {
     "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
@@ -164,7 +165,7 @@ def _fill(count: int, threads: int, work: Callable[[range], None], what: str) ->
             raise
 
 
-def _pack_files(
+def pack_files(
     listing: Listing, spec: Mapping[str, Any], folder: Path, threads: int
 ) -> tuple[Arrays, list[str], dict[str, Any]]:
     """Pack a listed data set: its arrays, the names of its images, and what the manifest says beside these."""
@@ -244,7 +245,7 @@ def _tolerate(refused: Mapping[int, BadFileError], count: int, spec: Mapping[str
 
 
 def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tuple[Arrays, list[str], dict[str, Any]]:
-    from viny.data.synthetic import KINDS, SCENES, SEGMENTATION_CLASSES, render
+    from viny.data.synthetic import KINDS, SCENES, SEGMENTATION_CLASSES, is_held_out, render
 
     count, size, stream = spec["count"], spec["size"], spec["stream"]
     scenes = stream == "scenes"
@@ -259,8 +260,7 @@ def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tupl
             arrays.put("masks", i, mask)
             arrays["shapes"][i] = (size, size)
             arrays["labels"][i] = scene if scenes else kind
-            # One in five is held out, in runs that take every class.
-            arrays["parts"][i] = i * 5 // count == 4
+            arrays["parts"][i] = is_held_out(i, count)
             greys[at] = small_grey(image)
         arrays["images.phash"][chunk.start : chunk.stop] = perceptual_hashes(greys)
 
@@ -273,7 +273,7 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
 
     Args:
         spec: source, path, size, resize, and for files on_bad_image and all_background, see
-            `viny.cells.pack_spec`; for the synthetic source seed, stream, count.
+            `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
         folder: an existing folder to fill.
         threads: workers.
 
@@ -293,7 +293,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
     else:
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
-        arrays, names, more = _pack_files(list_source(spec), spec, folder, threads)
+        arrays, names, more = pack_files(list_source(spec), spec, folder, threads)
     manifest = {
         "format": FORMAT,
         "source": spec["source"],
@@ -331,6 +331,27 @@ def _fault(folder: Path) -> str | None:
     except InputError as error:
         return str(error)
     return None
+
+
+def pack(spec: Mapping[str, Any], *, store: Path, manifest: Path, threads: int = 1) -> None:
+    """Decode a data set once into memory-mapped arrays.
+
+    Args:
+        spec: see `viny.study.specs.pack_spec`.
+        store: folder of all packs.
+        manifest: JSON to write, the study's copy of the pack's.
+        threads: CPU threads.
+
+    Raises:
+        InputError: as `build_pack`.
+    """
+    provenance = Provenance()
+    folder = pack_into_store(spec, store, manifest, threads)
+    made = read_json(manifest, "a pack manifest")
+    print(f"{folder}: {describe(made)}")
+    # In the log alone: a manifest holds nothing but what the images determine.
+    hashes = {"spec": digest(dict(spec)), "pack": made["sha256"]}
+    print(json.dumps(provenance.finish(threads=threads, hashes=hashes), sort_keys=True))
 
 
 def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, threads: int) -> Path:

@@ -25,7 +25,7 @@ from viny.data.folders import (
     split_by_file,
 )
 from viny.data.pack import TEST, TRAIN
-from viny.errors import InputError
+from viny.runtime.errors import InputError
 
 
 @dataclass
@@ -237,7 +237,7 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     """A folder of the user's own: images, images with masks, or images in class folders, as `spec['holds']` says.
 
     Args:
-        spec: see `viny.cells.pack_spec`.
+        spec: see `viny.study.specs.pack_spec`.
 
     Raises:
         InputError: see `viny.data.folders`.
@@ -325,7 +325,7 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     """List the images of a data set on disk.
 
     Args:
-        spec: see `viny.cells.pack_spec`; of a source that is not 'synthetic'.
+        spec: see `viny.study.specs.pack_spec`; of a source that is not 'synthetic'.
 
     Raises:
         InputError: a file or folder is missing; says which, what is expected, and how to get it.
@@ -333,21 +333,3 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     if spec["source"] == "folder":
         return list_folder(spec)
     return LISTERS[spec["source"]](Path(spec["path"]))
-
-
-def count_images(spec: Mapping[str, Any]) -> int | None:
-    """Images that a pack would hold (see `viny.cells.pack_spec`), or None where its source is not on disk yet.
-
-    Raises:
-        InputError: a folder of the user's own is there, and something in it is not as it must be.
-    """
-    if spec["source"] == "synthetic":
-        return spec["count"]
-    if spec["source"] == "folder" and not Path(spec["path"]).is_dir():
-        return None
-    try:
-        return len(list_source(spec).images)
-    except InputError:
-        if spec["source"] == "folder":
-            raise
-        return None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from viny.data.folders import rank
-from viny.data.pack import TEST, TRAIN, Pack
-from viny.errors import InputError
-from viny.files import array_sha256, atomic_path, read_json, write_json
+from viny.data.pack import TEST, TRAIN, Pack, open_pack
+from viny.runtime.errors import InputError
+from viny.runtime.files import array_sha256, atomic_path, digest, read_json, write_json
+from viny.runtime.provenance import Provenance
 
 LISTS = ("train", "test")  # that every split has
 
@@ -110,6 +113,28 @@ def task_split(
     if pack.parts is None:
         raise InputError(f"{pack.folder}: source '{pack.manifest['source']}' has no train and test parts")
     return {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}
+
+
+def cut(spec: Mapping[str, Any], *, manifest: Path, record: Path, indices: Path) -> None:
+    """Write the index lists of one subset and its test set.
+
+    Args:
+        spec: see `viny.study.specs.split_spec`.
+        manifest: of the pack.
+        record: JSON to write.
+        indices: npz to write, the index lists.
+
+    Raises:
+        InputError: the pack is missing or damaged, or has too few images.
+    """
+    provenance = Provenance()
+    pack = open_pack(manifest)
+    wanted = {key: value for key, value in spec.items() if key not in ("code", "kind")}
+    make = {"pretrain": pretrain_split, "finetune": finetune_split, "task": task_split}[spec["kind"]]
+    write_split(record, indices, make(pack, **wanted), {"spec": dict(spec), "pack_sha256": pack.sha256})
+    # In the log alone: a split's record is the same on every machine.
+    hashes = {"spec": digest(dict(spec)), "pack": pack.sha256}
+    print(json.dumps(provenance.finish(seed=spec.get("seed"), hashes=hashes), sort_keys=True))
 
 
 def write_split(record_path: Path, indices_path: Path, split: dict[str, np.ndarray], about: dict[str, Any]) -> None:

@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from viny.cells import mask_coding
 from viny.data.decoding import FORMATS, BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import few
-from viny.errors import InputError
-from viny.settings import IGNORE, MAX_CLASSES, value_name, value_number
+from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
+from viny.runtime.errors import InputError
 
 LOOKED_AT = 200  # files of a folder that are opened
 PIXELS = 400e6  # of all masks that are opened: fewer where they are large

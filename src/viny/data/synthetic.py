@@ -35,6 +35,11 @@ _TAU = 2 * math.pi
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+def is_held_out(index: int, count: int) -> bool:
+    """Whether an image of `count` is not for training: one in five, in a run that takes every class."""
+    return index * 5 // count == 4
+
+
 def render(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Image `index` of `stream`: what it shows, where the object is, on which ground, of which kind.
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from viny.cells import pack_manifest, searched_packs, searched_splits, split_record
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.files import atomic_path
+from viny.runtime.files import atomic_path
+from viny.study.layout import pack_manifest, split_record
+from viny.study.specs import searched_packs, searched_splits
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
 BLOCK = 1 << 22  # pairs that are compared at a time: 32 MB of differences
@@ -103,15 +104,15 @@ def _among(rows: np.ndarray, tests: np.ndarray, splits: Iterable[Mapping[str, np
     return found
 
 
-def write_duplicates(spec: Mapping[str, Any], root: Path, out: Path) -> None:
-    """Search a study's training images for its segmentation test images.
+def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+    """Look for training images among the test images.
 
     Roles are 'pretrain', the whole pre-training pack; each intermediate task, the images that it trains on;
     and 'finetune': under a fixed test set the pool that labelled images of any number are cut from, under a
     moving one the images that a cell trains on, against the test images of the same cell.
 
     Args:
-        spec: see `viny.cells.duplicates_spec`.
+        spec: see `viny.study.specs.duplicates_spec`.
         root: the study's folder.
         out: folder for duplicates.csv (a pair a line) and duplicates.md (their counts).
 

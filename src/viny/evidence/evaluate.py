@@ -11,28 +11,20 @@ import torch
 from torch import Tensor
 
 from viny.data.augment import Draws, flip, labelled_images
+from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.errors import InputError
-from viny.evidence.metrics import confusion_matrices, summarise
-from viny.files import atomic_path, digest, write_json
-from viny.learning.batches import Rows
+from viny.evidence.metrics import summarise
+from viny.learning.batches import PackSubset
+from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
 from viny.learning.objectives import Segmentation
-from viny.learning.stages import make_segmentation, new_encoder, read_weights
-from viny.learning.train import Machine
-from viny.provenance import Record
-from viny.seeds import generator
-from viny.settings import BATCH, batch_of_masks
-
-
-def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
-    """A fine-tuned model, ready to predict, and its record."""
-    tensors, record = read_weights(record_path)
-    spec = record["spec"]
-    model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
-    model.load_state_dict(tensors)
-    return model.eval(), record
+from viny.learning.settings import BATCH, batch_of_masks
+from viny.learning.weights import load_segmentation
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, digest, write_json
+from viny.runtime.provenance import Provenance
+from viny.runtime.seeds import generator
 
 
 def draws_of_test_images(spec: Mapping[str, Any], count: int) -> Draws | None:
@@ -66,7 +58,10 @@ def predict(
     """
     model.to(machine.device)
     model.encoder.set_fused_attention(machine.fused_attention)
-    images, masks = Rows(pack, "images", indices, machine.device), Rows(pack, "masks", indices, machine.device)
+    images, masks = (
+        PackSubset(pack, "images", indices, machine.device),
+        PackSubset(pack, "masks", indices, machine.device),
+    )
     truths, guesses = [], []
     for positions in torch.arange(len(indices)).split(batch_of_masks(model.classes)):
         here = draws.at(positions) if draws is not None else None
@@ -80,64 +75,65 @@ def predict(
     return torch.cat(truths), torch.cat(guesses)
 
 
-def run_evaluate(
+def evaluate(
     spec: Mapping[str, Any],
+    *,
     manifest: Path,
     split: Path,
     indices: Path,
-    record_path: Path,
-    metrics_path: Path,
-    confusion_path: Path,
-    threads: int,
+    model: Path,
+    metrics: Path,
+    confusion: Path,
+    threads: int = 1,
 ) -> None:
-    """Evaluate one cell.
+    """Evaluate a fine-tuned model on its test images.
 
     Args:
-        spec: see `viny.cells.evaluate_spec`.
+        spec: see `viny.study.specs.evaluate_spec`.
         manifest: of the segmentation pack.
         split: record of the cell's split.
         indices: index lists of the cell's split.
-        record_path: record of the fine-tuned weights.
-        metrics_path: JSON to write.
-        confusion_path: npz to write: confusion [N, C, C] (true class first), indices [N] in the pack.
+        model: record of the fine-tuned weights.
+        metrics: JSON to write.
+        confusion: npz to write: confusion [N, C, C] (true class first), indices [N] in the pack.
         threads: CPU threads.
 
     Raises:
         InputError: an input is missing, damaged, or of another cell.
     """
-    provenance = Record()
+    provenance = Provenance()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(manifest, node_local=True)
     test = read_split(split, indices, pack)["test"]
-    model, record = load_segmentation(record_path)
+    fitted, record = load_segmentation(model)
     if record["spec"]["cell"] != spec["cell"]:
-        raise InputError(f"{record_path}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
+        raise InputError(f"{model}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
     if record["pack_sha256"] != pack.sha256:
-        raise InputError(f"{record_path}: was trained on another pack than {manifest}; rerun its fine-tuning")
+        raise InputError(f"{model}: was trained on another pack than {manifest}; rerun its fine-tuning")
     draws = draws_of_test_images(spec, len(test))
-    truth, guess = predict(model, pack, test, record["spec"]["normalise"], draws, machine)
+    truth, guess = predict(fitted, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]
     parts = [
         confusion_matrices(t, g, len(names)).numpy().astype(np.int32)
         for t, g in zip(truth.split(BATCH), guess.split(BATCH), strict=True)
     ]
-    confusion = np.concatenate(parts)  # [N, C, C]
-    metrics = summarise(confusion, names, pack.manifest.get("border_class"))
-    metrics["miou"] = metrics[f"miou_{spec['switches']['miou']}"]
-    with atomic_path(confusion_path) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=confusion, indices=test)
+    matrices = np.concatenate(parts)  # [N, C, C]
+    found = summarise(matrices, names, pack.manifest.get("border_class"))
+    found["miou"] = found[f"miou_{spec['switches']['miou']}"]
+    with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
+        np.savez_compressed(f, confusion=matrices, indices=test)
     write_json(
-        metrics_path,
+        metrics,
         {
             "study": spec["study"],
             "protocol": spec["protocol"],
             "switches": spec["switches"],
             "note": spec["note"],
             "cell": spec["cell"],
-            "metrics": metrics,
+            "metrics": found,
             "miou_is": spec["switches"]["miou"],
             "test_images": len(test),
-            "parameters": count_parameters(model),
+            "parameters": count_parameters(fitted),
             "train": record["spec"]["train"],
             "hashes": {
                 "spec": digest(dict(spec)),
@@ -155,6 +151,21 @@ def run_evaluate(
             ),
         },
     )
-    print(
-        f"{spec['cell']['name']}: mIoU {100 * metrics['miou']:.2f} %, accuracy {100 * metrics['pixel_accuracy']:.2f} %"
-    )
+    print(f"{spec['cell']['name']}: mIoU {100 * found['miou']:.2f} %, accuracy {100 * found['pixel_accuracy']:.2f} %")
+
+
+def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Confusion matrices, one an image.
+
+    Args:
+        truth: integer [B, H, W], each in 0 to classes - 1, or IGNORE for a pixel that does not count.
+        predicted: likewise, but always a class.
+        classes: C.
+
+    Returns:
+        int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
+    """
+    b = len(truth)
+    image = torch.arange(b, device=truth.device).view(b, 1, 1)
+    code = (image * classes + truth.long()) * classes + predicted.long()
+    return torch.bincount(code[truth != IGNORE], minlength=b * classes * classes).view(b, classes, classes)

@@ -5,27 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from viny.settings import IGNORE
-
-
-def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Confusion matrices, one an image.
-
-    Args:
-        truth: integer [B, H, W], each in 0 to classes - 1, or IGNORE for a pixel that does not count.
-        predicted: likewise, but always a class.
-        classes: C.
-
-    Returns:
-        int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
-    """
-    b = len(truth)
-    image = torch.arange(b, device=truth.device).view(b, 1, 1)
-    code = (image * classes + truth.long()) * classes + predicted.long()
-    return torch.bincount(code[truth != IGNORE], minlength=b * classes * classes).view(b, classes, classes)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:

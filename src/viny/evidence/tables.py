@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from viny.errors import InputError
-from viny.files import atomic_path, read_json
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, read_json
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
 GROUP = KEYS[:3]
@@ -66,7 +66,7 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
     if not rows:
         raise InputError("no metric files given; evaluate at least one cell first")
     frame = pd.DataFrame(rows, columns=[*BEFORE, *metrics, *AFTER])
-    return _sort(frame.astype(dict.fromkeys(metrics, float)))
+    return in_order(frame.astype(dict.fromkeys(metrics, float)))
 
 
 def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
@@ -103,7 +103,7 @@ def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None
     return row, metrics
 
 
-def _sort(frame: pd.DataFrame) -> pd.DataFrame:
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows by intermediate ('none' first), then sizes, then seed; as far as the frame has these."""
 
     def key(column: pd.Series) -> pd.Series:
@@ -112,7 +112,7 @@ def _sort(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values([k for k in ORDER if k in frame], key=key, ignore_index=True)
 
 
-def _check(frame: pd.DataFrame) -> None:
+def check_cells(frame: pd.DataFrame) -> None:
     """Refuse what statistics over seeds would pool in silence: several studies, or a cell twice."""
     for column in ("study", "protocol", "miou_is"):
         if column in frame and frame[column].nunique() > 1:
@@ -136,13 +136,13 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         metric <metric>_mean, _sd (ddof=1; NaN for one seed) and _se = sd / sqrt(n), all fractions. A seed
         whose metric is undefined (NaN) does not count towards that metric's three.
     """
-    _check(frame)
+    check_cells(frame)
     metrics = [c for c in frame.columns if c not in (*BEFORE, *AFTER)]
     groups = frame.groupby(GROUP)
     table = groups[metrics].agg(list(STATISTICS))
     table.columns = [f"{metric}_{STATISTICS[name]}" for metric, name in table.columns]
     table.insert(0, "n", groups.size())
-    return _sort(table.reset_index())
+    return in_order(table.reset_index())
 
 
 def paired_differences(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
@@ -156,7 +156,7 @@ def paired_differences(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFram
         `KEYS` and difference, the fraction with the task minus that without; a row for each task and each
         (pretrain_size, finetune_size, seed) for which both are there.
     """
-    _check(frame)
+    check_cells(frame)
     cells = frame[[*KEYS, metric]].dropna(subset=metric)
     is_none = cells["intermediate"] == "none"
     pairs = cells[~is_none].merge(
@@ -165,7 +165,7 @@ def paired_differences(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFram
         suffixes=("", "_none"),
         validate="many_to_one",
     )
-    return _sort(pairs[KEYS].assign(difference=pairs[metric] - pairs[f"{metric}_none"]))
+    return in_order(pairs[KEYS].assign(difference=pairs[metric] - pairs[f"{metric}_none"]))
 
 
 def paper_table(frame: pd.DataFrame, which: str) -> pd.DataFrame:

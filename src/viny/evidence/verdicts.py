@@ -17,7 +17,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from viny.evidence.metrics import iou
-from viny.evidence.statistics import ALPHA, LEVEL, counted, describe, overall, read_confusion
+from viny.evidence.statistics.effects import ALPHA, LEVEL, counted, describe, overall, read_confusion
 
 ASSURANCE = 0.8  # how often the advised seeds bring an interval within the target
 MOST_SEEDS = 20  # beyond which more seeds are no advice

@@ -14,13 +14,13 @@ from torch import Tensor
 from viny.data import augment
 from viny.data.pack import Pack
 from viny.learning.objectives import draw_patch_mask, mixup
-from viny.settings import IN_MEMORY
+from viny.learning.settings import IN_MEMORY
 
 # (positions in the training list [B], generator of the step) -> what the objective's loss takes
 BatchMaker = Callable[[Tensor, torch.Generator], Any]
 
 
-class Rows:
+class PackSubset:
     """Rows of a pack's array, chosen by an index list, gathered by position, and checked when first read.
 
     Args:
@@ -60,7 +60,7 @@ def simmim_batches(
     device: torch.device,
 ) -> BatchMaker:
     """Random crops, flips, ImageNet normalisation, and a patch mask an image."""
-    images = Rows(pack, "images", indices, device)
+    images = PackSubset(pack, "images", indices, device)
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def class_batches(
     With `shuffle`, every image gets the class of another one at random, the same in all epochs: labels without a
     meaning, of the same frequencies (Zhang et al. 2017, arXiv 1611.03530).
     """
-    images = Rows(pack, "images", indices, device)
+    images = PackSubset(pack, "images", indices, device)
     labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()
     if shuffle is not None:
         labels = labels[torch.randperm(len(labels), generator=shuffle)]
@@ -121,8 +121,8 @@ def mask_batches(
     pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device
 ) -> BatchMaker:
     """Flips of image and mask together, contrast jitter and normalisation of the image."""
-    images = Rows(pack, "images", indices, device)
-    masks = Rows(pack, "masks", indices, device)
+    images = PackSubset(pack, "images", indices, device)
+    masks = PackSubset(pack, "masks", indices, device)
 
     def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draws = augmentation.draws(positions, generator)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from viny.files import atomic_path, canonical_json, digest
+from viny.runtime.files import atomic_path, canonical_json, digest
 
 KEPT = 2  # checkpoints of a run; the older one stands in if the newer one is damaged
 

@@ -7,23 +7,15 @@ same from the same weights; it is not used here because importing it takes as lo
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from viny.errors import InputError
-from viny.files import atomic_path
-from viny.settings import ModelSettings
+from viny.learning.settings import ModelSettings
 
 VINY = ModelSettings()
 VINY_PARAMETERS = 4_843_138  # with a 2-way head, as the paper counts them
@@ -232,31 +224,3 @@ def assert_paper_size() -> None:
     with torch.device("meta"):
         count = count_parameters(ViNy(VINY, num_classes=2))
     assert count == VINY_PARAMETERS, f"ViNy has {count:,} parameters with a 2-way head, not {VINY_PARAMETERS:,}"
-
-
-def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Write tensors and JSON metadata as one safetensors file, whole or not at all; returns its sha256."""
-    flat = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    content = save(flat, {"viny": json.dumps(metadata, sort_keys=True)})
-    with atomic_path(path) as tmp:
-        # Written by Python, whose errors name their cause; the library's own writer wraps them all in one type.
-        tmp.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_weights` wrote.
-
-    Raises:
-        InputError: the file is missing, cut short, or not ours.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such weights file; run the stage that writes it")
-    try:
-        with safe_open(path, framework="pt") as f:
-            metadata = json.loads((f.metadata() or {})["viny"])
-            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118, safe_open is no mapping
-    except Exception as error:  # safetensors raises its own type for each kind of damage
-        raise InputError(
-            f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"
-        ) from error

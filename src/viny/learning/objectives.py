@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viny.data.augment import to_device
+from viny.data.masks import IGNORE
 from viny.learning.model import ViNy, patchify, unpatchify
-from viny.settings import IGNORE
 
 
 def draw_patch_mask(count: int, patches: int, ratio: float, generator: torch.Generator) -> Tensor:

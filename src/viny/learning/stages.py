@@ -2,124 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from viny.data.augment import Draws, labelled_images
+from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.errors import InputError
-from viny.files import digest, read_json, write_json
 from viny.learning.batches import (
     BatchMaker,
     LabelledAugmentation,
-    Rows,
+    PackSubset,
     class_batches,
     mask_batches,
     simmim_batches,
 )
 from viny.learning.checkpoint import Checkpoints
-from viny.learning.model import (
-    VINY,
-    ViNy,
-    assert_paper_size,
-    count_parameters,
-    load_weights,
-    save_weights,
-)
-from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
-from viny.learning.train import Machine, fit
-from viny.processes import claimed
-from viny.provenance import Record
-from viny.seeds import derive, generator
-from viny.settings import BATCH, IGNORE, ModelSettings, TrainSettings
+from viny.learning.machine import Machine
+from viny.learning.model import ViNy, count_parameters
+from viny.learning.objectives import Classification, PatchClassification, SimMIM
+from viny.learning.settings import BATCH, TrainSettings
+from viny.learning.train import fit
+from viny.learning.weights import load_encoder, make_segmentation, new_encoder, read_weights, save_weights
+from viny.runtime.claims import claim_beside, claimed
+from viny.runtime.errors import InputError
+from viny.runtime.files import digest, read_json, write_json
+from viny.runtime.provenance import Provenance
+from viny.runtime.seeds import derive, generator
 
 CHECKPOINT_MINUTES = 5.0
-
-
-@dataclass(frozen=True)
-class StageFiles:
-    """A training stage's files.
-
-    `parent` is the record of the weights it starts from, None for none; `checkpoints` the folder that a
-    stopped run goes on from, None for none.
-    """
-
-    manifest: Path
-    split: Path
-    indices: Path
-    parent: Path | None
-    weights: Path
-    record: Path
-    curve: Path
-    run: Path
-    checkpoints: Path | None = None
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def weights_beside(record: Path) -> Path:
-    """The weights file that a record describes."""
-    return record.with_suffix(".safetensors")
-
-
-def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and their record, after a check of the file's hash.
-
-    Raises:
-        InputError: missing, damaged, or not the file that the record describes.
-    """
-    record = read_json(record_path, "a weights record")
-    path = weights_beside(record_path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")
-    found = file_sha256(path)
-    if found != record["weights_sha256"]:
-        raise InputError(
-            f"{path}: content differs from {record_path} (sha256 {found[:12]}, expected "
-            f"{record['weights_sha256'][:12]}); delete both and rerun"
-        )
-    return load_weights(path)[0], record
-
-
-def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
-    """A randomly initialised encoder; the same for every cell of a seed."""
-    settings = ModelSettings(**model)
-    if settings == VINY:
-        assert_paper_size()
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, "encoder"))
-        return ViNy(settings)
-
-
-def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
-    """Fill an encoder from another stage's weights; returns that stage's record.
-
-    Raises:
-        InputError: the weights are of a model of other dimensions.
-    """
-    tensors, record = read_weights(record_path)
-    mine = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    try:
-        encoder.load_state_dict(mine)
-    except RuntimeError as error:
-        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
-    return record
-
-
-def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int) -> Segmentation:
-    return Segmentation(encoder, classes, spec["segmentation_loss"], spec["class_token"])
 
 
 def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
@@ -163,9 +81,9 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, BatchMaker]]] = {
 def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine) -> float:
     """Share of held-out images, or of their patches, whose class an intermediate task's model finds."""
     objective.eval()
-    images = Rows(pack, "images", indices, machine.device)
+    images = PackSubset(pack, "images", indices, machine.device)
     patches = isinstance(objective, PatchClassification)
-    targets = Rows(pack, "masks" if patches else "labels", indices, machine.device)
+    targets = PackSubset(pack, "masks" if patches else "labels", indices, machine.device)
     hits = []
     for positions in torch.arange(len(indices)).split(BATCH):
         with machine.autocast():
@@ -178,37 +96,70 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
     return float(torch.cat(hits).mean())
 
 
-def run_stage(
-    spec: Mapping[str, Any], files: StageFiles, threads: int, checkpoint_minutes: float = CHECKPOINT_MINUTES
+class _Files(NamedTuple):
+    manifest: Path
+    split: Path
+    indices: Path
+    parent: Path | None
+    weights: Path
+    record: Path
+    curve: Path
+    run: Path
+    checkpoints: Path | None
+
+
+def train(
+    spec: Mapping[str, Any],
+    *,
+    manifest: Path,
+    split: Path,
+    indices: Path,
+    parent: Path | None = None,
+    weights: Path,
+    record: Path,
+    curve: Path,
+    run: Path,
+    checkpoints: Path | None = None,
+    checkpoint_minutes: float | None = None,
+    threads: int = 1,
 ) -> None:
-    """Train one stage and write its weights, their record, its learning curve and its provenance.
+    """Pre-train an encoder, train it on an intermediate task, or fine-tune it for segmentation, as the spec says.
 
     Weights, record and split depend on the settings, the data and the machine's arithmetic alone; when and
     where the job ran stands in the provenance, apart. A run that was stopped goes on from its checkpoint.
 
     Args:
-        spec: see `viny.cells.pretrain_spec`, `intermediate_spec`, `finetune_spec`.
-        files: inputs and outputs.
+        spec: see `viny.study.specs.training_spec`.
+        manifest: of the pack.
+        split: record of the split.
+        indices: index lists of the split.
+        parent: record of the weights to start from; none: random ones.
+        weights: safetensors to write.
+        record: JSON to write beside the weights.
+        curve: CSV to write, the learning curve.
+        run: JSON to write, the provenance.
+        checkpoints: folder that a stopped run goes on from; none: it cannot.
+        checkpoint_minutes: between two checkpoints; none: $VINY_CHECKPOINT_MINUTES, else 5.
         threads: CPU threads.
-        checkpoint_minutes: between two checkpoints.
 
     Raises:
         InputError: an input is missing, damaged, or does not fit.
         TrainingError: the loss diverged.
         Stopped: a signal came.
     """
-    if files.checkpoints is None:
-        _run_stage(spec, files, threads, checkpoint_minutes, False)
+    files = _Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints)
+    if checkpoint_minutes is None:
+        checkpoint_minutes = float(os.environ.get("VINY_CHECKPOINT_MINUTES") or CHECKPOINT_MINUTES)
+    if checkpoints is None:
+        _train(spec, files, threads, checkpoint_minutes, False)
         return
     # A job whose driver died may still be at work when the next driver starts the same job.
-    with claimed(files.checkpoints.with_name(f"{files.checkpoints.name}.claim"), spec["stage"]) as waited:
-        _run_stage(spec, files, threads, checkpoint_minutes, waited)
+    with claimed(claim_beside(checkpoints), spec["stage"]) as waited:
+        _train(spec, files, threads, checkpoint_minutes, waited)
 
 
-def _run_stage(
-    spec: Mapping[str, Any], files: StageFiles, threads: int, checkpoint_minutes: float, another: bool
-) -> None:
-    provenance = Record()
+def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minutes: float, another: bool) -> None:
+    provenance = Provenance()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(files.manifest, node_local=True)
     split = read_split(files.split, files.indices, pack)
@@ -276,7 +227,7 @@ def _run_stage(
         checkpoints.remove()
 
 
-def _is_made(files: StageFiles, record: Mapping[str, Any]) -> bool:
+def _is_made(files: _Files, record: Mapping[str, Any]) -> bool:
     """Whether every output is there and is what this run would make."""
     try:
         made = read_weights(files.record)[1]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +13,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from viny.errors import InputError
-from viny.files import atomic_path
 from viny.learning.batches import BatchMaker
 from viny.learning.checkpoint import Checkpoints, Progress
-from viny.processes import Stopped, on_stop
-from viny.seeds import generator
-from viny.settings import TrainSettings
+from viny.learning.gradients import Gradients
+from viny.learning.machine import Machine
+from viny.learning.settings import TrainSettings
+from viny.runtime.errors import TrainingError
+from viny.runtime.files import atomic_path
+from viny.runtime.seeds import generator
+from viny.runtime.signals import Stopped, on_stop
 
-LEAST_SHARD = 8  # images for which a thread of its own is worth while
 LOOK = 10.0  # seconds between two looks at the losses within an epoch, and between two lines in a log
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the message says at which stage, epoch and rate, and what to try."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and in which precision a job computes."""
-
-    device: torch.device
-    precision: str  # float32 or bfloat16
-
-    @classmethod
-    def choose(cls, device: str, precision: str, threads: int) -> Machine:
-        """Turn 'auto' into what this machine does best, and set PyTorch's thread count.
-
-        Raises:
-            InputError: a GPU is asked for and there is none.
-        """
-        torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise InputError("compute.device: 'cuda', but PyTorch finds no GPU here; use auto or cpu")
-        if precision == "auto":
-            precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
-        return cls(torch.device(device), precision)
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            yield
-
-    @property
-    def fused_attention(self) -> bool:
-        # Measured for 64 tokens: on a CPU one head after the other is a tenth faster in float32, and twice as
-        # fast in bfloat16, as PyTorch's fused kernel.
-        return self.device.type == "cuda"
-
-
-def computes_in_bfloat16(device: str) -> bool:
-    """Whether matrix products in bfloat16 are native, not emulated."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(flag is not None and flag() for flag in flags)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
@@ -134,7 +84,7 @@ def fit(
             epoch, started, done_before = progress.epoch, time.monotonic(), len(progress.losses)
             for group in optimizer.param_groups:
                 group["lr"] = rate(settings, epoch)
-            order = _order(count, settings.batch_size, seed, stage, epoch)
+            order = epoch_order(count, settings.batch_size, seed, stage, epoch)
             for step in range(done_before, len(order)):
                 draws = generator(seed, stage, epoch, step)
                 loss = _step(gradients, batches, optimizer, order[step], draws)
@@ -271,106 +221,9 @@ class _Report:
         print(f"{self.stage}: {where}, loss {loss:.4f}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
 
 
-def _order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:
+def epoch_order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:
     order = torch.randperm(count, generator=generator(seed, stage, epoch, "order"))
     return order.split(batch_size)
-
-
-class _Loss(nn.Module):
-    """An objective's loss as a module of its own, which PyTorch can make a CUDA graph of."""
-
-    def __init__(self, objective: nn.Module, machine: Machine) -> None:
-        super().__init__()
-        self.objective, self.machine = objective, machine
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        bfloat16 = self.machine.precision == "bfloat16"
-        with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-            return self.objective.loss(batch)
-
-
-def capture(objective: nn.Module, machine: Machine, batch: tuple[Tensor, ...]) -> nn.Module | None:
-    """A CUDA graph of an objective's forward and backward pass for batches of this shape.
-
-    A small transformer's step is hundreds of short kernels, whose launches take longer than they; a graph launches
-    them at once. The graph is held against the loss of the same batch without it, and None is returned, with a
-    line that says why, where they differ or no graph can be made.
-    """
-    plain = _Loss(objective, machine)
-    with torch.no_grad():
-        expected = float(plain(*batch))
-    try:
-        graph = torch.cuda.make_graphed_callables(plain, tuple(part.clone() for part in batch), allow_unused_input=True)
-        found = float(graph(*batch).detach())
-    except RuntimeError as error:
-        print(f"no CUDA graph ({error}); each operation is launched by itself", flush=True)
-        return None
-    if not math.isclose(found, expected, rel_tol=0.01, abs_tol=1e-4):
-        print(f"a CUDA graph gives loss {found:g}, not {expected:g}; each operation is launched by itself", flush=True)
-        return None
-    return graph
-
-
-class Gradients:
-    """Gradients of a batch's loss: on a GPU by a CUDA graph, on a CPU from one shard of the batch a thread.
-
-    The matrix products of a small transformer are too small to be worth sharing out among threads one by one; a
-    thread that takes some images through the whole model waits for the others once a step. The loss of every
-    objective is a mean over images, so the shards' gradients add up to the batch's, in the same order every time.
-    """
-
-    def __init__(self, objective: nn.Module, machine: Machine, batch_size: int) -> None:
-        self.objective, self.machine = objective, machine
-        self.parameters = list(objective.parameters())
-        threads = torch.get_num_threads() if machine.device.type == "cpu" else 1
-        self.batch_size = batch_size
-        self._graph: nn.Module | None = None
-        self._to_capture = machine.device.type == "cuda"
-        self.shards = max(1, min(threads, batch_size // LEAST_SHARD))
-        self._pool: ThreadPoolExecutor | None = None
-        if self.shards > 1:
-            # The number of threads within an operation is each thread's own; this one's stays as it is.
-            self._pool = ThreadPoolExecutor(self.shards, "shard", torch.set_num_threads, (threads // self.shards,))
-
-    def __enter__(self) -> Gradients:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def compute(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Fill the parameters' gradients; returns the loss, without its graph."""
-        if self._pool is None:
-            for parameter in self.parameters:
-                parameter.grad = None
-            if self._to_capture:
-                self._to_capture = False
-                if len(batch[0]) == self.batch_size:
-                    self._graph = capture(self.objective, self.machine, batch)
-            if self._graph is not None and len(batch[0]) == self.batch_size:
-                loss = self._graph(*batch)
-                loss.backward()
-                return loss.detach().clone()  # the next step writes where this one's is
-            with self.machine.autocast():
-                loss = self.objective.loss(batch)
-            loss.backward()
-            return loss.detach()
-        shards = list(zip(*(part.chunk(self.shards) for part in batch), strict=True))
-        losses, gradients = zip(*self._pool.map(partial(self._of_shard, count=len(batch[0])), shards), strict=True)
-        # None for what the loss does not use, such as the class token where there is none: no decay for it either.
-        used = [at for at, gradient in enumerate(gradients[0]) if gradient is not None]
-        total = [gradients[0][at] for at in used]
-        for other in gradients[1:]:
-            torch._foreach_add_(total, [other[at] for at in used])
-        for at, gradient in zip(used, total, strict=True):
-            self.parameters[at].grad = gradient
-        return torch.stack(losses).sum()
-
-    def _of_shard(self, shard: tuple[Tensor, ...], count: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        with self.machine.autocast():
-            loss = self.objective.loss(shard) * (len(shard[0]) / count)
-        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
 
 def _step(

@@ -1,0 +1,44 @@
+"""`viny advise`: what a study's results advise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from viny.commands.common import People, positive, settings_of
+
+
+def add(people: People) -> None:
+    """Its arguments."""
+    p = people.command(
+        "advise",
+        run,
+        "Say what a study's results advise: is pre-training worth it, how many more masks, does the task hurt?",
+        "viny advise results/demo",
+        "viny advise results/demo --minutes-per-mask 2 --target 0.5    # with the price of labels, to half a point",
+        "viny advise results/demo --json    # for programs",
+    )
+    p.add_argument("root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument("--study", type=Path, nargs="+", help="YAML files of its settings (default: its study.json)")
+    p.add_argument(
+        "--target",
+        type=positive(float),
+        default=1.0,
+        metavar="POINTS",
+        help="of mIoU, that an interval should reach to either side; a difference within it is small (default 1)",
+    )
+    p.add_argument("--minutes-per-mask", type=positive(float), metavar="MINUTES", help="that labelling an image takes")
+    p.add_argument("--json", action="store_true", help="print the advice as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from viny.tools.advice.advice import as_dict, show
+    from viny.tools.advice.adviser import advise
+
+    config = settings_of(args.study) if args.study else None
+    advice = advise(args.root, config, args.target, args.minutes_per_mask)
+    if args.json:
+        print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
+    else:
+        show(advice)

@@ -1,0 +1,38 @@
+"""`viny check`: whether study files fit, and what they expand to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from viny.commands.common import People, settings_of
+
+
+def add(people: People) -> None:
+    """Its arguments."""
+    p = people.command(
+        "check",
+        run,
+        "Check study files and say what they expand to.",
+        "viny check studies/mini.yaml",
+        "viny check studies/mini.yaml --show    # every default filled in",
+    )
+    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
+
+
+def run(args: argparse.Namespace) -> None:
+    from viny.study.checks import check_sizes
+    from viny.study.grid import cells
+    from viny.study.inventory import count_images, folder_report
+
+    config = settings_of(args.study)
+    if args.show:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+    else:
+        check_sizes(config, count_images(config, Path("results", config["study"])).limits)
+        for line in folder_report(config):
+            print(line)
+        print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")

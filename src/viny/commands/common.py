@@ -1,0 +1,105 @@
+"""What commands share: exit codes, kinds of arguments, the settings of study files."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# 0 done, 1 the job failed or results are not sound, 2 the input is at fault, 128 + n stopped by signal n.
+FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
+EXIT_CODES = (
+    "exit codes: 0 done; 1 the job failed or results are not sound; 2 the input is at fault; "
+    "128 + n stopped by signal n"
+)
+
+
+class People:
+    """Commands for people, as they are added to the command line."""
+
+    def __init__(self, commands: Any) -> None:
+        self._commands = commands
+
+    def command(self, name: str, run: Callable[..., int | None], text: str, *examples: str) -> argparse.ArgumentParser:
+        """A new command.
+
+        Args:
+            name: of the command.
+            run: takes the arguments; returns the exit code, None for 0.
+            text: what it does, a sentence.
+            examples: command lines.
+        """
+        epilog = "\n  ".join(["examples:", *examples]) + f"\n\n{textwrap.fill(EXIT_CODES, 100)}"
+        p = self._commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        p.set_defaults(run_command=run, command=name)
+        return p
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Reads a number above zero."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from error
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+        return value
+
+    return read
+
+
+def change(text: str) -> dict[str, Any]:
+    """The settings that 'section.key=value' changes."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected key=value, such as data_root=data or finetune.epochs=5")
+    try:
+        change: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {value!r} is not YAML") from error
+    for key in reversed(name.split(".")):
+        change = {key: change}
+    return change
+
+
+def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The resolved settings of study files, later ones over earlier ones, and changes over all."""
+    from viny.study.config import merge, resolve
+    from viny.study.reading import read_config
+
+    raw: dict[str, Any] = {}
+    for more in [*map(read_config, paths), *changes]:
+        raw = merge(raw, more)
+    return resolve(raw)
+
+
+def cell_and_outputs(p: argparse.ArgumentParser) -> None:
+    """Arguments of a command that takes a fine-tuned cell."""
+    cell: Any = p.add_argument(
+        "--cell", required=True, help="results/<study>/finetune/<cell>, or its bare name and --root"
+    )
+    cell.completer = cell_names
+    p.add_argument("--root", type=Path, help="the study's folder, results/<study>")
+    p.add_argument("--overwrite", action="store_true", help="replace outputs that are there")
+
+
+def cell_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What could stand after --cell: names where --root says of which study, else folders."""
+    if parsed_args.root is not None:
+        return sorted(path.parent.name for path in parsed_args.root.glob("finetune/*/model.json"))
+    from argcomplete.completers import DirectoriesCompleter
+
+    found = sorted(str(path.parent) for path in Path("results").glob("*/finetune/*/model.json"))
+    return [name for name in found if name.startswith(prefix)] or list(DirectoriesCompleter()(prefix))

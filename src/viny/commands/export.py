@@ -1,0 +1,37 @@
+"""`viny export`: a fine-tuned cell for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from viny.commands.common import People, cell_and_outputs
+
+
+def add(people: People) -> None:
+    """Its arguments."""
+    p = people.command(
+        "export",
+        run,
+        "Export a fine-tuned cell for plain timm or an ONNX runtime, with a model card.",
+        "viny export --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 --format timm",
+        "viny export --root results/demo --cell pre-0_mid-none_fine-540_seed-0 --format onnx --out demo.onnx",
+    )
+    cell_and_outputs(p)
+    p.add_argument(
+        "--format", choices=("timm", "onnx"), required=True, help='what is to load it; onnx needs "viny[export]"'
+    )
+    p.add_argument("--out", type=Path, help="file to write (default <cell>.safetensors or <cell>.onnx)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from viny.tools.trained.cell import load_cell
+    from viny.tools.trained.export import export
+
+    cell = load_cell(args.cell, args.root)
+    with Console(stderr=True).status(f"writing {args.format}"):  # some seconds; seen on a terminal only
+        files = export(cell, args.format, args.out, args.overwrite)
+    for file in files:
+        print(file)

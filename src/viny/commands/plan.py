@@ -1,0 +1,57 @@
+"""`viny plan`: what a study costs before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from viny.commands.common import People, change, positive, settings_of
+
+
+def add(people: People) -> None:
+    """Its arguments."""
+    p = people.command(
+        "plan",
+        run,
+        "Forecast a study: jobs, image passes, FLOP, disk, memory and hours, and what more would add.",
+        "viny plan studies/mini.yaml    # measures for 30 seconds, as many jobs side by side as will run",
+        "viny plan studies/paper.yaml --rate 1400 --gpus 4 --cores 32    # at a stated rate: nothing is measured",
+        "viny plan studies/mini.yaml --set data_root=/data --set 'grid.seeds=[0, 1, 2]' --json",
+    )
+    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument(
+        "--set",
+        type=change,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as data_root=data or finetune.epochs=5; may be given again",
+    )
+    p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+    p.add_argument("--store", type=Path, help="folder of packs (default: the study's pack_store)")
+    p.add_argument("--cores", type=positive(int), help="that jobs share (default: all of this machine)")
+    p.add_argument("--gpus", type=positive(int), help="that jobs share (default: those of this machine)")
+    p.add_argument(
+        "--rate",
+        type=positive(float),
+        metavar="IMAGES_PER_SECOND",
+        help="training images of ViNy (128 px) a second of one job, as compute.images_per_second; nothing is measured",
+    )
+    p.add_argument("--seconds", type=positive(float), default=30.0, help="that the measurement takes (default 30)")
+    p.add_argument("--measure", action="store_true", help="measure even what finished jobs of the study tell")
+    p.add_argument("--json", action="store_true", help="print the forecast as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from viny.tools.forecast.plan import plan, show
+
+    config = settings_of(args.study, args.set)
+    store = args.store or Path(config["pack_store"])
+    planned = plan(
+        config, args.results, store, args.cores, args.gpus, args.rate, args.seconds, use_seen=not args.measure
+    )
+    if args.json:
+        print(json.dumps(planned, indent=1))
+    else:
+        show(planned)

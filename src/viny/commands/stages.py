@@ -1,0 +1,121 @@
+"""The stages that the workflow's rules call: each takes the arguments of its function.
+
+Arguments are read from the function's source, not from the function: importing a stage may take seconds, and a job
+that has to wait for a GPU waits before it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.commands.common import EXIT_CODES
+from viny.runtime.errors import InputError
+from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
+from viny.runtime.gpus import give_gpu_back, take_gpu
+
+KINDS = {"Path": Path, "int": int, "float": float}
+ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # of a docstring's section Args
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a stage's function."""
+
+    name: str
+    kind: Any
+    required: bool
+    default: Any
+    text: str
+
+
+def arguments(stage: str) -> tuple[str, list[Argument]]:
+    """What a stage does, in a sentence, and the arguments of its function but `spec`.
+
+    One whose annotation allows None need not be given.
+    """
+    module, name = ENTRY[stage].split(":")
+    functions = {node.name: node for node in module_tree(module).body if isinstance(node, ast.FunctionDef)}
+    function = functions[name]
+    doc = ast.get_docstring(function) or ""
+    texts = {found[1]: " ".join(found[2].split()) for found in ARGUMENT.finditer(doc.partition("Args:\n")[2])}
+    found = []
+    for node, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        kind = ast.unparse(node.annotation).removesuffix(" | None") if node.annotation else ""
+        value = None if default is None else ast.literal_eval(default)
+        found.append(Argument(node.arg, KINDS[kind], default is None, value, texts[node.arg]))
+    return doc.partition("\n")[0], found
+
+
+def parser(stage: str) -> argparse.ArgumentParser:
+    """The command line of a stage."""
+    text, found = arguments(stage)
+    epilog = (
+        "A stage of the workflow: a log in results/<study>/logs begins with the command of its job, which can be run "
+        f"by hand; {EXIT_CODES}."
+    )
+    p = argparse.ArgumentParser(prog=f"viny {stage}", description=text, epilog=epilog)
+    p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
+    for one in found:
+        flag = f"--{one.name.replace('_', '-')}"
+        p.add_argument(flag, type=one.kind, required=one.required, default=one.default, help=one.text)
+    if "threads" not in {one.name for one in found}:
+        p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    return p
+
+
+def _spec(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
+
+
+def run(stage: str, given: dict[str, Any]) -> None:
+    """Run a stage.
+
+    Args:
+        stage: its name.
+        given: what `parser` read.
+
+    Raises:
+        InputError: the settings were made for other code than this, or as the stage's function.
+    """
+    spec = given.pop("spec")
+    code = spec.get("code")
+    if code is not None and code != code_fingerprint(stage):
+        raise InputError(
+            f"the code of stage '{stage}' was edited after this run began; start the run again, so that no "
+            "result is filed under another version's name"
+        )
+    with _gpu() if spec.get("device", "cpu") != "cpu" else contextlib.nullcontext():
+        module, name = ENTRY[stage].split(":")
+        function = getattr(importlib.import_module(module), name)
+        if "threads" in {one.name for one in arguments(stage)[1]}:
+            function(spec, **given)
+            return
+        from threadpoolctl import threadpool_limits
+
+        # Else each of NumPy's libraries starts a thread a processor, and jobs side by side wait for each other.
+        with threadpool_limits(given.pop("threads")):
+            function(spec, **given)
+
+
+@contextlib.contextmanager
+def _gpu() -> Any:
+    """A GPU, where the driver has some to share out."""
+    take_gpu()
+    try:
+        yield
+    finally:
+        give_gpu_back()

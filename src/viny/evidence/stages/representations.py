@@ -1,0 +1,38 @@
+"""The stage that gathers the geometry of a study's encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from viny.evidence.figures import geometry, kit
+from viny.evidence.statistics import representations
+from viny.evidence.tables import paired_differences, read_metrics
+from viny.study.grid import cells, encoders
+from viny.study.layout import geometry_file, metrics_file
+
+
+def write_representations(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+    """Gather the geometry of the encoders into tables and figures.
+
+    Args:
+        spec: see `viny.study.specs.representations_spec`.
+        root: the study's folder.
+        out: folder below which tables/ and figures/ stand.
+    """
+    metrics = [metrics_file(root, cell) for cell in cells(spec)]
+    every = encoders(spec)
+    paths = [geometry_file(root, encoder) for encoder in every]
+    representations.write_geometry(paths, metrics, out / "tables")
+    frame, note = representations.read_geometry(paths), spec["note"]
+    arrays = geometry.read_arrays([path.with_suffix(".npz") for path in paths])
+    harm = representations.harm(frame, paired_differences(read_metrics(metrics)))
+    drawn = {
+        "layers": geometry.layers(frame, note),
+        "similarity": geometry.similarity(arrays, note),
+        "heat_maps": geometry.heat_maps(arrays, note),
+        "harm": geometry.harm(harm, note),
+    }
+    for name, figure in drawn.items():
+        kit.save(figure, out / "figures" / f"geometry_{name}")

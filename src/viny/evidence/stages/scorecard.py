@@ -1,0 +1,43 @@
+"""The stage that holds a study against the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from viny.evidence.paper import scorecard
+from viny.evidence.statistics import representations
+from viny.evidence.tables import read_metrics
+from viny.runtime.errors import InputError
+from viny.study.grid import cells, encoders
+from viny.study.layout import geometry_file, metrics_file
+
+
+def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+    """Hold a study, and one under the other protocol where it is named, against the paper.
+
+    Args:
+        spec: see `viny.study.specs.scorecard_spec`.
+        root: the study's folder; the other study's stands beside it.
+        out: folder below which tables/ stand.
+
+    Raises:
+        InputError: the other study has no results, or the same protocol.
+    """
+    metrics = {spec["protocol"]: [metrics_file(root, cell) for cell in cells(spec)]}
+    measured = {spec["protocol"]: [geometry_file(root, encoder) for encoder in encoders(spec)]}
+    if name := spec["other_study"]:
+        other = root.parent / name
+        found = sorted((other / "metrics").glob("*.json"))
+        if not found:
+            raise InputError(f"scorecard.other_study: {other} holds no metrics; run that study first, or leave it out")
+        protocol = read_metrics(found[:1])["protocol"].iloc[0]
+        if protocol == spec["protocol"]:
+            raise InputError(
+                f"scorecard.other_study: {name} is under protocol {protocol} too; name a study under the other one"
+            )
+        metrics[protocol], measured[protocol] = found, sorted((other / "geometry").glob("*.json"))
+    frames = {protocol: representations.read_geometry(paths) for protocol, paths in measured.items() if paths}
+    comparable = "; ".join(spec["differences"]) or True
+    scorecard.write_scorecard(metrics, frames, out / "tables", comparable, spec["spatial_tasks"])

@@ -1,0 +1,38 @@
+"""The stage that works out effects, returns and costs of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from viny.evidence.figures import effects, kit
+from viny.evidence.statistics import costs, pages
+from viny.evidence.statistics.costs import chain_costs
+from viny.evidence.tables import read_metrics
+from viny.learning.settings import ModelSettings
+from viny.study.grid import cells
+from viny.study.layout import metrics_file
+
+
+def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+    """Work out effects with their uncertainty, returns and costs, as tables and figures.
+
+    Args:
+        spec: see `viny.study.specs.statistics_spec`.
+        root: the study's folder.
+        out: folder below which tables/ and figures/ stand.
+    """
+    every = cells(spec)
+    spent = chain_costs(root, every, ModelSettings(**spec["model"]))
+    paths = [metrics_file(root, cell) for cell in every]
+    pages.write_statistics(paths, root / "metrics", spent, out / "tables")
+    frame, note = read_metrics(paths), spec["note"]
+    drawn = {
+        "effects": effects.effects(frame, note),
+        "returns": effects.returns(frame, note),
+        "transfer": effects.transfer(frame, note),
+        "costs": effects.cost(costs.costs(frame, spent), note),
+    }
+    for name, figure in drawn.items():
+        kit.save(figure, out / "figures" / name)

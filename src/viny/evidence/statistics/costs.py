@@ -1,0 +1,230 @@
+"""What the trainings behind each cell cost, and the next step that brings most for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from viny.evidence.statistics.effects import (
+    describe,
+)
+from viny.evidence.tables import (
+    GROUP,
+    check_cells,
+    in_order,
+)
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
+from viny.study.grid import Cell
+from viny.study.layout import chain
+from viny.study.workload import TRAINING, forward_operations
+
+
+def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict[str, dict[str, Any]]:
+    """What the chain of trainings behind each cell cost: pre-training, intermediate task and fine-tuning in sum.
+
+    An encoder that several cells share counts whole for each: it is what one would pay for that cell alone.
+
+    Args:
+        root: the study's folder.
+        every: the cells.
+        model: of the study.
+
+    Returns:
+        By the cell's name: seconds of training, operations (multiplications and additions), device, and passes,
+        the images that went forward and backward.
+
+    Raises:
+        InputError: a training has not said what it cost.
+    """
+    operations = TRAINING * forward_operations(model)
+    costs = {}
+    for cell in every:
+        runs = [_run(training.file(root, "run")) for training in chain(cell)]
+        passes = sum(run["image_passes"] for run in runs)
+        costs[cell.name] = {
+            "seconds": sum(run["training_seconds"] for run in runs),
+            "operations": passes * operations,
+            "passes": passes,
+            "device": " and ".join(sorted({run["device_name"] for run in runs})),
+        }
+    return costs
+
+
+def _run(path: Path) -> Mapping[str, Any]:
+    value = read_json(path, "the provenance of a training")
+    wanted = {"image_passes": int, "training_seconds": (int, float), "device_name": str}
+    for key, kind in wanted.items():
+        if not isinstance(value.get(key), kind):
+            raise InputError(f"{path}: '{key}' is missing or holds {value.get(key)!r}; run its training again")
+    return value
+
+
+COSTS = [*GROUP, "n", "miou", "sd", "seconds", "operations", "device", "front", "front_seconds", "front_labels"]
+COSTS += ["verdict"]
+LABELS_STEP = 500  # labels that a gain is told for
+LEAST_HOURS = 0.1  # that a step takes, below which no sentence tells what an hour of such steps would bring
+RATES = ["gain_per_hour", "gain_per_500_labels"]
+STEPS = [*GROUP, "miou", "move", *(f"to_{k}" for k in GROUP), "n", "gain", "low", "high"]
+STEPS += ["further_labels", "further_pretrain_images", "further_hours", "further_operations"]
+STEPS += [f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")] + ["words"]
+
+
+def costs(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Cost beside benefit: mIoU against operations, seconds and labels, with the Pareto fronts of the means.
+
+    Seconds of different devices are never averaged or compared: a cell whose seeds ran on several has no seconds,
+    and front_seconds is a front for each device.
+
+    Args:
+        frame: what `tables.read_metrics` returns.
+        chain: for the name of each cell 'seconds' (s), 'operations' (FLOP) and 'device', summed over its own
+            chain: pre-training, intermediate task and fine-tuning.
+
+    Returns:
+        A row per (pretrain_size, intermediate, finetune_size): n seeds; miou, the mean, and its sd (ddof=1);
+        seconds and operations, means; device; front, whether no cell has as much mIoU for fewer operations or
+        more for as many; front_seconds, the same for seconds; front_labels, the same for operations among cells
+        of equal labels; verdict, which says why there are no seconds.
+
+    Raises:
+        InputError: a cell that the chain lacks, or a cost that is none.
+    """
+    check_cells(frame)
+    cells = frame.dropna(subset="miou")
+    cells = cells.assign(**_chain_columns(cells["cell"], chain))
+    rows = []
+    for key, cell in cells.groupby(GROUP):
+        devices = sorted(cell["device"].unique())
+        mixed = len(devices) > 1
+        row = dict(zip(GROUP, key, strict=True)) | {"n": len(cell), "miou": cell["miou"].mean()}
+        row |= {"sd": cell["miou"].std(ddof=1), "operations": cell["operations"].mean()}
+        row |= {"seconds": np.nan if mixed else cell["seconds"].mean(), "device": " and ".join(devices)}
+        row["verdict"] = f"no seconds: its seeds ran on {row['device']}" if mixed else ""
+        rows.append(row)
+    table = in_order(pd.DataFrame(rows, columns=COSTS))
+    table["front"] = _front(table["operations"], table["miou"])
+    table["front_seconds"], table["front_labels"] = False, False
+    for by, cost, name in (("device", "seconds", "front_seconds"), ("finetune_size", "operations", "front_labels")):
+        for _, part in table.groupby(by):
+            table.loc[part.index, name] = _front(part[cost], part["miou"])
+    return table
+
+
+def _chain_columns(names: pd.Series, chain: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """seconds, operations and device of each cell."""
+    columns: dict[str, list[Any]] = {"seconds": [], "operations": [], "device": []}
+    for name in names:
+        cost = chain.get(name)
+        if not isinstance(cost, Mapping):
+            raise InputError(f"no costs of cell {name}; give seconds, operations and device of every evaluated cell")
+        for key, values in columns.items():
+            value = cost.get(key)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < np.inf
+            if not (isinstance(value, str) if key == "device" else number):
+                kind = "a device's name" if key == "device" else "a finite number, 0 or more"
+                raise InputError(f"costs of cell {name}: '{key}' is {value!r}; expected {kind}")
+            values.append(value)
+    return columns
+
+
+def _front(cost: pd.Series, benefit: pd.Series) -> np.ndarray:
+    """Which points no other one dominates; one without a cost is on no front."""
+    c, b = cost.to_numpy(float), benefit.to_numpy(float)
+    no_worse = (c[None] <= c[:, None]) & (b[None] >= b[:, None])
+    better = (c[None] < c[:, None]) | (b[None] > b[:, None])
+    return ~(no_worse & better).any(1) & np.isfinite(c)
+
+
+def next_step(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Where should the next hour, or the next 500 labels, go from each point of the front?
+
+    The moves from a point are to the next number of labels, to the next number of pre-training images, and, from
+    none, to each intermediate task; everything else stays. Gains are paired within seeds.
+
+    Args:
+        frame: what `tables.read_metrics` returns.
+        chain: as in `costs`.
+
+    Returns:
+        A row for each move from a point of the Pareto front of mIoU against operations: the point and its
+        miou; move; the point it leads to (to_ columns); n seeds; gain in mIoU with low and high, its 95 % t
+        interval (empty for one seed); further_labels, further_pretrain_images, further_hours (of one device,
+        else empty), further_operations (FLOP); gain_per_hour and gain_per_500_labels, each with _low and _high,
+        empty where nothing further is spent; words. Gains are fractions.
+
+    Raises:
+        InputError: as `costs`.
+    """
+    table = costs(frame, chain)
+    spent = table.set_index(GROUP)
+    wide = frame.dropna(subset="miou").pivot(index="seed", columns=GROUP, values="miou")
+    rows = []
+    for point in table[table["front"]].sort_values("operations").to_dict("records"):
+        here = tuple(point[k] for k in GROUP)
+        for move, there in _moves(here, list(spent.index)):
+            gains = (wide[there] - wide[here]).dropna()
+            if len(gains):
+                rows.append(_step(here, there, move, gains, spent))
+    return pd.DataFrame(rows, columns=STEPS).reset_index(drop=True)
+
+
+def _moves(here: tuple[int, str, int], cells: list[tuple[int, str, int]]) -> list[tuple[str, tuple[int, str, int]]]:
+    size, task, labels = here
+    further = sorted(cell for cell in cells if cell[:2] == (size, task) and cell[2] > labels)[:1]
+    moves = [("more labels", cell) for cell in further]
+    larger = sorted(cell for cell in cells if cell[1:] == (task, labels) and cell[0] > size)[:1]
+    moves += [("more pre-training images", cell) for cell in larger]
+    if task == "none":
+        tasks = sorted(cell for cell in cells if (cell[0], cell[2]) == (size, labels) and cell[1] != "none")
+        moves += [(f"intermediate task {cell[1]}", cell) for cell in tasks]
+    return moves
+
+
+def _step(
+    here: tuple[int, str, int], there: tuple[int, str, int], move: str, gains: pd.Series, spent: pd.DataFrame
+) -> dict[str, Any]:
+    """A row of `next_step`."""
+    before, after = spent.loc[here], spent.loc[there]
+    one_device = before["device"] == after["device"]
+    gain = {k: v for k, v in describe(gains).items() if k in ("n", "low", "high")} | {"gain": gains.mean()}
+    hours = (after["seconds"] - before["seconds"]) / 3600 if one_device else np.nan
+    row = dict(zip(GROUP, here, strict=True)) | {"miou": before["miou"], "move": move}
+    row |= dict(zip((f"to_{k}" for k in GROUP), there, strict=True)) | gain
+    row |= {"further_labels": there[2] - here[2], "further_pretrain_images": there[0] - here[0]}
+    row |= {"further_hours": hours, "further_operations": after["operations"] - before["operations"]}
+    units = {"gain_per_hour": hours, "gain_per_500_labels": row["further_labels"] / LABELS_STEP}
+    for name, spend in units.items():
+        for end, value in (("", row["gain"]), ("_low", row["low"]), ("_high", row["high"])):
+            row[name + end] = value / spend if spend > 0 else np.nan
+    return row | {"words": _step_in_words(row, one_device)}
+
+
+def _step_in_words(row: Mapping[str, Any], one_device: bool) -> str:
+    def span(name: str, unit: str) -> str:
+        low, high = row["low" if name == "gain" else f"{name}_low"], row["high" if name == "gain" else f"{name}_high"]
+        interval = f" ({100 * low:+.2f} to {100 * high:+.2f})" if low == low else " (one seed, no interval)"
+        return f"{100 * row[name]:+.2f}{interval} {unit}"
+
+    said = [span("gain", "points")]
+    if row["further_labels"]:
+        said.append(span("gain_per_500_labels", f"a further {LABELS_STEP} labels"))
+    if row["further_hours"] >= LEAST_HOURS:
+        said.append(span("gain_per_hour", f"a further hour, at the rate of these {row['further_hours']:.2g} hours"))
+    elif row["further_hours"] > 0:
+        said.append(f"it takes {3600 * row['further_hours']:.0f} s more, too few to tell of an hour")
+    elif one_device and row["further_hours"] == row["further_hours"]:
+        said.append("no further time was measured")
+    else:
+        said.append("its seconds are of other devices, so no gain an hour")
+    where = _cell_in_words(row["pretrain_size"], row["intermediate"], row["finetune_size"])
+    return f"From {where} ({100 * row['miou']:.1f} %), {row['move']}: {'; '.join(said)}."
+
+
+def _cell_in_words(size: int, task: str, labels: int) -> str:
+    return f"{size:,} pre-training images, {'no task' if task == 'none' else task}, {labels:,} labels"

@@ -1,0 +1,512 @@
+"""Geometry of all encoders of a study: tables, version 2's Table 2, and which geometry goes with a task's harm."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata, t
+from statsmodels.stats.multitest import multipletests
+
+from viny.evidence.paper.facts import REGIMES, paper_facts
+from viny.evidence.tables import KEYS as CELL_KEYS
+from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, read_json
+from viny.study.grid import KINDS
+
+# Metrics of a layer, each with what it is called and in which unit; shares are percent for readers.
+METRICS = {
+    "within_image_variance": "Within-image variance",
+    "across_image_variance": "Across-image variance",
+    "within_share": "Within share of variance (%)",
+    "local_minus_distant": "Local minus distant similarity",
+    "local_minus_distant_centred": "Local minus distant, centred",
+    "morans_i": "Moran's I",
+    "effective_rank": "Effective rank",
+    "linear_cka": "Linear CKA to the reference",
+    "probe_accuracy": "Patch probe, held out (%)",
+    "probe_balanced_accuracy": "Patch probe, balanced (%)",
+}
+AT_OUTPUT = {"probe_paper": "Patch probe, on its own training images (%)", "probe_majority": "Majority class (%)"}
+ALL_METRICS = METRICS | AT_OUTPUT
+SHARES = {"within_share", "probe_accuracy", "probe_balanced_accuracy", "probe_paper", "probe_majority"}
+GROUP = ["kind", "pretrain_size", "intermediate", "finetune_size"]
+KEYS = [*GROUP, "seed"]
+ABOUT = ["study", "protocol", "note", "name"]
+RUN = ["device", "precision", "threads", "seconds", "code"]
+
+PAPER = {regime: task for task, regime in REGIMES.items()}  # of Table 2 of the paper's version 2
+RESAMPLES = 2000  # of the bootstrap over encoders
+PERMUTATIONS = 10_000  # up to which all are tried; beyond, as many are drawn
+LEAST_CELLS = 5  # below, a rank correlation says nothing
+LEAST_ENCODERS = 3  # of a pre-train size, below which resampling them says nothing
+
+
+# Tables over encoders
+
+
+def read_geometry(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Collect what `geometry.measure` wrote of several encoders.
+
+    Args:
+        paths: its JSON files, in any order; what an encoder is called comes from inside.
+
+    Returns:
+        A row per (encoder, layer): study, protocol, note, name, `KEYS`, layer, layer_name, `METRICS`, those of
+        `AT_OUTPUT` (NaN before the output), layer_note, images, probe_images, weights, reference_weights ('random' for
+        a random start), device, precision, threads, seconds, code. Shares are fractions; NaN where undefined, and
+        layer_note says why. Sorted by kind in the order of `KINDS`, sizes, task, seed, layer.
+
+    Raises:
+        InputError: no files, a file that holds something else, or an encoder that two files hold.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: dict[tuple[Any, ...], str | Path] = {}
+    for path in paths:
+        about, layers = _read_encoder(path)
+        key = tuple(about[k] for k in ("study", "protocol", *KEYS))
+        if key in seen:
+            raise InputError(f"{path}: holds the same encoder as {seen[key]} ({about['name']}); keep one of them")
+        seen[key] = path
+        rows += [about | layer for layer in layers]
+    if not rows:
+        raise InputError("no geometry files given; measure at least one encoder first")
+    after = ["layer_note", "images", "probe_images", "weights", "reference_weights", *RUN]
+    frame = pd.DataFrame(rows, columns=[*ABOUT, *KEYS, "layer", "layer_name", *ALL_METRICS, *after])
+    frame = frame.astype(dict.fromkeys(ALL_METRICS, float))
+    return frame.sort_values(
+        ["kind", "pretrain_size", "intermediate", "finetune_size", "seed", "layer"],
+        key=lambda column: column.map(KINDS.index) if column.name == "kind" else column,
+        ignore_index=True,
+    )
+
+
+def _read_encoder(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What describes an encoder, and its layers."""
+    try:
+        value = read_json(path, "the geometry of an encoder")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
+
+    def need(holder: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+        got = holder.get(key) if isinstance(holder, Mapping) else None
+        if not isinstance(got, kind) or isinstance(got, bool):
+            raise InputError(
+                f"{path}: not the geometry of an encoder ('{key}' is missing or holds {got!r}); "
+                "pass only geometry files, or delete this one and measure its encoder again"
+            )
+        return got
+
+    encoder = need(value, "encoder", dict)
+    hashes, provenance = need(value, "hashes", dict), need(value, "provenance", dict)
+    about = {key: need(value, key, str) for key in ("study", "protocol")}
+    about["note"] = " ".join(str(value.get("note") or "").split())  # one line
+    about["name"] = need(encoder, "name", str)
+    about |= {key: need(encoder, key, str if key in ("kind", "intermediate") else int) for key in KEYS}
+    if about["kind"] not in KINDS:
+        raise InputError(f"{path}: encoder.kind is '{about['kind']}'; expected one of {', '.join(KINDS)}")
+    about |= {key: need(value, key, int) for key in ("images", "probe_images")}
+    about |= {key: hashes.get(key) or "random" for key in ("weights", "reference_weights")}
+    about |= {key: provenance.get(key) for key in RUN}
+    layers = []
+    every = need(value, "layers", list)
+    output = need(value, "output", dict)
+    if output.get("layer") != len(every) - 1:
+        raise InputError(f"{path}: its output is not the last of its layers; delete it and measure its encoder again")
+    for layer in [*every[:-1], output]:
+        row = {"layer": need(layer, "layer", int), "layer_name": need(layer, "name", str)}
+        for name in METRICS:
+            if not isinstance(layer, dict) or layer.get(name, "") is not None:  # null is for the undefined
+                need(layer, name, (int, float))
+        layers.append({**row, **{m: layer.get(m) for m in ALL_METRICS}, "layer_note": layer.get("note", "")})
+    return about, layers
+
+
+def at_output(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `read_geometry` that tell of the output, one an encoder.
+
+    Raises:
+        InputError: encoders of several studies or protocols, or one given twice.
+    """
+    for column in ("study", "protocol"):
+        if column in frame and frame[column].nunique() > 1:
+            found = ", ".join(sorted(frame[column].unique()))
+            raise InputError(f"encoders differ in '{column}' ({found}); make the tables of each on its own")
+    last = frame[frame["layer_name"] == "output"]
+    twice = last.duplicated(KEYS)
+    if twice.any():
+        key = ", ".join(f"{name} {value}" for name, value in last.loc[twice, KEYS].iloc[0].items())
+        raise InputError(f"encoder given more than once: {key}; keep one of each")
+    return last.reset_index(drop=True)
+
+
+def regimes(frame: pd.DataFrame) -> pd.Series:
+    """What a reader calls the regime of each row, all but its seed."""
+
+    def name(row: Any) -> str:
+        start = f"pre-trained {row.pretrain_size}" if row.pretrain_size else "random start"
+        task = "" if row.intermediate == "none" else f" + {row.intermediate}"
+        return start + task + (f", {row.finetune_size} labels" if row.finetune_size else "")
+
+    return pd.Series([name(row) for row in frame.itertuples()], index=frame.index, dtype=str)
+
+
+def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Geometry of the output tokens, over seeds.
+
+    Args:
+        frame: what `read_geometry` returns.
+
+    Returns:
+        A row per (kind, pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each metric
+        <metric>_mean and <metric>_sd (standard deviation, ddof = 1; NaN for one seed).
+    """
+    groups = at_output(frame).groupby(GROUP, sort=False)
+    table = groups[list(ALL_METRICS)].agg(["mean", "std"])
+    table.columns = [f"{metric}_{'sd' if name == 'std' else name}" for metric, name in table.columns]
+    table.insert(0, "n", groups.size())
+    return table.reset_index()
+
+
+def paper_table2(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 of the paper's version 2: its four regimes in its own definitions, and the sound ones beside them.
+
+    The encoders are those of the study's largest pre-train size; the paper's is 200,000.
+
+    Args:
+        frame: what `read_geometry` returns.
+
+    Returns:
+        A row per regime, and one of the random start as a control. Regime, # Pre-train, Runs; each of the paper's three
+        columns, ours as mean ± standard deviation over seeds (ddof = 1), the mean alone for one seed, and the paper's
+        value; the held-out probe, its majority baseline and the within share. Probes and shares are percent. 'not
+        run' where the study has no such encoder; empty where the paper gives no value.
+    """
+    table = geometry_table(frame)
+    sizes = table.loc[(table["kind"] == "pretrained"), "pretrain_size"]
+    size = int(sizes.max()) if len(sizes) else 0
+
+    facts = paper_facts()
+    values = facts[facts["table"] == "2"].set_index(["intermediate", "metric"])["mean"]
+
+    def row(regime: str, kind: str, task: str, pretrained: int) -> dict[str, Any]:
+        mine = table[
+            (table["kind"] == kind) & (table["intermediate"] == task) & (table["pretrain_size"] == pretrained)
+        ]  # fmt: skip
+        there = len(mine) == 1 and (kind == "random" or size > 0)
+
+        def ours(metric: str) -> str:
+            if not there:
+                return "not run"
+            return _plus_minus(metric, mine.iloc[0][f"{metric}_mean"], mine.iloc[0][f"{metric}_sd"])
+
+        def theirs(metric: str, scale: int, digits: int) -> str:
+            return f"{scale * values[task, metric]:.{digits}f}" if regime in PAPER else ""
+
+        return {
+            "Regime": regime,
+            "# Pre-train": pretrained,
+            "Runs": int(mine.iloc[0]["n"]) if there else 0,
+            "Within-image variance": ours("within_image_variance"),
+            "Within-image variance, paper": theirs("within_image_variance", 1, 2),
+            "Across-image variance": ours("across_image_variance"),
+            "Across-image variance, paper": theirs("across_image_variance", 1, 2),
+            "Probe on its training images (%)": ours("probe_paper"),
+            "Probe on its training images (%), paper": theirs("probe_paper", 100, 1),
+            "Probe on held-out images (%)": ours("probe_accuracy"),
+            "Majority class (%)": ours("probe_majority"),
+            "Within share (%)": ours("within_share"),
+        }
+
+    rows = [row("random start", "random", "none", 0)]
+    rows += [
+        row(regime, "pretrained" if task == "none" else "intermediate", task, size) for regime, task in PAPER.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _plus_minus(metric: str, mean: float, sd: float) -> str:
+    """A metric's mean ± standard deviation for readers: shares in percent, the mean alone for one seed."""
+    if pd.isna(mean):
+        return "undefined"
+    scale, digits = (100, 1) if metric in SHARES else (1, 1 if metric == "effective_rank" else 3)
+    return f"{scale * mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {scale * sd:.{digits}f}")
+
+
+# Which geometry goes with the harm
+
+
+def harm(frame: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """What a task changes in an encoder's output geometry, beside what it changes in mIoU after fine-tuning.
+
+    Args:
+        frame: what `read_geometry` returns.
+        effects: what `tables.paired_differences` returns for mIoU.
+
+    Returns:
+        A row per (pretrain_size, intermediate, finetune_size, seed) for which both are there: these keys, difference
+        (mIoU with the task minus without, a fraction) and each of `METRICS`: its value after the task minus that of
+        the encoder that the task started from, the pre-trained one or the random start of the same seed. An encoder
+        agrees with itself in full, so the change of linear_cka is that to the start minus 1; it is NaN where CKA was
+        not taken to the start.
+    """
+    last = at_output(frame)
+    after = last[last["kind"] == "intermediate"]
+    before = last[last["kind"] == np.where(last["pretrain_size"] > 0, "pretrained", "random")]
+    both = after.merge(before, on=["pretrain_size", "seed"], suffixes=("", "_before"), validate="many_to_one")
+    changes = {name: both[name] - both[f"{name}_before"] for name in METRICS}
+    to_start = both["reference_weights"] == both["weights_before"]
+    changes["linear_cka"] = (both["linear_cka"] - 1).where(to_start)
+    known = both[["pretrain_size", "intermediate", "seed"]].assign(**changes)
+    out = effects[[*CELL_KEYS, "difference"]].merge(known, on=["pretrain_size", "intermediate", "seed"])
+    return out.sort_values(["intermediate", "pretrain_size", "finetune_size", "seed"], ignore_index=True)
+
+
+def harm_correlation(pairs: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+    """Spearman's rank correlation of each metric's change with the mIoU difference, over cell means.
+
+    A cell is a (task, pre-train size, label size), its values are means over seeds. Cells are not independent: those of
+    one task and pre-train size share the change, and those of one pre-trained encoder share where they started.
+    So the standard error comes from a bootstrap over pre-trained encoders within each pre-train size, in the form of
+    Rao and Wu (1988): one encoder fewer is drawn than there are, which gives means the variance that few clusters would
+    else lack. The interval is rho plus and minus that times the quantile of Student's t with (encoders - sizes) degrees
+    of freedom, cut at -1 and 1. It tells of other seeds, for the tasks and sizes at hand, and is approximate: noise of
+    few seeds draws a rank correlation towards 0. The permutation test shuffles whole tasks and whole pre-train sizes
+    among each other, all cells of one together, in every way that maps the study's grid onto itself (after Mantel 1967,
+    with tasks and sizes in the place of rows and columns); it is two-sided.
+
+    Args:
+        pairs: what `harm` returns.
+        resamples: of the bootstrap.
+        seed: of its draws, and of the permutations where there are more than `PERMUTATIONS`.
+
+    Returns:
+        A row per metric: metric, n (cells), encoders (pre-trained, with a pair), rho, se (standard error), low and high
+        (95 %), p, p_least (the smallest that the grid's permutations allow), p_holm (Holm over the metrics), verdict in
+        words. Empty where the study cannot say; verdict says why.
+    """
+    rows = [_correlation(pairs.dropna(subset=[name]), name, resamples, seed) for name in METRICS]
+    table = pd.DataFrame(rows)
+    tested = table["p"].notna()
+    table["p_holm"] = np.nan
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    table["verdict"] = [_verdict(row, int(tested.sum())) for row in table.itertuples()]
+    columns = ["metric", "n", "encoders", "rho", "se", "low", "high", "p", "p_least", "p_holm", "verdict"]
+    return table[columns]
+
+
+def _correlation(pairs: pd.DataFrame, metric: str, resamples: int, seed: int) -> dict[str, Any]:
+    """One row of `harm_correlation`, without Holm's correction; `problem` says what cannot be told."""
+    cells = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).size().index
+    encoders = pairs[["pretrain_size", "seed"]].drop_duplicates().sort_values(["pretrain_size", "seed"])
+    pairs = pairs.assign(encoder=pairs.groupby(["pretrain_size", "seed"]).ngroup())  # in the same order
+    row: dict[str, Any] = {"metric": metric, "n": len(cells), "encoders": len(encoders), "problem": ""}
+    row |= dict.fromkeys(("rho", "se", "low", "high", "p", "p_least"), math.nan)
+    if len(cells) < LEAST_CELLS:
+        what = f"too few cells (n = {len(cells)}, at least {LEAST_CELLS})" if len(cells) else "no pairs"
+        return row | {"problem": what}
+    units = cells.droplevel("finetune_size").unique()  # (task, pre-train size), which share a change
+    unit_of = units.get_indexer(cells.droplevel("finetune_size"))  # [cells]
+    harms = pairs.pivot_table("difference", cells.names, "encoder").reindex(cells).to_numpy()
+    changes = pairs.pivot_table(metric, units.names, "encoder").reindex(units).to_numpy()
+    x, y = np.nanmean(changes, axis=1), np.nanmean(harms, axis=1)
+    row["rho"] = float(_spearman(x[unit_of][None], y[None])[0])
+    if math.isnan(row["rho"]):
+        return row | {"problem": "the change or the difference is the same in all cells"}
+    row["p"], row["p_least"] = _permutation_p(x, y, unit_of, units, seed)
+    counts = encoders.groupby("pretrain_size").size()
+    if counts.min() < LEAST_ENCODERS:
+        fewest = f"{counts.min()} pre-trained encoder" + ("s" if counts.min() > 1 else "")
+        return row | {"problem": f"no interval from {fewest} of a size"}
+    weights = _rescaled(encoders["pretrain_size"].to_numpy(), resamples, np.random.default_rng(seed))
+    rho = _spearman(_weighted(changes, weights)[:, unit_of], _weighted(harms, weights))
+    row["se"] = float(np.nanstd(rho, ddof=1))
+    half = t.ppf(0.975, len(encoders) - len(counts)) * row["se"]
+    row["low"], row["high"] = max(-1.0, row["rho"] - half), min(1.0, row["rho"] + half)
+    return row
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Rank correlation of each row of [B, n]; pairs with a NaN are left out, NaN where one side is constant.
+
+    `scipy.stats.spearmanr` takes one pair of rows at a time.
+    """
+    either = np.isnan(x) | np.isnan(y)
+    policy = "omit" if either.any() else "propagate"  # which is slow, and fast
+    ranks = [rankdata(np.where(either, np.nan, v), axis=1, nan_policy=policy) for v in (x, y)]
+    a, b = (r - np.nanmean(r, axis=1, keepdims=True) for r in ranks)
+    scale = np.sqrt(np.nansum(a**2, axis=1) * np.nansum(b**2, axis=1))
+    return np.divide(np.nansum(a * b, axis=1), scale, out=np.full(len(a), np.nan), where=scale > 0)
+
+
+def _rescaled(strata: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each unit is drawn: [resamples, units], from each stratum of n units n - 1 with replacement."""
+    weights = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        mine = np.flatnonzero(strata == stratum)
+        weights[:, mine] = rng.multinomial(len(mine) - 1, np.full(len(mine), 1 / len(mine)), resamples)
+    return weights
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means of [cells, units], NaN left out, under each row of weights [B, units]: [B, cells]."""
+    total, count = weights @ np.nan_to_num(values).T, weights @ np.isfinite(values).T
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _permutation_p(
+    x: np.ndarray, y: np.ndarray, unit_of: np.ndarray, units: pd.MultiIndex, seed: int
+) -> tuple[float, float]:
+    """Two-sided p of the rank correlation, and the smallest that there can be.
+
+    `x` [units] is permuted by tasks and by pre-train sizes, `y` [cells] stays; `unit_of` [cells] joins them.
+    """
+    tasks, sizes = (sorted(set(units.get_level_values(k))) for k in range(2))
+    place = np.full((len(tasks), len(sizes)), -1)
+    for i, (task, size) in enumerate(units):
+        place[tasks.index(task), sizes.index(size)] = i
+    exact = math.factorial(len(tasks)) * math.factorial(len(sizes)) <= PERMUTATIONS
+    if exact:
+        orders = itertools.product(*(itertools.permutations(range(k)) for k in place.shape))
+    else:
+        rng = np.random.default_rng(seed)
+        orders = ((rng.permutation(place.shape[0]), rng.permutation(place.shape[1])) for _ in range(PERMUTATIONS))
+    permuted = [] if exact else [x[unit_of]]  # of drawn permutations the identity is one more
+    for by_task, by_size in orders:
+        moved = place[np.ix_(by_task, by_size)]
+        if ((moved < 0) == (place < 0)).all():  # a task that was not run at a size has nothing to give to it
+            there = place >= 0
+            order = np.empty(len(units), int)
+            order[place[there]] = moved[there]
+            permuted.append(x[order][unit_of])
+    rho = np.abs(_spearman(np.array(permuted), np.broadcast_to(y, (len(permuted), len(y)))))
+    observed = abs(_spearman(x[unit_of][None], y[None])[0])
+    return int((rho >= observed - 1e-9).sum()) / len(rho), 1 / len(rho)
+
+
+def _verdict(row: Any, tested: int) -> str:
+    """What a correlation shows, in words; `tested` is the number of metrics that have a p."""
+    if math.isnan(row.p):
+        return row.problem
+    if row.p_least * tested > 0.05:
+        words = f"this grid cannot reach p < 0.05 for {tested} metrics (least p of one {row.p_least:.2g})"
+    elif row.p_holm < 0.05:
+        words = f"where it grows more, a task {'costs less or gains more' if row.rho > 0 else 'costs more'} mIoU"
+    else:
+        words = "no association shown"
+    return "; ".join(filter(None, [words, row.problem]))
+
+
+# Files
+
+
+def write_geometry(
+    geometry_paths: Iterable[str | Path], metric_paths: Iterable[str | Path], out_dir: str | Path
+) -> None:
+    """Write geometry.csv and .md, table2.csv and .md, harm.csv, harm_correlation.csv and .md.
+
+    Every file says the study, its protocol and its note, the CSVs in columns of their own.
+
+    Args:
+        geometry_paths: JSON files of one study, one an encoder.
+        metric_paths: JSON files of the same study, one a cell.
+        out_dir: folder for the tables; made where it is not there.
+
+    Raises:
+        InputError: as `read_geometry` and `tables.read_metrics`, or of several studies.
+    """
+    frame, cells = read_geometry(geometry_paths), read_metrics(metric_paths)
+    about = dict(frame.iloc[0][["study", "protocol", "note"]])
+    for key in ("study", "protocol"):
+        if cells[key].iloc[0] != about[key]:
+            raise InputError(
+                f"geometry is of {key} '{about[key]}', metrics are of '{cells[key].iloc[0]}'; give those of one study"
+            )
+    about["note"] = about["note"] or cells["note"].iloc[0]
+    summary, table2 = geometry_table(frame), paper_table2(frame)
+    pairs = harm(frame, paired_differences(cells))
+    correlation = harm_correlation(pairs)
+    csvs = {"table2": table2, "harm": pairs, "harm_correlation": correlation}
+    for name, table in ({"geometry": frame.drop(columns=list(about))} | csvs).items():
+        write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
+    who = f"Study {about['study']}, protocol {about['protocol']}."
+    images = " or ".join(str(n) for n in sorted(frame["images"].unique()))
+    trained = " or ".join(str(n) for n in sorted(frame["probe_images"].unique()))
+    over_seeds = "Mean ± standard deviation over seeds (ddof = 1), the mean alone for one run."
+    where = (
+        f"Patch tokens after the final LayerNorm, {images} held-out images; the probe is trained on {trained} others."
+    )
+    _write_markdown(
+        Path(out_dir) / "geometry.md", "Geometry of the output tokens",
+        [who, over_seeds, where, _CKA, about["note"]], _readable(summary), "",
+    )  # fmt: skip
+    _write_markdown(
+        Path(out_dir) / "table2.md", "Table 2 (version 2): patch geometry of four regimes",
+        [who, over_seeds, where, _TABLE2, about["note"]], table2, "",
+    )  # fmt: skip
+    _write_markdown(
+        Path(out_dir) / "harm_correlation.md", "Which geometry goes with the harm of a task",
+        [who, _HARM, about["note"]], _readable_correlation(correlation),
+        "" if len(pairs) else "The study has no pairs of cells with and without a task whose encoders were measured.",
+    )  # fmt: skip
+
+
+_CKA = "The reference of CKA is the pre-trained encoder or, where there is none, the random start of the seed."
+_TABLE2 = (
+    "Variances are population variances of tokens: within an image, averaged over images and dimensions; over images, "
+    "of the mean token, averaged over dimensions. The paper's probe is scored on the images that it is fitted on; that "
+    "on held-out images is not. The paper's values are of one encoder pre-trained on 200,000 images."
+)
+_HARM = (
+    "Spearman's rank correlation, over cells, of what a task changes in the output tokens with what it changes in "
+    "mIoU; a positive one says that cells whose metric grows more lose less, or gain. 95 % interval, approximate: "
+    "Student's t times the standard error of a bootstrap over pre-trained encoders within each pre-train size (Rao and "
+    "Wu 1988). p: two-sided permutations of tasks and of pre-train sizes; least: the smallest that this grid allows; "
+    "Holm: corrected for the number of metrics."
+)
+
+
+def _readable(summary: pd.DataFrame) -> pd.DataFrame:
+    """`geometry_table` for readers: a regime a row, a metric a column."""
+    columns = {"Regime": regimes(summary), "Runs": summary["n"]}
+    for metric, heading in ALL_METRICS.items():
+        both = zip(summary[f"{metric}_mean"], summary[f"{metric}_sd"], strict=True)
+        columns[heading] = pd.Series([_plus_minus(metric, mean, sd) for mean, sd in both], dtype=str)
+    return pd.DataFrame(columns)
+
+
+def _readable_correlation(table: pd.DataFrame) -> pd.DataFrame:
+    def number(values: pd.Series, form: str) -> pd.Series:
+        return pd.Series(["" if pd.isna(v) else format(v, form) for v in values], dtype=str)
+
+    interval = [
+        "" if pd.isna(low) else f"{low:.2f} to {high:.2f}"
+        for low, high in zip(table["low"], table["high"], strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "Metric": table["metric"].map(METRICS).str.removesuffix(" (%)"),
+            "Cells": table["n"],
+            "Encoders": table["encoders"],
+            "Rank correlation": number(table["rho"], ".2f"),
+            "95 % interval": pd.Series(interval, dtype=str),
+            "p": number(table["p"], ".3f"),
+            "Least p": number(table["p_least"], ".2g"),
+            "Holm p": number(table["p_holm"], ".3f"),
+            "Verdict": table["verdict"],
+        }
+    )
+
+
+def _write_markdown(path: Path, title: str, lines: list[str], table: pd.DataFrame, last: str) -> None:
+    heading = " ".join(filter(None, lines))
+    body = to_markdown(table) + (f"\n{last}\n" if last else "")
+    with atomic_path(path) as tmp:
+        tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Weights on disk: safetensors beside a record that carries their hash, and the models that they fill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from viny.learning.model import VINY, ViNy, assert_paper_size
+from viny.learning.objectives import Segmentation
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, read_json
+from viny.runtime.seeds import derive
+
+
+def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
+    """A fine-tuned model, ready to predict, and its record."""
+    tensors, record = read_weights(record_path)
+    spec = record["spec"]
+    model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
+    model.load_state_dict(tensors)
+    return model.eval(), record
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all; returns its sha256."""
+    flat = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    content = save(flat, {"viny": json.dumps(metadata, sort_keys=True)})
+    with atomic_path(path) as tmp:
+        # Written by Python, whose errors name their cause; the library's own writer wraps them all in one type.
+        tmp.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_weights` wrote.
+
+    Raises:
+        InputError: the file is missing, cut short, or not ours.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such weights file; run the stage that writes it")
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = json.loads((f.metadata() or {})["viny"])
+            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118, safe_open is no mapping
+    except Exception as error:  # safetensors raises its own type for each kind of damage
+        raise InputError(
+            f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def weights_beside(record: Path) -> Path:
+    """The weights file that a record describes."""
+    return record.with_suffix(".safetensors")
+
+
+def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and their record, after a check of the file's hash.
+
+    Raises:
+        InputError: missing, damaged, or not the file that the record describes.
+    """
+    record = read_json(record_path, "a weights record")
+    path = weights_beside(record_path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")
+    found = file_sha256(path)
+    if found != record["weights_sha256"]:
+        raise InputError(
+            f"{path}: content differs from {record_path} (sha256 {found[:12]}, expected "
+            f"{record['weights_sha256'][:12]}); delete both and rerun"
+        )
+    return load_weights(path)[0], record
+
+
+def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
+    """A randomly initialised encoder; the same for every cell of a seed."""
+    settings = ModelSettings(**model)
+    if settings == VINY:
+        assert_paper_size()
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "encoder"))
+        return ViNy(settings)
+
+
+def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
+    """Fill an encoder from another stage's weights; returns that stage's record.
+
+    Raises:
+        InputError: the weights are of a model of other dimensions.
+    """
+    tensors, record = read_weights(record_path)
+    mine = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(mine)
+    except RuntimeError as error:
+        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
+    return record
+
+
+def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int) -> Segmentation:
+    return Segmentation(encoder, classes, spec["segmentation_loss"], spec["class_token"])

@@ -1,0 +1,196 @@
+"""Claims on a piece of work, which outlive no process.
+
+A claim is a small file that says which process on which machine does a piece of work. It needs nothing of the
+file system but that a hard link or a rename is whole or not at all, so it works on network file systems too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from viny.runtime.processes import Owner, unfinished
+
+BEAT = 30.0  # seconds between the signs of life that a claim's holder gives
+SILENCE = 180.0  # seconds without one after which a holder on another machine counts as dead; NFS shows one 60 s late
+UNFINISHED = 10.0  # seconds after which a claim that names nobody is a crash's leftover, no longer being written
+
+
+NOBODY_KNOWN = Owner("", "", 0, "")  # holds a claim that cannot be read
+
+
+class Claim:
+    """A claim on a piece of work, held from `acquire` to `release` or to the end of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._owner = Owner.me()
+        self._content = json.dumps(asdict(self._owner)).encode()
+        self._done = threading.Event()
+        self._held = False
+
+    def holder(self) -> Owner | None:
+        """Who holds the claim now; None if nobody who is alive does."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[Owner | None, bytes | None]:
+        """Who holds the claim, and the content that says so; None for no claim, also for one we may not read."""
+        try:
+            content = self.path.read_bytes()
+            silent = _now(self.path.parent) - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return None, None
+        except OSError:  # what we may not read may well be held
+            return NOBODY_KNOWN, None
+        try:
+            owner = Owner.parse(content.decode())
+        except ValueError:
+            # Without hard links a claim is empty for a moment before it says whose it is.
+            return (NOBODY_KNOWN if silent < UNFINISHED else None), content
+        state = owner.state()
+        return (None if state == "dead" or (state == "elsewhere" and silent > SILENCE) else owner), content
+
+    def acquire(self) -> Owner | None:
+        """Take the claim; returns None when it is ours, else who holds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        name = unfinished(self.path)
+        try:
+            name.write_bytes(self._content)
+            other: Owner | None = None
+            for _ in range(5):
+                if _link(name, self.path):
+                    self._held, self._done = True, threading.Event()
+                    threading.Thread(target=self._beat, args=(self._done,), daemon=True).start()
+                    self._sweep()
+                    return None
+                holder, content = self._look()
+                if holder is not None:
+                    return holder
+                if content is not None:
+                    other = self._clear_stale(content)
+            return other or self.holder() or NOBODY_KNOWN
+        finally:
+            name.unlink(missing_ok=True)
+
+    def _right(self, word: str) -> Path:
+        return self.path.with_name(f".{self.path.name.lstrip('.')}.{word}")
+
+    def _sweep(self) -> None:
+        """Remove what a process left that was killed while it removed a dead claim; safe for who holds the claim."""
+        for left in self.path.parent.glob(self._right("[0-9a-f]" * 8).name):
+            if Claim(left).holder() is None:
+                left.unlink(missing_ok=True)
+
+    def _clear_stale(self, content: bytes) -> Owner | None:
+        """Remove a dead process's claim; returns who else is removing it.
+
+        Of all who find the same dead claim, one at a time has the right to remove it, and only while it is
+        still there: who comes late would else remove the claim of somebody alive.
+        """
+        word = hashlib.sha256(content).hexdigest()[:8]
+        right = Claim(self._right(word))
+        other = right.acquire()
+        if other is not None:
+            time.sleep(0.02)
+            return other
+        try:
+            if self._look() == (None, content):
+                self.path.unlink(missing_ok=True)
+        finally:
+            right.release()
+        return None
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._content
+        except OSError:
+            return False
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(BEAT):
+            with suppress(OSError):  # the folder is away for a moment, or for good; the work itself will say so
+                if self._is_ours():
+                    os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the claim back; after too long a silence it may be another's by now, and stays that."""
+        self._done.set()
+        if self._held:
+            self._held = False
+            if self._is_ours():
+                self.path.unlink(missing_ok=True)
+
+
+def _link(source: Path, path: Path) -> bool:
+    """Give a file a second name, whole; whether the name was free."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        # A network file system may report its own success, repeated, as a failure.
+        try:
+            return os.path.samefile(source, path)
+        except OSError:
+            return False  # given back meanwhile
+    except OSError:  # a file system without hard links
+        return _copy(source, path)
+    return True
+
+
+def _copy(source: Path, path: Path) -> bool:
+    """`_link` by a copy, which is empty for a moment; whether the name was free."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(source.read_bytes())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _now(folder: Path) -> float:
+    """The file server's clock, seconds."""
+    with tempfile.TemporaryFile(dir=folder) as f:
+        return os.fstat(f.fileno()).st_mtime
+
+
+def claim_beside(folder: Path) -> Path:
+    """The claim on the work that keeps its checkpoints in a folder."""
+    return folder.with_name(f"{folder.name}.claim")
+
+
+@contextmanager
+def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
+    """Hold a claim in a block, after waiting for whoever has it.
+
+    Args:
+        path: the claim's file.
+        what: the work, for what is said while waiting.
+        poll: seconds between two looks.
+
+    Yields:
+        Whether there was another holder to wait for: its work may be done.
+    """
+    claim = Claim(path)
+    waited, said = False, 0.0
+    while (holder := claim.acquire()) is not None:
+        if not waited or time.monotonic() - said > 60:
+            print(f"{what}: waiting for {holder}, which is at it", flush=True)
+            said = time.monotonic()
+        waited = True
+        time.sleep(poll)
+    try:
+        yield waited
+    finally:
+        claim.release()

@@ -1,0 +1,118 @@
+"""Small file manners: whole-or-nothing writes, canonical JSON, content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viny.runtime.errors import InputError
+from viny.runtime.processes import unfinished
+from viny.runtime.signals import leave, on_stop
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    The data reach the disk before the name does, so a crash leaves the old file or the new one. What a
+    killed process left behind of the same file is removed.
+
+    Raises:
+        OSError: with `path` as its file name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = unfinished(path)
+    try:
+        yield tmp
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(tmp):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill and rename; what is left under its own name when the block ends is removed.
+
+    It ends by a stop signal too, which leaves nothing behind.
+    """
+    tmp = unfinished(path)
+    tmp.mkdir()
+
+    def clear(number: int) -> None:
+        shutil.rmtree(tmp, ignore_errors=True)
+        leave(number)
+
+    try:
+        with on_stop(clear):
+            yield tmp
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems cannot; the rename stands all the same
+    finally:
+        os.close(handle)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal strings."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
+    """Hex sha256 of an array's type, shape and bytes in C order; reads a memory map piece by piece."""
+    h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    flat = array.reshape(-1)
+    step = max(1, chunk // array.dtype.itemsize)
+    for start in range(0, len(flat), step):
+        h.update(np.ascontiguousarray(flat[start : start + step]).data)
+    return h.hexdigest()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error message, e.g. "a pack manifest".
+
+    Raises:
+        InputError: missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected {what}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); expected {what}; delete it and rerun") from error

@@ -1,0 +1,104 @@
+"""A fingerprint of the code that makes each stage's output, so that an edit reruns what it touches and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from viny.runtime.provenance import PACKAGE
+
+# The function that is each stage; its module, with all that it imports from this package, makes the stage's output.
+ENTRY = {
+    "pack": "viny.data.packing:pack",
+    "split": "viny.data.splits:cut",
+    "duplicates": "viny.evidence.duplicates:write_duplicates",
+    "pretrain": "viny.learning.stages:train",
+    "intermediate": "viny.learning.stages:train",
+    "finetune": "viny.learning.stages:train",
+    "evaluate": "viny.evidence.evaluate:evaluate",
+    "geometry": "viny.evidence.geometry:measure",
+    "tables": "viny.evidence.stages.tables:gather",
+    "figures": "viny.evidence.stages.figures:write_figures",
+    "statistics": "viny.evidence.stages.statistics:write_statistics",
+    "representations": "viny.evidence.stages.representations:write_representations",
+    "scorecard": "viny.evidence.stages.scorecard:write_scorecard",
+    "report": "viny.evidence.report.page:write_page",
+}
+# Modules that keep the books: they are used by stages, but no number depends on them.
+BOOKKEEPING = {
+    f"viny.runtime.{name}" for name in ("provenance", "fingerprint", "errors", "processes", "claims", "signals")
+}
+
+
+def _module_file(module: str) -> Path | None:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _strip_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def module_tree(module: str) -> ast.Module:
+    """The syntax tree of one of the package's modules."""
+    file = _module_file(module)
+    assert file is not None, module
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parse(module: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of a module's syntax tree without docstrings, and the package's modules that it imports."""
+    tree = module_tree(module)
+    imports = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {a.name for a in node.names if a.name.startswith("viny")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viny"):
+            for alias in node.names:  # a name may be a module or something in one
+                inner = f"{node.module}.{alias.name}"
+                imports.add(inner if _module_file(inner) else node.module)
+    return hashlib.sha256(_canonical(_strip_docstrings(tree)).encode()).hexdigest(), tuple(sorted(imports))
+
+
+def _canonical(node: Any) -> str:
+    """A syntax tree as text, the same under every Python: unlike `ast.dump`, without fields that hold nothing.
+
+    Versions differ in which empty fields a node has and in which of them they show.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
+
+
+@functools.cache
+def code_fingerprint(stage: str) -> str:
+    """Hash of the code that a stage uses: comments, docstrings and layout do not count.
+
+    Follows imports within the package, also those inside functions, from the stage's entry module.
+    """
+    todo, seen = [ENTRY[stage].partition(":")[0]], {}
+    while todo:
+        module = todo.pop()
+        if module not in seen and module not in BOOKKEEPING:
+            seen[module], imports = _parse(module)
+            todo += imports
+    return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(seen.items())).encode()).hexdigest()[:16]

@@ -1,0 +1,77 @@
+"""Which GPU a job takes where several jobs share a machine and nobody else hands GPUs out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from viny.runtime.claims import Claim
+
+GPUS, JOBS, CLAIMS = "VINY_GPUS", "VINY_JOBS_PER_GPU", "VINY_GPU_CLAIMS"  # what a driver tells its jobs
+_taken: list[Claim] = []  # this process's place, kept to its end
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA would call the GPUs that this process may use; none where there is no driver.
+
+    Asks CUDA_VISIBLE_DEVICES, else nvidia-smi: PyTorch would know too, but costs seconds to import.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        names = [name.strip() for name in told.split(",")]
+        ends = [at for at, name in enumerate(names) if name in ("", "-1")]  # CUDA stops at the first that is none
+        return names[: ends[0]] if ends else names
+    try:
+        said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = [line for line in said.stdout.splitlines() if line.startswith("GPU ")]  # a GPU's parts follow it, indented
+    return [str(number) for number in range(len(lines))]
+
+
+def job_environment(gpus: list[str], jobs_per_gpu: int, claims: Path) -> dict[str, str]:
+    """Environment variables by which `take_gpu` learns what there is to take."""
+    return {GPUS: ",".join(gpus), JOBS: str(jobs_per_gpu), CLAIMS: str(claims)} if gpus else {}
+
+
+def take_gpu(environment: Mapping[str, str] = os.environ, poll: float = 0.2) -> str | None:
+    """Take a place on the GPU with the fewest jobs, kept to the end of the process, and show CUDA that GPU alone.
+
+    Call it before PyTorch is imported. A place is a claim, so that of a killed job is free again. Waits while all
+    places are taken, as by another study.
+
+    Args:
+        environment: holds what `surroundings` gives, or nothing: then nothing is done.
+        poll: seconds between two looks.
+
+    Returns:
+        The GPU's name, None where there is none to take.
+    """
+    gpus = [name for name in environment.get(GPUS, "").split(",") if name]
+    if not gpus:
+        return None
+    claims, jobs = Path(environment[CLAIMS]), int(environment[JOBS])
+    said = False
+    while True:
+        for number in range(jobs):
+            for gpu in gpus:
+                claim = Claim(claims / f"gpu-{gpu.replace('/', '_')}_job-{number}")
+                if claim.acquire() is None:
+                    _taken.append(claim)
+                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                    return gpu
+        if not said:
+            print(f"waiting for one of {len(gpus)} GPUs, with {jobs} jobs each", flush=True)
+            said = True
+        time.sleep(poll)
+
+
+def give_gpu_back() -> None:
+    """Let another job have this process's place."""
+    while _taken:
+        with suppress(OSError):
+            _taken.pop().release()

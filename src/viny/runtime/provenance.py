@@ -1,0 +1,170 @@
+"""Where a result comes from: code, versions, machine, time; and a fingerprint of the code a stage uses."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "statsmodels",
+    "scikit-learn",
+    "snakemake",
+)
+
+GIT_SECONDS = 10  # that a job waits for git, at most, each of two times
+
+
+def _checkout() -> Path | None:
+    """The repository that this very package is worked on in; None for an installed copy.
+
+    A copy may lie within somebody else's repository, whose commits say nothing about it: the package must
+    stand where it stands in its own, at src/viny beside its pyproject.toml.
+    """
+    source, root = PACKAGE.parent, PACKAGE.parents[1]
+    if source.name != "src" or not (root / ".git").exists():
+        return None
+    try:
+        described = (root / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return root if re.search(r'^name = "viny"$', described, re.MULTILINE) else None
+
+
+def code_version() -> dict[str, Any]:
+    """The package's version in one word, and the commit and state of its checkout where it is one."""
+    out: dict[str, Any] = {"code": _version("viny") or "unknown", "commit": None, "dirty": None}
+    root = _checkout()
+    if root is None:
+        return out
+    try:
+        out["commit"] = _git(root, "rev-parse", "--verify", "HEAD")
+        out["code"] += f"+g{out['commit'][:12]}"
+        out["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return out  # no git, one that fails or one that hangs: what is known has to do
+    if out["dirty"]:
+        out["code"] += ".dirty"
+    return out
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # Variables such as GIT_DIR, which a hook sets, would name another repository; the ceiling keeps git from
+    # taking the one around a damaged .git.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(
+        ["git", "-C", root, *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=GIT_SECONDS,
+        env=env,
+    )
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except Exception:  # not installed, or its metadata are damaged in one of many ways
+        return None
+
+
+class Provenance:
+    """Collects the provenance of one job, from its making to `finish`.
+
+    It is no reason for a job to fail: what cannot be found out is None.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._started = datetime.now(UTC)
+        self._code = code_version()  # now, since the checkout may move on while the job runs
+
+    @property
+    def started(self) -> str:
+        return self._started.isoformat(timespec="seconds")
+
+    def finish(self, *, device: str = "cpu", **more: Any) -> dict[str, Any]:
+        """What, where, when, how long (seconds), and the peaks of resident and GPU memory (MB).
+
+        Args:
+            device: that the job computed on, as PyTorch names it.
+            more: what the job itself knows, such as precision, threads, seed and hashes.
+        """
+        gpu_name, gpu_peak = _gpu(device)
+        processor = _known(processor_name)
+        return {
+            **self._code,
+            "study_sha256": os.environ.get("VINY_STUDY_SHA256") or None,
+            "packages": {p: v for p in PACKAGES if (v := _version(p))},
+            "python": platform.python_version(),
+            "host": _known(platform.node),
+            "system": _known(platform.platform),
+            "processor": processor,
+            "processors": os.cpu_count(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID") or None,
+            "slurm_node": os.environ.get("SLURMD_NODENAME") or None,
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "started": self.started,
+            "device": device,
+            "device_name": gpu_name or processor,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._began, 3),
+            "peak_memory_mb": _known(_peak_memory),
+            "peak_gpu_memory_mb": gpu_peak,
+            **more,
+        }
+
+
+def _known(find: Callable[[], Any]) -> Any:
+    """What `find` returns, or None if it fails."""
+    try:
+        return find()
+    except Exception:  # an unreadable /proc, a sandbox, an odd platform: each has an error of its own
+        return None
+
+
+def _peak_memory() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _gpu(device: str) -> tuple[str | None, float | None]:
+    """Name of the GPU and the most of its memory (MB) that tensors held; None and None for another device."""
+    torch = sys.modules.get("torch")  # loaded by any job that computes on one; too slow to load for the books
+    if torch is None or not device.startswith("cuda"):
+        return None, None
+    peak = _known(lambda: round(torch.cuda.max_memory_allocated(device) / 2**20, 1))
+    return _known(lambda: torch.cuda.get_device_name(device)), peak
+
+
+def processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,73 @@
+"""Orderly stops: what a process does at a signal, and when its parent dies."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal has asked the process to end; `signal` is its number. No error, so `except Exception` lets it pass."""
+
+    def __init__(self, number: int, where: str = "") -> None:
+        self.signal = number
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f" {where}" if where else ""))
+
+
+@contextmanager
+def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` with the number of a stop signal that arrives in the block; a signal that is ignored stays so.
+
+    Only a process's main thread may set handlers; elsewhere the block runs as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        handle(number)
+
+    before: dict[int, Any] = {}
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def leave(number: int) -> None:
+    """End the process at once, as `on_stop` may want it where nothing needs saving.
+
+    Nothing is cleaned up: an exception raised by a signal handler can get lost in a destructor, and what a
+    process leaves unfinished, the next one removes.
+    """
+    os.write(2, f"viny: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, so that no job outlives its driver.
+
+    Args:
+        parent: process id of the parent; nothing happens if it is another one, as inside some containers.
+    """
+    if os.getppid() != parent:
+        return
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return  # not Linux; a job then ends by itself
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,217 @@
+"""Checks of a study's settings against the schema, each other and the data."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from viny.data.masks import MAX_CLASSES, value_number
+from viny.data.synthetic import MIN_SIZE
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.study.reading import SHORT
+
+# More than any study needs. A job's settings are one argument of its command, which Linux holds to 128 KiB, and
+# a few lines of YAML with aliases can stand for billions of values, or for one that holds itself.
+MAX_CELLS = 100_000
+MAX_PACK_SIZE = 2**15  # pixels
+MAX_MASK_VALUE = 2**16 - 1
+OWN_MASKS = ("images", "masks", "classes")  # keys of the segmentation that source folder needs
+
+
+def check_mask_values(classes: int | Mapping[str, str], ignore: list[int | str]) -> None:
+    """Refuse classes and ignored values of a segmentation that do not fit each other."""
+    values = [str(value) for value in (range(classes) if isinstance(classes, int) else classes)]
+    kinds = {value.startswith("#") for value in (*values, *map(str, ignore))}
+    if len(kinds) > 1:
+        raise InputError(
+            "segmentation.classes: values and colours are mixed; name and ignore mask values or colours '#rrggbb'"
+        )
+    numbers = {value_number(value) for value in values}
+    if len(numbers) < len(values):
+        raise InputError("segmentation.classes: a value stands in it twice, written in two ways; keep one of them")
+    both = {value.lower() for value in values} & {str(value).lower() for value in ignore}
+    if both:
+        raise InputError(f"segmentation.ignore: {min(both)} is a class too; name it or ignore it")
+    if any(not value.startswith("#") and int(value) > MAX_MASK_VALUE for value in (*values, *map(str, ignore))):
+        raise InputError(
+            f"segmentation.classes: a mask value above {MAX_MASK_VALUE:,}; expected 0 to {MAX_MASK_VALUE:,}"
+        )
+    names = set(values if isinstance(classes, int) else classes.values())
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"segmentation.classes: {len(names)} different classes; expected 2 to {MAX_CLASSES}")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def validate(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    import jsonschema  # here, so that jobs, which get checked settings, need not have it
+
+    # Draft 2020-12 takes 100.0 for an integer and NaN for a number; training can use neither.
+    base = jsonschema.Draft202012Validator
+    types = base.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, v: isinstance(v, int) and not isinstance(v, bool),
+            "number": lambda _, v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
+        }
+    )
+    validator = jsonschema.validators.extend(base, type_checker=types)(schema)
+    errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
+    if errors:
+        raise InputError("\n".join(dict.fromkeys(_explain(e) for e in errors)))
+
+
+def _explain(error: Any) -> str:
+    """One line for one violation: the key, what it holds, what is allowed."""
+    key = ".".join(str(p) for p in error.absolute_path)
+    where = f"{key}: " if key else ""
+    rule, allowed, got = error.validator, error.validator_value, error.instance
+    if rule == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = [k for k in got if k not in known]
+        hints = [f"unknown key {k!r}{did_you_mean(k, known)}" for k in unknown]
+        return f"{where}{', '.join(hints)}; allowed are {', '.join(known)}"
+    said = error.schema.get("description", "")
+    if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
+        said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
+    expected = {
+        "type": lambda: f"expected {' or '.join([allowed] if isinstance(allowed, str) else allowed)}",
+        "enum": lambda: f"expected one of {', '.join(map(str, allowed))}",
+        "minimum": lambda: f"expected at least {allowed}",
+        "maximum": lambda: f"expected at most {allowed}",
+        "exclusiveMinimum": lambda: f"expected more than {allowed}",
+        "exclusiveMaximum": lambda: f"expected less than {allowed}",
+        "minItems": lambda: f"expected at least {allowed} entry",
+        "minProperties": lambda: f"expected at least {allowed} entries",
+        "uniqueItems": lambda: "expected no entry twice",
+        "pattern": lambda: f"expected to match {allowed}",
+        "required": lambda: f"missing key: {error.message}",
+    }.get(rule, lambda: error.message)()
+    return f"{where}{expected}, got {SHORT.repr(got)}." + (f" {said}" if said else "")
+
+
+def check_across(config: dict[str, Any]) -> None:
+    """What a schema cannot say: keys that must fit each other."""
+    count = math.prod(len(values) for values in config["grid"].values())
+    if count > MAX_CELLS:
+        raise InputError(f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists")
+    model = config["model"]
+    if model["image_size"] % model["patch_size"]:
+        raise InputError(
+            f"model.patch_size: {model['patch_size']} does not divide model.image_size, "
+            f"{model['image_size']}; choose a divisor"
+        )
+    switches = config["switches"]
+    segmentation = config["segmentation"]
+    if segmentation["test_size"] == 0 and not segmentation.get("split"):
+        raise InputError("segmentation.test_size: 0 needs segmentation.split; say how many images are held out")
+    if switches["test_set"] == "moving":
+        if segmentation.get("split"):
+            raise InputError("switches.test_set: 'moving' draws its own test images; leave segmentation.split out")
+        on_pets = [
+            n for n, t in config["intermediate"].items() if t["source"] in ("segmentation", segmentation["source"])
+        ]
+        for key, allowed, matters in (("subsets", "shared", True), ("pets_pool", "official", bool(on_pets))):
+            if matters and switches[key] != allowed:
+                raise InputError(
+                    f"switches.{key}: '{switches[key]}' needs switches.test_set: fixed; with a moving test set "
+                    f"use '{allowed}'"
+                )
+    sections = (config["pretrain"], config["segmentation"], *config["intermediate"].values())
+    synthetic = any(section["source"] == "synthetic" for section in sections)
+    if synthetic and model["image_size"] < MIN_SIZE:
+        raise InputError(
+            f"model.image_size: {model['image_size']} is too small for synthetic images; use at least {MIN_SIZE}"
+        )
+    stages = {"pretrain": config["pretrain"], "finetune": config["finetune"]}
+    stages |= {f"intermediate.{name}": task for name, task in config["intermediate"].items()}
+    for name, stage in stages.items():
+        for milestone in stage["milestones"]:
+            if milestone >= stage["epochs"]:
+                raise InputError(
+                    f"{name}.milestones: {milestone} is not before the last epoch ({name}.epochs is "
+                    f"{stage['epochs']}); use values from 1 to {stage['epochs'] - 1}, or [] for none"
+                )
+    for name, task in config["intermediate"].items():
+        if task["source"] == "segmentation" and task["target"] == "image" and segmentation["source"] == "folder":
+            raise InputError(
+                f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
+                "folder does not have; use target patch, or class folders of their own"
+            )
+        if task["target"] != "image":
+            if task["source"] not in ("pets", "segmentation", "synthetic"):
+                raise InputError(
+                    f"intermediate.{name}.target: '{task['target']}' needs masks, which source '{task['source']}' "
+                    "does not have; use source segmentation, pets or synthetic, or target image"
+                )
+            if task["mixup"]:
+                raise InputError(f"intermediate.{name}.mixup: only for target image; set it to 0")
+            for key, usual in (("labels", "own"), ("pooling", "class_token"), ("keep_class_token", False)):
+                if task[key] != usual:
+                    raise InputError(f"intermediate.{name}.{key}: only for target image; leave it out")
+        elif task["keep_class_token"] and task["pooling"] == "mean" and switches["class_token"] != "always":
+            raise InputError(
+                f"intermediate.{name}.keep_class_token: under pooling mean no class token is trained that could be "
+                "kept; use pooling class_token"
+            )
+    masked = int(config["pretrain"]["mask_ratio"] * ModelSettings(**model).patches)
+    if masked == 0:
+        raise InputError(
+            f"pretrain.mask_ratio: {config['pretrain']['mask_ratio']} masks none of the "
+            f"{ModelSettings(**model).patches} patches; use a larger share"
+        )
+    if config["pretrain"]["pack_size"] < model["image_size"]:
+        raise InputError(
+            f"pretrain.pack_size: {config['pretrain']['pack_size']} is less than model.image_size, "
+            f"{model['image_size']}; use 0 to have it chosen"
+        )
+    if config["pretrain"]["pack_size"] > MAX_PACK_SIZE:
+        raise InputError(
+            f"pretrain.pack_size: {config['pretrain']['pack_size']:.6g} pixels a side, of which crops of "
+            f"pretrain.crop_scale {config['pretrain']['crop_scale']:g} keep model.image_size, {model['image_size']}; "
+            f"expected at most {MAX_PACK_SIZE}; use a larger crop_scale or a smaller size"
+        )
+
+
+def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> None:
+    """Refuse grid sizes larger than the data.
+
+    Args:
+        config: resolved settings.
+        counts: images of the packs 'pretrain' and 'segmentation', and of the 'train' and the 'test' part of the latter
+            where a file gives them, see `viny.study.inventory.Images.limits`; what is left out or None is not checked.
+
+    Raises:
+        InputError: names the key, the size, and what the data allow.
+    """
+    grid = config["grid"]
+    counts = {name: count for name, count in counts.items() if count is not None}
+    if "pretrain" in counts and max(grid["pretrain_sizes"]) > counts["pretrain"]:
+        raise InputError(
+            f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])} is larger than the data: "
+            f"{config['pretrain']['path']} ({config['pretrain']['source']}) has {counts['pretrain']} images"
+        )
+    test = config["segmentation"]["test_size"]
+    if "train" in counts:
+        for key, wanted, part in (
+            ("grid.finetune_sizes", max(grid["finetune_sizes"]), "train"),
+            ("segmentation.test_size", test, "test"),
+        ):
+            if wanted > counts[part]:
+                raise InputError(
+                    f"{key}: {wanted} is larger than the {part} part that {config['segmentation']['split']} gives, "
+                    f"{counts[part]} images"
+                )
+    elif "segmentation" in counts:
+        room = counts["segmentation"] - test
+        if max(grid["finetune_sizes"]) > room:
+            raise InputError(
+                f"grid.finetune_sizes: {max(grid['finetune_sizes'])} is larger than the data: "
+                f"{counts['segmentation']} labelled images less segmentation.test_size, {test}, leave {max(room, 0)}"
+            )

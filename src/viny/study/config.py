@@ -1,0 +1,183 @@
+"""A study's settings: read, checked against the schema and against each other, completed with defaults."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viny.learning.settings import TRAIN_KEYS
+from viny.runtime.errors import InputError
+from viny.study.checks import OWN_MASKS, check_across, check_mask_values, did_you_mean, validate
+from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS, RESERVED
+from viny.study.reading import SHORT, check_extent
+
+SCHEMA = Path(__file__).with_name("schema.yaml")
+
+SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top; mappings merge, everything else is replaced."""
+    out = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else copy.deepcopy(value)
+    return out
+
+
+def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[str, Any]:
+    """Check a study's settings and complete them.
+
+    Args:
+        raw: what the study file and the command line say.
+        schema_path: the JSON schema (YAML).
+
+    Returns:
+        A new mapping with every default, every switch, every task of the grid and every path filled in.
+
+    Raises:
+        InputError: names the key, what it holds, and what is allowed.
+    """
+    check_extent(raw)
+    schema = _read_schema(Path(schema_path))
+    config = raw = _unshared(raw)
+    validate(config, schema)
+    config = copy.deepcopy(config)
+    _fill_defaults(config, schema, schema)
+    config["switches"] = PROTOCOLS[config["protocol"]] | config["switches"]
+    task_schema = schema["$defs"]["task"]
+    for name in RESERVED:
+        if name in config["intermediate"]:
+            raise InputError(f"intermediate.{name}: a task may not be called '{name}'; choose another name")
+    tasks = {}
+    for name in config["grid"]["intermediates"]:
+        if name == "none":
+            continue
+        # The schema's defaults were filled in already; a built-in's own come between them and the user's.
+        task = _described(name, raw.get("intermediate", {}), "grid.intermediates", ())
+        _fill_defaults(task, task_schema, schema)
+        tasks[name] = task
+    config["intermediate"] = tasks
+    _fill_folders(config)
+    for section in (config["pretrain"], config["segmentation"], *tasks.values()):
+        if "path" not in section:
+            section["path"] = (Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]).as_posix()
+    if config["pretrain"]["pack_size"] == 0:
+        config["pretrain"]["pack_size"] = least_pack_size(
+            config["model"]["image_size"], config["pretrain"]["crop_scale"]
+        )
+    check_across(config)
+    return config
+
+
+def _fill_folders(config: dict[str, Any]) -> None:
+    """Check that sections of source folder say where it is, and that no other does; complete them."""
+    segmentation = config["segmentation"]
+    if not isinstance(segmentation["ignore"], list):
+        segmentation["ignore"] = [segmentation["ignore"]]
+    own = segmentation["source"] == "folder"
+    for key in OWN_MASKS:
+        if own and key not in segmentation:
+            raise InputError(f"segmentation.{key}: missing; source folder needs {', '.join(OWN_MASKS)}")
+    given = [key for key in (*OWN_MASKS, "split", "mask_suffix", "ignore") if segmentation.get(key)]
+    if not own and given:
+        raise InputError(f"segmentation.{given[0]}: only for source folder; leave it out, or set source: folder")
+    if own:
+        if segmentation.setdefault("path", segmentation["images"]) != segmentation["images"]:
+            raise InputError("segmentation.path: source folder has images and masks instead; leave it out")
+        check_mask_values(segmentation["classes"], segmentation["ignore"])
+    for name in ("pretrain", *(f"intermediate.{task}" for task in config["intermediate"])):
+        section = config["intermediate"][name.partition(".")[2]] if "." in name else config[name]
+        if section["source"] == "folder" and "path" not in section:
+            raise InputError(f"{name}.path: missing; source folder needs it")
+        if section["source"] != "folder" and "split" in section:
+            raise InputError(f"{name}.split: only for source folder; leave it out, or set source: folder")
+
+
+def _described(name: str, own: Mapping[str, Any], where: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """What built-in tasks and the user say of a task, and of the one that it is like, without defaults.
+
+    Args:
+        name: of the task.
+        own: the user's tasks.
+        where: the key that names it, for messages.
+        above: tasks that are like it, outermost first.
+    """
+    if name not in BUILT_IN_TASKS and name not in own:
+        known = sorted({*BUILT_IN_TASKS, *own} - {*above}) + ["none"] * (not above)
+        raise InputError(
+            f"{where}: no task is called '{name}'{did_you_mean(name, known)}; "
+            f"known are {', '.join(known)}; describe your own under intermediate.{name}"
+        )
+    if name in above:
+        raise InputError(f"{where}: '{name}' is like itself ({' like '.join((*above, name))}); name another task")
+    task = merge(BUILT_IN_TASKS.get(name, {}), own.get(name, {}))
+    like = task.pop("like", None)
+    if like is None:
+        return task
+    return merge(_described(like, own, f"intermediate.{name}.like", (*above, name)), task)
+
+
+@functools.cache
+def _read_schema(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing stands twice: sections that a YAML alias makes one would get each other's defaults."""
+    if isinstance(value, Mapping):
+        out = {str(key): _unshared(inner) for key, inner in value.items()}
+        if len(out) < len(value):
+            raise InputError(f"{SHORT.repr(value)}: a key stands in it as a number and as text; keep one of them")
+        return out
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+
+
+def least_pack_size(image_size: int, crop_scale: float) -> int:
+    """Least side, a multiple of 8, whose crops of `crop_scale` of the area have image_size**2 pixels."""
+    return 8 * math.ceil(image_size / math.sqrt(crop_scale) / 8)
+
+
+def _deref(node: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    if "$ref" not in node:
+        return dict(node)
+    target = root
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
+
+
+def _fill_defaults(value: dict[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+    for key, node in schema.get("properties", {}).items():
+        node = _deref(node, root)
+        if key not in value and "default" in node:
+            value[key] = copy.deepcopy(node["default"])
+        if isinstance(value.get(key), dict) and "properties" in node:
+            _fill_defaults(value[key], node, root)
+
+
+def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
+    """What sets a study apart from the paper's beside its protocol and its sizes, a phrase a key.
+
+    Numbers of a study for which this is not empty cannot be held against the paper's.
+    """
+    paper = resolve({"study": "paper"})
+    sections = {"model": tuple(sorted(config["model"])), "finetune": ("contrast", *TRAIN_KEYS)}
+    sections["pretrain"] = ("source", "mask_ratio", "crop_scale", *TRAIN_KEYS)
+    sections["segmentation"] = ("source", "test_size")
+    pairs = [(name, keys, config[name], paper[name]) for name, keys in sections.items()]
+    if "intel" in config["intermediate"]:
+        keys = ("source", "target", "mixup", "contrast", *TRAIN_KEYS)
+        pairs.append(("intermediate.intel", keys, config["intermediate"]["intel"], paper["intermediate"]["intel"]))
+    return [
+        f"{name}.{key} is {mine[key]}, the paper's {theirs[key]}"
+        for name, keys, mine, theirs in pairs
+        for key in keys
+        if mine[key] != theirs[key]
+    ]

@@ -1,0 +1,180 @@
+"""The jobs of a study: what the workflow runs, what each job needs and what it leaves behind.
+
+The workflow's rules say the same in Snakemake's words; a test holds both equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.runtime.claims import claim_beside
+from viny.study import grid, layout, specs
+from viny.study.grid import Encoder
+from viny.study.inventory import Images
+from viny.study.layout import TRAININGS, Training
+from viny.study.specs import training_spec
+from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload
+
+SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
+STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMMARIES)  # each needs only those before it
+PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # of the workflow; 0 for all others
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow.
+
+    Attributes:
+        stage: the rule.
+        name: what its log and its benchmark are called below those of the stage; empty for a rule that runs once.
+        outputs: files below the study's folder.
+        needs: keys of the jobs whose outputs it reads.
+        spec: its stage's settings, see `viny.study.specs`; empty for those that none is needed of here.
+        work: of a training, an evaluation or the geometry.
+        target: whether the study asks for its outputs, beside the jobs that read them.
+        glances: those of its needs, trainings, of which it reads the curve and the provenance alone.
+    """
+
+    stage: str
+    name: str
+    outputs: tuple[Path, ...]
+    needs: tuple[Key, ...]
+    spec: Mapping[str, Any]
+    work: Workload | None = None
+    target: bool = True
+    glances: frozenset[Key] = frozenset()
+
+    @property
+    def key(self) -> Key:
+        return self.stage, self.name
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage} {self.name}".strip()
+
+    def log(self, root: Path) -> Path:
+        return self._beside(root, layout.LOG)
+
+    def benchmark(self, root: Path) -> Path:
+        """Snakemake's measurements of the job: a line of JSON, with its seconds as `s`."""
+        return self._beside(root, layout.BENCHMARK)
+
+    def checkpoints(self, root: Path) -> Path:
+        """Folder of a training's checkpoints; its claim and its progress stand beside it."""
+        return self._beside(root, layout.CHECKPOINTS)
+
+    def claim(self, root: Path) -> Path:
+        """What a training holds while it is at work."""
+        return claim_beside(self.checkpoints(root))
+
+    def _beside(self, root: Path, pattern: str) -> Path:
+        return root / pattern.format(job=f"{self.stage}/{self.name}".rstrip("/"))
+
+    def is_done(self, root: Path) -> bool:
+        return all((root / output).exists() for output in self.outputs)
+
+
+def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
+    """Every job of a study, each once, in an order in which they could run.
+
+    Args:
+        config: resolved settings.
+        images: of `count`.
+    """
+    found: dict[Key, Job] = {}
+
+    def add(
+        stage: str, name: str, outputs: Iterable[Path], needs: Iterable[Key] = (), spec: Any = None, **more: Any
+    ) -> Key:
+        key = (stage, name)
+        if key not in found:
+            found[key] = Job(stage, name, tuple(outputs), tuple(dict.fromkeys(needs)), spec or {}, **more)
+        return key
+
+    def pack(name: str) -> Key:
+        outputs = (Path(pattern.format(pack=name)) for pattern in (layout.MANIFEST, layout.IMAGES))
+        return add("pack", name, outputs, spec=specs.pack_spec(config, name), target=False)
+
+    def split(part: str, subset: str) -> Key:
+        outputs = (Path(pattern.format(part=part, subset=subset)) for pattern in (layout.SPLIT, layout.INDICES))
+        return add("split", f"{part}/{subset}", outputs, [pack(layout.pack_of_split(part, subset))], target=False)
+
+    def trained(training: Training | None) -> list[Key]:
+        """The job of a training, after that of its parent; none for a random start."""
+        if training is None:
+            return []
+        needs = [pack(training.pack), split(*training.split), *trained(training.parent)]
+        spec, work = training_spec(config, training), training_workload(config, training, images.trained)
+        return [add(training.stage, training.name, training.files(), needs, spec, work=work, target=False)]
+
+    def subset(size: int, seed: int) -> Key:
+        return split("finetune", layout.subset(size, seed))
+
+    def both(name: str, *patterns: str) -> list[Path]:
+        return [Path(pattern.format(cell=name, encoder=name)) for pattern in patterns]
+
+    def measured(one: Encoder) -> Key:
+        reference, own = trained(layout.reference_of(one)), trained(layout.training_of(one))
+        needs = [pack("segmentation"), subset(grid.probe_size(config), one.seed), *reference, *own]
+        outputs = both(one.name, layout.GEOMETRY, layout.GEOMETRY_ARRAYS)
+        return add("geometry", one.name, outputs, needs, work=geometry_workload(config))
+
+    all_cells = grid.cells(config)
+    evaluated = []
+    for cell in all_cells:
+        needs = [pack("segmentation"), subset(cell.finetune_size, cell.seed), *trained(layout.chain(cell)[-1])]
+        outputs, work = both(cell.name, layout.METRICS, layout.CONFUSION), evaluate_workload(config, images.tested)
+        evaluated.append(add("evaluate", cell.name, outputs, needs, work=work))
+    geometries = [measured(one) for one in grid.encoders(config)]
+    if all_cells:
+        _summaries(config, add, pack, split, list(found), evaluated, geometries)
+    return sorted(found.values(), key=lambda job: STAGES.index(job.stage))
+
+
+def _summaries(
+    config: Any, add: Any, pack: Any, split: Any, before: list[Key], evaluated: list[Key], measured: list[Key]
+):
+    """The jobs that sum a study up."""
+
+    def tables(names: Iterable[str]) -> list[Path]:
+        return [Path(layout.TABLE.format(name=name)) for name in names]
+
+    def figures(names: Iterable[str]) -> list[Path]:
+        return [Path(layout.FIGURE.format(name=name, kind=kind)) for name in names for kind in layout.FIGURE_KINDS]
+
+    spec = specs.duplicates_spec(config)
+    searched = [pack(name) for name in specs.searched_packs(spec)]
+    searched += [split(*one) for one in specs.searched_splits(spec)]
+    trained = [key for key in before if key[0] in TRAININGS]
+    shown = grid.shown_cells(config)
+    labels = split("finetune", layout.subset(shown[-1].finetune_size, shown[-1].seed))
+    drawn = {("finetune", cell.name) for cell in shown}
+    drawn.add(("pretrain", layout.subset(max(config["grid"]["pretrain_sizes"]), config["grid"]["seeds"][0])))
+    made = [
+        add("duplicates", "", tables(layout.DUPLICATES_TABLES), searched),
+        add("tables", "", tables(layout.TABLES), evaluated),
+        add(
+            "figures",
+            "",
+            figures(layout.figure_names(config)),
+            [*evaluated, *trained, pack("segmentation"), labels],
+            glances=frozenset(trained) - drawn,
+        ),
+        add(
+            "statistics",
+            "",
+            [*tables(layout.STATISTICS_TABLES), *figures(layout.STATISTICS_FIGURES)],
+            [*evaluated, *trained],
+            glances=frozenset(trained),
+        ),
+        add("scorecard", "", tables(layout.SCORECARD_TABLES), [*evaluated, *measured]),
+    ]
+    if measured:
+        outputs = [*tables(layout.REPRESENTATIONS_TABLES), *figures(layout.REPRESENTATIONS_FIGURES)]
+        made.append(add("representations", "", outputs, [*measured, *evaluated]))
+    add("report", "", [Path(layout.REPORT)], made)

@@ -1,0 +1,94 @@
+"""The grid: which cells and encoders a study expands to, and what each is called."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One combination of the grid: images to pre-train on, intermediate task, labels, seed."""
+
+    pretrain_size: int
+    intermediate: str
+    finetune_size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "name": self.name}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Whose representation is measured: a random start, one that a stage left, or one within a fine-tuned model."""
+
+    kind: str  # random, pretrained, intermediate or finetuned
+    pretrain_size: int
+    intermediate: str
+    finetune_size: int  # 0 before fine-tuning
+    seed: int
+
+    @property
+    def name(self) -> str:
+        if self.kind == "finetuned":
+            return f"finetuned_{Cell(self.pretrain_size, self.intermediate, self.finetune_size, self.seed).name}"
+        return f"{self.kind}_pre-{self.pretrain_size}_mid-{self.intermediate}_seed-{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "name": self.name}
+
+
+def encoders(config: Mapping[str, Any]) -> list[Encoder]:
+    """The encoders whose geometry a study measures, each once; the reference of each is among them."""
+    wanted, found = config["geometry"]["encoders"], []
+    if wanted == "none":
+        return []
+    for cell in cells(config):
+        size, task, seed = cell.pretrain_size, cell.intermediate, cell.seed
+        found.append(Encoder("random", 0, "none", 0, seed))
+        found.append(Encoder("pretrained" if size else "random", size, "none", 0, seed))
+        if task != "none":
+            found.append(Encoder("intermediate", size, task, 0, seed))
+        if wanted == "all":
+            found.append(Encoder("finetuned", size, task, cell.finetune_size, seed))
+    return list(dict.fromkeys(found))
+
+
+def cells(config: Mapping[str, Any]) -> list[Cell]:
+    """Every cell of a resolved study, in the grid's order."""
+    grid = config["grid"]
+    return [
+        Cell(*values)
+        for values in itertools.product(
+            grid["pretrain_sizes"], grid["intermediates"], grid["finetune_sizes"], grid["seeds"]
+        )
+    ]
+
+
+def probe_size(config: Mapping[str, Any]) -> int:
+    """The label size whose split the probes learn from: the least with images enough, so that more change nothing."""
+    sizes, wanted = config["grid"]["finetune_sizes"], config["geometry"]["probe_images"]
+    return min([size for size in sizes if size >= wanted], default=max(sizes))
+
+
+def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
+    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed."""
+    grid = config["grid"]
+    sizes, labels = grid["pretrain_sizes"], grid["finetune_sizes"]
+    picked = [
+        Cell(size, grid["intermediates"][0], label, grid["seeds"][0])
+        for label in (min(labels), max(labels))
+        for size in (min(sizes), max(sizes))
+    ]
+    return list(dict.fromkeys(picked))
+
+
+STAGE_OF = {"pretrained": "pretrain", "intermediate": "intermediate", "finetuned": "finetune"}  # random has none
+KINDS = ("random", *STAGE_OF)

@@ -1,0 +1,144 @@
+"""What is here: how many images the data sets of a study hold, and what of a user's own folders changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.data.folders import few, pair
+from viny.data.pack import TEST, TRAIN
+from viny.data.sources import list_source, listing_digest
+from viny.data.synthetic import is_held_out
+from viny.runtime.errors import InputError
+from viny.runtime.files import canonical_json, read_json
+from viny.study.layout import pack_manifest, split_record
+from viny.study.specs import pack_spec, split_is_given, task_split_spec
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are; None where that is not known.
+
+    Attributes:
+        packed: by pack ('pretrain', 'segmentation' or a task), as the data set on disk has them.
+        trained: by intermediate task, those that it trains on.
+        room: labelled images beside the test images.
+        tested: test images.
+        given: labelled images of the training and of the test part that a file gives.
+    """
+
+    packed: dict[str, int | None]
+    trained: dict[str, int | None]
+    room: int | None
+    tested: int
+    given: tuple[int, int] | None
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """What `viny.study.checks.check_sizes` wants to know."""
+        return self.packed | (dict(zip(("train", "test"), self.given, strict=True)) if self.given else {})
+
+
+def count_images(config: Mapping[str, Any], root: Path) -> Images:
+    """Count a study's images: as its splits say, else as the data sets on disk do.
+
+    Args:
+        config: resolved settings.
+        root: the study's folder, which need not be there.
+
+    Raises:
+        InputError: a folder of the user's own is there, and something in it is not as it must be.
+    """
+    asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
+    found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
+    parts = {name: found[canonical_json(spec)] for name, spec in asked.items()}
+    packed = {name: sum(two) if two else None for name, two in parts.items()}
+    tested, own = config["segmentation"]["test_size"], parts["segmentation"]
+    given = own if split_is_given(config) else None
+    if given:
+        room, tested = given[0], tested or given[1]
+    else:
+        room = sum(own) - tested if own else None
+    trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
+    return Images(packed, trained, room, tested, given)
+
+
+def _parts(spec: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Images of a data set's training part and of the others; None where it is not there."""
+    if spec["source"] == "synthetic":
+        held_out = sum(is_held_out(i, spec["count"]) for i in range(spec["count"]))
+        return spec["count"] - held_out, held_out
+    try:
+        listing = list_source(spec)
+    except InputError:
+        if spec["source"] == "folder" and Path(spec["path"]).is_dir():
+            raise
+        return None
+    training = listing.parts.count(TRAIN) if listing.parts else len(listing.images)
+    return training, len(listing.images) - training
+
+
+def _trained(
+    config: Mapping[str, Any], task: str, root: Path, parts: tuple[int, int] | None, room: int | None
+) -> int | None:
+    spec = task_split_spec(config, task)
+    try:
+        record = read_json(split_record(root, "intermediate", task), "a split record")
+        if {**record["spec"], "code": None} == {**spec, "code": None}:
+            return record["parts"]["train"]["count"]
+    except (InputError, KeyError, TypeError):
+        pass  # no split yet, or another study's
+    if spec.get("pool") == "training" and spec["test_set"] == "fixed":
+        return room
+    return parts[0] if parts else None
+
+
+def folder_report(config: Mapping[str, Any]) -> list[str]:
+    """What stands in the folders of a study's own data, and what of it did not match, a line each.
+
+    Raises:
+        InputError: see `viny.data.folders`.
+    """
+    lines = []
+    for name in ("pretrain", "segmentation", *config["intermediate"]):
+        spec = pack_spec(config, name)
+        own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not those of the segmentation once more
+        needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
+        if spec["source"] != "folder" or not own_masks or not needed:
+            continue
+        listing = list_source(spec)
+        said = f"{name}: {spec['path']}: {len(listing.images)} images"
+        if listing.masks:
+            said += f" with masks of {len(listing.mask_classes)} classes"
+        if listing.classes:
+            said += f" of {len(listing.classes)} classes: {few(listing.classes)}"
+        if listing.parts:
+            said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
+        lines.append(said)
+        if spec["holds"] == "masks":
+            matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
+            lines += [f"{name}: {line}" for line in matched.report()]
+    return lines
+
+
+def with_listings(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Settings that also hold what stands in the user's own folders now, so that a pack is made anew when that changes.
+
+    Args:
+        config: resolved settings; gets `listings`, by pack.
+        root: the study's folder, whose manifests say what stood in folders that are not here any more.
+    """
+    found = {}
+    for name in ("pretrain", "segmentation", *config["intermediate"]):
+        spec = pack_spec(config, name)
+        if spec["source"] != "folder":
+            continue
+        listing = listing_digest(spec)
+        manifest = pack_manifest(root, name)
+        if listing is None and manifest.is_file():
+            listing = read_json(manifest, "a pack manifest").get("listing")
+        found[name] = listing or ""
+    return {**config, "listings": found} if found else config

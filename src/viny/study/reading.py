@@ -1,0 +1,119 @@
+"""Study files (YAML) as plain values, before anything is asked of them."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viny.runtime.errors import InputError
+
+MAX_DEPTH = 16  # mappings and lists within each other
+MAX_ENTRIES = 1000  # of a mapping or list
+MAX_VALUES = 10_000  # in all
+MAX_TEXT = 2000  # characters
+MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers may round
+
+
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxstring, SHORT.maxother = 2, 8, 8, 200, 200
+
+
+class _StudyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that a mapping has twice is a fault.
+
+    YAML forbids it and PyYAML lets the last one win, so two settings would be mixed in silence. A key of a
+    merged mapping (`<<`) may be given anew, as always.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {SHORT.repr(key.value)} stands twice; keep one of them", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        super().flatten_mapping(node)
+        # Merged keys come first, the mapping's own last; without this, merges of merges grow without bound.
+        last = {}
+        for key, value in node.value:
+            last[(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)] = (key, value)
+        node.value = list(last.values())
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Parse a study file (YAML).
+
+    Raises:
+        InputError: missing, not YAML, a key twice, not a mapping, or of absurd extent.
+    """
+    try:
+        value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StudyLoader)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such study file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a study file") from error
+    except Exception as error:  # beside its own errors, PyYAML lets those of int, date and recursion through
+        raise InputError(f"{path}: not valid YAML: {error or type(error).__name__}") from error
+    try:
+        check_extent(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return value
+
+
+def check_extent(value: Any) -> None:
+    """Refuse what is no mapping of plain values, or is of absurd extent, before anything goes through it.
+
+    Raises:
+        InputError: names the key, what it holds, and what is allowed.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping of keys to values, got {type(value).__name__}")
+    todo: list[tuple[str, Any, int]] = [("", value, 0)]
+    values = 0
+    while todo:  # not by recursion: the depth is what is in doubt
+        where, item, depth = todo.pop()
+        values += 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"{where}: more than {MAX_DEPTH} mappings and lists within each other; a study has fewer")
+        if values > MAX_VALUES:
+            raise InputError(f"more than {MAX_VALUES:,} values, aliases counted; a study has fewer")
+        if isinstance(item, Mapping | list) and len(item) > MAX_ENTRIES:
+            raise InputError(f"{where or 'the study'}: {len(item):,} entries; expected at most {MAX_ENTRIES:,}")
+        prefix = f"{where}." if where else ""
+        if isinstance(item, Mapping):
+            for key, inner in item.items():
+                if isinstance(key, int) and not isinstance(key, bool) and 0 <= key <= MAX_NUMBER:
+                    key = str(key)  # a mask value; `resolve` makes text of it
+                if not isinstance(key, str):
+                    raise InputError(f"{prefix}{SHORT.repr(key)}: expected text as a key, got {type(key).__name__}")
+                _check_text(f"key {prefix}{SHORT.repr(key)}", key)
+                todo.append((f"{prefix}{key}", inner, depth + 1))
+        elif isinstance(item, list):
+            todo += [(f"{prefix}{i}", inner, depth + 1) for i, inner in enumerate(item)]
+        elif isinstance(item, str):
+            _check_text(where, item)
+        elif isinstance(item, int | float):
+            if MAX_NUMBER < abs(item) < math.inf:  # the schema tells of NaN and infinity
+                raise InputError(f"{where}: expected a number of at most 2**53 (about 9e15) in size, got a larger one")
+        elif item is not None:
+            raise InputError(
+                f"{where}: expected text, a number, true, false, a list or a mapping, got {type(item).__name__}; "
+                "put text in quotes"
+            )
+
+
+def _check_text(where: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{where}: {len(text):,} characters; expected at most {MAX_TEXT:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds half a character (a lone surrogate); write it anew") from error

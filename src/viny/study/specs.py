@@ -1,0 +1,305 @@
+"""What each stage of a cell depends on: the settings that make its output, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from viny.data.masks import mask_coding
+from viny.learning.settings import TRAIN_KEYS
+from viny.study.grid import Cell, Encoder
+from viny.study.layout import Training, subset
+
+
+def _train(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: section[key] for key in TRAIN_KEYS}
+
+
+def _compute(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config["compute"][key] for key in ("device", "precision")}
+
+
+def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the pack `name` ('pretrain', 'segmentation' or a task) is made from."""
+    if name == "pretrain":
+        section, size, stream = config["pretrain"], config["pretrain"]["pack_size"], "unlabelled"
+        resize = "antialias"
+    elif name == "segmentation":
+        section, size, stream = config["segmentation"], config["model"]["image_size"], "segmentation"
+        resize = config["switches"]["resize"]
+    else:
+        section, size = config["intermediate"][name], config["model"]["image_size"]
+        stream = "scenes" if section["target"] == "image" else "segmentation"
+        resize = config["switches"]["resize"]
+    if section["source"] == "segmentation":  # a task on the very images that are segmented
+        return pack_spec(config, "segmentation")
+    spec = {"source": section["source"], "size": size, "resize": resize}
+    if section["source"] == "synthetic":
+        made = config["synthetic"]
+        return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
+    spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
+    if name != "pretrain" and section["fit"] != "stretch":
+        spec["fit"] = section["fit"]
+    if section["source"] == "folder":
+        return spec | _folder_spec(config, name, section)
+    if section["source"] == "pets":
+        # For all packs of Pets alike, so that a task and the segmentation share theirs.
+        spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
+    return spec
+
+
+def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pack of a user's own folder is made from beside what all packs are."""
+    spec: dict[str, Any] = {"holds": "images"}
+    if name == "segmentation":
+        spec = {"holds": "masks", **{key: section[key] for key in ("masks", "mask_suffix", "all_background")}}
+        spec |= mask_coding(section["classes"], section["ignore"])
+    elif name != "pretrain":
+        spec = {"holds": "classes", "held_out": section["held_out"]}
+    if name != "pretrain":
+        spec["split"] = section.get("split", "")
+    if listing := config.get("listings", {}).get(name):
+        spec["listing"] = listing
+    return spec
+
+
+def mask_class_count(config: Mapping[str, Any]) -> int:
+    """How many classes the masks of a study have; 3 in the sources that are not a user's own."""
+    return len(pack_spec(config, "segmentation").get("mask_classes", ())) or 3
+
+
+def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
+    """Whether an intermediate task learns from the very images that are segmented."""
+    mine, target = pack_spec(config, task), pack_spec(config, "segmentation")
+    return mine == target
+
+
+def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    return {
+        "kind": "pretrain",
+        "size": size,
+        "seed": seed,
+        "split_seed": config["split_seed"],
+        "subsets": config["switches"]["subsets"],
+    }
+
+
+def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    return {
+        "kind": "finetune",
+        "size": size,
+        "seed": seed,
+        "split_seed": config["split_seed"],
+        "subsets": config["switches"]["subsets"],
+        "test_set": config["switches"]["test_set"],
+        "test_size": config["segmentation"]["test_size"],
+        "given": split_is_given(config),
+    }
+
+
+def split_is_given(config: Mapping[str, Any]) -> bool:
+    """Whether a file says which of the labelled images are for training and which for test."""
+    return bool(config["segmentation"].get("split"))
+
+
+def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+    if not on_segmentation_data(config, task):
+        return {"kind": "task", "on_segmentation_data": False}
+    return {
+        "kind": "task",
+        "on_segmentation_data": True,
+        "pool": config["switches"]["pets_pool"],
+        "test_set": config["switches"]["test_set"],
+        "split_seed": config["split_seed"],
+        "test_size": config["segmentation"]["test_size"],
+        "given": split_is_given(config),
+    }
+
+
+def split_spec(config: Mapping[str, Any], part: str, name: str) -> dict[str, Any]:
+    """What a split depends on beside its pack.
+
+    Args:
+        config: resolved settings.
+        part: pretrain, finetune or intermediate.
+        name: of the subset, see `layout.subset`, or of the task.
+    """
+    if part == "intermediate":
+        return task_split_spec(config, name)
+    size, seed = (int(piece.split("-")[1]) for piece in name.split("_"))
+    make = {"pretrain": pretrain_split_spec, "finetune": finetune_split_spec}[part]
+    return make(config, size, seed)
+
+
+def pretrain_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    """Everything that a pre-training's weights depend on, but its data."""
+    section = config["pretrain"]
+    return {
+        "stage": "pretrain",
+        "cell": {"pretrain_size": size, "seed": seed},
+        "model": config["model"],
+        "train": _train(section),
+        "mask_ratio": section["mask_ratio"],
+        "crop_scale": section["crop_scale"],
+        "class_token": config["switches"]["class_token"] == "always",
+        **_compute(config),
+    }
+
+
+def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int) -> dict[str, Any]:
+    """Everything that an intermediate encoder depends on, but its data and its parent's weights."""
+    section = config["intermediate"][task]
+    return {
+        "stage": "intermediate",
+        "cell": {"intermediate": task, "pretrain_size": size, "seed": seed},
+        "model": config["model"],
+        "train": _train(section),
+        "target": section["target"],
+        "labels": section["labels"],
+        "pooling": section["pooling"],
+        "mixup": section["mixup"],
+        "contrast": section["contrast"],
+        "class_token": config["switches"]["class_token"] == "always",
+        **_compute(config),
+    }
+
+
+def _class_token_after(config: Mapping[str, Any], task: str) -> bool:
+    """Whether a class token stands in the sequence of the fine-tuning that follows a task, or 'none'."""
+    kept = task != "none" and config["intermediate"][task]["keep_class_token"]
+    return config["switches"]["class_token"] == "always" or kept
+
+
+def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Everything that a fine-tuned model depends on, but its data and its parent's weights."""
+    section, switches = config["finetune"], config["switches"]
+    return {
+        "stage": "finetune",
+        "cell": cell.as_dict(),
+        "model": config["model"],
+        "train": _train(section),
+        "contrast": section["contrast"],
+        "segmentation_loss": switches["segmentation_loss"],
+        "augmentation": switches["augmentation"],
+        "normalise": switches["normalise_finetune"],
+        "class_token": _class_token_after(config, cell.intermediate),
+        **_compute(config),
+    }
+
+
+def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """`pretrain_spec`, `intermediate_spec` or `finetune_spec` of a training."""
+    if isinstance(training.key, Cell):
+        return finetune_spec(config, training.key)
+    key = training.cell
+    size, seed = key["pretrain_size"], key["seed"]
+    if training.stage == "pretrain":
+        return pretrain_spec(config, size, seed)
+    return intermediate_spec(config, key["intermediate"], size, seed)
+
+
+def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Everything that a cell's metrics depend on, but its weights and its data."""
+    switches = config["switches"]
+    return {
+        "stage": "evaluate",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "switches": dict(switches),
+        "cell": cell.as_dict(),
+        "contrast": config["finetune"]["contrast"],
+        "split_seed": config["split_seed"],
+        **_compute(config),
+    }
+
+
+def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Everything that an encoder's geometry depends on, but its weights and its data."""
+    switches, section = config["switches"], config["geometry"]
+    return {
+        "stage": "geometry",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "encoder": encoder.as_dict(),
+        "model": config["model"],
+        # As the stage that left the encoder saw its images; the class token as the fine-tuning after it has it.
+        "normalise": switches["normalise_finetune"] if encoder.kind == "finetuned" else True,
+        "class_token": _class_token_after(config, encoder.intermediate),
+        "images": section["images"],
+        "probe_images": section["probe_images"],
+        "examples": config["figures"]["examples"],
+        "split_seed": config["split_seed"],
+        **_compute(config),
+    }
+
+
+def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the statistics depend on beside the results."""
+    return {key: config[key] for key in ("grid", "model", "note")}
+
+
+def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tables and figures of the geometry depend on beside the results."""
+    return {key: config[key] for key in ("grid", "note", "geometry")}
+
+
+def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[str, Any]:
+    """What the comparison with the paper depends on beside the results.
+
+    Args:
+        config: resolved settings.
+        differences: see `viny.study.config.differences_from_paper`.
+    """
+    return {
+        **{key: config[key] for key in ("grid", "geometry", "protocol")},
+        "other_study": config["scorecard"]["other_study"],
+        "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
+        "differences": differences,
+    }
+
+
+def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report depends on beside the results."""
+    keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
+    return {key: config[key] for key in keys}
+
+
+def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables depend on beside the results."""
+    return {"grid": config["grid"]}
+
+
+def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figures depend on beside the results."""
+    return {
+        "grid": config["grid"],
+        "note": config["note"],
+        "examples": config["figures"]["examples"],
+        "mask_ratio": config["pretrain"]["mask_ratio"],
+    }
+
+
+def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search for duplicates depends on beside packs and splits."""
+    grid = config["grid"]
+    return {
+        "study": config["study"],
+        "pretrain": max(grid["pretrain_sizes"]) > 0,
+        "tasks": [name for name in grid["intermediates"] if name != "none"],
+        "finetune_sizes": grid["finetune_sizes"],
+        "seeds": grid["seeds"],
+        "distance": config["duplicates"]["distance"],
+    }
+
+
+def searched_packs(spec: Mapping[str, Any]) -> list[str]:
+    """Packs that are searched for duplicates (see `duplicates_spec`), that of the test images first."""
+    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
+
+
+def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Part and subset of the splits that say which images of those packs are trained or tested on."""
+    found = [("finetune", subset(size, seed)) for size in spec["finetune_sizes"] for seed in spec["seeds"]]
+    return found + [("intermediate", task) for task in spec["tasks"]]

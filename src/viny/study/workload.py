@@ -1,0 +1,176 @@
+"""How much work a job is: image passes, operations, memory; and from these the time to ask a cluster for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from viny.learning.settings import BATCH, IN_MEMORY, ModelSettings, batch_of_masks
+from viny.study.grid import Cell
+from viny.study.layout import Training
+from viny.study.specs import mask_class_count
+
+TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
+START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
+HEAD_ROOM = 2.0  # of the time that the stated rate gives; a time limit that is met costs a wait in the queue
+BASE_MB = 1300  # resident with PyTorch and no data (750 measured), and room
+LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twice
+# Training images a second of ViNy (128 px, 4.8 M parameters) where a study states no rate. Measured on two
+# cores of an AMD EPYC with AVX-512 bfloat16: 60 to 105 a thread. The paper states about 1,400 on an RTX 4080.
+CPU_RATE = 50.0
+GPU_RATE = 1000.0
+PROBE_PASSES = 200  # that the fit of a linear probe makes over its tokens, at most
+HASH = 16  # bytes of a row's hash in a pack
+UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
+
+
+def forward_operations(model: ModelSettings) -> int:
+    """Multiplications and additions of one image's way through the encoder; 0.72e9 for ViNy.
+
+    Linear layers and attention; norms, activations and heads are left out.
+    """
+    tokens, inner = model.patches, model.heads * model.head_dim
+    block = 4 * tokens * model.dim * inner + 2 * tokens**2 * inner + 2 * tokens * model.dim * model.mlp_dim
+    embedding = tokens * 3 * model.patch_size**2 * model.dim
+    return 2 * (embedding + model.depth * block)
+
+
+def activation_bytes(model: ModelSettings) -> int:
+    """Bytes in float32 that one image leaves behind in a forward pass for the backward pass."""
+    inner = model.heads * model.head_dim
+    token = 4 * inner + 3 * model.mlp_dim + 8 * model.dim + model.heads * model.patches
+    return 4 * model.patches * (model.depth * token + 6 * model.patch_size**2)
+
+
+def parameters(model: ModelSettings) -> int:
+    """Parameters of the encoder, without a head."""
+    pixels, dim, inner = 3 * model.patch_size**2, model.dim, model.heads * model.head_dim
+    tokens = (2 + model.patches) * dim  # the class token, and a position for it and each patch
+    embedding = 2 * pixels + (pixels + 1) * dim + 2 * dim
+    block = 4 * dim + 3 * dim * inner + (inner + 1) * dim + (dim + 1) * model.mlp_dim + (model.mlp_dim + 1) * dim
+    return tokens + embedding + model.depth * block + 2 * dim
+
+
+def pack_bytes(images: int, side: int, masks: bool) -> int:
+    """Bytes of a pack of that many square images, with masks or without; see `viny.data.pack`."""
+    row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
+    return images * (row + masks * (side**2 + HASH))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a job does.
+
+    Attributes:
+        passes: images that go forward and backward, counted once an epoch.
+        operations: multiplications and additions of all of them.
+        memory_mb: what the program holds at its peak, MB.
+    """
+
+    passes: int
+    operations: int
+    memory_mb: int
+
+    def minutes(self, config: Mapping[str, Any], attempt: int = 1) -> int:
+        """Time to ask for, whole minutes: with head room, and more at every further attempt."""
+        return math.ceil(attempt * (START + HEAD_ROOM * self.operations / operations_a_second(config) / 60))
+
+
+def operations_a_second(config: Mapping[str, Any]) -> float:
+    """Of one job, from the rate of images that the study states or that its device is known to reach."""
+    compute = config["compute"]
+    rate = compute["images_per_second"]
+    if not rate:
+        rate = CPU_RATE * compute["train_threads"] if compute["device"] == "cpu" else GPU_RATE
+    return rate * TRAINING * forward_operations(ModelSettings())
+
+
+def _workload(
+    config: Mapping[str, Any], images: int, epochs: int, batch_size: int, side: int, channels: int
+) -> Workload:
+    model = ModelSettings(**config["model"])
+    passes = images * epochs
+    held = 1.5 * min(images * side**2 * channels, IN_MEMORY)  # what is kept is copied on its way, in parts
+    memory = BASE_MB + math.ceil((held + batch_size * activation_bytes(model)) / 1e6)
+    return Workload(passes, passes * TRAINING * forward_operations(model), memory)
+
+
+def pretrain_workload(config: Mapping[str, Any], size: int) -> Workload:
+    """One pre-training on `size` images."""
+    section = config["pretrain"]
+    return _workload(config, size, section["epochs"], section["batch_size"], section["pack_size"], 3)
+
+
+def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None) -> Workload:
+    """One training of an intermediate task whose data set has `images` images, training and test; None for unknown."""
+    section = config["intermediate"][task]
+    images = UNKNOWN if images is None else images
+    channels = 3 if section["target"] == "image" else 4
+    return _workload(config, images, section["epochs"], section["batch_size"], config["model"]["image_size"], channels)
+
+
+def _with_scores(config: Mapping[str, Any], work: Workload, at_once: int, training: bool) -> Workload:
+    """Work that also makes a score of each class for each pixel, of `at_once` images at a time."""
+    classes, side = mask_class_count(config), config["model"]["image_size"]
+    forward = 2 * classes * side**2 * config["model"]["dim"]
+    scores = (
+        4 * classes * side**2 * (4 if training else 2)
+    )  # bytes; with their logarithms and gradients, or laid out anew
+    return Workload(
+        work.passes,
+        work.operations + work.passes * forward * (TRAINING if training else 1),
+        work.memory_mb + math.ceil(at_once * scores / 1e6),
+    )
+
+
+def finetune_workload(config: Mapping[str, Any], size: int) -> Workload:
+    """One fine-tuning on `size` labelled images."""
+    section = config["finetune"]
+    batch = section["batch_size"]
+    encoder = _workload(config, size, section["epochs"], batch, config["model"]["image_size"], 4)
+    return _with_scores(config, encoder, min(batch, size), training=True)
+
+
+def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
+    """Of any training; `images` are those of each intermediate task, None for unknown."""
+    if isinstance(training.key, Cell):
+        return finetune_workload(config, training.key.finetune_size)
+    if training.stage == "pretrain":
+        return pretrain_workload(config, training.cell["pretrain_size"])
+    return intermediate_workload(config, training.pack, images[training.pack])
+
+
+def evaluate_workload(config: Mapping[str, Any], images: int | None = None) -> Workload:
+    """The evaluation of one cell: a forward pass of the test images is a third of a training pass.
+
+    Args:
+        config: resolved settings.
+        images: test images, where `segmentation.test_size` does not say how many.
+    """
+    images = images or config["segmentation"]["test_size"]
+    # BATCH images go at once, but only one layer's activations are kept of them.
+    at_once = math.ceil(2 * BATCH / config["model"]["depth"])
+    trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
+    forward = Workload(images, trained.operations // TRAINING, trained.memory_mb)
+    return _with_scores(config, forward, batch_of_masks(mask_class_count(config)), training=False)
+
+
+def geometry_workload(config: Mapping[str, Any]) -> Workload:
+    """The geometry of one encoder: forward passes, and probes that are fitted to the tokens of every layer."""
+    model, section = ModelSettings(**config["model"]), config["geometry"]
+    images = section["images"] + section["probe_images"]
+    trained = _workload(config, images, 1, math.ceil(2 * BATCH / model.depth), model.image_size, 4)
+    tokens = images * (model.depth + 2) * model.patches * model.dim
+    # As many operations as training passes: a probe's fit goes through its tokens some hundred times.
+    fits = 2 * PROBE_PASSES * tokens * 3
+    return Workload(images, trained.operations // TRAINING + fits, trained.memory_mb + math.ceil(4 * 4 * tokens / 1e6))
+
+
+def pack_minutes(images: int | None, threads: int, attempt: int = 1) -> int:
+    """Time to ask for to pack a data set; None where its size is not known yet.
+
+    Measured: 220 images of 500 x 375 pixels a second and thread; a slow file system may halve that twice.
+    """
+    return math.ceil(attempt * (START + (images or 1_300_000) / (50 * threads) / 60))

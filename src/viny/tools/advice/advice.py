@@ -1,0 +1,104 @@
+"""Advice as statements under headings: as text, and as JSON takes it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from viny.evidence.statistics.effects import counted
+from viny.tools.terminal import console
+
+
+@dataclass(frozen=True)
+class Item:
+    """One statement, and what it is made from."""
+
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Statements under a heading."""
+
+    key: str
+    heading: str
+    items: list[Item]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a study advises.
+
+    Attributes:
+        study: its name.
+        note: its note.
+        cells: of its grid.
+        evaluated: cells with metrics of the images that the study has now.
+        seeds: of the grid.
+        test_images: numbers of them.
+        target: points, see `advise`.
+        sections: in the order of reading; the first is the summary.
+    """
+
+    study: str
+    note: str
+    cells: int
+    evaluated: int
+    seeds: int
+    test_images: list[int]
+    target: float
+    sections: list[Section]
+
+
+def as_dict(advice: Advice) -> dict[str, Any]:
+    """Advice as JSON takes it; what is undefined is null."""
+    about = {key: getattr(advice, key) for key in Advice.__dataclass_fields__ if key != "sections"}
+    sections = [
+        {"key": part.key, "heading": part.heading, "items": [{"text": item.text, **item.data} for item in part.items]}
+        for part in advice.sections
+    ]
+    return _plain(about | {"sections": sections})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def title(advice: Advice) -> str:
+    """The first line of `as_text`."""
+    images = " or ".join(f"{n:,}" for n in advice.test_images)
+    done = f"{advice.evaluated} of {advice.cells} cells"
+    return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {images} test images"
+
+
+def as_text(advice: Advice, width: int = 100) -> str:
+    """Advice as plain text, wrapped to a width in characters; headings stand alone between blank lines and items."""
+    lines = [title(advice)]
+    for section in advice.sections:
+        if section.items:
+            lines += ["", section.heading]
+        for item in section.items:
+            first, rest = ("  ", "     ") if "rank" in item.data else ("- ", "  ")
+            wrapper = textwrap.TextWrapper(width, first, rest, break_long_words=False, break_on_hyphens=False)
+            lines.append(wrapper.fill(item.text))
+    return "\n".join(lines) + "\n"
+
+
+def show(advice: Advice) -> None:
+    """Print `as_text` to standard output, with its headings in bold on a terminal."""
+    out = console()
+    heads = {title(advice), *(section.heading for section in advice.sections)}
+    for line in as_text(advice, min(100, out.width)).splitlines():
+        out.print(line, style="bold" if line in heads else None, markup=False, soft_wrap=True)

@@ -1,0 +1,131 @@
+"""The trainings of a study: what the finished ones took, and what others would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
+from viny.study.grid import Cell
+from viny.study.layout import chain, metrics_file, pack_manifest
+
+
+def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
+    """Cells whose metrics are of another segmentation pack than the one that is there; none where none is."""
+    path = pack_manifest(root, "segmentation")
+    current = read_record(path, "a pack manifest").get("sha256") if path.is_file() else None
+    if current is None:
+        return []
+    found = []
+    for cell in some:
+        hashes = read_record(metrics_file(root, cell), "the metrics of an evaluated cell").get("hashes")
+        if isinstance(hashes, Mapping) and hashes.get("pack") not in (None, current):
+            found.append(cell)
+    return found
+
+
+def read_record(path: Path, what: str) -> Mapping[str, Any]:
+    value = read_json(path, what)
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: not {what}; run the workflow, which writes it anew")
+    return value
+
+
+def epochs_key(stage: str, what: int | str) -> str:
+    return f"{stage}.{what}.epochs" if stage == "intermediate" else f"{stage}.epochs"
+
+
+class Runs:
+    """The trainings of a study: what the done ones took, and what others would."""
+
+    def __init__(self, root: Path, config: Mapping[str, Any], there: Sequence[Cell], outdated: Sequence[Cell]) -> None:
+        self.root, self.config = root, config
+        self.folders = self._trainings(there)
+        self.outdated = {chain(cell)[-1].folder(root) for cell in outdated}
+        rows = []
+        for folder, (stage, what, _) in self.folders.items():
+            path = folder / "run.json"
+            if path.is_file():
+                run = read_record(path, "the provenance of a training")
+                spent = [run.get(key) for key in ("training_seconds", "image_passes")]
+                if not all(isinstance(value, int | float) and 0 < value < np.inf for value in spent):
+                    raise InputError(f"{path}: no training_seconds and image_passes above 0; run its training again")
+                rows.append((stage, what, *spent))
+        self.known = pd.DataFrame(rows, columns=["stage", "what", "seconds", "passes"])
+        self.like = self.known.groupby(["stage", "what"])["seconds"].mean().to_dict()
+
+    def _trainings(self, some: Iterable[Cell]) -> dict[Path, tuple[str, int | str, int]]:
+        """Folder, stage, what tells its trainings apart, and pre-train size of every training that cells need."""
+        found: dict[Path, tuple[str, int | str, int]] = {}
+        for cell in some:
+            what = {"pretrain": f"on {cell.pretrain_size:,} images", "intermediate": cell.intermediate}
+            for training in chain(cell):
+                kind = what.get(training.stage, cell.finetune_size)
+                found[training.folder(self.root)] = (training.stage, kind, cell.pretrain_size)
+        return found
+
+    def _seconds(self, stage: str, what: int | str, size: int) -> float:
+        """Of one training: the mean of its like, else from its stage's image passes; NaN for not known."""
+        if (stage, what) in self.like:
+            return self.like[stage, what]
+        mine = self.known[self.known["stage"] == stage]
+        images = {"pretrain": size, "finetune": what}.get(stage)
+        if images is None or mine.empty:
+            return np.nan
+        passes = images * self.config[stage]["epochs"]
+        return float(passes * mine["seconds"].sum() / mine["passes"].sum())
+
+    def _sum(self, trainings: Iterable[tuple[str, int | str, int]]) -> float | None:
+        total = sum(self._seconds(*training) for training in trainings)
+        return None if math.isnan(total) else float(total)
+
+    def cost(self, new: Sequence[Cell]) -> tuple[int, float | None]:
+        """Trainings that new cells need beyond those that are there, and their seconds; None for not known."""
+        wanted = self._trainings(new)
+        missing = [
+            wanted[folder] for folder in wanted if folder in self.outdated or not (folder / "run.json").is_file()
+        ]
+        return len(missing), self._sum(missing)
+
+    def anew(self, every: Iterable[Cell]) -> tuple[int, float | None]:
+        """The fine-tunings of all cells, and their seconds."""
+        tuned = [training for training in self._trainings(every).values() if training[0] == "finetune"]
+        return len(tuned), self._sum(tuned)
+
+    def longer(self, every: Iterable[Cell], times: Mapping[str, float]) -> tuple[int, int, float | None]:
+        """Cells and trainings that are done anew, and their seconds, where the epochs of some keys grow by factors."""
+        found: dict[Path, float] = {}
+        touched = 0
+        for cell in every:
+            anew = False  # as what follows a training is
+            for folder, training in self._trainings([cell]).items():
+                key = epochs_key(*training[:2])
+                anew |= key in times
+                if anew:
+                    found[folder] = self._seconds(*training) * times.get(key, 1.0)
+            touched += anew
+        total = sum(found.values())
+        return touched, len(found), None if math.isnan(total) else float(total)
+
+    def drops(self) -> dict[tuple[str, int | str], list[float]]:
+        """By stage and kind, the share that each training's loss fell by from the last tenth but one to the last."""
+        found: dict[tuple[str, int | str], list[float]] = {}
+        for folder, (stage, what, _) in self.folders.items():
+            path = folder / "curve.csv"
+            if not path.is_file():
+                continue
+            try:
+                loss = pd.read_csv(path)["loss"].to_numpy(float)
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{path}: no column 'loss' of numbers ({error}); run its training again") from error
+            tenth = max(1, len(loss) // 10)
+            before = loss[-2 * tenth : -tenth]
+            if len(before) and before.mean() > 0:
+                found.setdefault((stage, what), []).append(float(1 - loss[-tenth:].mean() / before.mean()))
+        return found

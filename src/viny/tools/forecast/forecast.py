@@ -1,0 +1,111 @@
+"""The forecast of each job: seconds and bytes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from viny.data.pack import stored_at
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.fingerprint import code_fingerprint
+from viny.study.graph import TRAININGS, Job
+from viny.study.inventory import Images
+from viny.study.specs import on_segmentation_data
+from viny.study.workload import TRAINING, UNKNOWN, pack_bytes, parameters
+from viny.tools.forecast.rates import START, Rates, kind
+
+AROUND = 0.8  # of a job that has these, before and after: shell, command line, the process's end
+SET_UP = 1.3  # of a training beside both: pack, model, optimiser, first step, weights
+ALONE = {
+    **{"pack": 0.8, "split": 0.3, "duplicates": 0.4, "tables": 0.4, "figures": 4.5},
+    **{"statistics": 5.5, "representations": 6.5, "scorecard": 3.4, "report": 2.7},
+}
+PROBES = 2.1e-7  # for each number in the tokens of all layers, of the geometry
+PACKING = 220.0  # images a second and thread, photographs; only where no file is there to try
+# Bytes of a job's results beside weights: records, curve, confusion matrices, arrays, tables, figures.
+RESULTS = {"split": 13e3, **dict.fromkeys(TRAININGS, 5e3), "evaluate": 20e3, "geometry": 60e3}
+RESULTS |= {"figures": 2e6, "statistics": 1e6, "representations": 1e6, "report": 2e6}
+
+
+def stored_pack(job: Job, store: Path) -> Path:
+    """A pack's manifest in the store, where the workflow's job puts it."""
+    return stored_at({**job.spec, "code": code_fingerprint("pack")}, store) / "manifest.json"
+
+
+class Forecast:
+    """Seconds and bytes of a study's jobs.
+
+    Args:
+        config: resolved settings.
+        images: of `viny.study.inventory.count_images`.
+        rates: how fast jobs go.
+        store: folder of packs.
+    """
+
+    def __init__(self, config: Mapping[str, Any], images: Images, rates: Rates, store: Path) -> None:
+        self.config, self.images, self.rates, self.store = config, images, rates, store
+        self.weights = 4 * parameters(ModelSettings(**config["model"]))
+
+    def packed(self, job: Job) -> int:
+        """Images of a pack."""
+        found = self.images.packed[job.name]
+        if found is not None:
+            return found
+        wanted = {"pretrain": max(self.config["grid"]["pretrain_sizes"])}
+        wanted["segmentation"] = max(self.config["grid"]["finetune_sizes"]) + self.images.tested
+        return wanted.get(job.name, UNKNOWN)
+
+    def seconds(self, job: Job) -> float:
+        """Seconds of one job, from its start to its end."""
+        rates, pace = self.rates, self.rates.start / START
+        if job.stage in rates.whole:
+            return rates.whole[job.stage]
+        if job.stage in TRAININGS:
+            beside = pace * (START + AROUND + SET_UP) if rates.beside is None else rates.beside
+            return beside + (job.work.passes + self._held_out(job) / TRAINING) / self._rate(job)
+        if job.stage in ("evaluate", "geometry"):
+            probes = self._tokens() * PROBES if job.stage == "geometry" else 0.0
+            return pace * (START + AROUND + probes) + job.work.passes / self._rate(job)
+        if job.stage == "pack" and not stored_pack(job, self.store).exists():
+            a_second = rates.images.get(kind(job), PACKING) * self.config["compute"]["pack_threads"]
+            return ALONE["pack"] + self.packed(job) / a_second
+        return pace * ALONE[job.stage]
+
+    def _held_out(self, job: Job) -> int:
+        """Images that an intermediate task is tested on at its end."""
+        if job.stage != "intermediate":
+            return 0
+        task = job.name.split("/")[0]
+        return max(0, (self.images.packed[task] or 0) - (self.images.trained[task] or 0))
+
+    def _tokens(self) -> int:
+        """Numbers in the tokens of all layers that the geometry looks at."""
+        model, section = ModelSettings(**self.config["model"]), self.config["geometry"]
+        return (section["images"] + section["probe_images"]) * (model.depth + 2) * model.patches * model.dim
+
+    def _rate(self, job: Job) -> float:
+        """Images a second; from the others' operations where its own kind has none."""
+        found = self.rates.images.get("evaluate" if job.stage == "geometry" else kind(job))
+        if found:
+            return found
+        trained = [rate for name, rate in self.rates.images.items() if name.startswith("{")]
+        if trained:
+            return statistics.median(trained) * (1 if job.stage in TRAININGS else TRAINING)
+        raise InputError(f"no rate is known for {job.label}; say one by --rate")
+
+    def bytes(self, job: Job) -> float:
+        """Bytes that a job leaves on the disk."""
+        if job.stage == "pack":
+            task = self.config["intermediate"].get(job.name)
+            masks = job.spec["source"] == "synthetic" or job.name == "segmentation"
+            masks |= task is not None and (task["target"] != "image" or on_segmentation_data(self.config, job.name))
+            return pack_bytes(self.packed(job), job.spec["size"], masks)
+        return RESULTS.get(job.stage, 5e4) + (self.weights if job.stage in TRAININGS else 0)
+
+    def all_bytes(self, some: Iterable[Job]) -> float:
+        """Bytes of several jobs; a pack that two of them share counts once."""
+        each = {kind(job) if job.stage == "pack" else job.key: self.bytes(job) for job in some}
+        return sum(each.values())

@@ -1,0 +1,244 @@
+"""What a study costs before it runs: jobs, image passes, operations, disk, memory and hours, stage by stage."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from viny.runtime.errors import InputError
+from viny.runtime.gpus import visible_gpus
+from viny.study.checks import check_sizes
+from viny.study.graph import STAGES, SUMMARIES, Job, Key, jobs
+from viny.study.grid import cells
+from viny.study.inventory import Images, count_images, with_listings
+from viny.study.specs import pack_spec
+from viny.study.todo import out_of_date, to_do
+from viny.study.workload import UNKNOWN
+from viny.tools.forecast.forecast import Forecast, stored_pack
+from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
+from viny.tools.forecast.schedule import Resources, most_beside
+from viny.tools.terminal import console, duration, short, table
+
+SNAKEMAKE_JOB = 0.03  # of a job: to choose and to start it
+QUIET = 0.9  # of the cores: with less, other work is worth a note
+CHECKPOINTS = 3 * 3  # times the weights: two that are kept and one that is written, each with Adam's two moments
+
+
+def plan(
+    config: Mapping[str, Any],
+    results: Path,
+    store: Path,
+    cores: int | None = None,
+    gpus: int | None = None,
+    rate: float | None = None,
+    seconds: float = 30.0,
+    use_seen: bool = True,
+) -> dict[str, Any]:
+    """Forecast a study.
+
+    Args:
+        config: resolved settings.
+        results: folder of all studies' results.
+        store: folder of packs.
+        cores: that jobs share; None for all of this machine.
+        gpus: that jobs share, one each or a share of one; None for those of this machine.
+        rate: training images of ViNy (128 px) a second of one job; None to measure.
+        seconds: that the measurement may take, beside the start of its processes.
+        use_seen: whether rates of finished jobs go before measured ones.
+
+    Returns:
+        Stages, totals, wall-clock hours, rates, what more would cost, and notes, as JSON takes them. Hours are
+        forecasts, but `took_hours`, which is of the finished jobs that Snakemake measured.
+
+    Raises:
+        InputError: the study asks for more images than there are, or GPUs that are not here have no stated rate.
+    """
+    root = results / config["study"]
+    config = with_listings(dict(config), root)
+    images = count_images(config, root)
+    check_sizes(config, images.limits)
+    all_jobs = jobs(config, images)
+    stale = out_of_date(all_jobs, root)
+    place = Resources.of(config, cores, gpus)
+    if gpus and rate is None and gpus > len(visible_gpus()):
+        raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say by --rate how fast one is")
+    device = "cuda" if place.gpus else config["compute"]["device"]
+    if rate is not None:
+        rates = rates_stated(all_jobs, rate)
+    else:
+        seen = rates_seen(all_jobs, root, place.train_threads, device) if use_seen else Rates()
+        beside = min(place.beside, most_beside(all_jobs))
+        packs = [job for job in all_jobs if job.stage == "pack" and not stored_pack(job, store).exists()]
+        unpacked = {job.key for job in packs if job.key in stale or not (use_seen and job.is_done(root))}
+        rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)
+    forecast = Forecast(config, images, rates, store)
+    spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in all_jobs}
+    left = to_do(all_jobs, root, stale)
+    stages = [_row(stage, all_jobs, left, spent, forecast, root) for stage in STAGES]
+    stages = [row for row in stages if row["jobs"]]
+    total = {key: sum(row[key] or 0 for row in stages) for key in ("jobs", "done", "to_do", *SUMMED)}
+    total["bytes"] = forecast.all_bytes(all_jobs)
+    return {
+        "study": config["study"],
+        "cells": len(cells(config)),
+        "stages": stages,
+        "total": total,
+        "checkpoint_bytes": CHECKPOINTS * forecast.weights * min(place.beside, most_beside(all_jobs)),
+        "wall_clock": {
+            **asdict(place),
+            "beside": place.beside,
+            "hours": place.hours(all_jobs, spent, config),
+            "hours_to_do": place.hours(left, spent, config),
+        },
+        "rates": rates.known,
+        "job_start_seconds": rates.start,
+        "share_of_cores": rates.share,
+        "further": further(forecast),
+        "notes": _notes(config, images, rates, sum(job.is_done(root) for job in left) if stale else 0),
+    }
+
+
+SUMMED = ("image_passes", "flop", "hours", "hours_to_do", "took_hours")
+
+
+def _row(
+    stage: str, all_jobs: list[Job], left: list[Job], spent: Mapping[Key, float], forecast: Forecast, root: Path
+) -> dict[str, Any]:
+    mine, mine_left = ([job for job in some if job.stage == stage] for some in (all_jobs, left))
+    keys = {job.key for job in mine_left}
+    took = [s for job in mine if job.key not in keys and (s := seconds_of(job, root)) is not None]
+    works = [job.work for job in mine if job.work]
+    return {
+        "stage": stage,
+        "jobs": len(mine),
+        "done": len(mine) - len(mine_left),
+        "to_do": len(mine_left),
+        "image_passes": sum(one.passes for one in works) if stage != "geometry" else 0,
+        "flop": sum(one.operations for one in works),
+        "bytes": forecast.all_bytes(mine),
+        "memory_mb": max((one.memory_mb for one in works), default=None),
+        "hours": sum(spent[job.key] for job in mine) / 3600,
+        "hours_to_do": sum(spent[job.key] for job in mine_left) / 3600,
+        "took_hours": sum(took) / 3600 if took else None,
+    }
+
+
+def further(forecast: Forecast) -> list[dict[str, Any]]:
+    """What a further seed, size or task would add: cells, jobs, image passes, job hours, bytes; without packs."""
+    config = forecast.config
+    grid = config["grid"]
+
+    def cost(**lists: list[Any]) -> tuple[float, ...]:
+        changed = {**config, "grid": {**grid, **lists}}
+        some = [job for job in jobs(changed, forecast.images) if job.stage not in ("pack", *SUMMARIES)]
+        passes = sum(job.work.passes for job in some if job.work and job.stage != "geometry")
+        hours = sum(map(forecast.seconds, some)) / 3600
+        return len(cells(changed)), len(some), passes, hours, forecast.all_bytes(some)
+
+    here = cost()
+
+    def row(what: str, costs: list[tuple[float, ...]], sign: int = 1) -> dict[str, Any]:
+        names = ("cells", "jobs", "image_passes", "hours", "bytes")
+        mean = [statistics.mean(sign * (one[at] - here[at]) for one in costs) for at in range(len(names))]
+        return {"what": what, **dict(zip(names, mean, strict=True))}
+
+    rows = [row("a further seed", [cost(seeds=[*grid["seeds"], max(grid["seeds"]) + 1])])]
+    for key, what, there in (
+        ("pretrain_sizes", "pre-training images", forecast.images.packed["pretrain"]),
+        ("finetune_sizes", "labels", forecast.images.room),
+    ):
+        sizes = [size for size in grid[key] if size]
+        if not sizes:
+            continue
+        more = 2 * max(sizes)
+        lacking = f" (there are {there:,})" if there is not None and more > there else ""
+        rows.append(row(f"{more:,} {what}, the next doubling{lacking}", [cost(**{key: [*grid[key], more]})]))
+        without = [cost(**{key: [one for one in grid[key] if one != size]}) for size in sizes]
+        rows.append(row(f"a number of {what}, mean of the {len(sizes)} here", without, -1))
+    for task in config["intermediate"]:
+        left = [name for name in grid["intermediates"] if name != task]
+        rows.append(row(f"a task like {task}", [cost(intermediates=left)], -1))
+    return rows
+
+
+def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) -> list[str]:
+    used = set(images.packed) - ({"pretrain"} if not max(config["grid"]["pretrain_sizes"]) else set())
+    lacking = [name for name, n in images.packed.items() if n is None and name in used]
+    notes = []
+    if stale:
+        notes.append(
+            f"out of date: {stale} of the jobs to do, whose files are there but made from other images or weights than "
+            "those there now"
+        )
+    for name in lacking:
+        spec = pack_spec(config, name)
+        trained = images.trained.get(name)
+        if name not in images.trained:
+            how = "the grid's sizes stand for its own"
+        else:
+            how = f"its split has {trained:,} training images" if trained else f"it is taken to have {UNKNOWN:,} images"
+        notes.append(f"{name}: no data set at {spec['path']}; {how}")
+    if rates.share < QUIET:
+        notes.append(
+            f"other work had {100 * (1 - rates.share):.0f} % of the cores while this was measured, which is taken off; "
+            f"if it stays, what was measured takes {1 / rates.share:.1f} times as long"
+        )
+    notes.append(
+        "done: the files are there, made from the images and weights that are; after changed settings or code "
+        "Snakemake may do more: `snakemake -n` decides"
+    )
+    return notes
+
+
+def show(planned: Mapping[str, Any]) -> None:
+    """Print what `plan` returns as tables."""
+    out, total, wall = console(), planned["total"], planned["wall_clock"]
+    out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {total['to_do']} of them to do\n")
+    columns = ["stage", "jobs", "done", "to do", "image passes", "FLOP", "disk", "memory a job"]
+    columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
+    rows = [_cells_of(row)[: len(columns)] for row in [*planned["stages"], {"stage": "in all", **total}]]
+    out.print(table(columns, rows))
+    where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
+    where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
+    beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
+    meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
+    share = planned["share_of_cores"]
+
+    def lasts(hours: float, what: str) -> str:
+        loaded = f" ({duration(3600 * hours / share)} with the other work that runs now)" if share < QUIET else ""
+        return f"{duration(3600 * hours)} for {what}{loaded}"
+
+    out.print(
+        f"\nFrom start to end on {where}, {beside}: {lasts(wall['hours'], 'all')}"
+        + (f", {lasts(wall['hours_to_do'], 'what is to do')}" if total["done"] else "")
+        + ".\n"
+        f"Disk: {short(total['bytes'], 'B')}, and {meanwhile}.\n"
+    )
+    rates = [(one["what"], f"{one['images_per_second']:,.0f}", one["from"]) for one in planned["rates"]]
+    out.print(table(["rate", "images/s a job", "known from"], rates, right=[1]))
+    rows = [
+        (one["what"], *(f"{one[key]:,.0f}" for key in ("cells", "jobs")), *_amounts(one)) for one in planned["further"]
+    ]
+    out.print("\nWhat more adds, beside packs:")
+    out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
+    out.print("\n" + "\n".join(f"- {note}" for note in planned["notes"]))
+
+
+def _amounts(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    return short(one["image_passes"]), duration(3600 * one["hours"]), short(one["bytes"], "B")
+
+
+def _cells_of(row: Mapping[str, Any]) -> list[str]:
+    """A row of the stages' table; what does not apply stays empty."""
+    spent = [row["hours"], row["hours_to_do"], row["took_hours"] or 0.0]
+    return [
+        row["stage"],
+        *(str(row[key]) for key in ("jobs", "done", "to_do")),
+        *(short(row[key]) if row[key] else "" for key in ("image_passes", "flop")),
+        short(row["bytes"], "B"),
+        short(1e6 * row["memory_mb"], "B") if row.get("memory_mb") else "",
+        *(duration(3600 * one) if one else "" for one in spent),
+    ]

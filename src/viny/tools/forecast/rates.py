@@ -1,0 +1,174 @@
+"""How fast the jobs of a study go, and how that is known."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import InputError
+from viny.runtime.files import canonical_json, digest, read_json
+from viny.runtime.gpus import job_environment, visible_gpus
+from viny.study.graph import TRAININGS, Job, Key
+from viny.study.specs import mask_class_count
+from viny.study.workload import TRAINING, forward_operations
+
+# Seconds, measured where docs/speed.md was, two jobs side by side; where START was measured, the others go with it.
+START = 1.2  # of Python with PyTorch and the stages
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast jobs go, and how that is known.
+
+    Attributes:
+        images: images a second of one job, by kind (see `kind`); training passes, but forward passes of 'evaluate'.
+        start: seconds until PyTorch is there.
+        beside: seconds of a training beside its steps that finished jobs tell; None where they do not.
+        whole: seconds of a job of a stage that finished jobs tell; such a stage needs no rate.
+        known: for each kind its name for people, its rate, and where that is from.
+        share: of the cores that a measurement got beside other work; the rates are those of a quiet machine.
+    """
+
+    images: dict[str, float] = field(default_factory=dict)
+    start: float = START
+    beside: float | None = None
+    whole: dict[str, float] = field(default_factory=dict)
+    known: list[dict[str, Any]] = field(default_factory=list)
+    share: float = 1.0
+
+
+def kind(job: Job) -> str:
+    """What jobs have in common that go equally fast, as text."""
+    if job.stage == "pack":
+        return f"pack {digest(dict(job.spec))[:12]}"
+    return _kind_of_training(job.spec) if job.stage in TRAININGS else job.stage
+
+
+def _kind_of_training(spec: Mapping[str, Any]) -> str:
+    keys = ("stage", "model", "device", "precision", "target", "pooling", "segmentation_loss")
+    picked = {key: spec.get(key) for key in keys} | {"mixed": bool(spec.get("mixup"))}
+    return canonical_json(picked | {key: spec["train"][key] for key in ("batch_size", "optimizer")})
+
+
+def _title(job: Job) -> str:
+    """A kind's name for people, after the first job of it."""
+    name = job.name.split("/")[0] if job.stage in ("intermediate", "pack") else ""
+    return f"{job.stage} {name}".strip()
+
+
+def seconds_of(job: Job, root: Path) -> float | None:
+    """What a finished job took, as Snakemake measured it; None where it did not."""
+    try:
+        return float(json.loads(job.benchmark(root).read_text().splitlines()[-1])["s"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -> Rates:
+    """What a study's finished jobs tell of its speed: medians over the jobs of a kind.
+
+    Args:
+        all_jobs: of `viny.study.graph.jobs`; a training counts if it had the same model, batch, precision and threads.
+        root: the study's folder.
+        threads: of a job.
+        device: 'cpu' or 'cuda' to leave out what ran elsewhere; 'auto' takes all.
+    """
+    seen, beside, whole = {}, [], {}
+    titles = {}
+    for job in all_jobs:
+        if not job.is_done(root):
+            continue
+        took = seconds_of(job, root)
+        if job.stage not in TRAININGS:
+            if took is not None and job.stage != "pack":  # a pack may have been in the store already
+                whole.setdefault(job.stage, []).append(took)
+            continue
+        try:
+            run = read_json(root / job.outputs[3], "provenance")
+            spec = read_json(root / job.outputs[1], "a weights record")["spec"]
+            same = _kind_of_training(spec) == kind(job) and run["threads"] == threads
+            if same and (device == "auto" or run["device"].startswith(device)):
+                titles.setdefault(kind(job), _title(job))
+                seen.setdefault(kind(job), []).append((run["image_passes"] / run["training_seconds"], run["host"]))
+                if took is not None and not run["earlier_attempts"]:
+                    beside.append(max(0.0, took - run["training_seconds"]))
+        except (InputError, LookupError, TypeError, ZeroDivisionError):
+            continue  # no evidence; what is wrong there is for `viny verify` to say
+    known = [_known(titles[k], found) for k, found in seen.items()]
+    images = {k: one["images_per_second"] for k, one in zip(seen, known, strict=True)}
+    medians = {stage: statistics.median(found) for stage, found in whole.items()}
+    return Rates(images, beside=statistics.median(beside) if beside else None, whole=medians, known=known)
+
+
+def _known(title: str, found: list[tuple[float, str]]) -> dict[str, Any]:
+    hosts = sorted({host for _, host in found if host})
+    where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
+    jobs_done = f"{len(found)} finished job{'s' * (len(found) > 1)}{where}"
+    return {"what": title, "images_per_second": statistics.median(rate for rate, _ in found), "from": jobs_done}
+
+
+def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
+    """Rates from that of ViNy's training, by operations.
+
+    Args:
+        all_jobs: of `viny.study.graph.jobs`.
+        rate: images of 128 px a second that a training job of ViNy does.
+    """
+    operations = rate * TRAINING * forward_operations(ModelSettings())
+    found, known = {}, []
+    for job in all_jobs:
+        if job.work and job.stage != "geometry" and kind(job) not in found:
+            a_second = found[kind(job)] = operations / (job.work.operations / job.work.passes)
+            known.append({"what": _title(job), "images_per_second": a_second, "from": f"{rate:g} ViNy images/s"})
+    return Rates(found, known=known)
+
+
+def rates_measured(
+    config: Mapping[str, Any], all_jobs: list[Job], beside: int, seconds: float, unpacked: set[Key], seen: Rates
+) -> Rates:
+    """Measure what finished jobs do not tell, as many jobs beside each other as will run.
+
+    Args:
+        config: resolved settings.
+        all_jobs: those that the rates are for.
+        beside: processes.
+        seconds: for all measurements together.
+        unpacked: keys of the packs that are still to be made; some of their images are packed for a trial.
+        seen: of `rates_seen`, which goes first.
+    """
+    from viny.tools.forecast.throughput import Step, measure
+
+    steps, titles = {}, {}
+    labels = round(statistics.mean(config["grid"]["finetune_sizes"]))
+    side, classes = config["model"]["image_size"], mask_class_count(config)
+    for job in all_jobs:
+        name = kind(job)
+        if name in steps or name in seen.images or job.stage in seen.whole:
+            continue
+        if job.stage in TRAININGS:
+            images = labels if job.stage == "finetune" else job.work.passes // job.spec["train"]["epochs"]
+            pixels = config["pretrain"]["pack_size"] if job.stage == "pretrain" else side
+            steps[name] = Step(name, job.spec, max(1, images), pixels, classes=classes)
+        elif job.stage == "evaluate":
+            of = next(one for one in all_jobs if one.stage == "finetune")
+            steps[name] = Step(name, of.spec, job.work.passes, side, "evaluate", classes)
+        elif job.key in unpacked:
+            steps[name] = Step(name, job.spec, 1, job.spec["size"], "pack")
+        titles[name] = _title(job)
+    if not steps:
+        return seen
+    gpus = [] if config["compute"]["device"] == "cpu" else visible_gpus()
+    with tempfile.TemporaryDirectory() as claims:
+        environment = job_environment(gpus, config["compute"]["jobs_per_gpu"], Path(claims))
+        threads = config["compute"]["train_threads"]
+        found = measure(list(steps.values()), beside, threads, seconds, environment)
+    how = f"measured, {beside} side by side" if beside > 1 else "measured"
+    known = [{"what": titles[k], "images_per_second": rate, "from": how} for k, rate in found.rates.items()]
+    both = {**found.rates, **seen.images}
+    return Rates(both, found.start, seen.beside, seen.whole, [*seen.known, *known], found.share)

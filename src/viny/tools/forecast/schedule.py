@@ -1,0 +1,120 @@
+"""How jobs share cores and GPUs, and how long all of them take."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from viny.runtime.gpus import visible_gpus
+from viny.study.graph import PRIORITIES, TRAININGS, Job, Key
+
+SNAKEMAKE = 5.0  # of a run: from the command to the first job, and after the last
+
+
+def makespan(
+    some: list[Job], seconds: Mapping[Key, float], cores: int, threads: Callable[[Job], int], places: int | None = None
+) -> float:
+    """Seconds from the first job's start to the last one's end, as a greedy scheduler runs them.
+
+    Whenever a job ends, those whose inputs are there start in the order of their priority while cores are free
+    (list scheduling, Graham 1969, doi 10.1137/0117039).
+
+    Args:
+        some: in an order in which they could run; what they need beside each other is there.
+        seconds: of each.
+        cores: to share out.
+        threads: cores that a job takes; no more than there are.
+        places: on GPUs, one for each job that computes on one; None where there are none.
+    """
+    order = {job.key: (-PRIORITIES.get(job.stage, 0), at) for at, job in enumerate(some)}
+    by_key = {job.key: job for job in some}
+    waits = {job.key: sum(key in by_key for key in job.needs) for job in some}
+    readers: dict[Key, list[Key]] = {}
+    for job in some:
+        for key in job.needs:
+            readers.setdefault(key, []).append(job.key)
+    ready = [(order[key], key) for key, n in waits.items() if n == 0]
+    heapq.heapify(ready)
+    running: list[tuple[float, Key]] = []
+    free = [cores, cores if places is None else places]
+    now = 0.0
+
+    def takes(key: Key) -> tuple[int, int]:
+        job = by_key[key]
+        return min(cores, threads(job)), int(job.work is not None)
+
+    while ready or running:
+        put_off = []
+        while ready and free[0] > 0:
+            entry = heapq.heappop(ready)
+            n, gpu = takes(entry[1])
+            if n > free[0] or gpu > free[1]:
+                put_off.append(entry)
+                continue
+            free[0], free[1] = free[0] - n, free[1] - gpu
+            heapq.heappush(running, (now + seconds[entry[1]], entry[1]))
+        for entry in put_off:
+            heapq.heappush(ready, entry)
+        now, done = heapq.heappop(running)
+        n, gpu = takes(done)
+        free[0], free[1] = free[0] + n, free[1] + gpu
+        for key in readers.get(done, []):
+            waits[key] -= 1
+            if waits[key] == 0:
+                heapq.heappush(ready, (order[key], key))
+    return now
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a study is to run: cores, and GPUs, of which a training takes one or a share of one."""
+
+    cores: int
+    gpus: int
+    jobs_per_gpu: int
+    train_threads: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], cores: int | None, gpus: int | None) -> Resources:
+        """This machine, but for what is said.
+
+        Args:
+            config: resolved settings.
+            cores: None for all that this process may use.
+            gpus: None for those of this machine; none where the study computes on CPUs.
+        """
+        compute = config["compute"]
+        found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if gpus is None:
+            gpus = 0 if compute["device"] == "cpu" else len(visible_gpus())
+        return cls(cores or found, gpus, compute["jobs_per_gpu"], compute["train_threads"])
+
+    @property
+    def places(self) -> int | None:
+        return self.gpus * self.jobs_per_gpu if self.gpus else None
+
+    @property
+    def beside(self) -> int:
+        """Trainings that run side by side, if there are as many."""
+        by_cores = max(1, self.cores // self.train_threads)
+        return by_cores if self.places is None else min(by_cores, self.places)
+
+    def threads(self, job: Job, config: Mapping[str, Any]) -> int:
+        return config["compute"]["pack_threads"] if job.stage == "pack" else self.train_threads if job.work else 1
+
+    def hours(self, some: list[Job], seconds: Mapping[Key, float], config: Mapping[str, Any]) -> float:
+        """Wall-clock hours of some jobs; zero for none."""
+        spent = makespan(some, seconds, self.cores, lambda job: self.threads(job, config), self.places)
+        return (spent + SNAKEMAKE) / 3600 if some else 0.0
+
+
+def most_beside(all_jobs: Iterable[Job]) -> int:
+    """Trainings that could run side by side: as many as the widest stage has."""
+    widths: dict[str, int] = {}
+    for job in all_jobs:
+        if job.stage in TRAININGS:
+            widths[job.stage] = widths.get(job.stage, 0) + 1
+    return max(widths.values(), default=1)

@@ -1,0 +1,316 @@
+"""How fast this machine does a study's steps: the jobs' own code on made images, beside as many others as will run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from viny.learning.settings import batch_of_masks
+from viny.runtime.errors import InputError
+from viny.runtime.gpus import take_gpu
+from viny.runtime.signals import end_with_parent
+
+LEAST = 3  # blocks of steps
+LONGEST = 6.0  # seconds for one kind of step: more would not tell more
+BLOCK = 0.2  # seconds; the kernel counts a thread's time in hundredths
+SHORT, EPOCHS = 16, 2  # a training of no more batches an epoch is timed by that many epochs
+AT_ONCE = 64  # images that are packed between two looks at the clock
+TOGETHER = 600.0  # seconds after which a process that the others wait for is given up
+_all: Any = None  # the barrier at which the processes that measure side by side meet
+_ready = 0.0  # seconds from their start until this one could begin
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be measured.
+
+    Attributes:
+        name: of the kind of job.
+        spec: of a training, see `viny.study.grid`; of a pack, see `viny.study.specs.pack_spec`.
+        images: that a job of this kind has; a batch holds no more.
+        side: of a packed image, pixels.
+        what: 'train', 'evaluate' or 'pack'.
+        classes: of images and of masks.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    images: int
+    side: int
+    what: str = "train"
+    classes: int = 3
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What was measured.
+
+    Attributes:
+        rates: images a second of one job on a quiet machine, by the name of its step; without those that could not be
+            measured.
+        start: seconds from a job's start until PyTorch and the stages are imported, on a quiet machine.
+        share: of the time that the processes could have computed, in which other work let them; 1 where that is not
+            known. What was measured is `rates` times `share`.
+    """
+
+    rates: dict[str, float]
+    start: float
+    share: float
+
+
+def measure(
+    steps: list[Step], processes: int, threads: int, seconds: float, environment: Mapping[str, str] | None = None
+) -> Throughput:
+    """Time each step in several processes at once: the median of blocks of repetitions, and of the processes.
+
+    Other work on the machine makes threads wait for a core. The kernel counts that, and it is taken off.
+
+    Args:
+        steps: what to time.
+        processes: side by side, as jobs will run.
+        threads: of each.
+        seconds: for all steps together, beside the start of the processes; each is repeated three times at least.
+        environment: by which a process learns which GPUs there are to share, see `viny.runtime.gpus.job_environment`.
+
+    Raises:
+        InputError: the processes cannot run side by side, as where there is too little memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    each = min(LONGEST, seconds / max(1, len(steps)))
+    rates: dict[str, list[float]] = {}
+    shares: list[float] = []
+    bar = tqdm(total=len(steps) + 1, desc="measuring", unit="step", disable=None, leave=False)
+    arguments = (context.Barrier(processes), time.time(), os.getpid(), dict(environment or {}))
+    try:
+        with bar, ProcessPoolExecutor(processes, context, _begin, arguments) as pool:
+            starts = _by_all(pool, processes, _started)
+            bar.update()
+            for step in steps:
+                for rate, share in _by_all(pool, processes, _time, step, threads, each):
+                    if share is not None:
+                        shares.append(share)
+                    if rate is not None:
+                        rates.setdefault(step.name, []).append(rate)
+                bar.update()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"a process that measured was killed; {processes} of them side by side may need more memory than there is: "
+            "say --cores with a smaller number, or --rate"
+        ) from error
+    share = statistics.median(shares) if shares else 1.0
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    packs = [step.name for step in steps if step.what == "pack" and step.name in medians]
+    return Throughput(medians | {name: medians[name] / share for name in packs}, statistics.median(starts), share)
+
+
+def _by_all(pool: ProcessPoolExecutor, processes: int, call: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What each process of a pool returns; each takes one call, for it waits until all have theirs."""
+    return [waiting.result() for waiting in [pool.submit(call, *arguments) for _ in range(processes)]]
+
+
+def _begin(barrier: Any, launched: float, parent: int, environment: Mapping[str, str]) -> None:
+    """Make a process what a job is after its imports."""
+    global _all, _ready
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for all at once, and the parent says what there is to say
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for what the code that is measured has to say
+    take_gpu(environment)
+    import viny.learning.stages  # noqa: F401
+
+    _all, _ready = barrier, (time.time() - launched) * share_of_cores((0, 0))
+
+
+def _started() -> float:
+    _all.wait(TOGETHER)
+    return _ready
+
+
+def time_run() -> tuple[int, int]:
+    """Nanoseconds that this process's threads ran, and waited for a core; 0 where the kernel does not count."""
+    ran = waited = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            fields = file.read_text().split()
+        except OSError:
+            continue  # the thread has ended
+        ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    return ran, waited
+
+
+def share_of_cores(before: tuple[int, int]) -> float:
+    """Share of the time since `before` (see `_ran`) in which threads that could run did."""
+    ran, waited = (now - then for now, then in zip(time_run(), before, strict=True))
+    return ran / (ran + waited) if ran > 0 and waited > 0 else 1.0
+
+
+def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float | None]:
+    """Images a second of one step on a quiet machine, and the share of the cores that it got.
+
+    Of packing the rate as it is, None where it cannot be done here, and no share: its threads end too early to ask.
+    """
+    _all.wait(TOGETHER)
+    if step.what == "pack":
+        return _packing(step, seconds), None
+    make = {"train": _training, "evaluate": _evaluation}[step.what]
+    run = make(step, threads)
+    if step.what == "evaluate" or not _is_short(step):
+        run()  # what is done once; short trainings leave their first epoch out themselves
+    rates, shares, end = [], [], time.perf_counter() + seconds
+    while len(rates) < LEAST or time.perf_counter() < end:
+        before, images, spent = time_run(), 0, 0.0
+        while spent < BLOCK:
+            done, took = run()
+            images, spent = images + done, spent + took
+        rates.append(images / spent)
+        shares.append(share_of_cores(before))
+    quiet = statistics.median(rate / share for rate, share in zip(rates, shares, strict=True))
+    return quiet, statistics.mean(shares)
+
+
+def _made(step: Step, count: int) -> Any:
+    """A pack of random bytes, with all that any stage reads; nothing of it is compared with a hash."""
+    from viny.data.pack import Pack
+
+    draw = np.random.default_rng(0)
+    words = [str(i) for i in range(step.classes)]
+    manifest = {"source": "made", "classes": words, "mask_classes": words, "count": count, "resolution": step.side}
+    images = draw.integers(0, 256, (count, 3, step.side, step.side), np.uint8)
+    masks = draw.integers(0, len(words), (count, step.side, step.side), np.uint8)
+    labels = draw.integers(0, len(words), count, np.int32)
+    shapes = np.full((count, 2), (375, 500), np.int32)  # pixels, of a usual photograph
+    return Pack(Path("made"), manifest, images, shapes, labels=labels, masks=masks)
+
+
+Run = Callable[[], tuple[int, float]]  # does a part of a job's work; returns its images, and seconds
+
+
+def _timed(call: Callable[[], Any], images: int, device: Any) -> Run:
+    def run() -> tuple[int, float]:
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(device)
+        return images, time.perf_counter() - began
+
+    return run
+
+
+def _is_short(step: Step) -> bool:
+    return step.images <= SHORT * step.spec["train"]["batch_size"]
+
+
+def _training(step: Step, threads: int) -> Run:
+    """Steps of a training; whole epochs where these are so short that their ends count."""
+    import torch
+
+    from viny.learning.gradients import Gradients
+    from viny.learning.machine import Machine
+    from viny.learning.settings import TrainSettings
+    from viny.learning.stages import STAGES
+    from viny.learning.train import fit, make_optimizer
+    from viny.learning.weights import new_encoder
+
+    spec = step.spec
+    machine = Machine.choose(spec["device"], spec["precision"], threads)
+    settings = replace(TrainSettings.of(spec["train"]), epochs=1 + EPOCHS, milestones=())
+    size = min(settings.batch_size, step.images)
+    short = _is_short(step)
+    pack = _made(step, step.images if short else 2 * size)
+    make = STAGES[spec["stage"]]
+    objective, batches = make(spec, new_encoder(spec["model"], 0), pack, np.arange(len(pack)), machine.device)
+    if short:
+
+        def run() -> tuple[int, float]:
+            with tempfile.TemporaryDirectory() as folder:
+                curve = fit(
+                    objective, batches, len(pack), settings, machine, 0, spec["stage"], Path(folder, "curve.csv")
+                ).curve
+            return EPOCHS * len(pack), curve[-1]["seconds"] - curve[0]["seconds"]
+
+        return run
+    objective.to(machine.device).train()
+    objective.encoder.set_fused_attention(machine.fused_attention)
+    optimizer = make_optimizer(objective, settings, machine.device)
+    gradients = Gradients(objective, machine, size)
+    draws = torch.Generator().manual_seed(0)
+
+    def one() -> None:
+        gradients.compute(batches(torch.randperm(len(pack), generator=draws)[:size], draws))
+        optimizer.step()
+
+    return _timed(one, size, machine.device)
+
+
+def _evaluation(step: Step, threads: int) -> Run:
+    """Forward passes as an evaluation does them, of as many images at once, of a fine-tuned model."""
+    import torch
+
+    from viny.data.augment import labelled_images
+    from viny.learning.machine import Machine
+    from viny.learning.weights import make_segmentation, new_encoder
+
+    spec = step.spec
+    machine = Machine.choose(spec["device"], spec["precision"], threads)
+    model = make_segmentation(spec, new_encoder(spec["model"], 0), step.classes).to(machine.device).eval()
+    model.encoder.set_fused_attention(machine.fused_attention)
+    count = min(batch_of_masks(step.classes), step.images)
+    pixels = torch.from_numpy(_made(step, count).images).to(machine.device)
+
+    def one() -> None:
+        with torch.inference_mode(), machine.autocast():
+            model(labelled_images(pixels, None, spec["normalise"])).argmax(1).cpu()
+
+    return _timed(one, count, machine.device)
+
+
+def _packing(step: Step, seconds: float) -> float | None:
+    """Images a second that one thread packs: some of the data set's own, from all over it."""
+    from viny.data.packing import build_pack
+
+    spec = dict(step.spec)
+    if spec["source"] != "synthetic":
+        return _packing_files(spec, seconds)
+    done, began = 0, time.perf_counter()
+    while done == 0 or time.perf_counter() - began < seconds:
+        with tempfile.TemporaryDirectory() as folder:
+            build_pack({**spec, "count": AT_ONCE}, Path(folder), 1)
+        done += AT_ONCE
+    return done / (time.perf_counter() - began)
+
+
+def _packing_files(spec: dict[str, Any], seconds: float) -> float | None:
+    from viny.data.packing import pack_files
+    from viny.data.sources import list_source
+
+    try:
+        listing = list_source(spec)
+        picked = np.random.default_rng(0).permutation(len(listing.images)).tolist()
+        done, began = 0, time.perf_counter()
+        while done < len(picked) and (done == 0 or time.perf_counter() - began < seconds):
+            rows = picked[done : done + AT_ONCE]
+            lists = {k: [v[i] for i in rows] for k, v in vars(listing).items() if k in ROWS and v}
+            with tempfile.TemporaryDirectory() as folder:
+                pack_files(replace(listing, **lists), spec, Path(folder), 1)
+            done += len(rows)
+    except InputError:  # missing or damaged files, which packing itself will tell of
+        return None
+    return done / (time.perf_counter() - began)
+
+
+ROWS = ("images", "labels", "parts", "masks")  # of a listing, an entry an image

@@ -1,0 +1,83 @@
+"""How large a new study is: model, trainings and sizes for a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TEST_SHARE, TEST_LEAST, TEST_MOST = 0.2, 30, 1000  # held-out images
+SMALL_VINY = {"dim": 96, "depth": 6, "heads": 6, "head_dim": 32, "mlp_dim": 384}
+MOST_EPOCHS = 1000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large the model and its trainings are.
+
+    Attributes:
+        said: in words.
+        model: its dimensions; empty for ViNy's.
+        image_size: pixels.
+        pretrain, task, finetune: steps, on all images, and images a step.
+        lr: of pre-training.
+        unlabelled, labelled: images that are used at most.
+    """
+
+    said: str
+    model: Mapping[str, int]
+    image_size: int
+    pretrain: tuple[int, int]
+    task: tuple[int, int]
+    finetune: tuple[int, int]
+    lr: float
+    unlabelled: int
+    labelled: int
+
+
+# Steps: the smaller ViNy's pre-training helped after 11,000 of 32 images (README), the paper's had 35,000 of 128.
+BUDGETS = {
+    "small": Budget(
+        "a smaller ViNy, for a laptop", SMALL_VINY, 64, (10_000, 32), (1_000, 32), (1_500, 16), 0.001, 20_000, 2_000
+    ),
+    "medium": Budget(
+        "ViNy in short trainings, for a GPU", {}, 128, (16_000, 64), (2_000, 64), (2_500, 32), 0.001, 100_000, 8_000
+    ),
+    "large": Budget(
+        "ViNy, for hours of a GPU", {}, 128, (50_000, 128), (5_000, 64), (6_000, 64), 0.0001, 1_000_000, 100_000
+    ),
+}
+
+
+# Sizes and the file
+
+
+def ladder(count: int, steps: int) -> list[int]:
+    """Sizes up to about `count`, each twice the one before, with few digits."""
+    base = count >> (steps - 1)
+    unit = max(1, 5 * 10 ** (len(str(base)) - 3)) if base >= 100 else 1
+    return [base // unit * unit << step for step in range(steps)]
+
+
+def held_out_of(count: int) -> int:
+    """Held-out images of `count` labelled ones: a fifth, 30 at least where that is no more than two fifths."""
+    wanted = max(round(TEST_SHARE * count), min(TEST_LEAST, 2 * count // 5))
+    return min(TEST_MOST, wanted if wanted < 100 else wanted // 10 * 10)
+
+
+def _tidy(number: int) -> int:
+    """The least number of two digits and noughts that is not below."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
+
+
+def training_lines(steps: int, batch: int, images: int, least: int, *falls: float) -> list[tuple[str, Any, str]]:
+    """Epochs that make about so many steps with all images, at least `least`; the rate falls at shares of them."""
+    a_pass = math.ceil(images / batch)
+    epochs = max(least, min(MOST_EPOCHS, _tidy(math.ceil(steps / a_pass))))
+    return [
+        ("epochs", epochs, f"{epochs * a_pass:,} steps with {images:,} images"),
+        ("batch_size", batch, "images a step"),
+        ("milestones", sorted({int(share * epochs) for share in falls} - {0, epochs}), "epochs, then the rate falls"),
+    ]

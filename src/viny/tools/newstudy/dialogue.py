@@ -1,0 +1,261 @@
+"""`viny init`: what a person says of a new study, by flags or at the keyboard, and what is said in return."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from viny.data.coco import convert
+from viny.data.folders import images_below
+from viny.data.masks import IGNORE, MAX_CLASSES, value_name
+from viny.data.survey import percent
+from viny.runtime.errors import InputError
+from viny.runtime.gpus import visible_gpus
+from viny.tools.newstudy.budgets import BUDGETS
+from viny.tools.newstudy.look import Inspection, Request, inspect
+from viny.tools.newstudy.study_file import unanswered, write
+from viny.tools.terminal import console, table
+
+SHOWN = 25  # mask values that are listed, or asked for
+# Names of folders that are offered as answers.
+IMAGES = ("images", "imgs", "img")
+MASKS = ("masks", "labels", "annotations")
+UNLABELLED = ("unlabelled", "unlabeled")
+
+
+def init(
+    given: Mapping[str, Any],
+    coco: Path | None = None,
+    panoptic: Path | None = None,
+    folder: Path = Path("studies"),
+    force: bool = False,
+    reply: Callable[[str], str] = input,
+) -> None:
+    """Write a study file and a contact sheet for a user's own folders, and say what was found.
+
+    Args:
+        given: fields of `look.Request`; None for what is not known. On a terminal, name and folders that are
+            not known are asked for, and then the rest too.
+        coco: annotations that masks are made of first; `masks` is where to, data/<name>-masks where not known.
+        panoptic: folder of their PNGs, see `viny.data.coco.convert`.
+        folder: for study file and contact sheet.
+        force: whether these, and masks made of COCO annotations, may be replaced.
+        reply: asks a question and returns the answer.
+
+    Raises:
+        InputError: something that is needed is not known or not there, or a file is there already.
+    """
+    given = {key: value for key, value in given.items() if value is not None}
+    lacking = [key for key in ("name", "images", "masks") if key not in given and (key != "masks" or coco is None)]
+    asking = bool(lacking) and sys.stdin.isatty()
+    if lacking and not asking:
+        flags = ", ".join("a NAME" if key == "name" else f"--{key}" for key in lacking)
+        raise InputError(f"viny init needs {flags}; on a terminal it asks for what is not given")
+    if asking and "name" not in given:
+        given["name"] = ask(reply, "Name of the study", "mine", study_name)
+    study, sheet = (folder / f"{study_name(given['name'])}.{kind}" for kind in ("yaml", "png"))
+    there = [str(path) for path in (study, sheet) if path.exists()]
+    if there and not force:
+        raise InputError(f"{' and '.join(there)}: there already; choose another name, or replace with --force")
+    if asking:
+        given = ask_for_rest(given, coco is not None, reply)
+    if coco:
+        if given.get("classes") or given.get("ignore"):
+            raise InputError("--coco: its categories name the classes; leave --classes and --ignore out")
+        given["masks"] = given.get("masks") or Path("data", f"{given['name']}-masks")
+        made = convert(coco, given["images"], given["masks"], panoptic, force)
+        given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
+        print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
+    found = inspect(Request(**given))
+    if asking and not given.get("classes") and len(found.coding.classes) <= SHOWN:
+        named = ask_names(found, reply)
+        if named != found.coding.classes:
+            found = inspect(replace(found.wanted, classes=named, ignore=found.coding.ignore))
+    write(found, study, sheet)
+    report(found, study, sheet)
+
+
+def report(found: Inspection, study: Path, sheet: Path) -> None:
+    """Print what was found, and what comes next."""
+    looked, name = found.looked, found.wanted.name
+    counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
+    counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
+    model, fit = found.model, found.fit["segmentation"]
+    sides = [f"{width} x {height}" for height, width in found.shapes[found.shapes.prod(1).argsort()][[0, -1]]]
+    print(f"{name}: {'; '.join(counted)}")
+    print(
+        f"  images   {' to '.join(dict.fromkeys(sides))} pixels (width x height); seen at "
+        f"{model['image_size']} x {model['image_size']} in patches of {model['patch_size']}, fit {fit}"
+    )
+    kinds = "colours" if found.values.colours else "values"
+    print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread through all:")
+    masks = found.values.masks()
+    keys = {value: value_name(value, found.values.colours) for value in masks}
+    known = {**found.coding.classes, **dict.fromkeys(found.coding.ignore, "ignored")}
+    rows = []
+    for value, count in masks.items():
+        meant = known.get(keys[value], known.get(IGNORE, ""))
+        share = looked.shares[found.coding.names.index(meant) if meant in found.coding.names else -1]
+        rows.append((f"           {keys[value]}", meant, f"{count:,}", percent(share)))
+    console().print(table(("           value", "class", "masks", "of pixels"), rows[:SHOWN], right=(2, 3)))
+    if len(rows) > SHOWN:
+        print(f"           and {len(rows) - SHOWN} more, in {study}")
+    for line in found.notes + unanswered(found):
+        print(f"  note     {line}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"\n{sheet}: look whether masks and names fit\n{study}: names and sizes to change\n\nNext:")
+    for command in (
+        f"viny plan {study}",
+        f"snakemake --cores {cores} --configfile {study}",
+        f"viny status results/{name}",
+        f"viny advise results/{name}",
+    ):
+        print(f"  {command}")
+
+
+def parse_classes(text: str) -> dict[int | str, str]:
+    """Names of mask values from '0=ground,255=object', '#000000=ground,#ff0000=object', or a number of classes.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text.strip().isdecimal() and 2 <= int(text) <= MAX_CLASSES:
+        return {value: f"class_{value}" for value in range(int(text))}
+    return _named([part.partition("=")[::2] for part in text.split(",") if part.strip()], "--classes", "value=name")
+
+
+def read_classes(path: Path) -> dict[int | str, str]:
+    """The same from a file with lines of value,name.
+
+    Raises:
+        InputError: unreadable, or anything else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected lines of value,name") from error
+    pairs = [line.partition(",")[::2] for line in lines if line.strip()]
+    header = bool(pairs) and pairs[0][0].strip() == "value"
+    return _named(pairs[header:], str(path), "lines of value,name")
+
+
+def parse_value(text: str) -> int | str:
+    """A mask value or a colour.
+
+    Raises:
+        InputError: anything else.
+    """
+    text = text.strip()
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        return text.lower()
+    if re.fullmatch(r"[0-9]{1,5}", text):
+        return int(text)
+    raise InputError(f"{text!r}: expected a mask value, 0 to 65535, or a colour '#rrggbb'")
+
+
+def _named(pairs: Sequence[Sequence[str]], where: str, expected: str) -> dict[int | str, str]:
+    found: dict[int | str, str] = {}
+    for value, name in pairs:
+        if not name.strip():
+            raise InputError(f"{where}: {value.strip()!r} has no name; expected {expected}")
+        key = parse_value(value)
+        if key in found:
+            raise InputError(f"{where}: the value {key} stands twice; keep one of them")
+        found[key] = name.strip()
+    if len(found) < 2:
+        raise InputError(f"{where}: names {len(found)} values; expected two or more, as {expected}")
+    return found
+
+
+def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[str], Any]) -> Any:
+    """Ask one question until its answer can be read; Enter takes what stands in brackets.
+
+    Raises:
+        InputError: the answers end.
+    """
+    while True:
+        try:
+            answer = reply(f"{text} [{default}]: ").strip() or default
+        except EOFError as error:
+            raise InputError("no more answers; nothing was written") from error
+        try:
+            return read(answer)
+        except InputError as error:
+            print(f"  {error}")
+
+
+def ask_for_rest(given: Mapping[str, Any], coco: bool, reply: Callable[[str], str]) -> dict[str, Any]:
+    """Ask for the folders and the budget that are not given."""
+    out = dict(given)
+    if "images" not in out:
+        out["images"] = ask(reply, "Folder of images that have masks", _likely(IMAGES), _folder)
+    if "masks" not in out and not coco:
+        out["masks"] = ask(reply, "Folder of their masks", _likely(MASKS, out["images"].parent), _folder)
+    if "unlabelled" not in out:
+        near = _likely(UNLABELLED, out["images"].parent) or "none"
+        out["unlabelled"] = ask(reply, "Folder of unlabelled images", near, _folder_or_none)
+    if not out.get("tasks"):
+        out["tasks"] = {}
+        text = "Folder of class folders, as an intermediate task"
+        while (path := ask(reply, text, "none", _folder_or_none)) is not None:
+            out["tasks"][_task_name(path)] = path
+            text = "Another one"
+    if "budget" not in out:
+        words = "; ".join(f"{name}: {budget.said}" for name, budget in BUDGETS.items())
+        out["budget"] = ask(reply, f"Size ({words})", "medium" if visible_gpus() else "small", _budget)
+    return out
+
+
+def ask_names(found: Inspection, reply: Callable[[str], str]) -> dict[int | str, str]:
+    """Ask for the name of each class."""
+    shares = dict(zip(found.coding.names, found.looked.shares, strict=False))
+    return {
+        value: ask(reply, f"Name of mask value {value} ({percent(shares[name])} of pixels)", name, str)
+        for value, name in found.coding.classes.items()
+    }
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise InputError("expected a folder")
+    path = Path(text).expanduser()
+    images_below(path)
+    return path
+
+
+def _folder_or_none(text: str) -> Path | None:
+    return None if text == "none" else _folder(text)
+
+
+def _budget(text: str) -> str:
+    if text not in BUDGETS:
+        raise InputError(f"expected {', '.join(BUDGETS)}")
+    return text
+
+
+def _task_name(folder: Path) -> str:
+    """A name that a task may have, from that of its folder."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", folder.resolve().name)[:27]
+    return name if re.match(r"[A-Za-z]", name) else f"task_{name}"
+
+
+def study_name(text: str) -> str:
+    """A name that a study may have.
+
+    Raises:
+        InputError: it may not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
+        raise InputError(f"{text!r}: a study's name has letters, digits, - and _, no spaces, 64 at most")
+    return text
+
+
+def _likely(names: Sequence[str], near: Path = Path()) -> str:
+    """A folder that may be meant; empty where none has such a name."""
+    places = [place / name for place in (near, Path("data"), Path()) for name in names]
+    return next((str(path) for path in places if path.is_dir()), "")

@@ -1,0 +1,287 @@
+"""A look at a user's own folders before a study is written for them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from viny.data.folders import Pairs, few, guess_suffix, images_below, pair, split_by_file
+from viny.data.pack import TEST, TRAIN
+from viny.data.sources import Listing, list_folder
+from viny.data.survey import (
+    LEAST,
+    LOOKED_AT,
+    PIXELS,
+    Coding,
+    Looked,
+    Values,
+    check_labels,
+    find_coding,
+    image_shapes,
+    look_at_pairs,
+    read_values,
+    spread,
+)
+from viny.runtime.errors import InputError
+from viny.runtime.gpus import visible_gpus
+from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
+
+SHOWN = 16  # images on the contact sheet
+ASPECTS = (0.65, 1.55)  # width over height, within which pictures are stretched: 2:3 to 3:2 and what is rounded
+PATCHES = 8  # a side, as ViNy has
+ENLARGED = 0.75  # of the model's side, below which images would be enlarged too much
+FEW_TESTS = 100  # images
+RARE = 5  # masks below which a class is called so
+LOST = 0.1  # of a class's masks, in which no pixel of it is left as packed
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user says of a new study; what is left out is guessed.
+
+    Attributes:
+        name: of the study.
+        images, masks: folders.
+        unlabelled: folder of images to pre-train on.
+        tasks: folder of class folders by name of the intermediate task.
+        spatial: whether the majority class of each patch is a task too.
+        classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
+        mask_suffix: see `viny.data.folders.pair`; None: guessed.
+        split: file with lines of image,part.
+        budget: name of one; None: by what there is.
+        image_size, patch_size: pixels; 0: of the budget, less for small images.
+    """
+
+    name: str
+    images: Path
+    masks: Path
+    unlabelled: Path | None = None
+    tasks: Mapping[str, Path] = field(default_factory=dict)
+    spatial: bool = False
+    classes: Mapping[int | str, str] = field(default_factory=dict)
+    ignore: Sequence[int | str] = ()
+    mask_suffix: str | None = None
+    split: Path | None = None
+    budget: str | None = None
+    image_size: int = 0
+    patch_size: int = 0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What stands in the folders.
+
+    Attributes:
+        wanted: with the mask suffix and the budget filled in.
+        pairs: images with their masks.
+        train, test: images of each part; `test` is 0 where no file says it.
+        shapes: heights and widths of images that were looked at, int [N, 2].
+        model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
+        fit: of the labelled images, and of each task's.
+        values, coding, looked: of masks that were looked at.
+        unlabelled: how many images.
+        bad_unlabelled: of these, that probably cannot be opened.
+        tasks: images of each task.
+        notes: what a user should know, a sentence each.
+    """
+
+    wanted: Request
+    pairs: int
+    train: int
+    test: int
+    shapes: np.ndarray
+    model: dict[str, int]
+    fit: dict[str, str]
+    values: Values
+    coding: Coding
+    looked: Looked
+    unlabelled: int
+    bad_unlabelled: int
+    tasks: dict[str, Listing]
+    notes: list[str]
+
+    @property
+    def budget(self) -> Budget:
+        return BUDGETS[self.wanted.budget or "small"]
+
+    @property
+    def held_out(self) -> int:
+        """Images to hold out for the test, where no file says it."""
+        return 0 if self.test else held_out_of(self.train)
+
+
+def inspect(wanted: Request) -> Inspection:
+    """Look at a user's folders, and choose what depends on the images.
+
+    Raises:
+        InputError: a folder is missing or empty, names do not match, or masks are none.
+    """
+    notes: list[str] = []
+    suffix = _suffix(wanted) if wanted.mask_suffix is None else wanted.mask_suffix
+    if suffix and wanted.mask_suffix is None:
+        notes.append(f"masks' names end in {suffix}")
+    pairs = pair(wanted.images, wanted.masks, suffix)
+    notes += pairs.report()
+    count = len(pairs.images)
+    shapes, _ = image_shapes(spread(pairs.images, LOOKED_AT))
+    if not len(shapes):
+        raise InputError(f"{wanted.images}: none of the images that were looked at can be opened; replace them")
+    budget = wanted.budget or ("medium" if visible_gpus() else "small")
+    wanted = replace(wanted, mask_suffix=suffix, budget=budget)
+    model = _model(wanted, shapes)
+    fit = {"segmentation": _fit(shapes)}
+
+    opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
+    sample = list(zip(spread(pairs.images, opened), spread(pairs.masks, opened), strict=True))
+    colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
+    values = read_values([mask for _, mask in sample], colours)
+    check_labels(values, wanted.masks)
+    coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN)
+    notes += coding.said + _about_classes(looked, coding, model)
+    if looked.refused:
+        notes.append(
+            f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
+        )
+    parts = [TRAIN] * count
+    if wanted.split:
+        parts = split_by_file(wanted.split, pairs.images, wanted.images, pairs.images_without_mask)
+    bad = _in_all(len(looked.refused), len(sample), count)
+
+    if len(sample) < count:
+        notes.append(
+            f"{count - len(sample):,} masks were not looked at: a value in them alone stops packing, which names it"
+        )
+    unlabelled, bad_unlabelled = _unlabelled(wanted.unlabelled, pairs, notes) if wanted.unlabelled else (0, 0)
+    if not unlabelled and pairs.images_without_mask:
+        notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
+    tasks = {}
+    for name, folder in wanted.tasks.items():
+        tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
+        shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
+        fit[name] = _fit(shown) if len(shown) else "stretch"
+    train, test = parts.count(TRAIN) - bad, parts.count(TEST)
+    if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
+        notes.append(
+            f"{tested} test images: the luck of their draw hides small effects; {FEW_TESTS} or more are better"
+        )
+    return Inspection(
+        wanted=wanted,
+        pairs=count,
+        train=train,
+        test=test,
+        shapes=shapes,
+        model=model,
+        fit=fit,
+        values=values,
+        coding=coding,
+        looked=looked,
+        unlabelled=unlabelled,
+        bad_unlabelled=bad_unlabelled,
+        tasks=tasks,
+        notes=notes,
+    )
+
+
+def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]:
+    """How many images there are to pre-train on, and how many of them are probably bad; adds to the notes."""
+    files = images_below(folder)
+    shown = spread(files, LOOKED_AT)
+    unopened = image_shapes(shown)[1]
+    if 2 * len(unopened) > len(shown):
+        raise InputError(
+            f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
+            f"({few(path.name for path in unopened)}); mend or remove them"
+        )
+    if unopened:
+        notes.append(
+            f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: "
+            f"{few(path.name for path in unopened)}"
+        )
+    present = _inodes(files)
+    if inside := _inodes(pairs.masks) & present:
+        raise InputError(
+            f"{folder}: {len(inside)} masks stand in it or below and would be unlabelled images; name a folder of "
+            "images alone"
+        )
+    if both := _inodes(pairs.images) & present:
+        notes.append(
+            f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
+            "not their masks; tables/duplicates.md will count them"
+        )
+    return len(files), _in_all(len(unopened), len(shown), len(files))
+
+
+def _suffix(wanted: Request) -> str:
+    """What masks' names have behind those of their images; empty where they are the same, or no guess is good."""
+    files = images_below(wanted.images)
+    if wanted.images.resolve() != wanted.masks.resolve():
+        masks = images_below(wanted.masks)
+        known = {path.stem for path in set(files) - set(masks)}
+        # A mask's own name counts where it has an image of just that name.
+        return "" if any(path.stem in known for path in masks) else guess_suffix(known, (path.stem for path in masks))
+    # In one folder the names with something behind another's are the masks'; digits alone make 10 of 1.
+    stems = {path.stem for path in files}
+    behind = {s: next((s[at:] for at in range(len(s) - 1, 0, -1) if s[:at] in stems), "") for s in stems}
+    return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
+
+
+def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
+    """Dimensions of the model for images of these shapes, int [N, 2]."""
+    budget = BUDGETS[wanted.budget or "small"]
+    size = wanted.image_size
+    if not size:
+        # Many more pixels than the images have would be made up.
+        size, side = budget.image_size, int(np.median(shapes.min(1)))
+        if side < ENLARGED * size:
+            size = max(2, side // PATCHES) * PATCHES
+        if wanted.patch_size:
+            size = max(2, round(size / wanted.patch_size)) * wanted.patch_size
+    divisors = [side for side in range(1, size // 2 + 1) if size % side == 0]
+    patch = wanted.patch_size or min(divisors or [size], key=lambda side: (abs(size // side - PATCHES), side))
+    return {"image_size": size, "patch_size": patch, **budget.model}
+
+
+def _fit(shapes: np.ndarray) -> str:
+    """How images of these shapes, int [N, 2], become squares."""
+    low, high = np.quantile(shapes[:, 1] / shapes[:, 0], (0.05, 0.95))
+    return "stretch" if ASPECTS[0] <= low and high <= ASPECTS[1] else "pad"
+
+
+def _inodes(files: Sequence[Path]) -> set[tuple[int, int]]:
+    """What tells files apart, whatever links lead to them."""
+    found = (os.stat(path) for path in files if path.exists())
+    return {(about.st_dev, about.st_ino) for about in found}
+
+
+def _in_all(bad: int, looked_at: int, count: int) -> int:
+    """Bad files to reckon with where so many of those looked at are bad: twice their share, unless all were."""
+    return bad if looked_at == count else math.ceil(2 * count * bad / looked_at)
+
+
+def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> list[str]:
+    """Classes that are small or rare, a sentence each."""
+    size, patch = model["image_size"], model["patch_size"]
+    notes = []
+    if len(coding.names) > 20 and all(name.startswith("class_") for name in coding.names):
+        notes.append(f"{len(coding.names)} classes: if values number objects instead, this study is none for them")
+    rare, small = [], []
+    for name, area, shown, lost in zip(coding.names, looked.area, looked.masks_with, looked.lost, strict=True):
+        if shown + lost < RARE:
+            rare.append(f"{name} (in {shown + lost} masks)")
+        elif lost > LOST * (shown + lost):
+            small.append(f"{name} (lost in {lost} of {shown + lost} masks)")
+        elif area < patch**2 / 4:
+            small.append(f"{name} (median {area:.0f} pixels)")
+    if rare:
+        notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
+    if small:
+        notes.append(
+            f"small at {size} x {size} pixels, with patches of {patch**2}: {few(small)}; --image-size may help"
+        )
+    return notes

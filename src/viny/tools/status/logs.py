@@ -1,0 +1,135 @@
+"""What the log and the checkpoints of a job tell of it."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.runtime.claims import Claim
+from viny.study.graph import TRAININGS, Job
+
+TAIL = 8192  # bytes of a log that are read
+STARTING = 120.0  # seconds after its first word that a training may take to claim its work
+EPOCH = re.compile(r"epoch (\d+)/(\d+),(?: step (\d+)/(\d+),)? loss (\S+), (\d+) images/s, (\d+) s left")
+WENT_ON = re.compile(r"going on from .*: epoch (\d+), ")
+CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How far a job is, as far as its log tells.
+
+    Attributes:
+        job: the job.
+        epoch: epochs done, also parts of one; None of what has none.
+        epochs: in all.
+        loss: of the last epoch, or part of one, that the log tells of; None before it does.
+        images_per_second: of that epoch.
+        seconds_left: as the log said, less what has passed since.
+        silent: seconds since its log was written to.
+        said: the log's last line.
+    """
+
+    job: Job
+    epoch: float | None
+    epochs: int | None
+    loss: float | None
+    images_per_second: float | None
+    seconds_left: float | None
+    silent: float
+    said: str
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("epoch", "epochs", "loss", "images_per_second", "seconds_left", "silent", "said")
+        return {"stage": self.job.stage, "job": self.job.name, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that ended without its outputs: what it said last, and where to read more."""
+
+    job: Job
+    said: str
+    log: Path
+
+
+def share_done(one: Running) -> float:
+    return (one.epoch or 0) / one.epochs if one.epochs else 0.0
+
+
+def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
+    """Whole epochs of a training that its newest checkpoint holds, and the part of the next one."""
+    images = job.work.passes / job.spec["train"]["epochs"]
+    steps = math.ceil(images / job.spec["train"]["batch_size"])
+    names = [CHECKPOINT.search(path.name) for path in job.checkpoints(root).glob("*.safetensors")]
+    epoch, step = max(((int(m[1]) - 1, int(m[2])) for m in names if m), default=(0, 0))
+    return epoch, min(1.0, step / steps)
+
+
+def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
+    """What is known of a job that is not done; None for one that waits."""
+    log = job.log(root)
+    held = job.stage in TRAININGS and Claim(job.claim(root)).holder() is not None
+    try:
+        written = log.stat().st_mtime
+        with open(log, "rb") as f:
+            f.seek(max(0, log.stat().st_size - TAIL))
+            said = [line.rstrip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return _running(job, root, [], 0.0) if held else None
+    words = _words(said)
+    silent = max(0.0, time.time() - written)
+    if held:
+        return _running(job, root, words, silent)
+    last = words[-1] if words else ""
+    if _is_stop(last):
+        return None  # in order: the next run goes on from there
+    if _is_error(last, said):
+        return Failed(job, last, log) if not alive or written >= begun else None
+    if not alive:
+        return Failed(job, f"{last or 'nothing said'} (it ended without a further word)", log)
+    if written < begun:
+        return None  # of an earlier run; this one has not come to it yet
+    if job.stage in TRAININGS and words and silent > STARTING:
+        # Slurm may start it again by itself, on another node.
+        return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
+    return _running(job, root, words, silent)
+
+
+def _words(said: Iterable[str]) -> list[str]:
+    """What a log says, a line each; an error of several lines is one."""
+    words: list[str] = []
+    for line in said:
+        if line.startswith("  ") and words and words[-1].startswith("viny: "):
+            words[-1] += f" {line.strip()}"
+        elif not line.startswith("$ "):
+            words.append(line.strip())
+    return words
+
+
+def _is_stop(line: str) -> bool:
+    return line.startswith("viny: stopped by ")
+
+
+def _is_error(last: str, said: list[str]) -> bool:
+    return last.startswith("viny: ") or any(line.startswith("Traceback (most recent call last)") for line in said)
+
+
+def _running(job: Job, root: Path, words: list[str], silent: float) -> Running:
+    said = words[-1] if words else "starting"
+    if job.stage not in TRAININGS:
+        return Running(job, None, None, None, None, None, silent, said)
+    epochs = job.spec["train"]["epochs"]
+    for line in reversed(words):
+        if found := EPOCH.search(line):
+            left = max(0.0, float(found[7]) - silent)
+            done = int(found[1]) if found[3] is None else int(found[1]) - 1 + int(found[3]) / int(found[4])
+            return Running(job, done, epochs, float(found[5]), float(found[6]), left, silent, said)
+        if found := WENT_ON.search(line):
+            return Running(job, int(found[1]) - 1, epochs, None, None, None, silent, said)
+    return Running(job, done_in_checkpoints(job, root)[0], epochs, None, None, None, silent, said)

@@ -1,0 +1,227 @@
+"""How far a study's run is: what is done, runs, failed or waits, from the files that its jobs leave and hold."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.runtime.claims import Claim
+from viny.runtime.slurm import active_jobs, name_file
+from viny.study.config import resolve
+from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
+from viny.study.grid import cells
+from viny.study.inventory import count_images
+from viny.study.saved import read_study, study_file
+from viny.study.todo import JsonCache, out_of_date, to_do
+from viny.tools.forecast.forecast import Forecast
+from viny.tools.forecast.rates import kind, rates_seen, seconds_of
+from viny.tools.status.logs import Failed, Running, done_in_checkpoints, share_done, state_of
+
+ASK = 20.0  # seconds between two questions to Slurm
+
+
+@dataclass(frozen=True)
+class Status:
+    """A study's state at one moment.
+
+    Attributes:
+        study: its name.
+        cells: how many it has, and how many of them are evaluated.
+        stages: done, out of date, running, failed and waiting jobs by stage.
+        running: jobs that run.
+        failed: jobs that failed, in the order of their stages.
+        passes: image passes of all trainings, those done, and those of them that only checkpoints hold.
+        outdated: cells that were evaluated, but on or after something else than what is there now.
+        seconds_left: at the rates of this study's own jobs; None before there are any, or while nothing runs.
+        holder: who runs the study, in words; empty if nobody does.
+        slurm: what Slurm's queue holds of it, in words; empty for nothing.
+    """
+
+    study: str
+    cells: tuple[int, int]
+    stages: dict[str, Counter[str]]
+    running: list[Running]
+    failed: list[Failed]
+    passes: tuple[int, int, int]
+    outdated: int
+    seconds_left: float | None
+    holder: str
+    slurm: str
+
+    @property
+    def done(self) -> bool:
+        return all(set(counts) == {"done"} for counts in self.stages.values())
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.holder or self.slurm)
+
+    @property
+    def well(self) -> bool:
+        """Whether all is done, or runs without a failure."""
+        return self.done or (self.alive and not self.failed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "study": self.study,
+            "cells": self.cells[0],
+            "cells_done": self.cells[1],
+            "cells_out_of_date": self.outdated,
+            "stages": {stage: dict(counts) for stage, counts in self.stages.items()},
+            "running": [one.as_dict() for one in self.running],
+            "failed": [
+                {"stage": one.job.stage, "job": one.job.name, "said": one.said, "log": str(one.log)}
+                for one in self.failed
+            ],
+            "image_passes": self.passes[0],
+            "image_passes_done": self.passes[1],
+            "image_passes_in_checkpoints": self.passes[2],
+            "seconds_left": self.seconds_left,
+            "run_by": self.holder or None,
+            "slurm": self.slurm or None,
+            "done": self.done,
+        }
+
+
+class Watcher:
+    """Reads a study's state, again and again.
+
+    Args:
+        root: the study's folder, results/<study>.
+
+    Raises:
+        InputError: it holds no study, or not its settings any more.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = JsonCache()
+        self._slurm, self._asked = "", -ASK
+        path = study_file(root)
+        self._read(path.stat().st_mtime if path.is_file() else 0.0)  # reading says what is wrong with the folder
+
+    def _read(self, begun: float) -> None:
+        self.begun = begun  # each run writes it anew
+        self.config = resolve(read_study(self.root))  # an older version may have known fewer keys
+        self.images = count_images(self.config, self.root)
+        self.jobs = jobs(self.config, self.images)
+
+    def look(self) -> Status:
+        """The state now."""
+        root = self.root
+        holder = Claim(root / ".claim").holder()
+        begun = study_file(root).stat().st_mtime
+        if begun != self.begun:
+            self._read(begun)
+        running, failed = [], []
+        slurm = self._queue()
+        alive = holder is not None or bool(slurm)
+        stale = out_of_date(self.jobs, root, self._records) | (self._older_sums() if alive else set())
+        left = to_do(self.jobs, root, stale)
+        keys = {job.key for job in left}
+        done = [job for job in self.jobs if job.key not in keys]
+        outdated = {job.key for job in left if job.is_done(root)}
+        for job in left:
+            if job.key in outdated:
+                continue  # a job that begins again has no outputs any more
+            found = state_of(job, root, alive, begun, bool(slurm))
+            if isinstance(found, Running):
+                running.append(found)
+            elif found is not None:
+                failed.append(found)
+        states = {one.job.key: "running" for one in running} | {one.job.key: "failed" for one in failed}
+        stages: dict[str, Counter[str]] = {}
+        for job in self.jobs:
+            waits = "out of date" if job.key in outdated else "waiting"
+            state = states.get(job.key, waits if job.key in keys else "done")
+            stages.setdefault(job.stage, Counter())[state] += 1
+        return Status(
+            study=self.config["study"],
+            cells=(len(cells(self.config)), stages["evaluate"]["done"]),
+            stages=stages,
+            running=running,
+            failed=failed,
+            passes=self._passes(done, left, running),
+            outdated=stages["evaluate"]["out of date"],
+            seconds_left=self._seconds_left(done, left, running, begun),
+            holder=str(holder) if holder is not None else "",
+            slurm=slurm,
+        )
+
+    def _queue(self) -> str:
+        """What Slurm holds of the study's last run; asked now and then, for it is everybody's."""
+        if not name_file(self.root).is_file():
+            return ""
+        if time.monotonic() - self._asked >= ASK:
+            self._asked = time.monotonic()
+            states = Counter(line.split()[-1] for line in active_jobs(name_file(self.root).read_text().strip()))
+            self._slurm = ", ".join(f"{n} {state.lower()}" for state, n in states.most_common())
+        return self._slurm
+
+    def _older_sums(self) -> set[Key]:
+        """Sums from before this run, though it has done jobs anew that they are made from."""
+
+        def is_new(job: Job) -> bool:
+            try:
+                return (self.root / job.outputs[0]).stat().st_mtime >= self.begun
+            except OSError:
+                return False
+
+        new = {job.key for job in self.jobs if is_new(job)}
+        return {
+            job.key
+            for job in self.jobs
+            if job.stage in SUMMARIES and job.key not in new and new.intersection(job.needs)
+        }
+
+    def _kept(self, left: Iterable[Job], running: Iterable[Running]) -> dict[Key, float]:
+        """Shares of trainings that do not run, and go on from a checkpoint."""
+        keys = {job.key for job in left}
+        idle = keys - {one.job.key for one in running}
+        # What is learned from a pack or weights still to come begins anew.
+        able = [job for job in left if job.stage in TRAININGS and job.key in idle and not keys.intersection(job.needs)]
+        return {job.key: sum(done_in_checkpoints(job, self.root)) / job.spec["train"]["epochs"] for job in able}
+
+    def _passes(self, done: Iterable[Job], left: list[Job], running: list[Running]) -> tuple[int, int, int]:
+        trainings = {job.key: job.work.passes for job in self.jobs if job.stage in TRAININGS}
+        part = sum(share_done(one) * trainings[one.job.key] for one in running if one.job.key in trainings)
+        kept = sum(share * trainings[key] for key, share in self._kept(left, running).items())
+        whole = sum(trainings.get(job.key, 0) for job in done)
+        return sum(trainings.values()), round(whole + part + kept), round(kept)
+
+    def _beside(self, done: Iterable[Job], running: list[Running], begun: float) -> float:
+        """Jobs that run side by side: as many as now, or as this run has done so far."""
+        recent = [job for job in done if (file := job.benchmark(self.root)).is_file() and file.stat().st_mtime >= begun]
+        spent = sum(seconds_of(job, self.root) or 0.0 for job in recent)
+        return max(len(running), spent / max(1.0, time.time() - begun))
+
+    def _seconds_left(self, done: list[Job], left: list[Job], running: list[Running], begun: float) -> float | None:
+        """Seconds of what is left, shared out among the jobs that run side by side."""
+        if not running:
+            return 0.0 if not left else None
+        seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
+        for one in running:  # a stage whose first job still runs tells its rate, too
+            if one.images_per_second:
+                seen.images.setdefault(kind(one.job), one.images_per_second)
+        if not seen.images:
+            return None
+        forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
+        now = {one.job.key: one for one in running}
+        kept = self._kept(left, running)
+        total = 0.0
+        for job in left:
+            whole = forecast.seconds(job)
+            one = now.get(job.key)
+            if one is not None and one.seconds_left is not None:
+                whole = one.seconds_left
+            elif one is not None and job.stage in TRAININGS:
+                whole *= 1 - share_done(one)
+            elif one is None:
+                whole *= 1 - kept.get(job.key, 0)
+            total += whole
+        longest = max((one.seconds_left or 0.0 for one in running), default=0.0)
+        return max(longest, total / self._beside(done, running, begun))

@@ -1,0 +1,120 @@
+"""A study's state as people read it: once, or live on a terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from viny.runtime.signals import on_stop
+from viny.study.graph import STAGES, SUMMARIES
+from viny.tools.status.logs import Running
+from viny.tools.status.state import Status, Watcher
+from viny.tools.terminal import console, duration, short, table
+
+SHOWN = 20  # failed jobs that are named
+NARROW = 120  # columns of a terminal below which a running job gets less of them
+
+
+def show(status: Status, width: int | None = None, columns: int | None = None) -> Group:
+    """A study's state for people, as rich prints it.
+
+    Args:
+        status: of `Watcher.look`.
+        width: columns of the progress bar; None for none.
+        columns: of the place where it is shown; None for those of standard output.
+    """
+    total, done, kept = status.passes
+    share = done / total if total else 1.0
+    who = (
+        f"run by {status.holder}"
+        if status.holder
+        else "nothing runs it"
+        if not status.slurm
+        else "its snakemake is gone"
+    )
+    who += f"; Slurm: {status.slurm}" if status.slurm else ""
+    left = f", {duration(status.seconds_left)} left" if status.running and status.seconds_left is not None else ""
+    if status.running and status.seconds_left is None:
+        left = ", time left not known yet"
+    old = f", {status.outdated} out of date" if status.outdated else ""
+    held = f", of which {100 * kept / done:.0f} % in checkpoints" if kept else ""
+    parts: list[Any] = [
+        Text(
+            f"{status.study}: {status.cells[1]} of {status.cells[0]} cells done{old}; "
+            f"{'all done' if status.done else who}"
+        ),
+        Text(f"{100 * share:.0f} % of {short(total)} image passes of training done{held}{left}"),
+    ]
+    if width:
+        parts.append(ProgressBar(total=max(1, total), completed=done, width=width))
+    counts = {stage: status.stages[stage] for stage in STAGES if stage in status.stages and stage not in SUMMARIES}
+    counts["sums"] = sum((status.stages[stage] for stage in SUMMARIES if stage in status.stages), Counter())
+    some_old = any(one["out of date"] for one in counts.values())
+    names = ["done", *(["out of date"] if some_old else []), "running", "failed", "waiting"]
+    rows = [[stage, *(str(one[n] or "") for n in names)] for stage, one in counts.items()]
+    parts += [Text(""), table(["stage", *names], rows)]
+    if status.running:
+        parts += [Text("\nRunning:"), _running_table(status.running, (columns or console().width) < NARROW)]
+    if status.failed:
+        parts.append(Text("\nFailed:"))
+        for one in status.failed[:SHOWN]:
+            parts.append(Text(f"  {one.job.label}: {one.said[:300]}\n    read {one.log}", style="red"))
+        if len(status.failed) > SHOWN:
+            parts.append(Text(f"  and {len(status.failed) - SHOWN} more"))
+    if not status.done and not status.alive:
+        parts.append(Text("\nNot finished, and nothing runs: the same snakemake command goes on from here."))
+    return Group(*parts)
+
+
+def _running_table(running: Iterable[Running], narrow: bool) -> Table:
+    def optional(value: float | None, text: str) -> str:
+        return "" if value is None else text.format(value)
+
+    rows = []
+    for one in running:
+        epoch = "" if one.epochs is None else f"{round(one.epoch, 1):g}/{one.epochs}"
+        left = "" if one.seconds_left is None else duration(one.seconds_left)
+        rate = optional(one.images_per_second, "{:.0f}")
+        heard = f"{duration(one.silent)} ago"
+        rows.append(
+            [one.job.label, epoch, optional(one.loss, "{:.4f}"), rate, left, heard, "" if one.loss else one.said]
+        )
+    if narrow:
+        return table(["job", "epochs", "loss", "img/s", "left"], [row[:5] for row in rows])
+    columns = ["job", "epochs done", "loss", "images/s", "left", "log written", "its last line"]
+    return table(columns, rows, right=range(1, 6))
+
+
+def watch(root: Path, seconds: float = 2.0) -> Status:
+    """Show a study's state, anew every some seconds, until its run ends or Ctrl-C.
+
+    Args:
+        root: the study's folder.
+        seconds: between two looks.
+
+    Returns:
+        The last state.
+    """
+    left = threading.Event()
+    watcher, out = Watcher(root), console()
+    status = watcher.look()
+
+    def shown() -> Group:
+        # The terminal writes ^C behind the last line; a full one would go on in the next, and the view with it.
+        hint = [Text("\nCtrl-C ends this view; the run goes on.")] if status.alive else []
+        return Group(show(status, 60, out.width), *hint)
+
+    with on_stop(lambda number: left.set()), Live(shown(), console=out, auto_refresh=False) as live:
+        while status.alive and not left.wait(seconds):
+            status = watcher.look()
+            live.update(shown(), refresh=True)
+    return status

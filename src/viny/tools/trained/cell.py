@@ -1,0 +1,110 @@
+"""A fine-tuned cell outside the workflow: its model, its classes and its settings."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viny.data.masks import IGNORE, mask_coding, value_name
+from viny.learning.objectives import Segmentation
+from viny.learning.weights import load_segmentation
+from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
+from viny.study.layout import pack_manifest
+from viny.study.saved import read_study
+
+
+@dataclass(frozen=True)
+class TrainedCell:
+    """A fine-tuned cell of a study.
+
+    `root` is the study's folder, `config` its settings, `record` that of the fine-tuned weights, and `manifest` the
+    segmentation pack's, None where it is not there.
+    """
+
+    folder: Path
+    root: Path
+    config: dict[str, Any]
+    record: dict[str, Any]
+    manifest: dict[str, Any] | None
+    model: Segmentation
+
+    @property
+    def name(self) -> str:
+        return self.record["spec"]["cell"]["name"]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.record["mask_classes"]
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the model takes, pixels."""
+        return self.record["spec"]["model"]["image_size"]
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the model takes images less ImageNet's means, over its deviations."""
+        return self.record["spec"]["normalise"]
+
+    @property
+    def resize(self) -> str:
+        return self.config["switches"]["resize"]
+
+    @property
+    def fit(self) -> str:
+        """How images become squares, see `viny.data.decoding.squared`."""
+        return self.config["segmentation"].get("fit", "stretch")
+
+    def mask_values(self) -> list[list[int | str]] | None:
+        """Values or colours that stand for each class in the study's masks; None where its settings do not say."""
+        section = self.config["segmentation"]
+        if not section.get("classes"):
+            return None
+        coding = mask_coding(section["classes"], section["ignore"])
+        out: list[list[int | str]] = [[] for _ in self.classes]
+        for value, index in coding["mask_values"].items():
+            if index != IGNORE:
+                out[index].append(value_name(int(value), coding["colours"]))
+        return out
+
+
+def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
+    """Load a fine-tuned cell from the folder of its study.
+
+    Args:
+        cell: its folder, results/<study>/finetune/<cell>; with `root` its bare name will do.
+        root: the study's folder.
+
+    Raises:
+        InputError: there is no such cell, its model is not trained yet or damaged, or the study has changed since.
+    """
+    folder = (Path(root) / "finetune" / cell if root is not None else Path(cell)).absolute()
+    path = folder / "model.json"
+    if not path.is_file():
+        known = [p.parent.name for p in folder.parent.glob("*/model.json")]
+        close = difflib.get_close_matches(folder.name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise InputError(
+            f"{folder}: no fine-tuned model there; expected a folder results/<study>/finetune/<cell> with model.json, "
+            f"or a cell's name and --root results/<study>.{hint}"
+        )
+    record = read_json(path, "the record of a fine-tuned model")
+    if not isinstance(record, dict) or record.get("stage") != "finetune":
+        raise InputError(
+            f"{path}: expected the record of a fine-tuned model; delete its folder and run the study again"
+        )
+    model, record = load_segmentation(path)
+    study = folder.parents[1]
+    config = read_study(study)
+    manifest_path, manifest = pack_manifest(study, "segmentation"), None
+    if manifest_path.is_file():
+        manifest = read_json(manifest_path, "a pack manifest")
+    packed = record["pack_sha256"] if manifest is None else manifest.get("sha256")
+    if record["spec"]["model"] != config["model"] or record["pack_sha256"] != packed:
+        raise InputError(
+            f"{path}: was trained under other settings or on other images than {study} has now; run the study again"
+        )
+    return TrainedCell(folder, study, config, record, manifest, model)

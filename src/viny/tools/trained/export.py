@@ -1,0 +1,182 @@
+"""A fine-tuned model as a file for plain timm or for any ONNX runtime, with a card that says what it is."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viny.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise
+from viny.learning.objectives import Segmentation
+from viny.learning.weights import save_weights
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, write_json
+from viny.tools.trained.cell import TrainedCell
+from viny.tools.trained.model_card import write_card
+from viny.tools.trained.predict import make_room
+
+SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx"}
+OPSET = 18  # what PyTorch's exporter writes without a conversion, and onnxruntime reads since version 1.14
+AGREE = 1e-5  # largest difference of scores over the largest score, between a graph and the model that it is made from
+
+
+def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: bool = False) -> list[Path]:
+    """Write a cell's model, its card (`<out>.md`) and, for timm, the arguments of timm's class (`<stem>.json`).
+
+    Args:
+        cell: whose model it is; left on the CPU.
+        kind: 'timm', weights that timm's own `VisionTransformer` loads, or 'onnx'.
+        out: file to write; default <cell>.safetensors or <cell>.onnx here.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        The files, weights first.
+
+    Raises:
+        InputError: another ending of the file is expected, a file is there already, or a package is missing.
+    """
+    suffix = SUFFIXES[kind]
+    out = Path(f"{cell.name}{suffix}") if out is None else Path(out)
+    if out.suffix != suffix:
+        raise InputError(f"{out}: expected a file name that ends in {suffix} for format {kind}")
+    if kind == "onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(f'format onnx needs {" and ".join(missing)}; install with: pip install "viny[export]"')
+    files = [out, *([out.with_suffix(".json")] if kind == "timm" else []), out.with_name(f"{out.name}.md")]
+    make_room(files, out.parent, overwrite)
+    if kind == "timm":
+        save_weights(out, timm_weights(cell.model), about(cell))
+        write_json(files[1], about(cell) | timm_arguments(cell.model))
+    else:
+        _write_onnx(cell, out)
+    write_card(cell, kind, files)
+    return files
+
+
+def about(cell: TrainedCell) -> dict[str, Any]:
+    """What a program has to know of a model beside its weights."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if cell.normalised else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return {
+        "cell": cell.name,
+        "study": cell.config["study"],
+        "classes": cell.classes,
+        "image_size": cell.size,
+        "mean": list(mean),
+        "std": list(std),
+        "fit": cell.fit,
+        "resize": cell.resize,
+        "trained_weights_sha256": cell.record["weights_sha256"],
+    }
+
+
+def timm_weights(model: Segmentation) -> dict[str, Tensor]:
+    """A model's weights under the names of timm's `VisionTransformer`, whose head is that of every patch token.
+
+    Args:
+        model: with or without a class token in its sequence.
+    """
+    tensors = {name.removeprefix("encoder."): value for name, value in model.state_dict().items()}
+    if not model.class_token:  # it, and its position, have no part in what the model computes
+        del tensors["cls_token"]
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    return tensors
+
+
+def timm_arguments(model: Segmentation) -> dict[str, Any]:
+    """`args` of timm's `VisionTransformer`, and `head_dim`, the width of a head, which its `Attention` takes."""
+    settings = model.encoder.settings
+    ratio = settings.mlp_dim / settings.dim
+    if int(settings.dim * ratio) != settings.mlp_dim:  # timm rounds the product down, and this one fell below
+        ratio = (settings.mlp_dim + 0.5) / settings.dim
+    args = {
+        "img_size": settings.image_size,
+        "patch_size": settings.patch_size,
+        "embed_dim": settings.dim,
+        "depth": settings.depth,
+        "num_heads": settings.heads,
+        "mlp_ratio": ratio,
+        "qkv_bias": False,
+        "class_token": model.class_token,
+        "global_pool": "",
+        "num_classes": model.head.out_features,
+    }
+    return {"args": args, "head_dim": settings.head_dim}
+
+
+class Graph(nn.Module):
+    """A model as a graph holds it: from images in 0 to 1, which it normalises itself where it has to, to scores."""
+
+    def __init__(self, cell: TrainedCell) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(cell.model).cpu().eval()
+        # The other form of attention is a function of its own, which no exporter knows.
+        self.model.encoder.set_fused_attention(True)
+        self.normalised = cell.normalised
+        # Not `augment.normalise`: it would keep the tensors that it makes while the graph is traced.
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [B, classes, S, S] of images [B, 3, S, S]."""
+        return self.model((images - self.mean) / self.std if self.normalised else images)
+
+
+def _write_onnx(cell: TrainedCell, out: Path) -> None:
+    """Write a graph from 'images' [batch, 3, S, S] in 0 to 1 to 'logits' [batch, classes, S, S], both float32."""
+    import onnx
+
+    graph = Graph(cell).eval()
+    images = torch.rand(5, 3, cell.size, cell.size, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        program = torch.onnx.export(
+            graph,
+            (images[:2],),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    proto = program.model_proto
+    _forget_origins(proto)
+    for key, value in about(cell).items():
+        proto.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    onnx.checker.check_model(proto, full_check=True)
+    _compare(proto, cell, images[2:])
+    with atomic_path(out) as tmp:
+        tmp.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _forget_origins(proto: Any) -> None:
+    """Take out where in which file each operation comes from, which says more of this machine than of the model."""
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+def _compare(proto: Any, cell: TrainedCell, images: Tensor) -> None:
+    """Refuse a graph whose scores are not the model's, or which takes one number of images only."""
+    from onnx.reference import ReferenceEvaluator
+
+    at_fault = f"torch {torch.__version__} or onnxscript is at fault; install the versions of envs/viny.txt"
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise InputError(f"format onnx: the graph takes batches of {batch.dim_value} only; {at_fault}")
+    with torch.inference_mode():
+        expected = cell.model(normalise(images) if cell.normalised else images)
+    found = torch.from_numpy(ReferenceEvaluator(proto).run(["logits"], {"images": images.numpy()})[0])
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if not difference <= AGREE:
+        raise InputError(
+            f"format onnx: the graph's scores differ from the model's by {difference:.1e} of the largest; {at_fault}"
+        )

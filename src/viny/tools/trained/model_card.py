@@ -1,0 +1,149 @@
+"""The card of an exported model: what it learnt from, how well it does, how to load it, what it cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from viny import __version__
+from viny.data.decoding import BARS
+from viny.evidence.figures import kit
+from viny.evidence.tables import read_metrics
+from viny.learning.model import count_parameters
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, read_json
+from viny.study.grid import Cell
+from viny.study.layout import chain, metrics_file, pack_manifest
+from viny.tools.trained.cell import TrainedCell
+
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+METRICS = {
+    "pixel_accuracy": "pixel accuracy",
+    "miou_dataset": "mIoU, from one confusion matrix over all images",
+    "miou_per_image": "mIoU, mean over images, absent classes counting 0",
+    "miou_two_class_dataset": "mIoU without the border, from one confusion matrix",
+}
+PACKAGES = ("numpy", "pillow", "torch")  # that a model's weights depend on
+FITS = {
+    "stretch": "stretched to a square, its aspect lost",
+    "crop": "cut to its centre square; what lies outside is not seen",
+    "pad": "laid whole on a square, with bars at two sides",
+}
+
+
+def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
+    """Write the card of an exported model, Markdown under Hugging Face's kind of heading.
+
+    Args:
+        cell: whose model it is.
+        kind: 'timm' or 'onnx'.
+        files: as `viny.tools.trained.export.export` returns them: weights, for timm the arguments, and the card itself.
+    """
+    cell_key = Cell(**{k: v for k, v in cell.record["spec"]["cell"].items() if k != "name"})
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = _percent
+    stages, lost = _stages(cell, cell_key)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        cell=cell,
+        key=cell_key,
+        kind=kind,
+        file=files[0].name,
+        arguments=files[1].name,
+        weights_sha256=hashlib.sha256(files[0].read_bytes()).hexdigest(),
+        parameters=count_parameters(cell.model),
+        model=cell.record["spec"]["model"],
+        colours=kit.class_colours(len(cell.classes)),
+        values=cell.mask_values(),
+        fit=FITS[cell.fit],
+        bars=BARS,
+        stages=stages,
+        lost=lost,
+        results=_results(cell, cell_key),
+        switches=cell.config["switches"],
+        run=_run(cell),
+        versions={"viny": __version__, "torch": torch.__version__},
+    )
+    with atomic_path(files[-1]) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[str]]:
+    """The trainings that the model comes from, first to last, and those whose records are not there any more."""
+    found, lost = [_stage(cell, "segmentation", cell.record, "fine-tuning")], []
+    parent = cell.record["parent_sha256"]
+    for training in reversed(chain(key)[:-1]):
+        name = "SimMIM pre-training" if training.stage == "pretrain" else f"intermediate task `{training.pack}`"
+        try:
+            record = read_json(training.file(cell.root, "record"), "a weights record")
+        except InputError:
+            record = {}
+        if not isinstance(record, dict) or record.get("weights_sha256") != parent or parent is None:
+            lost.append(name)  # gone, or of another training than the one that this model goes back to
+            parent = None
+            continue
+        found.insert(0, _stage(cell, training.pack, record, name))
+        parent = record["parent_sha256"]
+    return found, lost
+
+
+def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    path = pack_manifest(cell.root, pack)
+    manifest = read_json(path, "a pack manifest") if path.is_file() else {}
+    if manifest.get("sha256") != record["pack_sha256"]:
+        manifest = {}
+    shown = ("target", "labels", "pooling", "mixup", "mask_ratio", "crop_scale", "contrast", "augmentation")
+    spec = record["spec"]
+    return {"name": name, "record": record, "train": spec["train"], "manifest": manifest} | {
+        "more": {k: spec[k] for k in (*shown, "segmentation_loss", "normalise", "class_token") if k in spec}
+    }
+
+
+def _results(cell: TrainedCell, key: Cell) -> dict[str, Any] | None:
+    """A cell's metrics as fractions, and their mean and deviation over the seeds of its kind; None without metrics."""
+    path = metrics_file(cell.root, key)
+    if not path.is_file():
+        return None
+    mine = read_json(path, "the metrics of an evaluated cell")
+    if mine.get("hashes", {}).get("weights") != cell.record["weights_sha256"]:
+        return None  # of an earlier training
+    alike = [metrics_file(cell.root, replace(key, seed=seed)) for seed in cell.config["grid"]["seeds"]]
+    frame = read_metrics({path, *(file for file in alike if file.is_file())})
+    names = {**METRICS, **{f"iou_{name}": f"IoU of {name}" for name in cell.classes}}
+    rows = [
+        {"name": said, "value": mine["metrics"][name], "mean": frame[name].mean(), "sd": frame[name].std()}
+        for name, said in names.items()
+        if name in mine["metrics"]
+    ]
+    of_class = {name: mine["metrics"].get(f"iou_{name}") for name in cell.classes}
+    known = {name: value for name, value in of_class.items() if value is not None}
+    return {
+        "rows": rows,
+        "seeds": len(frame),
+        "test_images": mine["test_images"],
+        "worst": min(known, key=known.__getitem__, default=None),
+        "worst_iou": min(known.values(), default=None),
+        "undefined": [name for name in cell.classes if name not in known],
+    }
+
+
+def _percent(fraction: float | None) -> str:
+    return "undefined" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _run(cell: TrainedCell) -> dict[str, Any]:
+    """When and with what the model was fine-tuned, as far as it is written down."""
+    path = cell.folder / "run.json"
+    run = read_json(path, "a training's provenance") if path.is_file() else {}
+    return {
+        "code": run.get("code", "unknown"),
+        "ended": str(run.get("ended", "unknown"))[:10],
+        "device": run.get("device_name", "unknown"),
+        "packages": {name: version for name, version in run.get("packages", {}).items() if name in PACKAGES},
+    }

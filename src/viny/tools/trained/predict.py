@@ -1,0 +1,278 @@
+"""Masks of any images, from a fine-tuned cell."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from viny.data.augment import labelled_images
+from viny.data.decoding import BadFileError, Picture, decode, inner_box, upright
+from viny.data.folders import check_name, few, images_below, name_below
+from viny.data.masks import IGNORE
+from viny.evidence.figures import kit
+from viny.learning.machine import Machine
+from viny.runtime.errors import InputError
+from viny.runtime.files import atomic_path, write_json
+from viny.tools.trained.cell import TrainedCell
+
+BATCH = 64  # images a forward pass, and decoded at a time
+NOT_PREDICTED = "not predicted"
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # has more letters than Pillow's own
+
+
+@torch.inference_mode()
+def class_maps(cell: TrainedCell, images: np.ndarray, machine: Machine) -> np.ndarray:
+    """Class indices of square images as packs hold them.
+
+    Args:
+        cell: whose model it is.
+        images: uint8 [B, 3, S, S].
+        machine: device and precision.
+
+    Returns:
+        uint8 [B, S, S].
+    """
+    model = cell.model.to(machine.device)
+    model.encoder.set_fused_attention(machine.fused_attention)
+    x = labelled_images(torch.from_numpy(images).to(machine.device), None, cell.normalised)
+    with machine.autocast():
+        scores = model(x)
+    return scores.argmax(1).to(torch.uint8).cpu().numpy()
+
+
+def at_original_size(prediction: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """A square prediction laid back on the image that it was made from, by nearest neighbour.
+
+    Args:
+        prediction: uint8 [S, S].
+        height, width: of the image, upright, pixels.
+        fit: how it became a square: 'stretch', 'crop' or 'pad', see `viny.data.decoding.squared`.
+
+    Returns:
+        uint8 [height, width]; IGNORE outside of a centre crop, where nothing was predicted.
+    """
+    size = len(prediction)
+    left, top, right, bottom = inner_box(height, width, size) if fit == "pad" else (0, 0, size, size)
+    sides = (min(height, width),) * 2 if fit == "crop" else (height, width)
+
+    def nearest(length: int, side: int, start: int, stop: int) -> np.ndarray:
+        """Row or column of the square in which each pixel's centre lies, in whole numbers, which do not round."""
+        centres = 2 * np.arange(length) + 1 - (length - side)  # in half pixels of what the square shows
+        return start + centres * (stop - start) // (2 * side)
+
+    rows, columns = nearest(height, sides[0], top, bottom), nearest(width, sides[1], left, right)
+    out = prediction[np.ix_(rows.clip(0, size - 1), columns.clip(0, size - 1))]
+    out[(rows < 0) | (rows >= size)] = IGNORE
+    out[:, (columns < 0) | (columns >= size)] = IGNORE
+    return out
+
+
+def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
+    """A mask, uint8 [H, W], as a palette picture, whose pixels are still class indices; IGNORE is grey."""
+    palette = [ImageColor.getrgb(colour) for colour in (*colours, *[kit.NO_CLASS] * (256 - len(colours)))]
+    image = Image.fromarray(mask)
+    image.putpalette([value for colour in palette for value in colour])
+    return image
+
+
+def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[str]) -> Image.Image:
+    """An image under translucent class colours, with a legend of the classes that it shows below it.
+
+    Args:
+        image: RGB.
+        mask: uint8 [H, W], class indices; the image shows through unchanged where it is IGNORE.
+        classes: names.
+        colours: '#rrggbb' of each.
+    """
+    out = Image.blend(image, palette_image(mask, colours).convert("RGB"), 0.5)
+    out.paste(image, mask=Image.fromarray(np.where(mask == IGNORE, 255, 0).astype(np.uint8)))
+    found = shares(mask, len(classes))
+    entries = [(f"{classes[at]}: {_percent(found[at])}", colours[at]) for at in kit.shown_classes(found) if found[at]]
+    if IGNORE in mask:
+        entries.append((NOT_PREDICTED, "white"))
+    font = ImageFont.truetype(FONT, min(48, max(11, max(image.size) // 40)))
+    line = math.ceil(1.5 * font.size)
+    widths = [line + math.ceil(font.getlength(text)) for text, _ in entries]
+    canvas_width = max(image.width, *widths)
+    places, x, y = [], 0, image.height
+    for width in widths:
+        if x + width > canvas_width:
+            x, y = 0, y + line
+        places.append((x, y))
+        x += width + font.size
+    canvas = Image.new("RGB", (canvas_width, y + line), "white")
+    canvas.paste(out)
+    draw = ImageDraw.Draw(canvas)
+    for (text, colour), (left, top) in zip(entries, places, strict=True):
+        middle, half = top + line // 2, font.size // 2
+        draw.rectangle((left, middle - half, left + 2 * half, middle + half), fill=colour, outline="black")
+        draw.text((left + line, middle), text, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def shares(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Share of a mask's pixels that each class has: float [classes]; what is IGNORE makes them sum to less than 1."""
+    return np.bincount(mask.ravel(), minlength=256)[:classes] / mask.size
+
+
+def _percent(share: float) -> str:
+    return "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
+    """The images to predict, and what the names of their outputs begin with, a path below `out`.
+
+    That is the image's path below its folder without its ending; with the ending where two would be the same.
+
+    Args:
+        given: images, and folders of images, which are searched with all that is below them but `out`.
+        out: folder of the outputs.
+
+    Raises:
+        InputError: something is not there, or a folder holds no image, or none but those in `out`.
+    """
+    given = list(given)
+    below: dict[Path, tuple[Path, Path]] = {}  # by what a link leads to, that each is taken once
+    several = sum(path.is_dir() for path in given) > 1
+    for path in given:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; expected images and folders of images")
+        if not path.is_dir():
+            check_name(path.name, path.parent)
+            below.setdefault(path.resolve(), (path, Path(path.name)))
+            continue
+        folder, outputs = path.resolve(), out.resolve()
+        for image in images_below(path):
+            name = Path(name_below(image, path))
+            if not (outputs.is_relative_to(folder) and (folder / name).is_relative_to(outputs)):
+                below.setdefault(image.resolve(), (image, folder.name / name if several else name))
+    images = dict(below.values())
+    if not images:
+        raise InputError(f"{few(given)}: no images but those in {out}, the folder of the outputs; choose another --out")
+    stems = {image: name.with_suffix("").as_posix() for image, name in images.items()}
+    alike = Counter(stem.casefold() for stem in stems.values())  # some file systems do not tell capitals from small
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for image in sorted(images, key=lambda image: alike[stems[image].casefold()]):  # first those that may keep theirs
+        base = stems[image] if alike[stems[image].casefold()] == 1 else images[image].as_posix()
+        tries = (base if count == 1 else f"{base}_{count}" for count in itertools.count(1))
+        names[image] = next(name for name in tries if name.casefold() not in taken)
+        taken.add(names[image].casefold())
+    return {image: names[image] for image in images}
+
+
+def predict_files(
+    cell: TrainedCell, given: Iterable[Path], out: Path, machine: Machine, threads: int, overwrite: bool = False
+) -> tuple[pd.DataFrame, list[BadFileError]]:
+    """Predict the masks of images, each decoded as the images of the study were, and write them at original size.
+
+    Below `out` come `<name>_mask.png`, class indices with a palette; `<name>_overlay.png`; `predictions.csv`, what
+    is returned; and `classes.json`, the legend.
+
+    Args:
+        cell: whose model predicts.
+        given: images and folders of images, see `output_names`.
+        out: folder for the outputs.
+        machine: device and precision.
+        threads: that decode and write.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        A row an image that could be read: image, mask (below `out`), height and width in pixels, and the share of
+        pixels that each class has, `share_<class>`; with what has no prediction the shares sum to 1. And the images
+        that could not be read.
+
+    Raises:
+        InputError: an argument is no image or folder, or an output is there already.
+    """
+    names = output_names(given, out)
+    legend, table = out / "classes.json", out / "predictions.csv"
+    make_room([legend, table, *(path for name in names.values() for path in _outputs(out, name))], out, overwrite)
+    colours = kit.class_colours(len(cell.classes))
+    write_json(legend, _legend(cell, colours))
+    rows: list[dict[str, Any]] = []
+    refused: list[BadFileError] = []
+
+    def read(image: Path) -> Picture | BadFileError:
+        try:
+            return decode(image, cell.size, cell.resize, fit=cell.fit)
+        except BadFileError as error:
+            return error
+
+    def write(image: Path, shape: tuple[int, int], prediction: np.ndarray) -> dict[str, Any] | BadFileError:
+        mask_path, overlay_path = _outputs(out, names[image])
+        mask = at_original_size(prediction, *shape, cell.fit)
+        try:
+            pictures = {mask_path: palette_image(mask, colours)}
+            pictures[overlay_path] = overlay(upright(image), mask, cell.classes, colours)
+        except BadFileError as error:
+            return error
+        for path, picture in pictures.items():
+            with atomic_path(path) as tmp:
+                picture.save(tmp, format="PNG")
+        found = {f"share_{name}": share for name, share in zip(cell.classes, shares(mask, len(colours)), strict=True)}
+        if cell.fit == "crop":
+            found["share_not_predicted"] = float((mask == IGNORE).mean())
+        about = {"image": str(image), "mask": mask_path.relative_to(out).as_posix()}
+        return about | {"height": shape[0], "width": shape[1]} | found
+
+    images = list(names)
+    bar = tqdm(total=len(images), desc="predict", unit="image", mininterval=1.0, disable=None)
+    with ThreadPoolExecutor(threads) as pool, bar:
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            pictures = list(pool.map(read, batch))
+            good = [(i, p) for i, p in zip(batch, pictures, strict=True) if not isinstance(p, BadFileError)]
+            written: list[dict[str, Any] | BadFileError] = []
+            if good:
+                maps = class_maps(cell, np.stack([picture.pixels for _, picture in good]), machine)
+                written = list(pool.map(write, [i for i, _ in good], [p.shape for _, p in good], maps))
+            for result in (*(p for p in pictures if isinstance(p, BadFileError)), *written):
+                refused.append(result) if isinstance(result, BadFileError) else rows.append(result)
+            bar.update(len(batch))
+    columns = ["image", "mask", "height", "width", *(f"share_{name}" for name in cell.classes)]
+    frame = pd.DataFrame(rows, columns=columns + ["share_not_predicted"] * (cell.fit == "crop"))
+    with atomic_path(table) as tmp:
+        frame.to_csv(tmp, index=False, float_format="%.6g")
+    return frame, refused
+
+
+def _outputs(out: Path, name: str) -> tuple[Path, Path]:
+    return out / f"{name}_mask.png", out / f"{name}_overlay.png"
+
+
+def make_room(paths: Sequence[Path], folder: Path, overwrite: bool) -> None:
+    """Make the folder of some outputs.
+
+    Raises:
+        InputError: an output is there and may not be replaced, or no folder can be made.
+    """
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        raise InputError(f"{few(there)}: there already; choose another --out, or replace with --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror}); choose another --out") from error
+
+
+def _legend(cell: TrainedCell, colours: Sequence[str]) -> dict[str, Any]:
+    values = cell.mask_values() or [None] * len(colours)
+    classes = [
+        {"index": index, "name": name, "colour": colour} | ({"mask_values": value} if value else {})
+        for index, (name, colour, value) in enumerate(zip(cell.classes, colours, values, strict=True))
+    ]
+    about = {"cell": cell.name, "study": cell.config["study"], "weights_sha256": cell.record["weights_sha256"]}
+    return about | {"classes": classes, "not_predicted": IGNORE if cell.fit == "crop" else None}

@@ -1,0 +1,69 @@
+"""What `viny verify` found."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+WRONG, MISSING, NOTE = "wrong", "missing", "note"
+SHORT = reprlib.Repr()
+SHORT.maxstring = 100  # characters that are shown of a value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that does not fit: `file` is relative to the study's folder."""
+
+    severity: str  # wrong, missing or note
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.file}: {self.message}"
+
+
+@dataclass
+class Report:
+    """What was found, and how much was looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def count(self, severity: str) -> int:
+        return sum(f.severity == severity for f in self.findings)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong or missing."""
+        return all(f.severity == NOTE for f in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {severity: self.count(severity) for severity in (WRONG, MISSING, NOTE)}
+        about = {"files": self.files, "bytes": self.bytes, "seconds": self.seconds}
+        return {"findings": [asdict(f) for f in self.findings], **counts, **about}
+
+    def summary(self) -> str:
+        return (
+            f"{self.files} files, {self.bytes:,} bytes checked in {self.seconds:.1f} s: {self.count(WRONG)} wrong, "
+            f"{self.count(MISSING)} missing, {self.count(NOTE)} notes"
+        )
+
+
+def differences(expected: Any, found: Any, key: str = "") -> Iterator[str]:
+    """What differs between two JSON values, a phrase a key."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for name in sorted({*expected, *found}, key=str):
+            inner = f"{key}.{name}" if key else str(name)
+            if name not in found:
+                yield f"{inner}: expected {SHORT.repr(expected[name])}, found no such key"
+            elif name not in expected:
+                yield f"{inner}: expected no such key, found {SHORT.repr(found[name])}"
+            else:
+                yield from differences(expected[name], found[name], inner)
+    elif expected != found or isinstance(expected, bool) != isinstance(found, bool):
+        place = f"{key}: " if key else ""
+        yield f"{place}expected {SHORT.repr(expected)}, found {SHORT.repr(found)}"

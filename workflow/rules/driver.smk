@@ -1,0 +1,154 @@
+# The study, and all that touches the inside of Snakemake: reads the settings, claims the study for a run, tells jobs of
+# their driver, says what failed. What Snakemake does not promise is asked for by `inside`; each of these was tried with
+# Snakemake 9.27.1, and where a later one lacks it, the run goes on without what it is for.
+import atexit
+import os
+import shlex
+import sys
+from functools import reduce
+from pathlib import Path
+
+import snakemake.common
+
+try:
+    import viny
+except ModuleNotFoundError:
+    sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
+from viny.runtime.claims import Claim
+from viny.runtime.errors import InputError
+from viny.runtime.gpus import job_environment, visible_gpus
+from viny.runtime.slurm import complaint, name_file, wait_for_jobs
+from viny.study.checks import check_sizes
+from viny.study.config import resolve
+from viny.study.inventory import count_images, with_listings
+from viny.study.reading import read_config
+from viny.study.saved import export_settings, submitted_settings, write_study
+
+if int(snakemake.common.__version__.partition(".")[0]) > 9:
+    sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
+
+
+def inside(path, default):
+    """An attribute of the workflow by its dotted path, or `default` where this Snakemake has no such thing."""
+    try:
+        return reduce(getattr, path.split("."), workflow)
+    except AttributeError:
+        return default
+
+
+# 9.27.1: false in jobs that parse the workflow anew, as Slurm's do. Without it each checks the settings again.
+IS_DRIVER = inside("is_main_process", True)
+IMAGE_COUNTS = {}  # of each pack; None where its source is not here
+
+
+def settings():
+    """The resolved study; a fault in it ends the run with one message."""
+    try:
+        # 9.27.1: paths of the study's files. Without them a key that stands twice passes, as in Snakemake's own reader.
+        for path in inside("configfiles", []) if IS_DRIVER else []:
+            read_config(path)
+        study = resolve(config)
+        if not IS_DRIVER:
+            return submitted_settings(study)
+        root = Path("results", study["study"])
+        images = count_images(study, root)
+        IMAGE_COUNTS.update(images.packed)
+        check_sizes(study, images.limits)
+        study = with_listings(study, root)
+    except InputError as error:
+        sys.exit(f"The study's settings are at fault.\n{error}")
+    export_settings(root, study)
+    return study
+
+
+STUDY = settings()
+ROOT = f"results/{STUDY['study']}"
+GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a job which computes asks for
+MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm gives its own
+
+
+def begin():
+    """Claim the study for this run, and write its settings down beside its results."""
+    root = Path(ROOT)
+    claim = Claim(root / ".claim")
+    holder = claim.acquire()
+    if holder is not None:
+        sys.exit(
+            f"The study '{STUDY['study']}' is being run by {holder}. Wait until that has ended, or stop it; "
+            f"if that machine is off for good, delete {claim.path}. Nothing was started."
+        )
+    atexit.register(claim.release)
+    if wait_for_jobs(root):  # what they have done is not in this run's plan yet
+        claim.release()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    write_study(root, STUDY)
+    share_gpus_out()
+    name_slurm_jobs(root)
+
+
+def share_gpus_out():
+    """Let as many local jobs compute at once as there are places on GPUs, unless --resources gpu=N says how many."""
+    # 9.27.1: whether jobs run here, and what the command line limits. Without either, jobs wait for a GPU themselves.
+    if not MY_GPUS or not inside("local_exec", False) or "gpu" in inside("global_resources", {"gpu"}):
+        return
+    # 9.27.1: the limits and what is left of them; `resources:` of the workflow would also hold on a cluster.
+    for limits in ("scheduler.global_resources", "scheduler.resources"):
+        inside(limits, {})["gpu"] = len(MY_GPUS) * STUDY["compute"]["jobs_per_gpu"]
+
+
+def name_slurm_jobs(root):
+    """Give all Slurm jobs of this run a name with the study's in it, and note it for the next run."""
+    # 9.27.1 with the Slurm plugin 2.8.0: the name of all jobs. Without it the next run cannot wait for those that
+    # outlived this one.
+    executor = inside("scheduler._executor", None)
+    if inside("executor_plugin.name", "") != "slurm" or not hasattr(executor, "run_uuid"):
+        return
+    prefix, _, number = executor.run_uuid.rpartition("_")
+    executor.run_uuid = "_".join(filter(None, [prefix, STUDY["study"], number]))
+    name_file(root).write_text(f"{executor.run_uuid}\n", encoding="utf-8")
+
+
+def failures():
+    """A line for each job that failed: its log's last word, what Slurm says, and where its log is."""
+    # 9.27.1: the jobs, and groups of jobs, that failed. Without it the logs are still there to look at.
+    for failed in inside("scheduler.failed", []):
+        members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
+        job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
+        log = Path(str(job.log[0]))
+        said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
+        named = "_".join(map(str, job.wildcards))
+        kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
+        slurm = complaint(Path(".snakemake", "slurm_logs", kind))
+        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
+
+
+onstart:
+    begin()
+
+
+onsuccess:
+    if Path(REPORT).is_file():
+        print(f"Done: {REPORT}; viny advise {ROOT}", file=sys.stderr)
+
+
+onerror:
+    print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
+
+
+# What a job learns from its driver and no result depends on: a job ends with its driver, after a checkpoint.
+JOB_ENVIRONMENT = {
+    "VINY_PARENT": "$PPID",
+    "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
+}
+JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Path("results/.gpus"))
+if STUDY["compute"]["node_local"]:
+    JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
+if STUDY["compute"]["container"]:
+    # 9.27.1: what `container:` at the top of a Snakefile calls; that takes no value that is known only now.
+    workflow.global_container(STUDY["compute"]["container"])
+# Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
+# 9.27.1: those methods. Without them jobs take this Python.
+if not inside("deployment_settings.deployment_method", None):
+    JOB_ENVIRONMENT["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+shell.prefix(f"export {' '.join(f'{k}={v}' for k, v in JOB_ENVIRONMENT.items())}; ")

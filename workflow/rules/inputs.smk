@@ -1,0 +1,91 @@
+# What a job takes: functions of its wildcards that give inputs, settings, and requests to a cluster.
+from viny.runtime.files import canonical_json
+from viny.runtime.fingerprint import code_fingerprint
+from viny.study import specs, workload
+from viny.study.config import differences_from_paper
+
+
+def spec(stage, make):
+    """A rule's one param: the settings that it depends on and a fingerprint of its code, as canonical JSON."""
+
+    def of(wildcards):
+        return canonical_json({**make(wildcards), "code": code_fingerprint(stage)})
+
+    return of
+
+
+def request(of):
+    """What a job asks a cluster for: minutes and MB from its own work, and more at every further attempt."""
+    return {
+        "runtime": lambda wildcards, attempt: of(wildcards).minutes(STUDY, attempt),
+        "mem_mb": lambda wildcards, attempt: attempt * (of(wildcards).memory_mb + workload.LAUNCHER_MB),
+    }
+
+
+def pack_minutes(wildcards, threads, attempt):
+    return workload.pack_minutes(IMAGE_COUNTS.get(wildcards.pack), threads, attempt)
+
+
+def file_of(training, what):
+    """A file of a training, as a list; empty for a random start."""
+    return [str(training.file(Path(ROOT), what))] if training else []
+
+
+def split_of(training):
+    """Record of a training's split."""
+    return str(layout.split_record(Path(ROOT), *training.split))
+
+
+def indices_of(record):
+    return record.removesuffix(".json") + ".npz"
+
+
+def pack_of_split(wildcards):
+    return below(layout.MANIFEST, pack=layout.pack_of_split(wildcards.part, wildcards.subset))
+
+
+def pretraining_of(wildcards):
+    """The pre-training that an intermediate task starts from; None for a random start."""
+    return layout.reference_of(grid.Encoder("pretrained", int(wildcards.size), "none", 0, int(wildcards.seed)))
+
+
+def tuning_of(wildcards):
+    return layout.chain(ALL_CELLS[wildcards.cell])[-1]
+
+
+def measured(wildcards):
+    """The training that left the encoder whose geometry is measured; None for a random start."""
+    return layout.training_of(ALL_ENCODERS[wildcards.encoder])
+
+
+def reference(wildcards):
+    """The pre-training that this encoder goes back to; None for a random start."""
+    return layout.reference_of(ALL_ENCODERS[wildcards.encoder])
+
+
+def probe_split(wildcards):
+    """Record of the split that the probes learn from."""
+    subset = layout.subset(grid.probe_size(STUDY), ALL_ENCODERS[wildcards.encoder].seed)
+    return str(layout.split_record(Path(ROOT), "finetune", subset))
+
+
+SEARCH = specs.duplicates_spec(STUDY)  # for duplicates
+SEARCHED_PACKS = specs.searched_packs(SEARCH)
+SEARCHED_SPLITS = [str(layout.split_record(Path(ROOT), *split)) for split in specs.searched_splits(SEARCH)]
+
+
+def other_study(wildcards):
+    """Metrics of a finished study under the other protocol, for the scorecard."""
+    name = STUDY["scorecard"]["other_study"]
+    return sorted(map(str, Path("results", name).glob("metrics/*.json"))) if name else []
+
+
+def of_all_trainings(what):
+    """A file of every training that the cells need: the curve, or the run, when, where and how long it ran."""
+    return [path for training in layout.trainings(ALL_CELLS.values()) for path in file_of(training, what)]
+
+
+SHOWN_MODELS = [layout.chain(cell)[-1] for cell in grid.shown_cells(STUDY)]  # whose predictions are shown
+SHOWN_ENCODER = layout.reference_of(  # whose reconstructions are shown: most images, first seed
+    grid.Encoder("pretrained", max(STUDY["grid"]["pretrain_sizes"]), "none", 0, STUDY["grid"]["seeds"][0])
+)

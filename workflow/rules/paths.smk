@@ -1,0 +1,82 @@
+# What the study expands to, and where each rule's files stand: the library's patterns below results/<study>.
+from viny.evidence.report import CAPTIONS
+from viny.study import grid, layout
+
+ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
+CELLS = list(ALL_CELLS)
+ALL_ENCODERS = {encoder.name: encoder for encoder in grid.encoders(STUDY)}
+ENCODERS = list(ALL_ENCODERS)
+TASKS = list(STUDY["intermediate"])
+
+
+def below(pattern, **known):
+    """A pattern below the study's folder; wildcards that are known already filled in."""
+    return f"{ROOT}/{pattern}".format_map({**{name: f"{{{name}}}" for name in WILDCARDS}, **known})
+
+
+WILDCARDS = ("pack", "part", "subset", "size", "seed", "task", "cell", "encoder", "name", "kind", "job")
+MANIFEST = below(layout.MANIFEST)
+PACKED = below(layout.IMAGES)
+SPLIT = below(layout.SPLIT)
+INDICES = below(layout.INDICES)
+TRAINED = {stage: {what: below(pattern) for what, pattern in files.items()} for stage, files in layout.TRAINED.items()}
+METRICS = below(layout.METRICS)
+CONFUSION = below(layout.CONFUSION)
+GEOMETRY = below(layout.GEOMETRY)
+ARRAYS = below(layout.GEOMETRY_ARRAYS)
+REPORT = below(layout.REPORT)
+
+
+def tables(names):
+    return expand(below(layout.TABLE), name=names)
+
+
+def drawn(names):
+    return expand(below(layout.FIGURE), name=names, kind=layout.FIGURE_KINDS)
+
+
+TABLES, FIGURES = tables(layout.TABLES), drawn(layout.figure_names(STUDY))
+DUPLICATES = tables(layout.DUPLICATES_TABLES)
+STATISTICS, STATISTICS_FIGURES = tables(layout.STATISTICS_TABLES), drawn(layout.STATISTICS_FIGURES)
+REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # of a study that measures no encoder
+if ENCODERS:
+    REPRESENTATIONS = tables(layout.REPRESENTATIONS_TABLES)
+    REPRESENTATIONS_FIGURES = drawn(layout.REPRESENTATIONS_FIGURES)
+SCORECARD = tables(layout.SCORECARD_TABLES)
+
+
+def log_of(stage, *name):
+    return below(layout.LOG, job="/".join([stage, *name]))
+
+
+def benchmark_of(stage, *name):
+    return below(layout.BENCHMARK, job="/".join([stage, *name]))
+
+
+def checkpoints_of(stage):
+    return below(layout.CHECKPOINTS, job=layout.FOLDERS[stage])
+
+
+def in_report(paths, category):
+    """Flag those of a rule's files that have a caption for `snakemake --report`: figures as PNG, tables as CSV."""
+
+    def flagged(path):
+        stem, kind = Path(path).stem, Path(path).suffix
+        caption = CAPTIONS / f"{stem}.rst"
+        if kind not in (".png", ".csv") or not caption.is_file():
+            return path
+        what = {"figure" if kind == ".png" else "table": stem.replace("_", " ")}
+        return report(path, caption=str(caption), category=category, labels=what)
+
+    return [flagged(path) for path in paths]
+
+
+wildcard_constraints:
+    size=r"\d+",
+    seed=r"\d+",
+    task="|".join(TASKS) or "none",
+    cell=r"pre-\d+_mid-[A-Za-z0-9_]+_fine-\d+_seed-\d+",
+    encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",
+    pack="|".join(["pretrain", "segmentation", *TASKS]),
+    part="pretrain|finetune|intermediate",
+    subset=r"[A-Za-z0-9_-]+",
