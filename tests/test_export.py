@@ -18,6 +18,8 @@ from made_cell import make_cell
 from PIL import Image
 from tiny_study import Study
 
+pytest.importorskip("jsonschema", reason="the settings that a study wrote are completed by its schema")
+
 from viny.cli import main
 from viny.data.augment import normalise
 from viny.data.pack import open_pack

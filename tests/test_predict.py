@@ -16,6 +16,8 @@ import pytest
 from made_cell import make_cell
 from PIL import Image
 
+pytest.importorskip("jsonschema", reason="the settings that a study wrote are completed by its schema")
+
 from viny.cli import main
 from viny.commands.common import cell_names
 from viny.data.decoding import inner_box, squared
@@ -242,6 +244,8 @@ def test_what_a_crop_leaves_out_is_not_predicted(
     config = made_study("sound")
     config["segmentation"] |= {
         "source": "folder",
+        "images": "images",
+        "masks": "masks",
         "fit": "crop",
         "classes": {"0": "soil", "7": "road", "255": "soil"},
         "ignore": [9],

@@ -9,6 +9,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json, write_json
+from viny.study.config import resolve
 
 
 def study_file(root: Path) -> Path:
@@ -63,6 +64,19 @@ def read_study(root: Path) -> dict[str, Any]:
             "which writes it anew"
         )
     return config
+
+
+def saved_study(root: Path) -> dict[str, Any]:
+    """The settings of a study as its run wrote them, completed with today's defaults: an older one knew fewer keys.
+
+    Raises:
+        InputError: as `read_study`, or a setting that this version does not take.
+    """
+    written = read_study(root)
+    try:
+        return resolve(written)
+    except InputError as error:
+        raise InputError(f"{study_file(root)}: {error}") from error
 
 
 # A cluster job reads the study file anew, maybe after an edit; its driver's environment comes with it.

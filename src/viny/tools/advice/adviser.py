@@ -39,7 +39,7 @@ from viny.evidence.verdicts import (
 from viny.runtime.errors import InputError
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, pack_manifest
-from viny.study.saved import read_study
+from viny.study.saved import saved_study
 from viny.tools.advice.advice import Advice, Item, Section
 from viny.tools.advice.runs import Runs, epochs_key, measured_on_others, read_record
 from viny.tools.terminal import duration
@@ -106,7 +106,7 @@ def advise(
     for name, value in (("--target", target), ("--minutes-per-mask", minutes_per_mask)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"{name} is {value:g}; expected a number above 0")
-    config = read_study(root) if config is None else dict(config)
+    config = saved_study(root) if config is None else dict(config)
     return _Adviser(root, config, target, minutes_per_mask).advice()
 
 

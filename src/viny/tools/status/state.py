@@ -11,11 +11,10 @@ from typing import Any
 
 from viny.runtime.claims import Claim
 from viny.runtime.slurm import active_jobs, name_file
-from viny.study.config import resolve
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
 from viny.study.grid import cells
 from viny.study.inventory import count_images
-from viny.study.saved import read_study, study_file
+from viny.study.saved import saved_study, study_file
 from viny.study.todo import JsonCache, out_of_date, to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import kind, rates_seen, seconds_of
@@ -106,7 +105,7 @@ class Watcher:
 
     def _read(self, begun: float) -> None:
         self.begun = begun  # each run writes it anew
-        self.config = resolve(read_study(self.root))  # an older version may have known fewer keys
+        self.config = saved_study(self.root)  # an older version may have known fewer keys
         self.images = count_images(self.config, self.root)
         self.jobs = jobs(self.config, self.images)
 

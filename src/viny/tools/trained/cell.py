@@ -13,7 +13,7 @@ from viny.learning.weights import load_segmentation
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.layout import pack_manifest
-from viny.study.saved import read_study
+from viny.study.saved import saved_study
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
         )
     model, record = load_segmentation(path)
     study = folder.parents[1]
-    config = read_study(study)
+    config = saved_study(study)
     manifest_path, manifest = pack_manifest(study, "segmentation"), None
     if manifest_path.is_file():
         manifest = read_json(manifest_path, "a pack manifest")

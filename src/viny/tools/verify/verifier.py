@@ -32,10 +32,9 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, specs
-from viny.study.config import resolve
 from viny.study.grid import Cell
 from viny.study.layout import Training
-from viny.study.saved import read_study, study_file
+from viny.study.saved import saved_study, study_file
 from viny.tools.verify.report import MISSING, NOTE, SHORT, WRONG, Finding, Report, differences
 
 CELL = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")
@@ -172,7 +171,7 @@ class _Verifier:
             return
         with self.about(path):
             self.count(path)
-            config = resolve(read_study(self.root))
+            config = saved_study(self.root)
             if self.config is None:
                 self.config = config
             # What stood in the user's folders is the run's own note, which a study file does not hold.
