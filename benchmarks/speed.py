@@ -37,14 +37,14 @@ from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.learning.settings import TrainSettings
+from viny.learning.settings import TRAINING, TrainSettings, forward_operations
 from viny.learning.train import fit, make_optimizer
 from viny.runtime.provenance import processor_name
 from viny.study.config import resolve
 from viny.study.grid import cells
 from viny.study.layout import trainings
 from viny.study.reading import read_config
-from viny.study.workload import TRAINING, forward_operations, training_workload
+from viny.study.workload import training_workload
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "finetune")

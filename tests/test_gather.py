@@ -11,13 +11,12 @@ import pytest
 
 from viny.evidence.stages import scorecard
 from viny.evidence.statistics import costs
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.study import grid, layout, specs
 from viny.study.config import differences_from_paper, merge, resolve
 from viny.study.grid import Cell
 from viny.study.reading import read_config
-from viny.study.workload import TRAINING, forward_operations
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelSettings()

@@ -20,7 +20,7 @@ pytest.importorskip("jsonschema")
 from viny.cli import main
 from viny.data.packing import build_pack, pack_into_store
 from viny.learning.model import ViNy, count_parameters
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import workload
@@ -113,7 +113,7 @@ def test_jobs_need_only_jobs_before_them(tiny: dict[str, Any], change: dict[str,
 def test_passes_and_operations_are_those_of_the_grid(tmp_path: Path, tiny: dict[str, Any]) -> None:
     planned = stated(tiny, tmp_path)
     rows = {row["stage"]: row for row in planned["stages"]}
-    forward = workload.forward_operations(ModelSettings(**tiny["model"]))
+    forward = forward_operations(ModelSettings(**tiny["model"]))
     # 1 size x 2 seeds x 24 images x 2 epochs; 2 starts x 2 seeds x 24 of 30 images x 2; 2 x 2 x 2 x (8 + 16) x 3.
     for stage, count_, passes in (("pretrain", 2, 96), ("intermediate", 4, 192), ("finetune", 16, 576)):
         assert (rows[stage]["jobs"], rows[stage]["image_passes"]) == (count_, passes)
@@ -132,9 +132,7 @@ def test_a_stated_rate_is_in_the_hours(tmp_path: Path, tiny: dict[str, Any]) -> 
     slow, fast = (stated(big, tmp_path, rate=rate) for rate in (1.0, 2.0))
     slow_row, fast_row = (next(r for r in one["stages"] if r["stage"] == "finetune") for one in (slow, fast))
     head = 2 * 3 * tiny["model"]["image_size"] ** 2 * tiny["model"]["dim"]
-    a_pass = (workload.forward_operations(ModelSettings(**tiny["model"])) + head) / workload.forward_operations(
-        ModelSettings()
-    )
+    a_pass = (forward_operations(ModelSettings(**tiny["model"])) + head) / forward_operations(ModelSettings())
     assert slow_row["hours"] == pytest.approx(slow_row["image_passes"] * a_pass / 1 / 3600, rel=0.02)
     assert slow_row["hours"] / fast_row["hours"] == pytest.approx(2, rel=0.05)
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.study import workload
 from viny.study.config import resolve
 
@@ -23,7 +23,7 @@ def test_operations_are_those_that_pytorch_counts(settings: ModelSettings) -> No
     encoder.set_fused_attention(False)
     with FlopCounterMode(display=False) as forward:
         encoder.encode(torch.zeros(1, 3, settings.image_size, settings.image_size), class_token=False)
-    assert workload.forward_operations(settings) == pytest.approx(forward.get_total_flops(), rel=1e-6)
+    assert forward_operations(settings) == pytest.approx(forward.get_total_flops(), rel=1e-6)
 
 
 def test_a_training_step_is_three_forward_passes() -> None:
@@ -33,7 +33,7 @@ def test_a_training_step_is_three_forward_passes() -> None:
     batch = torch.rand(2, 3, 128, 128), torch.arange(64).expand(2, -1) < 32
     with FlopCounterMode(display=False) as step:
         objective.loss(batch).backward()
-    assert 2 * workload.TRAINING * workload.forward_operations(VINY) == pytest.approx(step.get_total_flops(), rel=0.15)
+    assert 2 * TRAINING * forward_operations(VINY) == pytest.approx(step.get_total_flops(), rel=0.15)
 
 
 @pytest.mark.parametrize("classes", [3, 100])
@@ -103,7 +103,7 @@ def test_time_follows_work_rate_and_attempt(paper: dict[str, Any]) -> None:
 )
 def test_a_rate_that_is_not_stated_is_the_device_s(device: str, threads: int, rate: float) -> None:
     config = resolve({"study": "x", "compute": {"device": device, "train_threads": threads}})
-    expected = rate * workload.TRAINING * workload.forward_operations(VINY)
+    expected = rate * TRAINING * forward_operations(VINY)
     assert workload.operations_a_second(config) == pytest.approx(expected)
 
 

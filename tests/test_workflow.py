@@ -344,9 +344,9 @@ def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
     for training in layout.trainings(grid.cells(config)):
         assert str(training.file(root, "curve")) in out
     spec = specs.duplicates_spec(config)
-    for name in specs.searched_packs(spec):
+    for name in layout.searched_packs(spec):
         assert str(layout.pack_manifest(root, name)) in out
-    for split in specs.searched_splits(spec):
+    for split in layout.searched_splits(spec):
         assert str(layout.split_record(root, *split)) in out
     for encoder in grid.encoders(config):
         assert str(layout.geometry_file(root, encoder)) in out

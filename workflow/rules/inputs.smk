@@ -70,8 +70,8 @@ def probe_split(wildcards):
 
 
 SEARCH = specs.duplicates_spec(STUDY)  # for duplicates
-SEARCHED_PACKS = specs.searched_packs(SEARCH)
-SEARCHED_SPLITS = [str(layout.split_record(Path(ROOT), *split)) for split in specs.searched_splits(SEARCH)]
+SEARCHED_PACKS = layout.searched_packs(SEARCH)
+SEARCHED_SPLITS = [str(layout.split_record(Path(ROOT), *split)) for split in layout.searched_splits(SEARCH)]
 
 
 def other_study(wildcards):

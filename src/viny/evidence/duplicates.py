@@ -17,8 +17,7 @@ import numpy as np
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.runtime.files import atomic_path
-from viny.study.layout import pack_manifest, split_record
-from viny.study.specs import searched_packs, searched_splits
+from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
 BLOCK = 1 << 22  # pairs that are compared at a time: 32 MB of differences

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
+TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
 BATCH = 250  # images a forward pass, where nothing is trained
 
 
@@ -30,6 +31,17 @@ class ModelSettings:
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+
+def forward_operations(model: ModelSettings) -> int:
+    """Multiplications and additions of one image's way through the encoder; 0.72e9 for ViNy.
+
+    Linear layers and attention; norms, activations and heads are left out.
+    """
+    tokens, inner = model.patches, model.heads * model.head_dim
+    block = 4 * tokens * model.dim * inner + 2 * tokens**2 * inner + 2 * tokens * model.dim * model.mlp_dim
+    embedding = tokens * 3 * model.patch_size**2 * model.dim
+    return 2 * (embedding + model.depth * block)
 
 
 @dataclass(frozen=True)

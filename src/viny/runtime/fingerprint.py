@@ -63,17 +63,33 @@ def module_tree(module: str) -> ast.Module:
 
 @functools.cache
 def _parse(module: str) -> tuple[str, tuple[str, ...]]:
-    """Hash of a module's syntax tree without docstrings, and the package's modules that it imports."""
+    """Hash of a module's syntax tree, without docstrings, and of the data files beside it that it names; and the
+    package's modules that it imports."""
     tree = module_tree(module)
-    imports = set()
-    for node in ast.walk(tree):
+    imports, data = set(), set()
+    for node in ast.walk(_strip_docstrings(tree)):
         if isinstance(node, ast.Import):
             imports |= {a.name for a in node.names if a.name.startswith("viny")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viny"):
             for alias in node.names:  # a name may be a module or something in one
                 inner = f"{node.module}.{alias.name}"
                 imports.add(inner if _module_file(inner) else node.module)
-    return hashlib.sha256(_canonical(_strip_docstrings(tree)).encode()).hexdigest(), tuple(sorted(imports))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            data.add(node.value)
+    found = hashlib.sha256(_canonical(tree).encode())
+    for file in _data_files(module, data):
+        found.update(file.read_bytes())
+    return found.hexdigest(), tuple(sorted(imports))
+
+
+def _data_files(module: str, names: set[str]) -> list[Path]:
+    """Files beside a module that have one of some names, or are in a folder of one, such as templates; no code."""
+    file = _module_file(module)
+    assert file is not None, module
+    beside = [path for path in sorted(file.parent.iterdir()) if path.name in names and path.suffix != ".py"]
+    folders = [path for path in beside if path.is_dir() and not (path / "__init__.py").exists()]
+    inside = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in beside if path.is_file()] + inside
 
 
 def _canonical(node: Any) -> str:
@@ -89,9 +105,8 @@ def _canonical(node: Any) -> str:
     return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
 
 
-@functools.cache
-def code_fingerprint(stage: str) -> str:
-    """Hash of the code that a stage uses: comments, docstrings and layout do not count.
+def modules_of(stage: str) -> dict[str, str]:
+    """The package's modules that a stage uses, but bookkeeping, each with a hash of its code.
 
     Follows imports within the package, also those inside functions, from the stage's entry module.
     """
@@ -101,4 +116,10 @@ def code_fingerprint(stage: str) -> str:
         if module not in seen and module not in BOOKKEEPING:
             seen[module], imports = _parse(module)
             todo += imports
-    return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(seen.items())).encode()).hexdigest()[:16]
+    return seen
+
+
+@functools.cache
+def code_fingerprint(stage: str) -> str:
+    """Hash of the code that a stage uses: comments, docstrings and layout do not count, but templates do."""
+    return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(modules_of(stage).items())).encode()).hexdigest()[:16]

@@ -148,8 +148,8 @@ def _summaries(
         return [Path(layout.FIGURE.format(name=name, kind=kind)) for name in names for kind in layout.FIGURE_KINDS]
 
     spec = specs.duplicates_spec(config)
-    searched = [pack(name) for name in specs.searched_packs(spec)]
-    searched += [split(*one) for one in specs.searched_splits(spec)]
+    searched = [pack(name) for name in layout.searched_packs(spec)]
+    searched += [split(*one) for one in layout.searched_splits(spec)]
     trained = [key for key in before if key[0] in TRAININGS]
     shown = grid.shown_cells(config)
     labels = split("finetune", layout.subset(shown[-1].finetune_size, shown[-1].seed))

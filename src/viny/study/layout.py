@@ -81,6 +81,17 @@ def pack_of_split(part: str, subset: str) -> str:
     return {"pretrain": "pretrain", "finetune": "segmentation"}.get(part, subset)
 
 
+def searched_packs(spec: Mapping[str, Any]) -> list[str]:
+    """Packs that are searched for duplicates, as `specs.duplicates_spec` says; that of the test images comes first."""
+    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
+
+
+def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Part and subset of the splits that say which images of those packs are trained or tested on."""
+    found = [("finetune", subset(size, seed)) for size in spec["finetune_sizes"] for seed in spec["seeds"]]
+    return found + [("intermediate", task) for task in spec["tasks"]]
+
+
 def pack_manifest(root: Path, name: str) -> Path:
     return root / MANIFEST.format(pack=name)
 

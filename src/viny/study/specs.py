@@ -8,7 +8,7 @@ from typing import Any
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
 from viny.study.grid import Cell, Encoder
-from viny.study.layout import Training, subset
+from viny.study.layout import Training
 
 
 def _train(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,14 +292,3 @@ def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": grid["seeds"],
         "distance": config["duplicates"]["distance"],
     }
-
-
-def searched_packs(spec: Mapping[str, Any]) -> list[str]:
-    """Packs that are searched for duplicates (see `duplicates_spec`), that of the test images first."""
-    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
-
-
-def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Part and subset of the splits that say which images of those packs are trained or tested on."""
-    found = [("finetune", subset(size, seed)) for size in spec["finetune_sizes"] for seed in spec["seeds"]]
-    return found + [("intermediate", task) for task in spec["tasks"]]

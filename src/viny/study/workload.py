@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viny.learning.settings import BATCH, IN_MEMORY, ModelSettings, batch_of_masks
+from viny.learning.settings import BATCH, IN_MEMORY, TRAINING, ModelSettings, batch_of_masks, forward_operations
 from viny.study.grid import Cell
 from viny.study.layout import Training
 from viny.study.specs import mask_class_count
 
-TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
 START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
 HEAD_ROOM = 2.0  # of the time that the stated rate gives; a time limit that is met costs a wait in the queue
 BASE_MB = 1300  # resident with PyTorch and no data (750 measured), and room
@@ -24,17 +23,6 @@ GPU_RATE = 1000.0
 PROBE_PASSES = 200  # that the fit of a linear probe makes over its tokens, at most
 HASH = 16  # bytes of a row's hash in a pack
 UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
-
-
-def forward_operations(model: ModelSettings) -> int:
-    """Multiplications and additions of one image's way through the encoder; 0.72e9 for ViNy.
-
-    Linear layers and attention; norms, activations and heads are left out.
-    """
-    tokens, inner = model.patches, model.heads * model.head_dim
-    block = 4 * tokens * model.dim * inner + 2 * tokens**2 * inner + 2 * tokens * model.dim * model.mlp_dim
-    embedding = tokens * 3 * model.patch_size**2 * model.dim
-    return 2 * (embedding + model.depth * block)
 
 
 def activation_bytes(model: ModelSettings) -> int:

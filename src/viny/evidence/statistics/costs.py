@@ -17,12 +17,11 @@ from viny.evidence.tables import (
     check_cells,
     in_order,
 )
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.grid import Cell
 from viny.study.layout import chain
-from viny.study.workload import TRAINING, forward_operations
 
 
 def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict[str, dict[str, Any]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.pack import stored_at
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.graph import TRAININGS, Job
 from viny.study.inventory import Images
 from viny.study.specs import on_segmentation_data
-from viny.study.workload import TRAINING, UNKNOWN, pack_bytes, parameters
+from viny.study.workload import UNKNOWN, pack_bytes, parameters
 from viny.tools.forecast.rates import START, Rates, kind
 
 AROUND = 0.8  # of a job that has these, before and after: shell, command line, the process's end

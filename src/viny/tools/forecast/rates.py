@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.study.graph import TRAININGS, Job, Key
 from viny.study.specs import mask_class_count
-from viny.study.workload import TRAINING, forward_operations
 
 # Seconds, measured where docs/speed.md was, two jobs side by side; where START was measured, the others go with it.
 START = 1.2  # of Python with PyTorch and the stages

@@ -1,0 +1,48 @@
+"""What each stage's fingerprint covers: the code that makes its output, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
+
+TRAININGS = {"pretrain", "intermediate", "finetune"}
+WITH_MODEL = TRAININGS | {"evaluate", "geometry", "figures"}
+COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
+
+
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("data.packing", {"pack"}),
+        ("data.synthetic", {"pack"}),
+        ("learning.train", TRAININGS),
+        ("learning.stages", TRAININGS),
+        ("learning.gradients", TRAININGS),
+        ("learning.checkpoint", TRAININGS),
+        ("learning.weights", WITH_MODEL),
+        ("learning.model", WITH_MODEL),
+        ("evidence.evaluate", {"evaluate", "figures"}),
+        ("evidence.geometry", {"geometry"}),
+        ("evidence.token_metrics", {"geometry", "representations"}),
+        ("evidence.figures.kit", {"figures", "statistics", "representations"}),
+        ("evidence.figures.effects", {"statistics"}),
+        ("evidence.statistics.fits", {"statistics"}),
+        ("evidence.statistics.representations", {"representations", "scorecard"}),
+        ("evidence.paper.claims", {"scorecard"}),
+        ("evidence.paper.scorecard", {"scorecard"}),
+        ("evidence.report.page", {"report"}),
+    ],
+)
+def test_an_edit_touches_what_uses_the_module(module: str, stages: set[str]) -> None:
+    assert {stage for stage, modules in COVERED.items() if f"viny.{module}" in modules} == stages
+
+
+@pytest.mark.parametrize("room", ["tools", "commands", "cli", "study.config", "study.graph", "study.inventory"])
+def test_no_result_depends_on_what_only_people_use(room: str) -> None:
+    assert not {name for modules in COVERED.values() for name in modules if name.startswith(f"viny.{room}")}
+
+
+def test_stages_of_one_function_have_one_fingerprint() -> None:
+    assert len({code_fingerprint(stage) for stage in TRAININGS}) == 1
+    assert len({code_fingerprint(stage) for stage in ENTRY}) == len(ENTRY) - len(TRAININGS) + 1
