@@ -31,6 +31,7 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/lint-imports --no-logo --no-cache
 
 setup: $(VENV)/.run
 setup-test: $(VENV)/.test

@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,10 +30,14 @@ TINY = REPOSITORY / "tests" / "tiny.yaml"
 SUMS = dict.fromkeys(("tables", "figures", "statistics", "representations", "scorecard", "report"), 1)
 
 
-def snakemake(folder: Path, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the repository's workflow in a working folder of its own."""
+def snakemake(
+    folder: Path, *arguments: str | Path, check: bool = True, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the repository's workflow in a working folder of its own; `path` goes before all else that Python imports."""
     command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
+    before = [str(path)] if path else []
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([*before, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200, env=env)
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
@@ -350,6 +356,60 @@ def test_paths_of_workflow_and_library_agree(tmp_path: Path) -> None:
         assert str(layout.split_record(root, *split)) in out
     for encoder in grid.encoders(config):
         assert str(layout.geometry_file(root, encoder)) in out
+
+
+@pytest.fixture
+def altered(tmp_path: Path) -> Callable[[str], Path]:
+    """A folder whose code Python runs first in every process that is Snakemake's own."""
+
+    def write(code: str) -> Path:
+        folder = tmp_path / "altered"
+        folder.mkdir()
+        text = "import sys\nif 'snakemake' in sys.orig_argv:\n" + textwrap.indent(code, "    ")
+        (folder / "sitecustomize.py").write_text(text)
+        return folder
+
+    return write
+
+
+def test_a_newer_snakemake_than_the_workflow_knows_is_refused(tmp_path: Path, altered: Callable[[str], Path]) -> None:
+    path = altered("import snakemake.common\nsnakemake.common.__version__ = '10.0.0'")
+    done = snakemake(tmp_path, "-n", "--configfile", TINY, check=False, path=path)
+    assert done.returncode != 0
+    assert "Snakemake 10.0.0 is newer than this workflow knows; pip install 'snakemake<10'" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_snakemake_without_what_it_does_not_promise_runs_the_study_all_the_same(
+    tmp_path: Path, altered: Callable[[str], Path]
+) -> None:
+    driver = (REPOSITORY / "workflow" / "rules" / "driver.smk").read_text()
+    hidden = sorted({name.split(".")[0] for name in re.findall(r'inside\("([\w.]+)"', driver)})
+    assert {"is_main_process", "configfiles", "local_exec", "scheduler", "deployment_settings"} <= set(hidden)
+    path = altered(
+        "import snakemake.cli\n"  # first, or one of the two imports the other half made
+        "from snakemake.workflow import Workflow\n"
+        "real = Workflow.__getattribute__\n"
+        "def hiding(self, name):\n"
+        f"    if name in {hidden} and sys._getframe(1).f_code.co_filename.endswith('.smk'):\n"
+        "        raise AttributeError(name)\n"
+        "    return real(self, name)\n"
+        "Workflow.__getattribute__ = hiding\n"
+    )
+    study = write_study(
+        tmp_path, grid={"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}
+    )
+    arguments = ("--cores", "2", "--configfile", study)
+    snakemake(tmp_path, *arguments, "--until", "split", path=path)
+    indices = tmp_path / "results" / "tiny" / "splits" / "finetune" / "size-8_seed-0.npz"
+    sound = indices.read_bytes()
+    indices.write_bytes(sound[:100])
+    failed = snakemake(tmp_path, *arguments, check=False, path=path)
+    assert failed.returncode == 1
+    assert "Not done:\nThe same command goes on from here." in failed.stderr
+    indices.write_bytes(sound)
+    snakemake(tmp_path, *arguments, path=path)
+    assert (tmp_path / "results" / "tiny" / "report.html").is_file()
 
 
 def test_workflow_passes_its_linter(tmp_path: Path) -> None:
