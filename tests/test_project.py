@@ -64,3 +64,22 @@ def edges(mermaid: str) -> set[tuple[str, str]]:
     found = set(re.findall(r"(\w+) --> (\w+)", mermaid))
     assert found
     return {(names.get(a, a), names.get(b, b)) for a, b in found}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "viny.cli",
+        "viny.evidence.report.page",
+        "viny.evidence.stages.representations",
+        "viny.evidence.stages.scorecard",
+        "viny.evidence.stages.statistics",
+        "viny.tools.advice.adviser",
+        "viny.tools.forecast.plan",
+        "viny.tools.status.view",
+        "viny.tools.verify.verifier",
+    ],
+)
+def test_what_computes_no_tensor_starts_without_pytorch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
