@@ -1,5 +1,5 @@
-# make run: the default study; make test: the tests; make faults: the fault campaign in full; make test-slurm and make slurm-faults:
-# the same on a real Slurm; make bench: speed against a peer. All set the environment up first, where it is missing or old.
+# make run: the default study; make test: the tests; make faults: the full fault campaign; make test-slurm and make slurm-faults:
+# the same on a real Slurm; make bench: speed against a peer. All first set up the environment if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ run: setup
 test: setup-test lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --ignore tests/slurm
 
-# Snakemake's Slurm executor slows every start of snakemake, so it is on the path of these tests only.
+# Snakemake's Slurm executor slows every start of snakemake, so it is on the path for these tests only.
 test-slurm: setup-test $(VENV)/slurm
 	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python -m pytest tests/slurm
 

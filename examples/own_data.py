@@ -1,4 +1,4 @@
-"""Write folders as a user's own might be, from made images: to try docs/own-data.md before your data are at hand.
+"""Write folders like a user's own, filled with made images, to try docs/own-data.md before your own data are ready.
 
 python examples/own_data.py data/own                      # 200 images with binary masks, 1,000 without
 python examples/own_data.py data/own --classes 11         # eleven classes, and borders to ignore
@@ -17,13 +17,13 @@ from tqdm import tqdm
 from viny.data.synthetic import GROUND, KINDS, OBJECT, SCENES, render
 
 SIDE = 256  # pixels
-SHAPES = ((192, 256), (256, 192), (256, 256), (160, 240))  # heights and widths that are cut out
-GROUNDS = 4  # classes of grounds, of eleven
+SHAPES = ((192, 256), (256, 192), (256, 256), (160, 240))  # heights and widths to crop to
+GROUNDS = 4  # of the eleven classes, those of grounds
 IGNORED = 255
 
 
 def picture(stream: str, index: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Image uint8 [H, W, 3], trimap uint8 [H, W], ground and kind; of several shapes."""
+    """Image uint8 [H, W, 3], trimap uint8 [H, W], ground and kind; in several shapes."""
     image, trimap, scene, kind = render(stream, index, SIDE, seed)
     height, width = SHAPES[index % len(SHAPES)]
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
@@ -32,7 +32,7 @@ def picture(stream: str, index: int, seed: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def mask_of(trimap: np.ndarray, scene: int, kind: int, classes: int) -> np.ndarray:
-    """Mask values uint8 [H, W]: 0 and 255 for two classes; for eleven 0 to 10, and 255 for borders."""
+    """Mask values uint8 [H, W]: 0 and 255 for two classes; 0 to 10 for eleven, with 255 for borders."""
     if classes == 2:
         return np.where(trimap == GROUND, 0, 255).astype(np.uint8)
     values = np.where(trimap == OBJECT, GROUNDS + kind, scene % GROUNDS)
