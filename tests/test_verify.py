@@ -344,7 +344,7 @@ def test_what_does_not_belong_is_a_note(root: Path) -> None:
 
 
 def test_other_code_is_a_note_a_stage(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("viny.tools.verify.verifier.code_fingerprint", lambda stage: "f" * 16)
+    monkeypatch.setattr("viny.tools.verify.evaluated.code_fingerprint", lambda stage: "f" * 16)
     report = verify_study(whole)
     assert report.sound
     found = lines(report)
@@ -430,7 +430,7 @@ def test_a_shared_pack_is_verified_once(root: Path, monkeypatch: pytest.MonkeyPa
         shutil.copy(root / "packs" / "segmentation" / name, target, follow_symlinks=False)
     verified: list[Path] = []
     note = lambda path: verified.append(path) or verify_pack(path)  # noqa: E731
-    monkeypatch.setattr("viny.tools.verify.verifier.verify_pack", note)
+    monkeypatch.setattr("viny.tools.verify.data.verify_pack", note)
     verify_study(root)
     assert len(verified) == 2  # of three packs, two the same
 

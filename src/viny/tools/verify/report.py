@@ -8,15 +8,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 WRONG, MISSING, NOTE = "wrong", "missing", "note"
-SHORT = reprlib.Repr()
-SHORT.maxstring = 100  # characters that are shown of a value
+SHORT = reprlib.Repr()  # how values are shown
+SHORT.maxstring = 100  # characters
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not fit: `file` is relative to the study's folder."""
+    """One thing that does not fit.
 
-    severity: str  # wrong, missing or note
+    Attributes:
+        severity: WRONG, MISSING or NOTE.
+        file: relative to the study's folder.
+        message: what was expected, what was found and what to do about it, on one line.
+    """
+
+    severity: str
     file: str
     message: str
 
@@ -26,7 +32,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found, and how much was looked at."""
+    """What was found, and how much was checked.
+
+    Attributes:
+        findings: in the order of the checks.
+        files: checked, each once.
+        bytes: of these files.
+        seconds: that the checks took.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     files: int = 0
@@ -34,6 +47,7 @@ class Report:
     seconds: float = 0.0
 
     def count(self, severity: str) -> int:
+        """How many findings have a severity."""
         return sum(f.severity == severity for f in self.findings)
 
     @property
@@ -42,11 +56,13 @@ class Report:
         return all(f.severity == NOTE for f in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it, with the number of findings by severity."""
         counts = {severity: self.count(severity) for severity in (WRONG, MISSING, NOTE)}
         about = {"files": self.files, "bytes": self.bytes, "seconds": self.seconds}
         return {"findings": [asdict(f) for f in self.findings], **counts, **about}
 
     def summary(self) -> str:
+        """How much was checked and how many findings there are, on one line."""
         return (
             f"{self.files} files, {self.bytes:,} bytes checked in {self.seconds:.1f} s: {self.count(WRONG)} wrong, "
             f"{self.count(MISSING)} missing, {self.count(NOTE)} notes"
@@ -54,7 +70,16 @@ class Report:
 
 
 def differences(expected: Any, found: Any, key: str = "") -> Iterator[str]:
-    """What differs between two JSON values, a phrase a key."""
+    """What differs between two JSON values.
+
+    Args:
+        expected: a JSON value.
+        found: likewise; a boolean never equals a number.
+        key: under which both stand; empty for whole files.
+
+    Yields:
+        A phrase for each key that differs, mappings compared key by key, in the order of the keys.
+    """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for name in sorted({*expected, *found}, key=str):
             inner = f"{key}.{name}" if key else str(name)

@@ -1,0 +1,114 @@
+"""Checks of a study's trainings: weights, their records, learning curves and provenance."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from viny.runtime.errors import InputError
+from viny.runtime.files import digest
+from viny.study import specs
+from viny.study.layout import Training
+from viny.tools.verify.book import AGAIN, Book, require_run_keys
+from viny.tools.verify.report import MISSING
+
+
+def check_training(book: Book, training: Training) -> None:
+    """Hold a training's record against the settings, its weights, curve and provenance, its data and its parent.
+
+    Args:
+        book: of the study.
+        training: whose files are checked; where there are none of them, that is one finding.
+    """
+    folder = training.folder(book.root)
+    weights, path, curve, run = (training.file(book.root, what) for what in ("weights", "record", "curve", "run"))
+    files = {weights, path, curve, run}
+    book.expected |= files
+    if not any(file.exists() for file in files):
+        book.add(MISSING, folder, f"expected {training.stage} weights, found none; run the workflow")
+        return
+    weights_present = book.there(weights, "the weights")
+    curve_present = book.there(curve, "a learning curve")
+    record, provenance = book.json(path, "a weights record"), book.json(run, "the job's provenance")
+    again = f"delete {folder.name}/ and rerun the workflow"
+    if record is None:
+        return
+    with book.about(path):
+        book.agree(path, "stage", training.stage, record["stage"], again)
+        book.agree(path, "spec.cell", training.cell, record["spec"]["cell"], again)
+        if book.config is not None:
+            spec = {k: v for k, v in record["spec"].items() if k != "code"}
+            expected = specs.training_spec(book.config, training)
+            book.agree(path, "spec", expected, spec, "rerun the workflow with the settings meant")
+        book.made_by(training.stage, path, record["spec"].get("code"))
+        _check_inputs(book, path, training, record, again)
+    if weights_present:
+        with book.about(weights):
+            found = book.sha256(weights)
+            if book.same(weights, f"sha256, by {path.name}", record["weights_sha256"], found, again):
+                with safe_open(weights, framework="np") as f:
+                    inner = json.loads((f.metadata() or {})["viny"])
+                outer = {k: v for k, v in record.items() if k != "weights_sha256"}
+                book.agree(path, "", inner, outer, f"as {weights.name} has it inside; {again}")
+    if curve_present:
+        with book.about(curve):
+            book.count(curve)
+            _check_curve(curve, record)
+    if provenance is not None:
+        with book.about(run):
+            _check_provenance(book, run, provenance, record)
+
+
+def _check_inputs(book: Book, path: Path, training: Training, record: Mapping[str, Any], again: str) -> None:
+    """Hold the hashes of what a training started from against the files themselves."""
+    book.same_pack(path, training.pack, record, "pack_sha256", again)
+    book.same_split(path, training.split, record, "split_sha256", again)
+    if (split := book.split_record(*training.split)) is not None:
+        book.agree(path, "images", split["parts"]["train"]["count"], record["images"], again)
+    book.same_parent(path, training, record, "parent_sha256", again)
+
+
+def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
+    """Hold a learning curve against the epochs and the last loss of its training's record.
+
+    Raises:
+        InputError: rows are missing, a value is not finite, or the last loss is another.
+    """
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f, strict=True)]
+    epochs = record["spec"]["train"]["epochs"]
+    if len(rows) != epochs or any(row["epoch"] != i for i, row in enumerate(rows, 1)):
+        raise InputError(f"expected a row for each of {epochs} epochs, found {len(rows)} rows; {AGAIN}")
+    for row in rows:
+        for key, value in row.items():
+            if not math.isfinite(value):
+                raise InputError(f"{key} of epoch {row['epoch']:.0f}: expected a number, found {value}; {AGAIN}")
+    if rows[-1]["loss"] != record["final_loss"]:
+        raise InputError(
+            f"expected the last loss to be {record['final_loss']}, as the record has it, found "
+            f"{rows[-1]['loss']}; {AGAIN}"
+        )
+
+
+def _check_provenance(book: Book, path: Path, provenance: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Hold a run's provenance against its training's record.
+
+    Raises:
+        InputError: a key is missing.
+    """
+    require_run_keys(provenance)
+    if "hashes" in provenance:  # runs of the first version have none
+        expected = {
+            "spec": digest(record["spec"]),
+            "pack": record["pack_sha256"],
+            "split": record["split_sha256"],
+            "weights": record["weights_sha256"],
+            "parent_weights": record["parent_sha256"],
+        }
+        book.agree(path, "hashes", expected, provenance["hashes"], f"as the record beside it has them; {AGAIN}")
