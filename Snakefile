@@ -1,4 +1,4 @@
-# What does pre-training buy a small vision transformer? The study is config.yaml or a --configfile of studies/.
+# What does pre-training buy a small vision transformer? The study is config.yaml or a --configfile from studies/.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -25,9 +25,9 @@ include: "workflow/rules/aggregate.smk"
 
 
 rule all:
-    """Run every cell of the study and write tables, figures and the report that is made from them."""
+    """Run every cell of the study and write its tables, figures and report."""
     default_target: True
-    input:  # all that a user looks at, so that what was deleted is made again
+    input:  # everything a user looks at, so that deleted files are made again
         cells=expand(METRICS, cell=CELLS),
         geometry=expand(GEOMETRY, encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],

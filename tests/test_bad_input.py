@@ -202,13 +202,13 @@ def saved(image: Image.Image, **options: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
-        ("f.tif", saved(Image.new("F", (9, 9))), "32 bits a sample, in a range that the file does not say"),
-        ("i.tif", saved(Image.new("I", (9, 9))), "32 bits a sample"),
+        ("f.tif", saved(Image.new("F", (9, 9))), "32 bits per sample, in a range that the file does not state"),
+        ("i.tif", saved(Image.new("I", (9, 9))), "32 bits per sample"),
         ("small.png", saved(Image.new("RGB", (3, 50))), r"3 x 50 pixels; a side needs at least 4"),
         ("empty.png", lambda path: path.write_bytes(b""), "the file is empty"),
         ("text.jpg", lambda path: path.write_text("hello"), "none of the formats JPEG, PNG"),
         ("folder.png", lambda path: path.mkdir(), "it is a folder"),
-        ("pipe.png", lambda path: os.mkfifo(path), "it is no regular file"),
+        ("pipe.png", lambda path: os.mkfifo(path), "it is not a regular file"),
         ("gone.png", lambda path: None, "listed image is missing"),
         ("dangling.png", lambda path: path.symlink_to("nowhere"), "listed image is missing"),
         ("a.eps", saved(Image.new("RGB", (9, 9))), "none of the formats JPEG"),
@@ -297,7 +297,7 @@ def test_a_mask_drawn_on_the_stored_image_keeps_it_unrotated(pets: Path, build: 
     assert np.array_equal(pack.images[1], expect(np.rot90(pixels, -1).copy()))
     assert pack.shapes[:2].tolist() == [[30, 40], [40, 30]]
     assert pack.manifest["unrotated"] == 1
-    assert "1 images whose EXIF orientation was left aside" in describe(pack.manifest)
+    assert "1 images whose EXIF orientation was ignored" in describe(pack.manifest)
 
 
 def test_masks_of_background_are_counted_and_can_be_skipped(pets: Path, build: Callable[..., Pack]) -> None:
@@ -316,7 +316,7 @@ def test_masks_of_background_are_counted_and_can_be_skipped(pets: Path, build: C
     ]
     for i in range(5):
         Image.fromarray(np.full((HEIGHT, WIDTH), 2, np.uint8)).save(mask_of(pets, i))
-    with pytest.raises(InputError, match=r"no image is left; set segmentation\.all_background: keep"):
+    with pytest.raises(InputError, match=r"no images are left; set segmentation\.all_background: keep"):
         build(pets, all_background="skip")
 
 
@@ -410,7 +410,7 @@ def test_lists_that_are_empty_or_no_text_are_refused(pets: Path) -> None:
         list_pets(pets)
     for name in ("trainval.txt", "test.txt"):
         (trainval(pets).parent / name).write_text("# nothing\n")
-    with pytest.raises(InputError, match="list no image; restore them"):
+    with pytest.raises(InputError, match="list no images; restore them"):
         list_pets(pets)
 
 
@@ -419,14 +419,14 @@ def test_masks_without_an_image_are_a_note(pets: Path, build: Callable[..., Pack
         shutil.copy(mask_of(pets, 0), mask_of(pets, 0).with_name(name))
     pack = build(pets)
     assert len(pack) == 6 and pack.manifest["masks_without_image"] == 1
-    assert "1 masks whose image is in no list" in describe(pack.manifest)
+    assert "1 masks whose image is not listed" in describe(pack.manifest)
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\x1b[2J.png", "a\u2028b.png", os.fsdecode(b"a\xffb.png")])
 def test_names_with_control_characters_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"class: the name '.*' has control characters or is no UTF-8") as caught:
+    with pytest.raises(InputError, match=r"class: the name '.*' has control characters or is not UTF-8") as caught:
         list_imagenet(tmp_path)
     assert str(caught.value).isprintable()
 
@@ -499,7 +499,7 @@ SYNTHETIC = {"source": "synthetic", "size": 24, "resize": "antialias", "seed": 0
 def test_a_disk_without_room_is_said_before_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
     with pytest.raises(
-        InputError, match=r"packs: a pack of 12 images needs 0\.0\d MB, and 0\.02 MB are free.*pack_store"
+        InputError, match=r"packs: a pack of 12 images needs 0\.0\d MB, but only 0\.02 MB is free.*pack_store"
     ):
         pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
     assert list((tmp_path / "packs").iterdir()) == []
@@ -554,7 +554,7 @@ def test_what_killed_packers_left_is_removed(tmp_path: Path, capsys: pytest.Capt
         (folder / "images.npy").write_bytes(b"half")
     made = pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
     assert {p.name for p in (tmp_path / "packs").iterdir()} == {*others, made.name}
-    assert f"{left}: left behind by a packer that was killed; removed" in capsys.readouterr().out
+    assert f"{left}: left behind by a killed packing job; removed" in capsys.readouterr().out
 
 
 def test_a_store_that_is_gone_is_said(tmp_path: Path) -> None:

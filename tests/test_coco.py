@@ -104,7 +104,7 @@ def test_instances_are_painted_in_their_order_with_crowds_ignored_below_them(tmp
     assert not read(tmp_path / "out" / "c.png").any()
     assert made.masks == 3
     said = "\n".join(made.notes)
-    for part in ("1 of 3 categories have no", "gone.jpg", "1 images have no annotation", "1 annotations have a box"):
+    for part in ("1 of 3 categories have no", "gone.jpg", "1 images have no annotations", "1 annotations have a box"):
         assert part in said
     assert (tmp_path / "out" / LEGEND).read_text() == "0,background\n1,cat\n2,door_ left\n"
 
@@ -166,13 +166,13 @@ def test_as_many_categories_as_masks_can_hold(tmp_path: Path, count: int) -> Non
     [
         ([[1, 1, 5, 5]], 3, "fewer than three points"),
         ([[1, 1, 5, 5, 7, 7, 8]], 3, "odd number"),
-        ([[1, 1, 5, 5, None, 7]], 3, "no outline"),
-        ([["a"] * 6], 3, "no outline"),
+        ([[1, 1, 5, 5, None, 7]], 3, "not a valid outline"),
+        ([["a"] * 6], 3, "not a valid outline"),
         ({"size": [5, 5], "counts": [25]}, 3, "but its image is 20 x 30"),
         ({"size": [HEIGHT, WIDTH], "counts": [10**9]}, 3, "do not sum"),
         ({"size": [HEIGHT, WIDTH], "counts": [-5, 605]}, 3, "do not sum"),
-        ({"size": [HEIGHT, WIDTH], "counts": "ooooooooo"}, 3, "no outline"),
-        ("nonsense", 3, "no outline"),
+        ({"size": [HEIGHT, WIDTH], "counts": "ooooooooo"}, 3, "not a valid outline"),
+        ("nonsense", 3, "not a valid outline"),
         (box(0, 0, 5, 5), 4, "categories 4, which it does not list"),
     ],
 )

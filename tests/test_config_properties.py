@@ -325,12 +325,12 @@ def aliases(line: str, levels: int = 12) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("study: x\nstudy: y\n", "the key 'study' stands twice"),
-        ("study: x\nfinetune: {lr: 0.1, lr: 0.2}\n", "the key 'lr' stands twice"),
-        ("study: x\nfinetune: {'lr': 0.1, lr: 0.2}\n", "the key 'lr' stands twice"),
+        ("study: x\nstudy: y\n", "the key 'study' is given twice"),
+        ("study: x\nfinetune: {lr: 0.1, lr: 0.2}\n", "the key 'lr' is given twice"),
+        ("study: x\nfinetune: {'lr': 0.1, lr: 0.2}\n", "the key 'lr' is given twice"),
         ("study: x\nnote: " + "9" * 10_000, "not valid YAML"),
         ("study: x\nsplit_seed: 0x" + "f" * 10_000, r"split_seed: expected a number of at most 2\*\*53"),
-        ("study: x\n" + aliases("[{}]"), "more than 10,000 values, aliases counted"),
+        ("study: x\n" + aliases("[{}]"), "more than 10,000 values, counting aliases"),
         ("study: x\n" + aliases("{{<<: [{}]}}"), "unknown key 'a0'"),
         ("study: x\nfinetune: &a {epochs: *a}", "more than 16 mappings and lists"),
         ("study: x\nfinetune: &a {<<: *a}\n", None),

@@ -109,7 +109,7 @@ def test_masks_saved_as_jpeg_are_told_of_by_their_names(tmp_path: Path) -> None:
         picture(tmp_path / "images" / f"{i}.png")
         mask(tmp_path / "masks" / f"{i}.{'png' if i else 'jpg'}")
     said = pair(tmp_path / "images", tmp_path / "masks").report()
-    assert said == ["masks saved as JPEG, which blurs values, to be exported as PNG: 1 (0.jpg)"]
+    assert said == ["masks saved as JPEG, which blurs values; export them as PNG: 1 (0.jpg)"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_suffix_that_was_not_told_is_guessed_in_the_message(tmp_path: Path) ->
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such folder; expected a folder of images"):
         images_below(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no image in it or below; expected files ending in"):
+    with pytest.raises(InputError, match="no images in it or below; expected files ending in"):
         images_below(tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_a_mask_may_hold_255_classes_and_an_ignored_value(tmp_path: Path) -> Non
         ),
         (lambda p: picture(p, 8, 8), 3, "got colours; replace it, or, with source folder, name the classes by"),
         (lambda p: picture(p, 8, 8), COLOURS, "values are unknown, as in a picture that was compressed"),
-        (lambda p: Image.fromarray(np.full((8, 8), 9, np.uint8)).save(p), {"0": "a", "1": "b"}, "no pixel of it has a"),
+        (lambda p: Image.fromarray(np.full((8, 8), 9, np.uint8)).save(p), {"0": "a", "1": "b"}, "no pixel has a class"),
         (lambda p: p.write_bytes(b"no image"), 3, "cannot be read as a mask"),
     ],
 )
@@ -409,9 +409,9 @@ def test_split_files_name_images_by_path_or_name(tmp_path: Path) -> None:
     [
         ("im.00,train\n", "does not name 11 of 12 images: .* with part none to leave them out"),
         ("im.00,validation\n", "line 1: expected image,part with part train, test or none"),
-        ("im.00,train\nim.00,test\n", "line 2: 'im.00' stands in it twice"),
+        ("im.00,train\nim.00,test\n", "line 2: 'im.00' is listed twice"),
         ("im.00,train\nim.00.jpg,test\n", "names .* twice, with two parts"),
-        ("elsewhere,train\n", "1 names are no image's below .*: elsewhere"),
+        ("elsewhere,train\n", "1 names match no image below .*: elsewhere"),
         ("im.00,train,x\n", "line 1: expected image,part"),
     ],
 )
@@ -491,7 +491,7 @@ def test_sizes_are_held_against_own_data(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ({"segmentation__classes": {0: "a", "#ff0000": "b"}}, "values and colours are mixed"),
         ({"segmentation__classes": {0: "a", 1: "a"}}, "1 different classes; expected 2 to 255"),
-        ({"segmentation__classes": {0: "a", "00": "b"}}, "a value stands in it twice"),
+        ({"segmentation__classes": {0: "a", "00": "b"}}, "a value is given twice"),
         ({"segmentation__classes": {0: "a", 70000: "b"}}, "a mask value above 65,535"),
         ({"segmentation__classes": {0: "a", 1: "b|c"}}, "segmentation.classes.1: expected to match"),
         ({"segmentation__classes": {0: False, 1: "b"}}, "segmentation.classes.0: expected string"),
@@ -600,5 +600,5 @@ def test_a_probe_does_not_see_patches_without_a_class() -> None:
 
 
 def test_a_key_as_a_number_and_as_text_is_refused() -> None:
-    with pytest.raises(InputError, match="a key stands in it as a number and as text"):
+    with pytest.raises(InputError, match="a key is given both as a number and as text"):
         study(segmentation__classes={0: "a", "0": "b", 1: "c"})

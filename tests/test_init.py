@@ -193,7 +193,7 @@ def test_masks_that_were_compressed_or_smoothed_are_refused_with_advice(
         picture(1, 64, 64).save(file)
     assert run() == 2
     said = capsys.readouterr().err
-    assert "expected one value a class" in said and "point(lambda v: 255 * (v > 127))" in said
+    assert "expected one value per class" in said and "point(lambda v: 255 * (v > 127))" in said
     assert ("JPEG" in said) is not smooth
     assert not Path("studies").exists()
 

@@ -310,7 +310,7 @@ def test_a_damaged_pack_is_packed_anew(
     flip_last_byte(folder / "masks.npy")
     assert pack_into_store(synthetic_spec(), tmp_path / "packs", place("two"), 1) == folder
     assert re.search(
-        r"is damaged and is packed anew \(.*masks\.npy: row 9, of image synthetic 9", capsys.readouterr().out
+        r"is damaged and will be packed again \(.*masks\.npy: row 9, of image synthetic 9", capsys.readouterr().out
     )
     for study in ("one", "two"):  # what was linked to the damaged pack is whole again too
         verify_pack(place(study))
@@ -422,7 +422,7 @@ def test_missing_and_truncated_arrays_are_refused(copied: Path, kept: int | None
     path.unlink()
     if kept is not None:
         path.write_bytes(data[:kept])
-    with pytest.raises(InputError, match=r"masks\.npy: .*run again: it is packed anew"):
+    with pytest.raises(InputError, match=r"masks\.npy: .*run again to repack it"):
         open_pack(copied / "manifest.json")
 
 

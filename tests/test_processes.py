@@ -217,7 +217,7 @@ def test_a_claim_that_may_not_be_read_is_held(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "read_bytes", refused)
     holder = Claim(path).acquire()
-    assert str(holder) == "a process that its claim does not tell"
+    assert str(holder) == "a process that its claim does not name"
     assert path.exists()
 
 
@@ -331,7 +331,7 @@ def test_waiting_says_for_whom_and_ends_when_the_holder_does(
     with claimed(path, "finetune", poll=0.01) as waited:
         assert waited
         assert Claim(path).holder() == Owner.me()
-    said = f"finetune: waiting for process {other.pid} on {platform.node()}, which is at it\n"
+    said = f"finetune: waiting for process {other.pid} on {platform.node()}, which is working on it\n"
     assert capsys.readouterr().out == said
     assert not path.exists()
     with pytest.raises(ZeroDivisionError), claimed(path, "finetune") as waited:
@@ -565,7 +565,7 @@ def test_of_two_processes_at_one_stage_the_second_waits(
     second = twice()
     command, said = second.stdout.readline(), second.stdout.readline()
     assert command.startswith("$ python -m viny finetune --spec ")
-    assert said == f"finetune: waiting for process {first.pid} on {platform.node()}, which is at it\n"
+    assert said == f"finetune: waiting for process {first.pid} on {platform.node()}, which is working on it\n"
     assert not (tmp_path / "out" / "model.json").exists()
     first.send_signal(signal.SIGCONT if fate == "goes on" else signal.SIGKILL)
     first.communicate(timeout=240)
@@ -574,7 +574,7 @@ def test_of_two_processes_at_one_stage_the_second_waits(
     run = json.loads((tmp_path / "out" / "model.run").read_text())
     if fate == "goes on":
         assert first.returncode == 0
-        assert rest == f"finetune: {tmp_path}/out/model.safetensors is there, made by another process meanwhile\n"
+        assert rest == f"finetune: {tmp_path}/out/model.safetensors already exists, made by another process meanwhile\n"
         assert run["earlier_attempts"] == []
     else:
         assert "going on from" in rest

@@ -214,7 +214,7 @@ def test_torch_permutation_needs_no_global_state() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("pack_sha256"), "'pack_sha256' is missing or no text"),
+        (lambda r: r.pop("pack_sha256"), "'pack_sha256' is missing or not text"),
         (lambda r: r.pop("parts"), "'parts' does not hold train and test"),
         (lambda r: r["parts"].pop("test"), "'parts' does not hold train and test"),
         (lambda r: r["parts"].update(other={}), "'parts' does not hold train and test"),
@@ -239,7 +239,7 @@ def test_a_record_without_what_it_needs_is_refused(
         ([0, 1, 100], [2], "'train' names rows beyond the pack's, 0 to 99"),
         ([0, 1], [-1], "'test' names rows beyond"),
         ([0, 1, 0], [2], "'train' names a row twice"),
-        ([0, 1, 2], [2, 3, 0], r"2 rows, such as 0, are in 'train' and in 'test'"),
+        ([0, 1, 2], [2, 3, 0], r"2 rows, such as 0, are in both 'train' and 'test'"),
         ([[0, 1]], [2], r"'train' is int64 \[1, 2\], expected int64 \[M\]"),
         ([0.0, 1.0], [2], r"'train' is float64 \[2\]"),
     ],

@@ -394,7 +394,7 @@ def test_what_checkpoints_hold_is_done(root: Path, capsys: Any) -> None:
 
 
 def test_an_error_of_several_lines_has_its_word(root: Path) -> None:
-    error = "viny: 2 of 9 images that were looked at are bad; mend these first:\n  a.png: no image\n  b.png: no image"
+    error = "viny: 2 of 9 images that were looked at are bad; fix these first:\n  a.png: no image\n  b.png: no image"
     log = write_log(root, "pack segmentation", f"packing\n{error}")
     (failed,) = Watcher(root).look().failed
     assert failed.said.startswith("viny: 2 of 9 images") and failed.said.endswith("b.png: no image")
@@ -462,7 +462,7 @@ def test_settings_that_were_changed_are_refused(root: Path, capsys: Any) -> None
     path = study_file(root)
     path.write_text(path.read_text().replace('"epochs": 3', '"epochs": 4'))
     assert main(["status", str(root)]) == BAD_INPUT
-    assert "run the workflow, which writes it anew" in capsys.readouterr().err
+    assert "run the workflow, which writes it again" in capsys.readouterr().err
 
 
 def test_on_a_terminal_it_stays_until_it_is_interrupted(root: Path, run: Claim) -> None:

@@ -32,7 +32,7 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
     write_study(tmp_path, resolve(read_config(TINY)))
     path = study_file(tmp_path)
     path.write_text(path.read_text().replace('"epochs": 3', '"epochs": 4'))
-    with pytest.raises(InputError, match=r"study\.json: settings of sha256 [0-9a-f]{12} expected"):
+    with pytest.raises(InputError, match=r"study\.json: expected settings with sha256 [0-9a-f]{12}, found"):
         read_study(tmp_path)
 
 

@@ -332,9 +332,7 @@ def test_a_damaged_pack_stops_its_jobs_and_is_packed_again_once_deleted(tmp_path
     done = snakemake(tmp_path, *arguments, check=False)
     said = done.stdout + done.stderr
     assert done.returncode != 0
-    named = re.search(
-        r"images\.sums\.npy: content differs from .*; delete (\S+) and run again: it is packed anew", said
-    )
+    named = re.search(r"images\.sums\.npy: content differs from .*; delete (\S+) and run again to repack it", said)
     assert named is not None, said[-3000:]
     shutil.rmtree(named[1])
     snakemake(tmp_path, *arguments)

@@ -88,7 +88,7 @@ rule statistics:
 if ENCODERS:
 
     rule representations:
-        """Gather the encoders' geometry, and hold it against the harm of each intermediate task."""
+        """Gather the encoders' geometry, and compare it with the harm of each intermediate task."""
         input:
             geometry=expand(GEOMETRY, encoder=ENCODERS),
             arrays=ancient(expand(ARRAYS, encoder=ENCODERS)),
@@ -114,7 +114,7 @@ if ENCODERS:
 
 
 rule scorecard:
-    """Hold the study against the paper's numbers and claims."""
+    """Compare the study with the paper's numbers and claims."""
     input:
         metrics=expand(METRICS, cell=CELLS),
         geometry=expand(GEOMETRY, encoder=ENCODERS),

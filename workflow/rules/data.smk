@@ -11,7 +11,7 @@ rule pack:
         log_of("pack", "{pack}"),
     benchmark:
         benchmark_of("pack", "{pack}")
-    priority: 3  # all else waits for it
+    priority: 3  # everything else waits for it
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
         "../../envs/viny.yaml"

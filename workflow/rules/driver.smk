@@ -1,6 +1,6 @@
-# The study, and all that touches the inside of Snakemake: reads the settings, claims the study for a run, tells jobs of
-# their driver, says what failed. What Snakemake does not promise is asked for by `inside`; each of these was tried with
-# Snakemake 9.27.1, and where a later one lacks it, the run goes on without what it is for.
+# The study, and everything that touches Snakemake's internals: reads the settings, claims the study for a run, tells
+# jobs about their driver, says what failed. What Snakemake does not promise is looked up with `inside`; each of these
+# was tried with Snakemake 9.27.1, and if a later version lacks one, the run goes on without it.
 import atexit
 import os
 import shlex
@@ -29,22 +29,22 @@ if int(snakemake.common.__version__.partition(".")[0]) > 9:
 
 
 def inside(path, default):
-    """An attribute of the workflow by its dotted path, or `default` where this Snakemake has no such thing."""
+    """An attribute of the workflow by its dotted path, or `default` if this Snakemake has no such thing."""
     try:
         return reduce(getattr, path.split("."), workflow)
     except AttributeError:
         return default
 
 
-# 9.27.1: false in jobs that parse the workflow anew, as Slurm's do. Without it each checks the settings again.
+# 9.27.1: false in jobs that parse the workflow again, as Slurm's do. Without it, each checks the settings again.
 IS_DRIVER = inside("is_main_process", True)
-IMAGE_COUNTS = {}  # of each pack; None where its source is not here
+IMAGE_COUNTS = {}  # of each pack; None if its source is not here
 
 
 def settings():
-    """The resolved study; a fault in it ends the run with one message."""
+    """The resolved study; any error in it ends the run with one message."""
     try:
-        # 9.27.1: paths of the study's files. Without them a key that stands twice passes, as in Snakemake's own reader.
+        # 9.27.1: paths of the study's files. Without them, a key given twice passes, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
         study = resolve(config)
@@ -63,12 +63,12 @@ def settings():
 
 STUDY = settings()
 ROOT = f"results/{STUDY['study']}"
-GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # that a job which computes asks for
+GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm gives its own
 
 
 def begin():
-    """Claim the study for this run, and write its settings down beside its results."""
+    """Claim the study for this run, and write its settings beside its results."""
     root = Path(ROOT)
     claim = Claim(root / ".claim")
     holder = claim.acquire()
@@ -87,19 +87,19 @@ def begin():
 
 
 def share_gpus_out():
-    """Let as many local jobs compute at once as there are places on GPUs, unless --resources gpu=N says how many."""
-    # 9.27.1: whether jobs run here, and what the command line limits. Without either, jobs wait for a GPU themselves.
+    """Let as many local jobs compute at once as there are slots on GPUs, unless --resources gpu=N says how many."""
+    # 9.27.1: whether jobs run here, and the command line's limits. Without either, jobs wait for a GPU themselves.
     if not MY_GPUS or not inside("local_exec", False) or "gpu" in inside("global_resources", {"gpu"}):
         return
-    # 9.27.1: the limits and what is left of them; `resources:` of the workflow would also hold on a cluster.
+    # 9.27.1: the limits and what is left of them; the workflow's own `resources:` would also apply on a cluster.
     for limits in ("scheduler.global_resources", "scheduler.resources"):
         inside(limits, {})["gpu"] = len(MY_GPUS) * STUDY["compute"]["jobs_per_gpu"]
 
 
 def name_slurm_jobs(root):
-    """Give all Slurm jobs of this run a name with the study's in it, and note it for the next run."""
-    # 9.27.1 with the Slurm plugin 2.8.0: the name of all jobs. Without it the next run cannot wait for those that
-    # outlived this one.
+    """Give all Slurm jobs of this run a name that contains the study's, and note it for the next run."""
+    # 9.27.1 with the Slurm plugin 2.8.0: the name of all jobs. Without it, the next run cannot wait for jobs that
+    # outlive this one.
     executor = inside("scheduler._executor", None)
     if inside("executor_plugin.name", "") != "slurm" or not hasattr(executor, "run_uuid"):
         return
@@ -109,8 +109,8 @@ def name_slurm_jobs(root):
 
 
 def failures():
-    """A line for each job that failed: its log's last word, what Slurm says, and where its log is."""
-    # 9.27.1: the jobs, and groups of jobs, that failed. Without it the logs are still there to look at.
+    """A line for each failed job: the last line of its log, what Slurm says, and where the log is."""
+    # 9.27.1: the jobs, and groups of jobs, that failed. Without it, the logs are still there to look at.
     for failed in inside("scheduler.failed", []):
         members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
@@ -136,7 +136,7 @@ onerror:
     print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
 
 
-# What a job learns from its driver and no result depends on: a job ends with its driver, after a checkpoint.
+# What a driver tells its jobs; no result depends on it. A job ends with its driver, after a checkpoint.
 JOB_ENVIRONMENT = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
@@ -145,10 +145,10 @@ JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Pa
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:
-    # 9.27.1: what `container:` at the top of a Snakefile calls; that takes no value that is known only now.
+    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive takes no value that is known only now.
     workflow.global_container(STUDY["compute"]["container"])
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
-# 9.27.1: those methods. Without them jobs take this Python.
+# 9.27.1: those methods. Without them, jobs use this Python.
 if not inside("deployment_settings.deployment_method", None):
     JOB_ENVIRONMENT["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"
 shell.prefix(f"export {' '.join(f'{k}={v}' for k, v in JOB_ENVIRONMENT.items())}; ")

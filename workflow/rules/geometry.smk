@@ -1,4 +1,4 @@
-# in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>, an encoder and the one that it is compared with (none for random ones)
+# in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>, an encoder and the one it is compared with (none for a random start)
 # out: geometry/<encoder>.{json,npz}
 
 

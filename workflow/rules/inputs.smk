@@ -1,4 +1,4 @@
-# What a job takes: functions of its wildcards that give inputs, settings, and requests to a cluster.
+# What a job takes: functions of its wildcards that return inputs, settings, and requests to a cluster.
 from viny.runtime.files import canonical_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import specs, workload
@@ -6,7 +6,7 @@ from viny.study.config import differences_from_paper
 
 
 def spec(stage, make):
-    """A rule's one param: the settings that it depends on and a fingerprint of its code, as canonical JSON."""
+    """A rule's one parameter: the settings that it depends on and a fingerprint of its code, as canonical JSON."""
 
     def of(wildcards):
         return canonical_json({**make(wildcards), "code": code_fingerprint(stage)})
@@ -15,7 +15,7 @@ def spec(stage, make):
 
 
 def request(of):
-    """What a job asks a cluster for: minutes and MB from its own work, and more at every further attempt."""
+    """What a job asks a cluster for: minutes and MB for its own work, and more at every further attempt."""
     return {
         "runtime": lambda wildcards, attempt: of(wildcards).minutes(STUDY, attempt),
         "mem_mb": lambda wildcards, attempt: attempt * (of(wildcards).memory_mb + workload.LAUNCHER_MB),
@@ -54,7 +54,7 @@ def tuning_of(wildcards):
 
 
 def measured(wildcards):
-    """The training that left the encoder whose geometry is measured; None for a random start."""
+    """The training that produced the encoder whose geometry is measured; None for a random start."""
     return layout.training_of(ALL_ENCODERS[wildcards.encoder])
 
 
@@ -81,7 +81,7 @@ def other_study(wildcards):
 
 
 def of_all_trainings(what):
-    """A file of every training that the cells need: the curve, or the run, when, where and how long it ran."""
+    """One file of every training that the cells need: its curve, or its run (when, where and how long it ran)."""
     return [path for training in layout.trainings(ALL_CELLS.values()) for path in file_of(training, what)]
 
 

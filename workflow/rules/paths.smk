@@ -1,4 +1,4 @@
-# What the study expands to, and where each rule's files stand: the library's patterns below results/<study>.
+# What the study expands to, and where each rule's files are: the library's patterns below results/<study>.
 from viny.evidence.report import CAPTIONS
 from viny.study import grid, layout
 
@@ -10,7 +10,7 @@ TASKS = list(STUDY["intermediate"])
 
 
 def below(pattern, **known):
-    """A pattern below the study's folder; wildcards that are known already filled in."""
+    """A pattern below the study's folder, with the known wildcards filled in."""
     return f"{ROOT}/{pattern}".format_map({**{name: f"{{{name}}}" for name in WILDCARDS}, **known})
 
 
@@ -38,7 +38,7 @@ def drawn(names):
 TABLES, FIGURES = tables(layout.TABLES), drawn(layout.figure_names(STUDY))
 DUPLICATES = tables(layout.DUPLICATES_TABLES)
 STATISTICS, STATISTICS_FIGURES = tables(layout.STATISTICS_TABLES), drawn(layout.STATISTICS_FIGURES)
-REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # of a study that measures no encoder
+REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # if the study measures no encoder
 if ENCODERS:
     REPRESENTATIONS = tables(layout.REPRESENTATIONS_TABLES)
     REPRESENTATIONS_FIGURES = drawn(layout.REPRESENTATIONS_FIGURES)
@@ -58,7 +58,7 @@ def checkpoints_of(stage):
 
 
 def in_report(paths, category):
-    """Flag those of a rule's files that have a caption for `snakemake --report`: figures as PNG, tables as CSV."""
+    """Flag a rule's files that have a caption for `snakemake --report`: figures as PNG, tables as CSV."""
 
     def flagged(path):
         stem, kind = Path(path).stem, Path(path).suffix

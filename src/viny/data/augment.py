@@ -1,6 +1,6 @@
-"""Augmentation of whole batches on the device that trains; every draw comes from a generator that is passed in.
+"""Augmentation of whole batches on the training device; every draw comes from a generator that is passed in.
 
-Draws are made on the CPU, a few numbers an image, so that they are the same whatever the device.
+Draws are made on the CPU, a few numbers per image, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has them
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green and blue, as in torchvision
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on a device; a GPU is not waited for."""
+    """Move a small tensor to a device without waiting for a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -27,17 +27,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[1, C, 1, 1]; made once, since each making waits for a GPU."""
+    """[1, C, 1, 1]; cached, since making one waits for the GPU."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] in 0 to 255 to float32 in 0 to 1."""
+    """Turn uint8 [B, 3, H, W] in 0 to 255 into float32 in 0 to 1."""
     return images.float().div_(255)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Subtract ImageNet's channel means and divide by its deviations: float [B, 3, H, W] in 0 to 1."""
+    """Subtract ImageNet's channel means and divide by its standard deviations: float [B, 3, H, W] in 0 to 1."""
     mean, std = _channels(IMAGENET_MEAN, images.device), _channels(IMAGENET_STD, images.device)
     return (images - mean) / std
 
@@ -51,12 +51,12 @@ def denormalise(images: Tensor) -> Tensor:
 def draw_crops(
     shapes: Tensor, scale: float, generator: torch.Generator, ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Tensor:
-    """Crop boxes as torchvision's RandomResizedCrop draws them, for a batch at once.
+    """Crop boxes as torchvision's RandomResizedCrop draws them, for a whole batch.
 
     Args:
         shapes: [B, 2] heights and widths of the originals, pixels.
-        scale: least share of the area; the greatest is 1.
-        generator: of the draws.
+        scale: smallest share of the area; the largest is 1.
+        generator: source of the draws.
         ratio: range of width over height.
 
     Returns:
@@ -71,8 +71,8 @@ def draw_crops(
     aspect = torch.exp(low + (high - low) * u[1])
     w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first try that fits, as the loop there takes
-    # Where none fits: the largest centred box whose aspect is within the range.
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)  # the first try that fits, as in torchvision's loop
+    # If none fits: the largest centred box whose aspect ratio is within the range.
     back_w = torch.minimum(width, (height * ratio[1]).round())
     back_h = torch.minimum(height, (width / ratio[0]).round())
     none = ~fits.any(1, keepdim=True)
@@ -96,7 +96,7 @@ def draw_contrast(count: int, contrast: float, generator: torch.Generator) -> Te
 
 
 def crop_resize_flip(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cut each image's box out, resize it bilinearly, and mirror it where asked, in one resampling.
+    """Cut out each image's box, resize it bilinearly and mirror it if asked, all in one resampling.
 
     Args:
         images: float [B, 3, H, W].
@@ -130,7 +130,7 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
 
     Args:
         images: float [B, 3, H, W] in 0 to 1.
-        factors: [B]; 1 leaves an image as it is.
+        factors: [B]; 1 leaves an image unchanged.
 
     Returns:
         [B, 3, H, W], clamped to 0 to 1.
@@ -143,7 +143,7 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """One flip and one contrast factor an image: what a labelled stage draws."""
+    """One flip and one contrast factor per image: what a labelled stage draws."""
 
     flips: Tensor  # bool [N]
     contrast: Tensor  # float [N]
@@ -161,8 +161,8 @@ def labelled_images(images: Tensor, draws: Draws | None, normalised: bool) -> Te
 
     Args:
         images: uint8 [B, 3, H, W].
-        draws: flips and contrast factors [B]; None for images as they are.
-        normalised: whether to subtract ImageNet's means and divide by its deviations.
+        draws: flips and contrast factors [B]; None to leave the images as they are.
+        normalised: whether to subtract ImageNet's means and divide by its standard deviations.
 
     Returns:
         float [B, 3, H, W].

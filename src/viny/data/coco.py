@@ -1,6 +1,6 @@
-"""COCO annotations, of instances or panoptic, as masks of class values.
+"""COCO annotations, instance or panoptic, as masks of class values.
 
-The format: https://cocodataset.org/#format-data. Object numbers are left aside: what counts is a pixel's category.
+The format: https://cocodataset.org/#format-data. Object numbers are ignored: only a pixel's category counts.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, folder_beside
 
 LEGEND = "classes.csv"  # lines of value,name beside the masks
-NAME = 40  # letters of a class's name
+NAME = 40  # characters of a class's name, at most
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made of COCO annotations.
+    """What came of converting COCO annotations.
 
     Attributes:
         masks: how many were written.
-        classes: name of each mask value but 255, which is no class.
-        notes: what was left out, a sentence each.
+        classes: name of each mask value except 255, which is no class.
+        notes: what was left out, one sentence each.
     """
 
     masks: int
@@ -44,31 +44,31 @@ class Converted:
 
 
 def convert(annotations: Path, images: Path, out: Path, pngs: Path | None = None, replace: bool = False) -> Converted:
-    """Write a mask for each image that COCO annotations list, as grey PNGs of class values, and their legend.
+    """Write a mask for each image that COCO annotations list, as grey PNGs of class values, with a legend.
 
-    Instances: 0 is background, and where objects overlap the later one is on top; crowds are ignored, but for the
-    objects drawn in them. Panoptic: what has no category is ignored, crowds too. Categories get the values from 1
-    in the order of their ids; those that no annotation has get none.
+    Instances: 0 is background, and where objects overlap, the later one is on top; crowds are ignored, except for
+    objects drawn in them. Panoptic: pixels without a category are ignored, and so are crowds. Categories get values
+    from 1 up, in the order of their ids; those without annotations get none.
 
     Args:
         annotations: the JSON file.
-        images: folder of images; those that are listed and not here are left out.
+        images: folder of images; listed images that are not in it are left out.
         out: folder for the masks.
-        pngs: folder of a panoptic file's PNGs; None: beside the JSON file, of its name.
-        replace: whether masks that this function wrote there before may go.
+        pngs: folder of a panoptic file's PNGs; None: the one beside the JSON file, with its name.
+        replace: whether masks that this function wrote there before may be replaced.
 
     Raises:
-        InputError: no such annotations, something in them that is not as it must be, or a folder in the way.
+        InputError: no such annotations, something wrong in them, or a folder in the way.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not (out / LEGEND).is_file():
             raise InputError(
-                f"{out}: is there and was not written from COCO annotations; name another folder (--masks)"
+                f"{out}: already exists and was not written from COCO annotations; name another folder (--masks)"
             )
         if not replace:
             raise InputError(
                 f"{out}: holds masks already; use them with --masks {out} --classes-file {out / LEGEND} instead of "
-                "--coco, or make them anew with --force"
+                "--coco, or write them again with --force"
             )
     source = _Source.read(annotations, images, pngs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,21 +83,21 @@ def convert(annotations: Path, images: Path, out: Path, pngs: Path | None = None
 
 
 def _fault(path: Path, what: str) -> InputError:
-    return InputError(f"{path}: {what}; expected COCO annotations of instances or panoptic segmentation")
+    return InputError(f"{path}: {what}; expected COCO annotations for instance or panoptic segmentation")
 
 
 class _Source:
-    """Annotations that have been read, and the images that they belong to."""
+    """Annotations read from a file, and the images that they belong to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
         self.classes: dict[int, str] = {}
-        self.values: dict[int, int] = {}  # of each category
+        self.values: dict[int, int] = {}  # mask value of each category
         self.of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        self.files: dict[int, Path] = {}  # the image of each id, that is here
+        self.files: dict[int, Path] = {}  # by id, of the images that are here
         self.shapes: dict[int, tuple[int, int]] = {}
-        self.pngs: dict[str, Path] | None = None  # of panoptic annotations
+        self.pngs: dict[str, Path] | None = None  # for panoptic annotations
         self.images = Path()
 
     @classmethod
@@ -123,7 +123,7 @@ class _Source:
             self._name(lists["categories"], {s["category_id"] for s in segments}, panoptic)
             self._find(lists["images"], panoptic)
         except (KeyError, TypeError, AttributeError) as error:
-            raise _fault(path, f"an entry lacks {error}, or has it of another kind") from error
+            raise _fault(path, f"an entry lacks {error}, or its type is wrong") from error
         if panoptic:
             folder = pngs or path.with_suffix("")
             if not folder.is_dir():
@@ -132,19 +132,19 @@ class _Source:
         return self
 
     def _name(self, categories: Sequence[Mapping[str, Any]], used: set[int], panoptic: bool) -> None:
-        """Give the categories that occur their values and names."""
+        """Give values and names to the categories that occur."""
         names = {one["id"]: str(one["name"]) for one in categories}
         if unknown := used - set(names):
             raise _fault(self.path, f"annotations of categories {few(sorted(unknown))}, which it does not list")
         if len(used) >= MAX_CLASSES:
             raise InputError(f"{self.path}: {len(used)} categories; masks hold at most {MAX_CLASSES - 1}; merge some")
         if not used:
-            raise _fault(self.path, "no annotation")
+            raise _fault(self.path, "no annotations")
         if len(used) < len(names):
-            self.notes.append(f"{len(names) - len(used)} of {len(names)} categories have no annotation, so no class")
+            self.notes.append(f"{len(names) - len(used)} of {len(names)} categories have no annotations, so no class")
         if not panoptic:
             self.classes[0] = BACKGROUNDS[0]
-        taken: dict[str, str] = {}  # what each name was made from: two categories of one name are one class
+        taken: dict[str, str] = {}  # what each name was made from: categories with the same name are one class
         for value, category in enumerate(sorted(used), 1):
             name = re.sub(r"[^\w .()/+-]", "_", names[category]).strip()[:NAME]
             name = name if re.match(r"\w", name) else f"class_{value}"
@@ -153,7 +153,7 @@ class _Source:
             self.values[category], self.classes[value] = value, name
 
     def _find(self, listed: Sequence[Mapping[str, Any]], panoptic: bool) -> None:
-        """Find the images that are listed."""
+        """Find the listed images."""
         here = _by_name(images_below(self.images), self.images)
         missing, taken = [], set()
         for one in listed:
@@ -162,21 +162,21 @@ class _Source:
                 missing.append(one["file_name"])
                 continue
             if one["id"] in self.files or file in taken:
-                raise _fault(self.path, f"the image {one['file_name']} or its id {one['id']} stands twice")
+                raise _fault(self.path, f"the image {one['file_name']} or its id {one['id']} is listed twice")
             taken.add(file)
             self.files[one["id"]], self.shapes[one["id"]] = file, (int(one["height"]), int(one["width"]))
         if not self.files:
             raise InputError(
-                f"{self.images}: none of the {len(listed)} images of {self.path} is there ({few(missing)})"
+                f"{self.images}: none of the {len(listed)} images of {self.path} are there ({few(missing)})"
             )
         if missing:
-            self.notes.append(f"{len(missing)} images that are listed are not there, or not annotated: {few(missing)}")
+            self.notes.append(f"{len(missing)} listed images are missing or not annotated: {few(missing)}")
         blank = sum(not self.of_image.get(one) for one in self.files)
         if blank:
-            self.notes.append(f"{blank} images have no annotation; their masks are all background")
+            self.notes.append(f"{blank} images have no annotations; their masks are all background")
 
     def write(self, folder: Path) -> int:
-        """Write the masks; gives their number."""
+        """Write the masks; returns their number."""
         stems = Counter(path.relative_to(self.images).with_suffix("") for path in self.files.values())
         empty, boxes, written = 0, 0, 0
         for image, path in tqdm(self.files.items(), desc="write masks", unit="mask", disable=None, leave=False):
@@ -195,7 +195,7 @@ class _Source:
             Image.fromarray(mask).save(to)
             written += 1
         if boxes:
-            self.notes.append(f"{boxes} annotations have a box and no outline; they are left out")
+            self.notes.append(f"{boxes} annotations have a box but no outline; they are left out")
         if empty:
             self.notes.append(f"{empty} images have no pixel with a category; they are left out")
         if not written:
@@ -203,9 +203,9 @@ class _Source:
         return written
 
     def _instances(self, image: int) -> tuple[np.ndarray, int]:
-        """Class values uint8 [H, W] of an image, and how many of its annotations have no outline."""
+        """An image's class values, uint8 [H, W], and how many of its annotations have no outline."""
         mask, without = np.zeros(self.shapes[image], np.uint8), 0
-        # Crowds first, so that the objects drawn in them stay.
+        # Crowds first, so that objects drawn in them stay on top.
         for one in sorted(self.of_image.get(image, []), key=lambda one: not one.get("iscrowd")):
             region = _region(one, *mask.shape, self.path)
             if region is None:
@@ -215,7 +215,7 @@ class _Source:
         return mask, without
 
     def _panoptic(self, image: int) -> np.ndarray:
-        """Class values uint8 [H, W] of an image."""
+        """An image's class values, uint8 [H, W]."""
         (one, *more) = self.of_image[image]
         if more:
             raise _fault(self.path, f"image {image} has {len(more) + 1} panoptic annotations")
@@ -225,7 +225,7 @@ class _Source:
         try:
             with Image.open(path, formats=["PNG"]) as png:
                 rgb = np.asarray(png.convert("RGB")).astype(np.int64)
-        except Exception as error:  # each kind of damage has an error of its own
+        except Exception as error:  # each kind of damage raises its own error
             raise InputError(f"{path}: cannot be read as a PNG ({error}); restore it") from error
         numbers, places = np.unique(rgb @ (1, 256, 65536), return_inverse=True)
         known = {s["id"]: IGNORE if s.get("iscrowd") else self.values[s["category_id"]] for s in one["segments_info"]}
@@ -236,7 +236,7 @@ class _Source:
 
 
 def _by_name(files: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Files by their path below a folder, and by their name where no other has it."""
+    """Files by their path below a folder, and by their name if it is unique."""
     files = list(files)
     alone = Counter(path.name for path in files)
     found = {path.name: path for path in files if alone[path.name] == 1}
@@ -249,10 +249,10 @@ def _lookup(files: Mapping[str, Path], name: str) -> Path | None:
 
 
 def _region(one: Mapping[str, Any], height: int, width: int, path: Path) -> np.ndarray | None:
-    """Pixels of an annotation, bool [H, W]; None where it has no outline.
+    """Pixels of an annotation, bool [H, W]; None if it has no outline.
 
     Raises:
-        InputError: its outline is none.
+        InputError: its outline is not valid.
     """
     from pycocotools import mask as rle
 
@@ -261,10 +261,10 @@ def _region(one: Mapping[str, Any], height: int, width: int, path: Path) -> np.n
         return None
     try:
         if isinstance(outline, list):
-            # pycocotools would take four numbers for a box.
+            # pycocotools would take four numbers as a box.
             polygons = [np.asarray(polygon, float).tolist() for polygon in outline]
             if any(len(p) < 6 or len(p) % 2 or not np.isfinite(p).all() for p in polygons):
-                raise ValueError("a polygon of fewer than three points, or of an odd number of values")
+                raise ValueError("a polygon with fewer than three points or an odd number of values")
             packed = rle.merge(rle.frPyObjects(polygons, height, width))
         else:
             if [int(side) for side in outline["size"]] != [height, width]:
@@ -275,5 +275,5 @@ def _region(one: Mapping[str, Any], height: int, width: int, path: Path) -> np.n
                     raise ValueError("counts that do not sum to its image's pixels")
                 packed = rle.frPyObjects(outline, height, width)
         return rle.decode(packed).astype(bool)
-    except Exception as error:  # pycocotools raises whatever its C code meets
-        raise _fault(path, f"annotation {one.get('id')}: no outline ({error})") from error
+    except Exception as error:  # pycocotools raises whatever its C code runs into
+        raise _fault(path, f"annotation {one.get('id')}: not a valid outline ({error})") from error

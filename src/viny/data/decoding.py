@@ -1,6 +1,6 @@
-"""Decoding one image or mask file as it comes: any mode and orientation in, a square of uint8 out, or one reason.
+"""Decoding one image or mask file: any mode and orientation in; a square of uint8 out, or a reason why not.
 
-A file is read once: what is hashed is what is decoded. Nothing here knows packs.
+A file is read once: what is hashed is what is decoded. Nothing here knows about packs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from viny.data.masks import IGNORE, value_name
 from viny.runtime.errors import InputError
 
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
-# No others: Pillow would hand EPS to Ghostscript, and would read containers that refer to other files.
+# No others: Pillow would hand EPS to Ghostscript, and would read containers that point to other files.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
-BARS = (124, 116, 104)  # of a padded image: ImageNet's mean colour, which normalisation makes zero
-MIN_SIDE = 4  # pixels; less is no picture, and a crop of it may have no pixel at all
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size: Pillow's own limit, 89 million
-MAX_BYTES = 1 << 30  # of a file, for it is read as a whole
+BARS = (124, 116, 104)  # colour of a padded image's bars: ImageNet's mean, which normalisation makes zero
+MIN_SIDE = 4  # pixels; anything less is no picture, and a crop of it may have no pixels at all
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size; Pillow's own limit is 89 million
+MAX_BYTES = 1 << 30  # of a file, since it is read whole
 HASH = 16  # bytes kept of a sha256
 GREY = 32  # side of the picture that a perceptual hash is made from, pixels
 
 _ORIENTATION = 0x0112  # EXIF
-_TURNS = {  # what makes a picture upright, by EXIF's orientation
+_TURNS = {  # what turns a picture upright, by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,7 +42,7 @@ _TURNS = {  # what makes a picture upright, by EXIF's orientation
 
 
 class BadFileError(InputError):
-    """A file that cannot be used; `reason` says why and what to do, without the file's place."""
+    """A file that cannot be used; `reason` says why and what to do, without the file's path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -57,7 +57,7 @@ class Picture:
     shape: tuple[int, int]  # height and width of the original, upright, pixels
     grey: np.ndarray  # uint8 [GREY, GREY]
     file: bytes  # the first HASH bytes of the sha256 of the file's bytes
-    unrotated: bool  # whether an EXIF orientation was left aside because the mask fits without it
+    unrotated: bool  # whether an EXIF orientation was ignored because the mask fits without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +66,24 @@ class Mask:
 
     pixels: np.ndarray  # uint8 [S, S], class indices, or IGNORE
     shape: tuple[int, int]  # height and width of the original, pixels
-    only: int | None  # the one class that the original shows everywhere; None where it shows several
+    only: int | None  # the only class in the original; None if it shows several
 
 
 def short_sha256(data: bytes | np.ndarray) -> bytes:
-    """The first HASH bytes of the sha256 of some bytes or of a C-contiguous array's."""
+    """The first HASH bytes of the sha256 of some bytes or of a C-contiguous array."""
     return hashlib.sha256(data).digest()[:HASH]
 
 
 def squared(image: Image.Image, size: int, fit: str, resampling: Image.Resampling, bars: int | tuple) -> Image.Image:
-    """A square picture of one of any aspect.
+    """Make a picture of any aspect ratio square.
 
     Args:
         image: of any size.
-        size: side wanted, pixels.
-        fit: 'stretch', the whole picture, its aspect lost; 'crop', the centre square; 'pad', the whole picture with
-            bars at two sides.
-        resampling: Pillow's.
-        bars: their value.
+        size: side of the square, pixels.
+        fit: 'stretch', the whole picture, its aspect ratio lost; 'crop', the centre square; 'pad', the whole picture
+            with bars on two sides.
+        resampling: one of Pillow's filters.
+        bars: value of the bars.
     """
     width, height = image.size
     if fit == "crop":
@@ -99,7 +99,7 @@ def squared(image: Image.Image, size: int, fit: str, resampling: Image.Resamplin
 
 
 def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Where a picture stands in a square of a side of `size` under fit 'pad': left, top, right, bottom, pixels."""
+    """Where a picture is in a square of side `size` under fit 'pad': left, top, right, bottom, pixels."""
     longer = max(height, width)
     w, h = (max(1, round(side * size / longer)) for side in (width, height))
     left, top = (size - w) // 2, (size - h) // 2
@@ -109,19 +109,19 @@ def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
 def decode(
     path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None, fit: str = "stretch"
 ) -> Picture:
-    """Read one image, upright, as RGB, as a square.
+    """Read one image as an upright RGB square.
 
-    JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that still leaves at least the pixels that are wanted, so
-    that the antialiased resize after it has the last word; for nearest neighbour at full scale always.
-    Transparent pixels are laid on white, 16-bit greys are scaled to 8 bits, of an animation the first frame
-    is taken, and EXIF's orientation is applied.
+    JPEGs are decoded at 1/2, 1/4 or 1/8 scale if that still leaves at least the pixels wanted, so that the
+    antialiased resize has the last word; for nearest neighbour, always at full scale. Transparent pixels are
+    laid on white, 16-bit greys are scaled to 8 bits, only the first frame of an animation is used, and the EXIF
+    orientation is applied.
 
     Args:
         path: the image file.
-        size: side wanted, pixels (S).
+        size: side of the square, pixels (S).
         resize: 'antialias' or 'nearest'.
-        mask_shape: height and width of its mask, where it has one. It must fit the upright image; where it
-            fits the image as stored instead, the mask was drawn on that, and the orientation is left aside.
+        mask_shape: height and width of its mask, if it has one. It must fit the upright image; if it fits the
+            image as stored instead, the mask was drawn on that, and the orientation is ignored.
         fit: how it becomes a square, see `squared`.
 
     Raises:
@@ -141,7 +141,7 @@ def decode(
                 if mask_shape != (height, width):
                     expected = f"{upright[0]} x {upright[1]} pixels (height x width)"
                     found = f"{mask_shape[0]} x {mask_shape[1]}"
-                    raise BadFileError(path, f"is {expected}, but its mask {found}; they must be of one size")
+                    raise BadFileError(path, f"is {expected}, but its mask {found}; they must be the same size")
                 turn, upright, unrotated = None, mask_shape, True
             image = _rgb(path, image)
             if turn is not None:
@@ -152,15 +152,15 @@ def decode(
             return Picture(np.asarray(square).transpose(2, 0, 1), upright, grey, short_sha256(data), unrotated)
     except (BadFileError, MemoryError):
         raise
-    except Exception as error:  # each decoder has errors of its own, also IndexError, struct.error, zlib.error
+    except Exception as error:  # each decoder raises its own errors, even IndexError, struct.error, zlib.error
         raise BadFileError(path, _unreadable("image", error)) from error
 
 
 def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
-    """The value of every pixel of a loaded mask: [H, W] of whole numbers below 2**24, a colour as its six digits."""
+    """Every pixel's value in a loaded mask, [H, W], whole numbers below 2**24; a colour is its six hex digits."""
     if colours:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            raise BadFileError(path, f"expected colours of 8 bits a channel, got mode {image.mode}; replace it")
+            raise BadFileError(path, f"expected colours with 8 bits per channel, got mode {image.mode}; replace it")
         rgb = np.asarray(image.convert("RGB")).astype(np.uint32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     if image.mode in ("RGB", "RGBA", "LA"):
@@ -179,17 +179,17 @@ def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
 
 
 def mask_values(path: Path, colours: bool) -> np.ndarray:
-    """The values that a mask file holds, ascending, colours as their six hexadecimal digits: int64 [M].
+    """The values in a mask file, ascending, colours as the numbers that their six hex digits spell: int64 [M].
 
     Raises:
-        BadFileError: unreadable, or colours where values are asked for.
+        BadFileError: unreadable, or colours where values are expected.
     """
     with _whole(path, "mask") as image:
         return np.unique(_values(path, image, colours)).astype(np.int64)
 
 
 def upright(path: Path) -> Image.Image:
-    """A whole image as people see it, RGB, made of the same steps as the square that `decode` gives.
+    """A whole image as people see it, RGB, made by the same steps as `decode`'s square.
 
     Raises:
         BadFileError: as `decode`.
@@ -201,7 +201,7 @@ def upright(path: Path) -> Image.Image:
 
 @contextmanager
 def _whole(path: Path, what: str) -> Iterator[Image.Image]:
-    """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it is a `BadFileError`."""
+    """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it becomes a `BadFileError`."""
     data = _read(path, what)
     try:
         with _open(path, data, what) as image:
@@ -214,14 +214,14 @@ def _whole(path: Path, what: str) -> Iterator[Image.Image]:
 
 
 def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bool) -> np.ndarray:
-    """Class indices uint8 of values, both [H, W].
+    """Class indices, uint8, of mask values; both [H, W].
 
     Raises:
-        BadFileError: a value is not known.
+        BadFileError: an unknown value.
     """
     known = np.array(sorted(values))
     table = np.array([values[value] for value in known.tolist()], np.uint8)
-    if raw.dtype == np.uint8:  # a table is quicker than a search
+    if raw.dtype == np.uint8:  # a table is faster than a search
         wide, of_a_byte = np.full(256, -1, np.int16), known < 256
         wide[known[of_a_byte]] = table[of_a_byte]
         found = wide[raw]
@@ -241,19 +241,19 @@ def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bo
 
 
 def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool = False, fit: str = "stretch") -> Mask:
-    """Read one mask of class values, as a square, by nearest neighbour.
+    """Read one mask of class values as a square, by nearest neighbour.
 
     Args:
-        path: an image of one channel, of a palette (whose indices count), of equal channels, or of colours.
-        size: side wanted, pixels (S).
-        values: class index, or IGNORE, of each value that the file may hold; of each colour, see
-            `viny.data.masks.value_number`. In a file of one bit a pixel, set pixels are 255 where that is known and
+        path: an image with one channel, a palette (whose indices count), equal channels, or colours.
+        size: side of the square, pixels (S).
+        values: class index, or IGNORE, of each value that the file may hold; for colours see
+            `viny.data.masks.value_number`. In a file with one bit per pixel, set pixels are 255 if 255 is known and
             1 is not.
         colours: whether values are colours.
         fit: how it becomes a square, see `squared`; bars are ignored.
 
     Raises:
-        BadFileError: unreadable, with a value that is not in `values`, or without a pixel that has a class.
+        BadFileError: unreadable, with a value that is not in `values`, or with no pixel that has a class.
     """
     with _whole(path, "mask") as image:
         if image.mode == "1" and not colours and 255 in values and 1 not in values:
@@ -268,11 +268,11 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool 
             inside[top:bottom, left:right] = True
             pixels = np.where(inside, pixels, np.uint8(IGNORE))
         if only == IGNORE or (pixels == IGNORE).all():
-            raise BadFileError(path, f"no pixel of it has a class at {size} x {size} pixels; remove it with its image")
+            raise BadFileError(path, f"no pixel has a class at {size} x {size} pixels; remove it and its image")
         return Mask(pixels, raw.shape, only)
 
 
-_LYING = (  # turns that make heights of widths
+_LYING = (  # turns that swap height and width
     Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270,
     Image.Transpose.TRANSVERSE,
@@ -284,8 +284,8 @@ def _read(path: Path, what: str) -> bytes:
     """A file's bytes; `what` is 'image' or 'mask'."""
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever
-            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
+        if not stat.S_ISREG(about.st_mode):  # a pipe would block for ever
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
             raise BadFileError(path, f"cannot be read as {_a(what)} (it is {kind}); replace or remove it")
         if about.st_size > MAX_BYTES:
             raise BadFileError(path, f"cannot be read as {_a(what)} (larger than 1 GiB); replace or remove it")
@@ -308,13 +308,13 @@ def _a(what: str) -> str:
 
 def _unreadable(what: str, error: Exception) -> str:
     said = str(error) or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
+    if isinstance(error, UnidentifiedImageError):  # its text is just a memory address
         said = f"none of the formats {', '.join(FORMATS)}, or its header is damaged"
     return f"cannot be read as {_a(what)} ({said}); replace or remove it"
 
 
 def _open(path: Path, data: bytes, what: str) -> Image.Image:
-    """A picture whose header has been read, of a size that can be worked with."""
+    """A picture whose header has been read and whose size is workable."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -327,10 +327,10 @@ def _open(path: Path, data: bytes, what: str) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes a loaded image upright; None where it is, says nothing of it, or says it illegibly."""
+    """What turns a loaded image upright; None if it already is, or if its EXIF data are missing or unreadable."""
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # many real files have a broken EXIF block, and their pixels are whole
+    except Exception:  # many real files have a broken EXIF block but whole pixels
         return None
 
 
@@ -342,7 +342,7 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
         wide = np.asarray(image).astype(np.uint32)  # 65,535 becomes 255; `convert` would clip
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        reason = "32 bits a sample, in a range that the file does not say; convert it to 8 or 16 bits"
+        reason = "32 bits per sample, in a range that the file does not state; convert it to 8 or 16 bits"
         raise BadFileError(path, f"cannot be read as an image ({reason})")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -356,34 +356,34 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 
 def small_grey(pixels: np.ndarray) -> np.ndarray:
-    """What a perceptual hash is made from, uint8 [GREY, GREY], of pixels, uint8 [3, S, S]."""
+    """The grey picture that a perceptual hash is made from, uint8 [GREY, GREY], of pixels uint8 [3, S, S]."""
     return _grey(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
 
 
 def _cosines() -> np.ndarray:
-    """The 8 lowest rows of the DCT-II over GREY points, in whole numbers of 2**-15: float64 [8, GREY]."""
+    """The 8 lowest rows of the DCT-II over GREY points, in whole multiples of 2**-15: float64 [8, GREY]."""
     k, n = np.arange(8)[:, None], np.arange(GREY)[None]
     return np.rint(np.cos(np.pi * k * (2 * n + 1) / (2 * GREY)) * (1 << 15))
 
 
 _COSINES = _cosines()
-# Least standard deviation of the GREY x GREY picture, in grey levels, for its hash to mean anything.
+# The smallest standard deviation of the GREY x GREY picture, in grey levels, at which its hash means anything.
 _LEAST_CONTRAST = 4
 
 
 def perceptual_hashes(greys: np.ndarray) -> np.ndarray:
-    """64-bit hashes of which few bits differ between pictures that look the same: uint64 [N].
+    """64-bit hashes that differ in few bits between pictures that look the same: uint64 [N].
 
     The pHash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010): each of
-    the 8 x 8 lowest coefficients of the DCT gives a bit, whether it is above their median; row by row, the
-    first bit being the highest. 0, which no other picture has, stands for a picture that is all but
-    constant, whose bits would be noise.
+    the 8 x 8 lowest DCT coefficients gives one bit, which says whether it is above their median; row by row,
+    highest bit first. 0, which no other picture has, stands for a nearly constant picture, whose bits would be
+    noise.
 
     Args:
         greys: uint8 [N, GREY, GREY].
     """
     x = greys.astype(np.float64)
-    # Sums of whole numbers below 2**53: exact in any order, so the bits are the same on every machine. Products
+    # Sums of whole numbers below 2**53 are exact in any order, so the bits are the same on every machine. Products
     # of small matrices stay in this thread; one large product would wake the BLAS library's own threads.
     low = (_COSINES @ x @ _COSINES.T).reshape(len(x), 64)
     x = x.reshape(len(x), -1)

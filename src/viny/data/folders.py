@@ -1,6 +1,6 @@
 """A user's own folders: which images and masks they hold, which belong together, and how they are split.
 
-Names are read here, no pixels.
+Only names are read here, no pixels.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def check_name(name: str, where: Path) -> None:
     """Refuse a name that would break a list of names, a log, or a terminal."""
     if name.isprintable():
         return
-    # Cc are control characters, Cs bytes that are no UTF-8, Zl and Zp separate lines.
+    # Cc are control characters, Cs bytes that are not UTF-8, Zl and Zp separate lines.
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        raise InputError(f"{where}: the name {name!a} has control characters or is no UTF-8; rename it")
+        raise InputError(f"{where}: the name {name!a} has control characters or is not UTF-8; rename it")
 
 
 def few(names: Iterable[object]) -> str:
-    """The first names of some, and how many more there are."""
+    """The first few names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file in a folder and the folders in it, in the order of their paths; hidden ones are left out.
+    """Every image file in a folder and its subfolders, in the order of their paths; hidden ones are left out.
 
     Raises:
-        InputError: no folder, no image in it, or a name that cannot be written down.
+        InputError: no such folder, no images in it, or a name that cannot be written down.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a folder of images ({', '.join(IMAGE_SUFFIXES)})")
@@ -64,7 +64,7 @@ def images_below(folder: Path) -> list[Path]:
                 check_name(entry.name, here)
                 found.append(Path(entry.path))
     if not found:
-        raise InputError(f"{folder}: no image in it or below; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError(f"{folder}: no images in it or below; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return sorted(found, key=lambda path: name_below(path, folder))
 
 
@@ -74,13 +74,13 @@ def name_below(path: Path, folder: Path) -> str:
 
 
 def stem_below(path: Path, folder: Path) -> str:
-    """The same without the file's ending."""
+    """The same without the file's extension."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and their masks, in one order, and what found no partner."""
+    """Images and their masks, in the same order, and whatever has no partner."""
 
     images: list[Path]
     masks: list[Path]
@@ -88,7 +88,7 @@ class Pairs:
     masks_without_image: list[Path]
 
     def report(self) -> list[str]:
-        """What did not match, a line each; nothing where all did."""
+        """What did not match, one line each; nothing if everything did."""
         lines = []
         for files, said in (
             (self.images_without_mask, "images without a mask, left out"),
@@ -99,7 +99,7 @@ class Pairs:
         blurred = [path.name for path in self.masks if path.suffix.lower() in (".jpg", ".jpeg")]
         if blurred:
             lines.append(
-                f"masks saved as JPEG, which blurs values, to be exported as PNG: {len(blurred)} ({few(blurred)})"
+                f"masks saved as JPEG, which blurs values; export them as PNG: {len(blurred)} ({few(blurred)})"
             )
         return lines
 
@@ -107,13 +107,13 @@ class Pairs:
 def pair(images: Path, masks: Path, mask_suffix: str = "") -> Pairs:
     """Match images and masks by their names.
 
-    A mask belongs to the image of the same path below its folder, endings aside; where folders differ, to the one of
-    the same name, if there is only one. `x.jpg.png` is the mask of `x.jpg`.
+    A mask belongs to the image with the same path below its folder, extensions aside; if the folders differ, to the
+    image with the same name, if there is only one. `x.jpg.png` is the mask of `x.jpg`.
 
     Args:
         images: folder of images.
-        masks: folder of masks; may be the same one, or stand within it.
-        mask_suffix: what stands between an image's name and the ending of its mask's, such as '_mask'.
+        masks: folder of masks; may be the same folder, or one inside it.
+        mask_suffix: what a mask's name has between its image's name and the extension, such as '_mask'.
 
     Raises:
         InputError: a folder is missing or empty, a mask has two images or an image two masks, or nothing matches.
@@ -121,7 +121,7 @@ def pair(images: Path, masks: Path, mask_suffix: str = "") -> Pairs:
     if images.is_dir() and masks.is_dir() and images.resolve() == masks.resolve():
         if not mask_suffix:
             raise InputError(
-                f"{images}: images and masks stand in one folder; set segmentation.mask_suffix to what tells a mask's "
+                f"{images}: images and masks are in one folder; set segmentation.mask_suffix to what tells a mask's "
                 "name from its image's, such as _mask"
             )
         every = images_below(images)
@@ -161,10 +161,10 @@ def pair(images: Path, masks: Path, mask_suffix: str = "") -> Pairs:
         hint = (
             f"set segmentation.mask_suffix (viny init: --mask-suffix) to {guess}"
             if guess
-            else "names must be the same but for their ending"
+            else "names must be the same except for their extension"
         )
         raise InputError(
-            f"{masks}: none of {len(mask_files)} masks ({few(p.name for p in mask_files)}) has the name of one of "
+            f"{masks}: none of {len(mask_files)} masks ({few(p.name for p in mask_files)}) has the name of any of "
             f"{len(image_files)} images in {images} ({few(p.name for p in image_files)}); {hint}"
         )
     without = [path for path in image_files if path not in of_image]
@@ -172,7 +172,7 @@ def pair(images: Path, masks: Path, mask_suffix: str = "") -> Pairs:
 
 
 def _apart(files: list[Path], other: Path) -> list[Path]:
-    """The files that do not stand below another folder, unless all do."""
+    """The files that are not below another folder, unless all are."""
     resolved = other.resolve()
     apart = [path for path in files if not path.resolve().is_relative_to(resolved)]
     return apart or files
@@ -188,7 +188,7 @@ def _join(of_image: dict[Path, Path], fitting: Sequence[Path], mask: Path) -> No
 
 
 def guess_suffix(images: Iterable[str], masks: Iterable[str]) -> str:
-    """What most masks' names have behind an image's name; empty where nothing fits most of them."""
+    """What most masks' names add to an image's name; empty if nothing fits most of them."""
     known, masks = set(images), list(masks)
     found: Counter[str] = Counter()
     for mask in masks:
@@ -200,10 +200,10 @@ def guess_suffix(images: Iterable[str], masks: Iterable[str]) -> str:
 
 
 def read_split_file(path: Path) -> dict[str, str]:
-    """Which part each image is of, from lines of 'image,part', part being train, test or none.
+    """Which part each image is in, from lines of 'image,part', where part is train, test or none.
 
     Raises:
-        InputError: unreadable, a line of another kind, or an image twice.
+        InputError: unreadable, a malformed line, or an image listed twice.
     """
     out: dict[str, str] = {}
     try:
@@ -218,25 +218,25 @@ def read_split_file(path: Path) -> dict[str, str]:
         if len(cells) != 2 or cells[1] not in (*PARTS, "none"):
             raise InputError(f"{path}, line {number}: expected image,part with part train, test or none, got {row}")
         if cells[0] in out:
-            raise InputError(f"{path}, line {number}: '{cells[0]}' stands in it twice; keep one line")
+            raise InputError(f"{path}, line {number}: '{cells[0]}' is listed twice; keep one line")
         out[cells[0]] = cells[1]
     return out
 
 
 def split_by_file(path: Path, images: Sequence[Path], folder: Path, others: Iterable[Path] = ()) -> list[int | None]:
-    """Part of each image by a split file, that names them by path below their folder or by name, endings aside or not.
+    """Each image's part by a split file, which names images by path below their folder or by name, extension optional.
 
     Args:
         path: the split file.
-        images: all that are to be split.
-        folder: what their paths are below.
+        images: all images to split.
+        folder: the folder that their paths are below.
         others: images that the file may name too.
 
     Returns:
-        TRAIN or TEST of each image, None for one that is left out.
+        TRAIN or TEST for each image; None for one that is left out.
 
     Raises:
-        InputError: an image is not named, or a name is no image's.
+        InputError: an image is not named, or a name matches no image.
     """
     said = read_split_file(path)
     uses: dict[str, list[Path]] = defaultdict(list)
@@ -247,7 +247,7 @@ def split_by_file(path: Path, images: Sequence[Path], folder: Path, others: Iter
     part: dict[Path, str] = {}
     unknown = [name for name in said if name not in uses]
     if unknown:
-        raise InputError(f"{path}: {len(unknown)} names are no image's below {folder}: {few(unknown)}; mend the names")
+        raise InputError(f"{path}: {len(unknown)} names match no image below {folder}: {few(unknown)}; correct them")
     for name, value in said.items():
         if len(uses[name]) > 1:
             raise InputError(f"{path}: '{name}' may be {few(uses[name])}; give the path below {folder}")
@@ -263,15 +263,15 @@ def split_by_file(path: Path, images: Sequence[Path], folder: Path, others: Iter
 
 
 def rank(name: str, *keys: int | str) -> bytes:
-    """What orders names at random, the same on every machine and whatever other names there are."""
+    """A key that orders names at random, the same on every machine and whatever other names there are."""
     return hashlib.blake2b(":".join(map(str, (*keys, name))).encode(), digest_size=16).digest()
 
 
 def hold_out(names: Sequence[str], labels: Sequence[int], share: float) -> list[int]:
-    """Part of each image, TRAIN or TEST: of every class the given share is held out, by the hash of its name.
+    """Part of each image, TRAIN or TEST: the given share of every class is held out, by the hash of the names.
 
     Raises:
-        InputError: a class has a single image.
+        InputError: a class has only one image.
     """
     parts = [PARTS["train"]] * len(names)
     by_class: dict[int, list[int]] = defaultdict(list)
@@ -287,7 +287,7 @@ def hold_out(names: Sequence[str], labels: Sequence[int], share: float) -> list[
 
 
 def files_digest(files: Mapping[Path, Sequence[Path]], content: Path | None = None) -> str:
-    """Hex sha256 that changes when a file comes, goes, or changes its size.
+    """Hex sha256 that changes when a file is added, removed or changes size.
 
     Args:
         files: by the folder that they are below; their paths below it and their sizes count.

@@ -1,4 +1,4 @@
-"""How masks tell classes: values, colours, and pixels without a class."""
+"""How masks encode classes: values, colours, and pixels without a class."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -> dict[str, Any]:
-    """How mask files tell classes.
+    """How mask files encode classes.
 
     Args:
-        classes: how many there are, being the values from 0; or the name of each value, or of each colour '#rrggbb'.
-            Values of one name are one class. Classes are counted in the order of their least values.
+        classes: how many there are, for values from 0 up; or the name of each value, or of each colour '#rrggbb'.
+            Values with the same name are one class. Classes are numbered in the order of their lowest values.
         ignore: values or colours without a class.
 
     Returns:
-        mask_classes: their names. mask_values: the index of each value, IGNORE for those without a class, by the value
-        as text. colours: whether values are colours, written as the numbers that their digits are.
+        mask_classes: the names. mask_values: the class index of each value, keyed by the value as text; IGNORE for
+        values without a class. colours: whether values are colours, written as the numbers that their digits spell.
     """
     if isinstance(classes, int):
         classes = {str(value): f"class_{value}" for value in range(classes)}
@@ -29,16 +29,16 @@ def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -
     return {"mask_classes": names, "mask_values": values, "colours": colours}
 
 
-IGNORE = 255  # in packed masks: a pixel without a class, from which nothing is learnt and nothing counted
+IGNORE = 255  # in packed masks: a pixel without a class, neither learnt from nor counted
 MAX_CLASSES = 255  # of a mask, 0 to 254
-BACKGROUNDS = ("background", "ground")  # what the sources call the class that is no object
+BACKGROUNDS = ("background", "ground")  # the sources' names for the class that is not an object
 
 
 def value_number(name: int | str) -> int:
-    """The number that stands for a mask value of a study file: itself, or the six digits of a colour '#rrggbb'."""
+    """The number of a mask value in a study file: the value itself, or the six hex digits of a colour '#rrggbb'."""
     return int(name.removeprefix("#"), 16) if isinstance(name, str) and name.startswith("#") else int(name)
 
 
 def value_name(value: int, colours: bool) -> int | str:
-    """A mask value as study files have it, see `value_number`."""
+    """A mask value as study files write it, see `value_number`."""
     return f"#{value:06x}" if colours else value

@@ -1,14 +1,14 @@
 """Packs: a data set decoded and resized once into memory-mapped uint8 arrays, whose bytes are checked before use.
 
-A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals),
-where the source has them labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S]; files.sums
-[N, 16] and images.phash [N] for the search for duplicates; a names.txt, and a manifest.json that holds
-nothing but what the content determines. `viny.data.packing` makes them.
+A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals);
+labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S] if the source has them; files.sums
+[N, 16] and images.phash [N] for the search for duplicates; a names.txt; and a manifest.json that holds only
+what the content determines. `viny.data.packing` makes packs.
 
-images.npy and masks.npy are large: a hash a row stands beside them (images.sums.npy, masks.sums.npy, uint8
-[N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` compares each row the first time
-that it is read. Their hash in the manifest is made from these. All other files are small and are hashed as a
-whole whenever a pack is opened; the manifest's own hash is that of everything else in it.
+images.npy and masks.npy are large, so a hash of each row is kept beside them (images.sums.npy, masks.sums.npy,
+uint8 [N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` checks each row the first time
+it is read. Their hash in the manifest is made from these row hashes. All other files are small and are hashed
+whole whenever a pack is opened; the manifest's own hash covers everything else in it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from viny.runtime.processes import unfinished
 
 FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy
-BY_ROW = ("images", "masks")  # arrays with a hash a row
-BLOCK = 256  # rows that are read at a time
+BY_ROW = ("images", "masks")  # arrays with a hash per row
+BLOCK = 256  # rows read at a time
 
-# Type and shape of each array of N rows, S being the images' side.
+# Type and shape of each array, for N rows and images of side S.
 ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "images": ("|u1", ("N", 3, "S", "S")),
     "masks": ("|u1", ("N", "S", "S")),
@@ -53,7 +53,7 @@ NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")
 
 @dataclass
 class Pack:
-    """An opened pack; arrays are read-only. `images` and `masks` are maps: read their rows with `rows`."""
+    """An opened pack; arrays are read-only. `images` and `masks` are memory maps: read their rows with `rows`."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -63,17 +63,17 @@ class Pack:
     parts: np.ndarray | None = None
     masks: np.ndarray | None = None
     name_lines: bytes = b""  # what names.txt holds
-    file_sums: np.ndarray | None = None  # uint8 [N, 16], of the files' bytes
+    file_sums: np.ndarray | None = None  # uint8 [N, 16], hashes of the files' bytes
     phash: np.ndarray | None = None  # uint64 [N], see `viny.data.decoding.perceptual_hashes`
-    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of the rows of images and masks
-    _checked: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # bool [N]: rows that were compared
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # hashes of the rows of images and masks
+    _checked: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # bool [N]: rows checked so far
 
     def __len__(self) -> int:
         return len(self.images)
 
     @cached_property
     def names(self) -> list[str]:
-        """Paths of the images below the source's folder; empty for made images. Read late: few jobs need them."""
+        """Paths of the images below the source's folder; empty for synthetic ones. Decoded late: few jobs need them."""
         return self.name_lines.decode("utf-8").split("\n")[:-1]
 
     @property
@@ -81,11 +81,11 @@ class Pack:
         return self.manifest["sha256"]
 
     def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Rows of an array, in memory, each compared with its hash the first time that it is read.
+        """Rows of an array, in memory, each checked against its hash the first time it is read.
 
         Args:
             name: 'images', 'masks' or 'labels'.
-            indices: [M], whole numbers from 0 to N - 1, in any order, also repeated.
+            indices: [M], whole numbers from 0 to N - 1, in any order, with or without repeats.
 
         Returns:
             [M, ...], a copy.
@@ -95,7 +95,7 @@ class Pack:
         """
         array = {"images": self.images, "masks": self.masks, "labels": self.labels}[name]
         if array is None:
-            raise InputError(f"{self.folder}: source '{self.manifest['source']}' has no {name}; use one that has")
+            raise InputError(f"{self.folder}: source '{self.manifest['source']}' has no {name}; use one that does")
         indices = np.asarray(indices)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(array):
             raise InputError(
@@ -103,7 +103,7 @@ class Pack:
                 "are wanted; delete the split that lists them and run again"
             )
         out = np.empty((len(indices), *array.shape[1:]), array.dtype)
-        order = np.argsort(indices, kind="stable")  # the disk is read in one direction
+        order = np.argsort(indices, kind="stable")  # so that the disk is read in one direction
         for start in range(0, len(order), BLOCK):
             here = order[start : start + BLOCK]
             block = array[indices[here]]
@@ -113,9 +113,9 @@ class Pack:
         return out
 
     def _check(self, name: str, rows: np.ndarray, block: np.ndarray) -> None:
-        """Compare those rows' bytes [M, ...] with their hashes, where that was not done before."""
+        """Check these rows' bytes [M, ...] against their hashes, unless that was done before."""
         if name not in self.sums:
-            return  # a small array, which was compared when the pack was opened
+            return  # a small array, checked when the pack was opened
         checked = self._checked.setdefault(name, np.zeros(len(self), bool))
         for at in np.flatnonzero(~checked[rows]):
             row = int(rows[at])
@@ -132,30 +132,30 @@ class Pack:
 
 
 def _let_go(array: np.ndarray) -> None:
-    """Take a map's pages out of this process, which would grow to the file's size; the system keeps them cached."""
+    """Drop a map's pages from this process, which would else grow to the file's size; the system keeps them cached."""
     pages = getattr(array, "_mmap", None)
     if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _again(folder: Path) -> str:
-    return f"delete {folder} and run again: it is packed anew"
+    return f"delete {folder} and run again to repack it"
 
 
 def stored_at(spec: Mapping[str, Any], store: Path) -> Path:
-    """Folder of a pack in the store, which is keyed by what the pack is made from: settings, and `code` where given."""
+    """A pack's folder in the store, keyed by what the pack is made from: its settings, and `code` if given."""
     return store / f"{spec['source']}-{spec['size']}-{digest(dict(spec))[:12]}"
 
 
 def rows_sha256(dtype: str, shape: tuple[int, ...], sums: np.ndarray) -> str:
-    """Hex sha256 of an array of that type and shape from the hashes of its rows (uint8 [N, HASH])."""
+    """Hex sha256 of an array of that type and shape, from the hashes of its rows (uint8 [N, HASH])."""
     h = hashlib.sha256(f"{dtype}{tuple(shape)}".encode())
     h.update(np.ascontiguousarray(sums).data)
     return h.hexdigest()
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """Hex sha256 of all that a manifest holds beside this."""
+    """Hex sha256 of everything else that a manifest holds."""
     return digest({key: value for key, value in manifest.items() if key != "sha256"})
 
 
@@ -163,17 +163,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and check it against its own hash.
 
     Raises:
-        InputError: missing, of another version, or changed.
+        InputError: missing, from another version, or changed.
     """
     manifest = read_json(path, "a pack manifest")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(
-            f"{path}: not a pack manifest of format {FORMAT}; delete it and its images.npy and run again: it is "
-            "packed anew"
+            f"{path}: not a pack manifest of format {FORMAT}; delete it and its images.npy and run again to repack it"
         )
     try:
         found = manifest_sha256(manifest)
-    except ValueError as error:  # NaN and infinities, which Python reads and JSON has not
+    except ValueError as error:  # NaN and infinities, which Python reads but JSON does not have
         raise InputError(f"{path}: not a pack manifest ({error}); delete it and run again") from error
     if manifest.get("sha256") != found:
         raise InputError(f"{path}: changed since it was written (its sha256 differs); delete it and run again")
@@ -181,10 +180,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, list[int], str]]:
-    """Type, shape and hash of each array that a manifest tells of.
+    """Type, shape and hash of each array in a manifest.
 
     Raises:
-        InputError: it does not tell of a pack.
+        InputError: it does not describe a pack.
     """
 
     def need(condition: bool, what: str) -> None:
@@ -194,38 +193,38 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
     sides = {"N": manifest.get("count"), "S": manifest.get("resolution")}
     for key, value in (("count", sides["N"]), ("resolution", sides["S"])):
         need(type(value) is int and value > 0, f"'{key}' is {value!r}, expected a whole number above 0")
-    need(isinstance(manifest.get("source"), str), "'source' is no text")
+    need(isinstance(manifest.get("source"), str), "'source' is not text")
     for key in ("classes", "mask_classes"):
         words = manifest.get(key)
-        need(isinstance(words, list) and all(isinstance(w, str) for w in words), f"'{key}' is no list of texts")
+        need(isinstance(words, list) and all(isinstance(w, str) for w in words), f"'{key}' is not a list of texts")
     arrays = manifest.get("arrays")
-    need(isinstance(arrays, dict), "'arrays' is no mapping")
+    need(isinstance(arrays, dict), "'arrays' is not a mapping")
     out = {}
     for name, about in arrays.items():
         need(name in ARRAYS, f"'arrays' holds {name!r}; known are {', '.join(ARRAYS)}")
         dtype, shape = ARRAYS[name][0], [sides.get(side, side) for side in ARRAYS[name][1]]
-        need(isinstance(about, dict), f"'arrays.{name}' is no mapping")
+        need(isinstance(about, dict), f"'arrays.{name}' is not a mapping")
         said = (about.get("dtype"), about.get("shape"))
         need(said == (dtype, shape), f"'arrays.{name}' is {said}, expected {(dtype, shape)}")
-        need(isinstance(about.get("sha256"), str), f"'arrays.{name}.sha256' is no text")
+        need(isinstance(about.get("sha256"), str), f"'arrays.{name}.sha256' is not text")
         out[name] = (dtype, shape, about["sha256"])
     lacking = [name for name in NEEDED if name not in out]
     lacking += ["masks.sums"] if "masks" in out and "masks.sums" not in out else []
     need(not lacking, f"'arrays' lacks {', '.join(lacking)}")
     names = manifest.get("names_sha256")
-    need(names is None or isinstance(names, str), "'names_sha256' is no text")
+    need(names is None or isinstance(names, str), "'names_sha256' is not text")
     return out
 
 
 def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
-    """Open a pack by its manifest; the arrays stand beside it or beside what its images.npy links to.
+    """Open a pack by its manifest; the arrays are beside it, or beside the file that its images.npy links to.
 
-    Small arrays and the names are compared with the manifest as a whole; rows of images and masks when they
-    are read, see `Pack.rows`.
+    Small arrays and the names are checked whole against the manifest; rows of images and masks are checked when
+    they are read, see `Pack.rows`.
 
     Args:
         manifest_path: the study's copy of the manifest.
-        node_local: whether a copy on this machine's own disk may serve, see `local_copy`.
+        node_local: whether a copy on this machine's own disk may be used, see `local_copy`.
 
     Raises:
         InputError: a file is missing, or is not what the manifest says.
@@ -235,14 +234,14 @@ def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
     folder = Path(os.path.realpath(manifest_path.parent / "images.npy")).parent
     expected = _expected(manifest_path, manifest)
     arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
-    if node_local and (copy := local_copy(folder, manifest["sha256"])) != folder:  # a copy is made of what is whole
+    if node_local and (copy := local_copy(folder, manifest["sha256"])) != folder:  # only whole files are copied
         folder = copy
         arrays = {name: _map(folder, name, *about[:2]) for name, about in expected.items()}
     for name, (dtype, shape, sha256) in expected.items():
         if name in BY_ROW:
             found = rows_sha256(dtype, tuple(shape), arrays[f"{name}.sums"])
         else:
-            arrays[name] = np.array(arrays[name])  # out of the map, so that what is compared is what is used
+            arrays[name] = np.array(arrays[name])  # out of the map, so that what is checked is what is used
             arrays[name].flags.writeable = False
             found = array_sha256(arrays[name])
         if found != sha256:
@@ -266,11 +265,11 @@ def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
 
 
 def local_copy(folder: Path, sha256: str) -> Path:
-    """A pack's folder on this machine's own disk, where a job is told to work there; else the one given.
+    """A pack's folder on this machine's own disk if the job is told to work there; else the one given.
 
-    A job that streams images from a network file system competes with all others for it. Where
-    VINY_NODE_LOCAL is 1, the pack is copied below $SLURM_TMPDIR or $TMPDIR once, for all jobs that see that
-    folder. A copy that there is no room for is not made, which is said.
+    A job that streams images from a network file system competes with all others for it. If VINY_NODE_LOCAL
+    is 1, the pack is copied once, below $SLURM_TMPDIR or $TMPDIR, for all jobs that see that folder. If there
+    is no room for a copy, none is made, and a message says so.
     """
     place = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
     if os.environ.get("VINY_NODE_LOCAL") != "1" or not place:
@@ -288,20 +287,20 @@ def local_copy(folder: Path, sha256: str) -> Path:
     except OSError as error:
         shutil.rmtree(tmp, ignore_errors=True)
         if copy.is_dir():
-            return copy  # another job was quicker
-        print(f"{place}: no copy of {folder} could be made ({error.strerror}); images are read from there", flush=True)
+            return copy  # another job was faster
+        print(f"{place}: no copy of {folder} could be made ({error.strerror}); images are read in place", flush=True)
         return folder
     return copy
 
 
 def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
-    """A read-only map of an array's file, which must be whole: pages that a map lacks kill the process."""
+    """A read-only map of an array's file, which must be whole: touching a missing page kills the process."""
     file = folder / f"{name}.npy"
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged header has many ways to fail
+    except Exception as error:  # a damaged header can fail in many ways
         raise InputError(f"{file}: {error}; expected {dtype} {shape}; {_again(folder)}") from error
     if not isinstance(array, np.memmap) or list(array.shape) != shape or array.dtype.str != dtype:
         found = f"{array.dtype.str} {list(array.shape)}" if isinstance(array, np.ndarray) else "no array"
@@ -327,17 +326,17 @@ def _name_lines(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) 
 
 
 def _check_values(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Labels name classes, parts are parts: what a hash cannot say of a pack that was made wrongly."""
+    """Check that labels name classes and parts are parts: a hash cannot tell that a pack was made wrongly."""
     for name, limit in (("labels", len(manifest["classes"])), ("parts", TEST + 1)):
         if name in arrays and not 0 <= arrays[name].min() <= arrays[name].max() < limit:
             raise InputError(f"{folder / name}.npy: holds values beyond 0 to {limit - 1}; {_again(folder)}")
 
 
 def verify_pack(manifest_path: str | Path) -> None:
-    """Compare every byte of a pack with its manifest.
+    """Check every byte of a pack against its manifest.
 
     Raises:
-        InputError: names the file that differs, and of images and masks the row and the image.
+        InputError: names the file that differs, and for images and masks the row and the image.
     """
     pack = open_pack(manifest_path)
     for name in pack.sums:

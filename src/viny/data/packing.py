@@ -1,4 +1,4 @@
-"""Making packs: decode, stretch, write, hash; shared between studies through a store."""
+"""Making packs: decode, resize, write, hash; studies share packs through a store."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ ASPECTS = {
     "crop": "the centre square",
     "pad": "the whole picture in a square with bars, which masks ignore",
 }
-CHUNK = 64  # images that a thread takes at a time
+CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
 OTHER_STORE = "set pack_store to a folder on another disk"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a full quota
 
 
 def _size(count: int) -> str:
-    """A number of bytes for a message."""
+    """A number of bytes, for a message."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 @contextmanager
 def _full_disk_is_input(where: Path, way_out: str = OTHER_STORE) -> Iterator[None]:
-    """Turn the error of a full disk into one that names the place and says what to do."""
+    """Turn a full-disk error into one that names the place and says what to do."""
     try:
         yield
     except OSError as error:
@@ -55,13 +55,13 @@ def _full_disk_is_input(where: Path, way_out: str = OTHER_STORE) -> Iterator[Non
 
 
 class Arrays:
-    """The arrays of a pack in the making: writable maps of files whose disk blocks are reserved.
+    """The arrays of a pack being made: writable maps of files whose disk blocks are reserved.
 
     Args:
         folder: an empty folder.
         count: rows (N).
         size: side of an image, pixels (S).
-        optional: of 'labels', 'parts' and 'masks', those that the source has.
+        optional: those of 'labels', 'parts' and 'masks' that the source has.
 
     Raises:
         InputError: the disk has no room for them.
@@ -76,13 +76,13 @@ class Arrays:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(
-                f"{folder.parent}: a pack of {count} images needs {_size(needed)}, and {_size(free)} are free there; "
-                f"free some space, or {OTHER_STORE}"
+                f"{folder.parent}: a pack of {count} images needs {_size(needed)}, but only {_size(free)} is free "
+                f"there; free some space, or {OTHER_STORE}"
             )
         self._folder, self._maps = folder, {}
         for name in names:
             self._maps[name] = self._create(name, shapes[name])
-        # Plain views: indexing a numpy.memmap costs more than hashing a small row does.
+        # Plain views: indexing a numpy.memmap costs more than hashing a small row.
         self._views = {name: np.asarray(array) for name, array in self._maps.items()}
 
     def _create(self, name: str, shape: tuple[int, ...]) -> np.memmap:
@@ -95,7 +95,7 @@ class Arrays:
                     os.posix_fallocate(f.fileno(), 0, array.offset + array.nbytes)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    raise  # these say that the file system cannot reserve, not that it is full
+                    raise  # these say that the file system cannot reserve space, not that it is full
         return array
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -105,7 +105,7 @@ class Arrays:
         return name in self._views
 
     def put(self, name: str, row: int, value: np.ndarray) -> bytes:
-        """Write one row of images or masks, and its hash, which is given back."""
+        """Write one row of images or masks and its hash; returns the hash."""
         value = np.ascontiguousarray(value)
         self._views[name][row] = value
         found = short_sha256(value)
@@ -113,11 +113,11 @@ class Arrays:
         return found
 
     def keep(self, rows: np.ndarray) -> None:
-        """Move these rows [M], ascending, to the front and cut the files off behind them."""
+        """Move these rows [M], ascending, to the front and cut the files off after them."""
         self._views = {}
         for name in list(self._maps):
             array = self._maps.pop(name)
-            for start in range(0, len(rows), CHUNK):  # no row moves backwards, so none is overwritten before it moves
+            for start in range(0, len(rows), CHUNK):  # rows only move forwards, so none is overwritten before it moves
                 block = array[rows[start : start + CHUNK]]
                 array[start : start + len(block)] = block
             array.flush()
@@ -125,7 +125,7 @@ class Arrays:
             header = io.BytesIO()
             about = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(header, about)
-            assert header.tell() == array.offset  # headers have room for a longer first side
+            assert header.tell() == array.offset  # headers leave room for a longer first dimension
             row_size = array.nbytes // len(array)
             del array
             with open(path, "r+b") as f:
@@ -135,7 +135,7 @@ class Arrays:
         self._views = {name: np.asarray(array) for name, array in self._maps.items()}
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Write everything to disk; gives type, shape and hash of each array, as the manifest tells them."""
+        """Write everything to disk; returns type, shape and hash of each array, as the manifest gives them."""
         about = {}
         for name, array in self._maps.items():
             array.flush()
@@ -148,7 +148,7 @@ class Arrays:
 
 
 def _fill(count: int, threads: int, work: Callable[[range], None], what: str) -> None:
-    """Run `work` for all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock."""
+    """Run `work` on all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock."""
     bar = tqdm(total=count, desc=what, unit="image", mininterval=1.0, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
 
@@ -168,7 +168,7 @@ def _fill(count: int, threads: int, work: Callable[[range], None], what: str) ->
 def pack_files(
     listing: Listing, spec: Mapping[str, Any], folder: Path, threads: int
 ) -> tuple[Arrays, list[str], dict[str, Any]]:
-    """Pack a listed data set: its arrays, the names of its images, and what the manifest says beside these."""
+    """Pack a listed data set; returns its arrays, the names of its images, and the rest of its manifest."""
     count, size = len(listing.images), spec["size"]
     arrays = Arrays(folder, count, size, [name for name in ("labels", "parts", "masks") if getattr(listing, name)])
     for name in ("labels", "parts"):
@@ -224,7 +224,7 @@ def pack_files(
     if left_out:
         kept = np.array([i for i in range(count) if i not in left_out], np.int64)
         if len(kept) == 0:
-            raise InputError(f"{spec['path']}: no image is left; set segmentation.all_background: keep")
+            raise InputError(f"{spec['path']}: no images are left; set segmentation.all_background: keep")
         arrays.keep(kept)
         names = [names[i] for i in kept]
     return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **more}
@@ -255,7 +255,7 @@ def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tupl
         greys = np.zeros((len(chunk), GREY, GREY), np.uint8)
         for at, i in enumerate(chunk):
             image, mask, scene, kind = render(stream, i, size, spec["seed"])
-            # There is no file; the picture's own bytes tell it from others.
+            # There is no file, so the picture's own bytes tell it from others.
             arrays["files.sums"][i] = np.frombuffer(arrays.put("images", i, image), np.uint8)
             arrays.put("masks", i, mask)
             arrays["shapes"][i] = (size, size)
@@ -281,7 +281,7 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
         The manifest, as written to `folder`/manifest.json.
 
     Raises:
-        InputError: the data are missing (see `viny.data.sources`), files of them are bad, or the disk is full.
+        InputError: data are missing (see `viny.data.sources`), files are bad, or the disk is full.
     """
     with _full_disk_is_input(folder.parent):
         return _build(spec, folder, threads)
@@ -320,12 +320,12 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
 
 
 def _count_uniform(masks: np.ndarray) -> int:
-    """Packed masks that show a single class."""
+    """How many packed masks show a single class."""
     return sum(int(m.min() == m.max()) for m in masks)
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with the pack in a folder; None where it is whole."""
+    """What is wrong with the pack in a folder; None if it is whole."""
     try:
         verify_pack(folder / "manifest.json")
     except InputError as error:
@@ -339,7 +339,7 @@ def pack(spec: Mapping[str, Any], *, store: Path, manifest: Path, threads: int =
     Args:
         spec: see `viny.study.specs.pack_spec`.
         store: folder of all packs.
-        manifest: JSON to write, the study's copy of the pack's.
+        manifest: JSON file to write, the study's copy of the pack's manifest.
         threads: CPU threads.
 
     Raises:
@@ -349,7 +349,7 @@ def pack(spec: Mapping[str, Any], *, store: Path, manifest: Path, threads: int =
     folder = pack_into_store(spec, store, manifest, threads)
     made = read_json(manifest, "a pack manifest")
     print(f"{folder}: {describe(made)}")
-    # In the log alone: a manifest holds nothing but what the images determine.
+    # Only in the log: a manifest holds nothing but what the images determine.
     hashes = {"spec": digest(dict(spec)), "pack": made["sha256"]}
     print(json.dumps(provenance.finish(threads=threads, hashes=hashes), sort_keys=True))
 
@@ -357,9 +357,9 @@ def pack(spec: Mapping[str, Any], *, store: Path, manifest: Path, threads: int =
 def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, threads: int) -> Path:
     """Make sure that the store holds a whole pack, and link it beside a study's manifest.
 
-    The store is keyed by what the pack is made from, so studies share packs. One that is there is compared
-    with its manifest first, and packed anew if it is damaged. A pack appears under its name only when it is
-    complete; two jobs that make the same one at the same time both succeed.
+    The store is keyed by what a pack is made from, so studies share packs. An existing pack is first checked
+    against its manifest, and packed again if it is damaged. A pack appears under its name only when it is
+    complete; if two jobs make the same one at the same time, both succeed.
 
     Args:
         spec: see `build_pack`.
@@ -377,11 +377,11 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     fault = _fault(folder) if os.path.lexists(folder) else "not packed before"
     if fault is not None:
         if os.path.lexists(folder):
-            print(f"{folder}: is damaged and is packed anew ({fault})", flush=True)
+            print(f"{folder}: is damaged and will be packed again ({fault})", flush=True)
         with _full_disk_is_input(store):
             store.mkdir(parents=True, exist_ok=True)
             for left in remove_leftovers(store):
-                print(f"{left}: left behind by a packer that was killed; removed", flush=True)
+                print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
             build_pack(spec, tmp, threads)
             os.chmod(tmp, 0o755)
@@ -397,7 +397,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
-    """Give a complete pack its name, unless another job did so meanwhile; what is damaged there goes."""
+    """Give a complete pack its name, unless another job has done so; a damaged pack of that name is removed."""
     try:
         os.rename(made, folder)
         return
@@ -406,19 +406,19 @@ def _put_in_place(made: Path, folder: Path) -> None:
             return
     aside = unfinished(folder.with_name(f"{folder.name}-damaged"))
     try:
-        os.rename(folder, aside)  # at once: who has it open keeps what is open
+        os.rename(folder, aside)  # in one step: whoever has it open keeps what is open
         os.rename(made, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """A few lines for a log: what the pack is, and what was noticed in its making."""
+    """A few lines for a log: what the pack is, and what was noticed while making it."""
     lines = [json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})]
     counts = {
-        "unrotated": "images whose EXIF orientation was left aside, because their masks fit without it",
+        "unrotated": "images whose EXIF orientation was ignored, because their masks fit without it",
         "all_background": "masks that show nothing but background",
-        "masks_without_image": "masks whose image is in no list",
+        "masks_without_image": "masks whose image is not listed",
         "images_without_mask": "images without a mask, left out",
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]

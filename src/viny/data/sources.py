@@ -1,6 +1,6 @@
-"""Where images come from: each source lists its images with classes, masks and official split.
+"""Where images come from: each source lists its images with their classes, masks and official split.
 
-A source reads names only; pixels are read once, by `viny.data.pack`.
+A source reads only names; pixels are read once, by `viny.data.packing`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from viny.runtime.errors import InputError
 class Listing:
     """Images of one data set, in an order that is the same on every machine.
 
-    `labels` and `parts` (TRAIN or TEST, the official split) are empty where a source has none; `masks`
-    likewise. `mask_values` maps a value in a mask file to a class index or IGNORE, and `colours` says whether these
-    are colours. `masks_without_image` counts masks that no image of the lists has, `images_without_mask` images that
-    are not listed because they have none: notes and no faults.
+    `labels`, `parts` (TRAIN or TEST, the official split) and `masks` are empty if a source has none. `mask_values`
+    maps a value in a mask file to a class index or IGNORE, and `colours` says whether the values are colours.
+    `masks_without_image` counts masks whose image is not listed, `images_without_mask` images that are not listed
+    because they have no mask; both are noted but are not faults.
     """
 
     images: list[Path]
@@ -108,7 +108,7 @@ def _class_folders(folder: Path, source: str, path: Path) -> tuple[list[Path], l
 
 
 def list_imagenet(path: Path) -> Listing:
-    """Class folders below `path`/train (torchvision's ImageNet), or right below `path` (an ImageFolder)."""
+    """Class folders in `path`/train (torchvision's ImageNet), or directly in `path` (an ImageFolder)."""
     folder = path / "train" if (path / "train").is_dir() else path
     images, classes, labels = _class_folders(folder, "imagenet", path)
     return Listing(images, classes, labels, [TRAIN] * len(images))
@@ -147,7 +147,7 @@ def list_pets(path: Path) -> Listing:
             out.parts.append(part)
             names[label] = stem.rsplit("_", 1)[0]
     if not out.images:
-        raise InputError(f"{notes}: trainval.txt and test.txt list no image; restore them")
+        raise InputError(f"{notes}: trainval.txt and test.txt list no images; restore them")
     if max(names) >= len(out.images):
         raise InputError(
             f"{notes}: trainval.txt and test.txt name class {max(names) + 1}, but only {len(out.images)} images; "
@@ -156,14 +156,14 @@ def list_pets(path: Path) -> Listing:
     out.classes = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     trimaps = notes / "trimaps"
     present = os.listdir(trimaps) if trimaps.is_dir() else []
-    # macOS leaves '._<name>' beside each file of an archive that it has packed.
+    # macOS puts '._<name>' beside each file in the archives it makes.
     spare = [n for n in present if n.endswith(".png") and not n.startswith("._") and n[:-4] not in listed]
     out.masks_without_image = len(spare)
     return out
 
 
 def _pets_lines(file: Path) -> Iterator[tuple[int, str, int]]:
-    """Line number, image name and class, from 0, of each line of a list of Pets."""
+    """Line number, image name and class (from 0) of each line of a Pets list."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -188,15 +188,15 @@ def _pets_lines(file: Path) -> Iterator[tuple[int, str, int]]:
 
 @contextmanager
 def _safe_extraction() -> Iterator[None]:
-    """Archives unpacked within the block may not write outside their folder; Python before 3.14 lets them.
+    """Keep archives unpacked in the block from writing outside their folder; Python before 3.14 lets them.
 
     Raises:
-        InputError: this Python cannot see to that.
+        InputError: this Python cannot do that.
     """
     if not hasattr(tarfile, "data_filter"):
         raise InputError(
             f"Python {platform.python_version()} cannot unpack archives safely; use 3.11.4 or newer, or put "
-            f"Oxford-IIIT Pet there by hand: expected are {HOW_TO_GET['pets']}"
+            f"Oxford-IIIT Pet there by hand: expected {HOW_TO_GET['pets']}"
         )
     before = vars(tarfile.TarFile).get("extraction_filter")
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -207,7 +207,7 @@ def _safe_extraction() -> Iterator[None]:
 
 
 def fetch_pets(path: Path) -> None:
-    """Download Oxford-IIIT Pet below `path` with torchvision, unless it is there.
+    """Download Oxford-IIIT Pet to `path` with torchvision, unless it is there already.
 
     Raises:
         InputError: it cannot be fetched, or its archive would write outside its folder.
@@ -224,7 +224,7 @@ def fetch_pets(path: Path) -> None:
         ) from error
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{path}: Oxford-IIIT Pet cannot be fetched ({error}); try again, or put it there by hand: expected are "
+            f"{path}: Oxford-IIIT Pet cannot be fetched ({error}); try again, or put it there by hand: expected "
             f"{HOW_TO_GET['pets']}"
         ) from error
 
@@ -234,7 +234,7 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def list_folder(spec: Mapping[str, Any]) -> Listing:
-    """A folder of the user's own: images, images with masks, or images in class folders, as `spec['holds']` says.
+    """A user's own folder: images, images with masks, or images in class folders, as `spec['holds']` says.
 
     Args:
         spec: see `viny.study.specs.pack_spec`.
@@ -263,7 +263,7 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
 
 
 def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
-    """Class folders, with whatever folders in them; right below `path`, or below its train and its test folder."""
+    """Class folders and all their subfolders; directly in `path`, or in its train and test folders."""
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected class folders of images, <path>/<class>/**/*.jpg")
     tops = {sub.name.lower(): sub for sub in _subfolders(path)}
@@ -299,7 +299,7 @@ def _classes_below(path: Path) -> Listing:
 
 
 def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = ()) -> None:
-    """Set the parts of a listing by a split file, and take out of it what is of no part."""
+    """Set the parts of a listing from a split file, and drop images that are in no part."""
     parts = split_by_file(Path(file), listing.images, folder, others)
     kept = [at for at, part in enumerate(parts) if part is not None]
     for name in ("images", "labels", "masks"):
@@ -307,11 +307,11 @@ def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = (
         setattr(listing, name, [values[at] for at in kept] if values else values)
     listing.parts = [parts[at] for at in kept]
     if len(set(listing.parts)) < 2:
-        raise InputError(f"{file}: expected images of part train and of part test, found one of them alone")
+        raise InputError(f"{file}: expected images in both train and test, found only one of them")
 
 
 def listing_digest(spec: Mapping[str, Any]) -> str | None:
-    """Hex sha256 of what stands in a user's own folders; None for other sources, and for folders that are not here."""
+    """Hex sha256 of what is in a user's own folders; None for other sources, and for folders that are not here."""
     if spec["source"] != "folder" or not Path(spec["path"]).is_dir():
         return None
     files = {Path(folder): images_below(Path(folder)) for folder in (spec["path"], spec.get("masks")) if folder}
@@ -325,7 +325,7 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     """List the images of a data set on disk.
 
     Args:
-        spec: see `viny.study.specs.pack_spec`; of a source that is not 'synthetic'.
+        spec: see `viny.study.specs.pack_spec`; for any source but 'synthetic'.
 
     Raises:
         InputError: a file or folder is missing; says which, what is expected, and how to get it.

@@ -1,4 +1,4 @@
-"""Which images a cell trains and tests on: index lists, nested, hashed, the same on every machine."""
+"""Which images a cell trains and tests on: index lists that are nested, hashed and the same on every machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import array_sha256, atomic_path, digest, read_json, write_json
 from viny.runtime.provenance import Provenance
 
-LISTS = ("train", "test")  # that every split has
+LISTS = ("train", "test")  # in every split
 
 
 def permutation(count: int, *keys: int | str) -> np.ndarray:
     """A permutation of range(count) that depends on `keys` alone: int64 [count].
 
     Indices are sorted by a hash of (keys, index), so it is the same with any library version, and a larger
-    data set keeps the order of the smaller one.
+    data set keeps the order of a smaller one.
     """
     prefix = ":".join(map(str, keys))
     hashed = [hashlib.blake2b(f"{prefix}:{i}".encode(), digest_size=16).digest() for i in range(count)]
@@ -31,14 +31,14 @@ def permutation(count: int, *keys: int | str) -> np.ndarray:
 
 
 def _order(pack: Pack, *keys: int | str) -> np.ndarray:
-    """A permutation of a pack's rows; in a user's own folders by names: new files leave the others' order."""
+    """A permutation of a pack's rows; by name for a user's own folders, so that new files leave the others in order."""
     if pack.manifest["source"] != "folder":
         return permutation(len(pack), *keys)
     return np.array(sorted(range(len(pack)), key=lambda row: rank(pack.names[row], *keys)), np.int64)
 
 
 def torch_permutation(count: int, seed: int) -> np.ndarray:
-    """What `torch.utils.data.random_split` with a generator seeded at `seed` cuts: int64 [count]."""
+    """The permutation that `torch.utils.data.random_split` cuts with a generator seeded at `seed`: int64 [count]."""
     import torch
 
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
@@ -62,11 +62,12 @@ def finetune_split(
     test_size: int,
     given: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Labelled images for fine-tuning and test.
+    """Labelled images for fine-tuning and testing.
 
     'fixed': the test set is the end of one permutation of all images and never changes; training takes a
     prefix of the rest. 'moving': the paper's random_split, whose test set follows the training images. With `given`,
-    the pack's own parts say what is for training and what for test, of which `test_size` are taken, or all for 0.
+    the pack's own parts say which images are for training and which for testing; `test_size` of the latter are used,
+    or all if it is 0.
 
     Raises:
         InputError: `size` and `test_size` do not fit the data.
@@ -106,7 +107,7 @@ def task_split(
     given: bool = False,
 ) -> dict[str, np.ndarray]:
     """Images for an intermediate task: the official split, or, for a task on the segmentation data under
-    pool 'training', everything but the fixed test set. The last four matter to the latter alone."""
+    pool 'training', everything but the fixed test set. The last four arguments matter only to the latter."""
     if on_segmentation_data and pool == "training" and test_set == "fixed":
         test, rest = _fixed_test_set(pack, split_seed, test_size, given)
         return {"train": np.sort(rest), "test": test}
@@ -120,9 +121,9 @@ def cut(spec: Mapping[str, Any], *, manifest: Path, record: Path, indices: Path)
 
     Args:
         spec: see `viny.study.specs.split_spec`.
-        manifest: of the pack.
-        record: JSON to write.
-        indices: npz to write, the index lists.
+        manifest: the pack's manifest.
+        record: JSON file to write, the split's record.
+        indices: npz file to write, the index lists.
 
     Raises:
         InputError: the pack is missing or damaged, or has too few images.
@@ -132,7 +133,7 @@ def cut(spec: Mapping[str, Any], *, manifest: Path, record: Path, indices: Path)
     wanted = {key: value for key, value in spec.items() if key not in ("code", "kind")}
     make = {"pretrain": pretrain_split, "finetune": finetune_split, "task": task_split}[spec["kind"]]
     write_split(record, indices, make(pack, **wanted), {"spec": dict(spec), "pack_sha256": pack.sha256})
-    # In the log alone: a split's record is the same on every machine.
+    # Only in the log: a split's record is the same on every machine.
     hashes = {"spec": digest(dict(spec)), "pack": pack.sha256}
     print(json.dumps(provenance.finish(seed=spec.get("seed"), hashes=hashes), sort_keys=True))
 
@@ -152,7 +153,7 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
         'train' and 'test', each int64 [M]: rows of the pack, none twice and none in both lists.
 
     Raises:
-        InputError: damaged, or of another pack.
+        InputError: damaged, or cut from another pack.
     """
     record = read_json(record_path, "a split record")
 
@@ -160,8 +161,8 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
         if not condition:
             raise InputError(f"{record_path}: not a split record: {what}; delete it and rerun")
 
-    need(isinstance(record, dict), "no mapping")
-    need(isinstance(record.get("pack_sha256"), str), "'pack_sha256' is missing or no text")
+    need(isinstance(record, dict), "not a mapping")
+    need(isinstance(record.get("pack_sha256"), str), "'pack_sha256' is missing or not text")
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{record_path}: was cut from another pack than {pack.folder}; delete it and rerun")
     parts = record.get("parts")
@@ -171,7 +172,7 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
     try:
         with np.load(indices_path, allow_pickle=False) as f:
             split = {k: f[k] for k in LISTS}
-    except Exception as error:  # zip, header and key errors each have a type of their own
+    except Exception as error:  # zip, header and key errors each have their own type
         raise InputError(f"{indices_path}: not readable index lists ({error}); delete it and rerun") from error
     for name, indices in split.items():
         if array_sha256(indices) != parts[name]["sha256"]:
@@ -181,7 +182,7 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
 
 
 def _check_lists(split: dict[str, np.ndarray], count: int, path: Path) -> None:
-    """Refuse lists that no split of a pack of `count` images has, whoever wrote their hashes."""
+    """Refuse lists that cannot be a split of a pack of `count` images, even if their hashes are right."""
     again = f"delete {path} and its record and rerun"
     for name, indices in split.items():
         if indices.dtype != np.int64 or indices.ndim != 1:
@@ -192,4 +193,4 @@ def _check_lists(split: dict[str, np.ndarray], count: int, path: Path) -> None:
             raise InputError(f"{path}: '{name}' names a row twice; {again}")
     both = np.intersect1d(split["train"], split["test"])
     if len(both):
-        raise InputError(f"{path}: {len(both)} rows, such as {both[0]}, are in 'train' and in 'test'; {again}")
+        raise InputError(f"{path}: {len(both)} rows, such as {both[0]}, are in both 'train' and 'test'; {again}")

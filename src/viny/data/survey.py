@@ -1,4 +1,4 @@
-"""A look at a user's own images and masks before they are packed: sizes, values, and what these seem to mean."""
+"""A look at a user's own images and masks before packing: sizes, values, and what the values seem to mean."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
 
-LOOKED_AT = 200  # files of a folder that are opened
-PIXELS = 400e6  # of all masks that are opened: fewer where they are large
-LEAST = 20  # masks that are opened however large they are
-MANY = 40  # values in a typical mask: more than labels have
+LOOKED_AT = 200  # files opened per folder
+PIXELS = 400e6  # of all masks opened together: fewer masks if they are large
+LEAST = 20  # masks opened, however large they are
+MANY = 40  # values in a typical mask; labels have fewer
 SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges may have been smoothed
-FILLED = 0.8  # of the pixels, that black and white then have
-LIGHT = 200  # a grey that smoothed edges of white have
+FILLED = 0.8  # share of the pixels that are then black or white
+LIGHT = 200  # smoothed edges of white have greys above this
 LOSSY = (".jpg", ".jpeg")
 
 T = TypeVar("T")
@@ -34,33 +34,33 @@ R = TypeVar("R")
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly spaced, in their order."""
+    """At most `count` items, evenly spaced, in order."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def percent(share: float) -> str:
-    """A share of pixels for people: '12 %', '0.3 %', '< 0.1 %'."""
+    """A share of pixels as people read it: '12 %', '0.3 %', '< 0.1 %'."""
     if share >= 0.1:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
 
 
 def _each(call: Callable[[T], R], items: Sequence[T], what: str, unit: str) -> list[R]:
-    """What `call` makes of each item; Pillow decodes outside Python's lock."""
+    """What `call` returns for each item, in threads: Pillow decodes outside Python's lock."""
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(call, items), total=len(items), desc=what, unit=unit, disable=None, leave=False))
 
 
 def image_shapes(images: Sequence[Path]) -> tuple[np.ndarray, list[Path]]:
-    """Heights and widths of upright images, int [N, 2], pixels, from their headers; and the files without one."""
+    """Heights and widths of upright images from their headers, int [N, 2], pixels; and files without a readable one."""
 
     def read(path: Path) -> tuple[int, int] | None:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 lying = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 return image.size if lying else image.size[::-1]
-        except Exception:  # each decoder has errors of its own; packing says which
+        except Exception:  # each decoder raises its own errors; packing says which
             return None
 
     shapes = [read(path) for path in images]
@@ -70,11 +70,11 @@ def image_shapes(images: Sequence[Path]) -> tuple[np.ndarray, list[Path]]:
 
 @dataclass(frozen=True)
 class Values:
-    """Values that masks hold.
+    """The values in masks.
 
     Attributes:
-        of: the values in each mask that can be read, ascending.
-        colours: whether they are colours, as the numbers that their digits are.
+        of: the values in each readable mask, ascending.
+        colours: whether they are colours, as the numbers that their digits spell.
         unreadable: why the other masks cannot be read.
     """
 
@@ -95,11 +95,11 @@ def _values_of(path: Path, colours: bool) -> list[int] | BadFileError:
 
 
 def read_values(masks: Sequence[Path], colours: bool | None = None) -> Values:
-    """Look into masks.
+    """Read the values in masks.
 
     Args:
         masks: files.
-        colours: whether values are colours; None: they are in all masks where they are in one.
+        colours: whether values are colours; None: in all masks if in any.
 
     Raises:
         InputError: no mask can be read.
@@ -115,10 +115,10 @@ def read_values(masks: Sequence[Path], colours: bool | None = None) -> Values:
 
 
 def check_labels(values: Values, folder: Path) -> None:
-    """Refuse masks whose values are no labels but those of a photograph, or of smoothed edges.
+    """Refuse masks whose values look like those of a photograph or of smoothed edges, not like labels.
 
     Raises:
-        InputError: they seem to be.
+        InputError: they do.
     """
     found, typical = values.masks(), statistics.median(map(len, values.of.values()))
     lossy = [path for path in values.of if path.suffix.lower() in LOSSY]
@@ -135,14 +135,14 @@ def check_labels(values: Values, folder: Path) -> None:
     shown = ", ".join(str(value_name(value, values.colours)) for value in list(found)[:8])
     raise InputError(
         f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}, ...), a typical one {typical:.0f}; "
-        f"expected one value a class: {why}. Export the masks anew as PNG, without smoothing. What should be black and "
-        "white becomes so in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127)).save(new), with "
-        "new ending in .png and in another folder"
+        f"expected one value per class: {why}. Export the masks again as PNG, without smoothing. To make masks black "
+        "and white in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127)).save(new), where new ends "
+        "in .png and is in another folder"
     )
 
 
 def _is_smoothed(values: Values) -> bool:
-    """Whether masks are grey between 0 and 255, which fill most of them."""
+    """Whether masks are mostly 0 and 255, with greys in between."""
     if values.colours or not any(LIGHT < value < IGNORE for value in values.masks()):
         return False
     every = {value: value for value in range(IGNORE)} | {IGNORE: IGNORE}
@@ -160,9 +160,9 @@ class Coding:
     """What mask values mean.
 
     Attributes:
-        classes: the name of each value or colour, as `segmentation.classes` has them.
+        classes: the name of each value or colour, as in `segmentation.classes`.
         ignore: values or colours without a class.
-        said: how that was found, a sentence each.
+        said: how that was found, one sentence each.
     """
 
     classes: dict[int | str, str]
@@ -171,7 +171,7 @@ class Coding:
 
     @property
     def names(self) -> list[str]:
-        """Of the classes, in the order of their indices."""
+        """Names of the classes, in the order of their indices."""
         return self._table()["mask_classes"]
 
     @property
@@ -184,16 +184,16 @@ class Coding:
 
 
 def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequence[int | str], folder: Path) -> Coding:
-    """Take what is said of mask values, and guess the rest.
+    """Take what the user says about mask values, and guess the rest.
 
-    Two values of which one is 0 are background and object. 255 beside indices, of which two follow one another, is
-    no class.
+    Two values, one of them 0, are background and object. 255 is not a class if it comes with indices, at least two
+    of them consecutive.
 
     Args:
-        values: that masks hold.
-        classes: names as the user gives them; none: every value is a class.
-        ignore: values without a class, as the user gives them.
-        folder: of the masks, for messages.
+        values: the values in the masks.
+        classes: names given by the user; if there are none, every value is a class.
+        ignore: values without a class, given by the user.
+        folder: the masks' folder, for messages.
 
     Raises:
         InputError: a value that the names leave out, or fewer than two classes.
@@ -208,9 +208,9 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
     if IGNORE in left and not values.colours and (classes or (are_indices and not two_ways)):
         ignore.append(IGNORE)
         left.remove(IGNORE)
-        said.append("255 is taken for 'no class'; if it is one, give it a name with --classes")
+        said.append("255 is taken to mean 'no class'; if it is a class, name it with --classes")
     if classes:
-        # In a file of one bit a pixel 1 stands for 255, as decoding knows.
+        # In a file with one bit per pixel, 1 stands for 255, as in decoding.
         unknown = [value for value in left if not (value == 1 and IGNORE in named)]
         if unknown:
             shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
@@ -218,7 +218,7 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         return Coding(dict(classes), ignore, said)
     keys = [value_name(value, values.colours) for value in left]
     if two_ways and len(left) == 3:
-        said.append("some masks hold 0 and 1, others 0 and 255; 1 and 255 are taken for one class")
+        said.append("some masks hold 0 and 1, others 0 and 255; 1 and 255 are taken to be one class")
         names = ["background", "object", "object"]
     elif len(left) == 2 and left[0] == 0:
         names = ["background", "object"]
@@ -237,12 +237,12 @@ class Looked:
 
     Attributes:
         names: of the images that are kept.
-        images: the same, uint8 [K, 3, S, S].
-        masks: theirs, uint8 [K, S, S], class indices or IGNORE.
-        shares: of the packed pixels but for bars, that each class has, and last those without one: float [C + 1].
-        masks_with: in how many packed masks each class is: int [C].
-        area: median packed pixels of each class in a mask that shows it: float [C], NaN for none.
-        lost: in how many masks all pixels of a class are lost at the packed size: int [C].
+        images: these images, uint8 [K, 3, S, S].
+        masks: their masks, uint8 [K, S, S], class indices or IGNORE.
+        shares: share of the packed pixels, without bars, in each class and, last, in none: float [C + 1].
+        masks_with: how many packed masks show each class: int [C].
+        area: median number of packed pixels of each class in the masks that show it: float [C], NaN for none.
+        lost: in how many masks a class loses all its pixels at the packed size: int [C].
         refused: files that packing would refuse.
     """
 
@@ -263,11 +263,11 @@ def look_at_pairs(
 
     Args:
         pairs: images and masks.
-        values: that these masks hold.
+        values: the values in these masks.
         coding: what they mean.
         size: side of a packed image, pixels (S).
         fit: see `viny.data.decoding.squared`.
-        keep: images that are given back, evenly spaced (K).
+        keep: how many images to return, evenly spaced (K).
 
     Raises:
         InputError: more than half of them are bad.
@@ -283,7 +283,7 @@ def look_at_pairs(
             return error
         left, top, right, bottom = inner_box(*mask.shape, size) if fit == "pad" else (0, 0, size, size)
         counts = np.bincount(mask.pixels[top:bottom, left:right].ravel(), minlength=256)
-        # 1 that has no name is 255 in a file of one bit a pixel.
+        # In a file with one bit per pixel, a 1 without a name is 255.
         held = {indices.get(value, indices.get(IGNORE, IGNORE)) for value in values.of.get(path, ())}
         return image.name, picture.pixels, mask.pixels, counts, [int(index in held) for index in range(classes)]
 
@@ -293,7 +293,7 @@ def look_at_pairs(
     if 2 * len(refused) > len(pairs):
         lines = "\n  ".join(map(str, refused[:5]))
         raise InputError(
-            f"{len(refused)} of {len(pairs)} images that were looked at are bad; mend these first:\n  {lines}"
+            f"{len(refused)} of {len(pairs)} images that were looked at are bad; fix these first:\n  {lines}"
         )
     counts = np.array([counts for *_, counts, _ in good])
     held = np.array([held for *_, held in good])

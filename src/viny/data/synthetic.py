@@ -1,14 +1,14 @@
 """The embedded data set: textured objects on textured ground, drawn from a name and a number.
 
-Nothing is downloaded and nothing is stored: `render` draws image `index` of a `stream` from a generator
-that is seeded by that name alone, so an image never depends on how many others are made or in which order.
+Nothing is downloaded or stored: `render` draws image `index` of a `stream` from a generator that is seeded by
+that name alone, so an image never depends on how many others are made or in which order.
 
 Objects and grounds take their textures from the same families and often share a colour, so that neither
-colour nor texture family tells them apart. What does is the closed outline at which one texture stops and
-another goes on.
+colour nor texture family tells them apart. What does is the closed outline where one texture stops and
+another begins.
 
 Coordinates are fractions of the image's side, x to the right and y downwards, with (0, 0) in the middle.
-Drawing happens on a grid of twice the asked size, whose side is called S below.
+Images are drawn on a grid of twice the size asked for; its side is called S below.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ SEGMENTATION_CLASSES = ("object", "ground", "border")
 STREAMS: tuple[str, ...] = ("unlabelled", "scenes", "segmentation")
 
 OBJECT, GROUND, BORDER = 0, 1, 2
-# Share of the image that the object may cover, border band included.
+# Share of the image that the object may cover, including the border band.
 COVERAGE = (0.08, 0.45)
 MIN_SIZE = 16
 
 _TAU = 2 * math.pi
 
-# Whether points belong to a shape: takes x and y (float32, broadcast against each other), gives booleans.
+# Whether points belong to a shape: takes x and y (float32, broadcast against each other), returns booleans.
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def is_held_out(index: int, count: int) -> bool:
-    """Whether an image of `count` is not for training: one in five, in a run that takes every class."""
+    """Whether an image out of `count` is held out: one in five, in one run that includes every class."""
     return index * 5 // count == 4
 
 
 def render(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Image `index` of `stream`: what it shows, where the object is, on which ground, of which kind.
+    """Image `index` of `stream`: what it shows, where the object is, on which ground, and of which kind.
 
-    Gives the image (uint8 [3, size, size], RGB), the mask (uint8 [size, size] with 0 object, 1 ground,
+    Returns the image (uint8 [3, size, size], RGB), the mask (uint8 [size, size] with 0 object, 1 ground,
     2 border band), the scene class (an index into SCENES) and the kind of the front object (an index into
     KINDS).
     """
@@ -52,7 +52,7 @@ def render(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, n
 
 
 def draw(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """As `render`, but with the object's silhouette (bool [size, size], no band) in the mask's place."""
+    """As `render`, but with the object's silhouette (bool [size, size], no band) in place of the mask."""
     if stream not in STREAMS:
         raise ValueError(f"unknown stream {stream!r}: expected one of {', '.join(STREAMS)}")
     if size < MIN_SIZE:
@@ -73,13 +73,13 @@ def draw(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.
     silhouettes, cover = _arrangement(rng, KINDS[kind], axis)
     ground_colours = _palette(rng)
     picture = _paint(_texture(rng, SCENES[scene], x, y), ground_colours)
-    # A slow stain over the ground makes its mean colour vary within one image.
+    # A smooth stain over the ground makes its mean colour vary within an image.
     picture *= 1 + np.float32(rng.uniform(0.0, 0.35)) * (_value_noise(rng, side, 3) - 0.5)
 
     coats = []
     for silhouette in silhouettes:
         family = int(rng.integers(len(SCENES)))
-        # Same family, same colours would leave no outline to find: colours are shared across families only.
+        # The same family in the same colours would leave no outline to find, so only other families share colours.
         shared = family != scene and rng.random() < 0.6
         colours = _palette(rng, ground_colours[int(rng.integers(2))] if shared else None)
         coats.append((silhouette, _texture(rng, SCENES[family], x, y), colours))
@@ -113,7 +113,7 @@ def trimap(inside: np.ndarray) -> np.ndarray:
 
 
 def band_radius(size: int) -> float:
-    """The largest distance, in pixels between centres, of a border pixel from the outline's other side."""
+    """The largest distance from a border pixel to the outline's other side, in pixels between centres."""
     return max(1.0, size / 40)
 
 
@@ -138,19 +138,19 @@ def _generator(stream: str, index: int, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
-# Shapes. Each maker draws its parameters from the generator and gives a test for points, in units of its own:
-# `_placed` finds out how large the shape is and sets it into the image.
+# Shapes. Each maker draws its parameters from the generator and returns a test for points, in its own units;
+# `_placed` measures the shape and sets it into the image.
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
-    """The points in an ellipse at (cx, cy) with half axes rx and ry, the first turned by `turn` radians."""
+    """The points in an ellipse at (cx, cy) with semi-axes rx and ry, the first turned by `turn` radians."""
     c, s = math.cos(turn), math.sin(turn)
     dx, dy = x - cx, y - cy
     return ((c * dx + s * dy) / rx) ** 2 + ((c * dy - s * dx) / ry) ** 2 <= 1
 
 
 def _blob(rng: np.random.Generator) -> Shape:
-    """A disc whose radius swells and shrinks around the turn."""
+    """A disc whose radius swells and shrinks along its edge."""
     waves = [(k, rng.uniform(0.0, 0.5) / k, rng.uniform(0, _TAU)) for k in range(2, 6)]
 
     def shape(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -200,7 +200,7 @@ def _ring(rng: np.random.Generator) -> Shape:
 
 
 def _crescent(rng: np.random.Generator) -> Shape:
-    """A disc out of which another one bites."""
+    """A disc that another disc takes a bite out of."""
     bite = rng.uniform(0.6, 0.9)
     slip = rng.uniform(0.6, 0.8)
 
@@ -211,7 +211,7 @@ def _crescent(rng: np.random.Generator) -> Shape:
 
 
 def _flower(rng: np.random.Generator) -> Shape:
-    """Round petals about a round heart."""
+    """Round petals around a round heart."""
     petals = int(rng.integers(4, 8))
     width = rng.uniform(0.85, 1.15) * math.sin(math.pi / petals) * 0.62
     length = rng.uniform(0.36, 0.5)
@@ -225,16 +225,16 @@ def _flower(rng: np.random.Generator) -> Shape:
 
 
 def _animal(rng: np.random.Generator) -> Shape:
-    """A standing beast seen from its side: body, legs, head with two ears, tail."""
+    """A standing animal seen from the side: body, legs, head with two ears, tail."""
     tall = rng.uniform(0.42, 0.62)
     head_x, head_y, head = rng.uniform(0.8, 1.1), -rng.uniform(0.3, 0.7), rng.uniform(0.34, 0.46)
-    # Each part is an ellipse: its middle, its half axes and its turn.
+    # Each part is an ellipse: its middle, its semi-axes and its turn.
     parts = [(0.0, 0.0, 1.0, tall, 0.0)]
     parts.append((head_x, head_y, head * rng.uniform(1.0, 1.3), head, rng.uniform(-0.3, 0.4)))
     ear, lean, thick = rng.uniform(0.6, 1.3) * head, rng.uniform(-0.3, 0.3), rng.uniform(0.1, 0.16)
     for way in (-0.5, 0.5):
         turn = lean + way
-        # An ear stands on the head's rim and leans with it.
+        # An ear sits on the head's rim and leans with it.
         ear_x, ear_y = head_x + head * 1.1 * math.sin(turn), head_y - head * 1.1 * math.cos(turn)
         parts.append((ear_x, ear_y, thick, ear * 0.6, turn))
     leg = rng.uniform(0.3, 0.5)
@@ -261,13 +261,13 @@ _MAKERS: dict[str, Callable[[np.random.Generator], Shape]] = {
     "animal": _animal,
 }
 
-# Where a shape is measured before it is placed, in its own units: no shape reaches further than this.
+# The area where a shape is measured before it is placed, in its own units; no shape reaches further.
 _PROBE_REACH = 2.6
 _PROBE_STEPS = 64
 
 
 def _posed(rng: np.random.Generator, kind: str) -> Shape:
-    """A shape of that kind, squeezed and turned (an animal is also mirrored, and never stood on its head)."""
+    """A shape of that kind, squeezed, turned and perhaps mirrored (an animal is never stood on its head)."""
     shape = _MAKERS[kind](rng)
     squeeze = math.exp(rng.uniform(-0.22, 0.22))
     turn = rng.uniform(-0.5, 0.5) if kind == "animal" else rng.uniform(0, _TAU)
@@ -287,10 +287,10 @@ def _placed(
     share: float,
     about: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """A silhouette (bool [S, S]) that covers about `share` of the image, and its box's middle (x, y).
+    """A silhouette (bool [S, S]) that covers about `share` of the image, and the middle (x, y) of its box.
 
-    It lies anywhere in the image, or near the point `about` where one is given. A shape with outstretched
-    parts is made smaller than asked where it would not fit.
+    It lies anywhere in the image, or near the point `about` if one is given. A shape with outstretched parts
+    is made smaller than asked if it would not fit.
     """
     shape = _posed(rng, kind)
     probe = np.linspace(-_PROBE_REACH, _PROBE_REACH, _PROBE_STEPS, dtype=np.float32)
@@ -299,7 +299,7 @@ def _placed(
     columns, rows = probe[hits.any(axis=0)], probe[hits.any(axis=1)]
     left, right, top, bottom = columns[0], columns[-1], rows[0], rows[-1]
     width, height = float(right - left) + step, float(bottom - top) + step
-    # Up to an eighth of the box may stick out of the image, as with photographs.
+    # Up to an eighth of the box may stick out of the image, as in photographs.
     scale = min(math.sqrt(share / (np.count_nonzero(hits) * step * step)), 1.05 / width, 1.05 / height)
     middle = []
     for i, extent in enumerate((width * scale, height * scale)):
@@ -311,7 +311,7 @@ def _placed(
     cx = middle[0] - scale * float(left + right) / 2
     cy = middle[1] - scale * float(top + bottom) / 2
 
-    # Only the shape's box is worth testing, and a little around it as the probe is coarse.
+    # Only the shape's box is worth testing, and a little around it, as the probe is coarse.
     wide, high = width * scale / 2 + 0.02, height * scale / 2 + 0.02
     x0, x1 = np.searchsorted(axis, [middle[0] - wide, middle[0] + wide])
     y0, y1 = np.searchsorted(axis, [middle[1] - high, middle[1] + high])
@@ -321,11 +321,11 @@ def _placed(
 
 
 def _arrangement(rng: np.random.Generator, kind: str, axis: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The objects' silhouettes, back to front, the last being of that kind, and what lies over them all.
+    """The objects' silhouettes, back to front, the last one of the given kind, and what lies over them all.
 
-    Each is bool [S, S]; what lies over them, often nothing (None), belongs to the ground.
+    Each is bool [S, S]; what lies over them, often nothing (None), counts as ground.
     """
-    # A draw in some hundreds covers too little or too much and is made again; chance alone ends the loop.
+    # One draw in some hundreds covers too little or too much and is repeated; only chance ends the loop.
     while True:
         pair = rng.random() < 0.2
         share = rng.uniform(0.12, 0.43)
@@ -348,7 +348,7 @@ def _cover(rng: np.random.Generator, axis: np.ndarray, middle: tuple[float, floa
     return np.abs(u - rng.uniform(-0.15, 0.15) - rng.uniform(-0.5, 0.5) * v * v) < rng.uniform(0.018, 0.035)
 
 
-# Textures. Each gives a field of values in 0..1 (float32 [S, S]) that `_paint` turns into a mixture of two
+# Textures. Each returns a field of values in 0..1 (float32 [S, S]) that `_paint` turns into a mixture of two
 # colours.
 
 
@@ -359,7 +359,7 @@ def _turned(x: np.ndarray, y: np.ndarray, turn: float) -> tuple[np.ndarray, np.n
 
 
 def _step(field: np.ndarray, slope: float) -> np.ndarray:
-    """A field about 0 as values in 0..1, the sharper at its zero the larger the slope."""
+    """Map a field around 0 to 0..1; the larger the slope, the sharper the step at 0."""
     return np.clip(field * np.float32(slope) + np.float32(0.5), 0, 1)
 
 
@@ -368,8 +368,8 @@ def _value_noise(rng: np.random.Generator, side: int, cells: float) -> np.ndarra
     count = math.ceil(cells) + 2
     lattice = rng.random((count, count), dtype=np.float32)
     for _ in range(2):
-        # Once along each axis, as a plain weighted sum of rows: how a matrix product rounds is its library's
-        # affair and differs between machines.
+        # Once along each axis, as a plain weighted sum of rows: how a matrix product rounds is up to its library
+        # and differs between machines.
         at = np.arange(side, dtype=np.float32) * np.float32(cells / side) + np.float32(rng.random())
         low = at.astype(np.int64)
         part = at - low
@@ -379,7 +379,7 @@ def _value_noise(rng: np.random.Generator, side: int, cells: float) -> np.ndarra
 
 
 def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Straight bars, some of them wavering."""
+    """Straight bars, sometimes wavy."""
     u, v = _turned(x, y, rng.uniform(0, _TAU))
     waver = rng.uniform(0, 0.35) * np.sin(_phase(rng, v, rng.uniform(0.5, 1.5)))
     bars = np.sin(_phase(rng, u, rng.uniform(3.5, 9)) + waver)
@@ -387,7 +387,7 @@ def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def _checks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A chequerboard, in places stretched."""
+    """A chequerboard, more or less stretched."""
     u, v = _turned(x, y, rng.uniform(0, _TAU))
     cycles, stretch = rng.uniform(2.2, 5.5), math.exp(rng.uniform(-0.25, 0.25))
     across = np.sin(_phase(rng, u, cycles * stretch))
@@ -404,11 +404,11 @@ def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Round dots, jittered about a lattice."""
+    """Round dots, jittered around a lattice."""
     u, v = _lattice_coordinates(rng, x, y, rng.uniform(4.5, 10))
     column, row = u.astype(np.int64), v.astype(np.int64)
     radius, jitter = rng.uniform(0.2, 0.36), rng.random((2, 32, 32), dtype=np.float32) - np.float32(0.5)
-    # A dot stays in its own cell, so that a point needs to look at no other cell.
+    # A dot stays in its own cell, so a point need not look at any other cell.
     jitter *= np.float32(1 - 2 * radius) * np.float32(rng.uniform(0, 1))
     cell = (row << 5) + column
     du, dv = u - column - 0.5 - jitter[0].ravel()[cell], v - row - 0.5 - jitter[1].ravel()[cell]
@@ -416,7 +416,7 @@ def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _ripples(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rings about a point in or near the image, bent by a slow wave."""
+    """Rings around a point in or near the image, bent by a slow wave."""
     dx, dy = x - np.float32(rng.uniform(-0.55, 0.55)), y - np.float32(rng.uniform(-0.55, 0.55))
     distance = np.sqrt(dx * dx + dy * dy * np.float32(rng.uniform(0.6, 1.6)))
     bend = rng.uniform(0, 0.9) * np.sin(_phase(rng, dx + dy, rng.uniform(0.7, 2)))
@@ -425,7 +425,7 @@ def _ripples(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def _cells(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A mosaic: the Voronoi cells of jittered points, each of its own shade, with dark seams."""
+    """A mosaic: the Voronoi cells of jittered points, each in its own shade, with dark seams."""
     u, v = _lattice_coordinates(rng, x, y, rng.uniform(3.5, 8))
     column, row = u.astype(np.int32), v.astype(np.int32)
     jitter = (rng.random((2, 1024), dtype=np.float32) - np.float32(0.5)) * np.float32(rng.uniform(0.4, 0.8))
@@ -448,17 +448,16 @@ def _cells(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def _phase(rng: np.random.Generator, along: np.ndarray, cycles: float) -> np.ndarray:
-    """A coordinate as an angle in radians, with that many cycles over the image's side, begun anywhere."""
+    """A coordinate as an angle in radians, with that many cycles along the image's side and a random start."""
     return along * np.float32(_TAU * cycles) + np.float32(rng.uniform(0, _TAU))
 
 
 def _lattice_coordinates(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, cells: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turned coordinates in units of lattice cells, of which there are `cells` along the image's side.
+    """Turned coordinates in units of lattice cells, with `cells` of them along the image's side.
 
-    Both stay between 1 and 31 for up to 20 cells, so that cells and their neighbours index tables of 32 by
-    32.
+    Both stay between 1 and 31 for up to 20 cells, so that cells and their neighbours index tables of 32 by 32.
     """
     u, v = _turned(x, y, rng.uniform(0, _TAU))
     return (
@@ -478,7 +477,7 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray], np.
 
 
 def _texture(rng: np.random.Generator, family: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A field of that family (float32 [S, S], 0..1), as it is or in the negative."""
+    """A field of that family (float32 [S, S], 0..1), as it is or inverted."""
     field = _TEXTURES[family](rng, x, y).astype(np.float32, copy=False)
     return 1 - field if rng.random() < 0.5 else field
 
@@ -487,11 +486,11 @@ def _texture(rng: np.random.Generator, family: str, x: np.ndarray, y: np.ndarray
 
 
 def _palette(rng: np.random.Generator, shared: np.ndarray | None = None) -> np.ndarray:
-    """Two colours (float32 [2, 3]) that can be told apart; the first is nearly `shared` if that is given."""
+    """Two colours (float32 [2, 3]) that can be told apart; the first is close to `shared` if that is given."""
     first = rng.uniform(0.1, 0.9, 3)
     if shared is not None:
         first = np.clip(shared + rng.normal(0, 0.05, 3), 0.05, 0.95)
-    # From the first, a step of some length in some direction, turned back where it would leave the cube.
+    # A step of random length and direction from the first, reversed where it would leave the cube.
     direction = rng.standard_normal(3)
     step = direction / np.sqrt((direction * direction).sum()) * rng.uniform(0.25, 0.75)
     second = first + step
@@ -505,7 +504,7 @@ def _paint(field: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def _light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, most: float) -> np.ndarray:
-    """A brightness about 1 that rises across the image by up to `most` (float32, x and y broadcast)."""
+    """A brightness around 1 that rises across the image by up to `most` (float32, x and y broadcast)."""
     turn, rise = rng.uniform(0, _TAU), rng.uniform(0, most)
     return 1 + np.float32(rise * math.cos(turn)) * x + np.float32(rise * math.sin(turn)) * y
 
@@ -513,7 +512,7 @@ def _light(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, most: float) 
 def _scatter_specks(
     rng: np.random.Generator, picture: np.ndarray, axis: np.ndarray, object_colours: np.ndarray
 ) -> None:
-    """Draw a few specks, too small for objects, into a picture's ground, half of them in object colours."""
+    """Draw a few specks, too small to be objects, on a picture's ground, half of them in object colours."""
     for _ in range(int(rng.integers(2, 10))):
         cx, cy = rng.uniform(-0.5, 0.5, 2)
         rx, ry, turn = rng.uniform(0.015, 0.05), rng.uniform(0.012, 0.03), rng.uniform(0, _TAU)
@@ -538,12 +537,12 @@ def _cast_shadow(rng: np.random.Generator, picture: np.ndarray, silhouette: np.n
 
 
 def _halve(picture: np.ndarray) -> np.ndarray:
-    """A picture (float32 [n, 2m, 2m]) at half its side, every pixel the mean of four."""
+    """A picture (float32 [n, 2m, 2m]) at half its side, each pixel the mean of four."""
     rows = picture[:, 0::2] + picture[:, 1::2]
     return (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
 
 
 def _halve_axis(coordinates: np.ndarray, along: int) -> np.ndarray:
-    """Coordinates of the doubled grid's points as those of the image's pixels, along one array axis."""
+    """Turn coordinates of the doubled grid's points into those of the image's pixels, along one array axis."""
     pairs = coordinates[:, 0::2] + coordinates[:, 1::2] if along else coordinates[0::2] + coordinates[1::2]
     return pairs * np.float32(0.5)

@@ -21,13 +21,13 @@ BatchMaker = Callable[[Tensor, torch.Generator], Any]
 
 
 class PackSubset:
-    """Rows of a pack's array, chosen by an index list, gathered by position, and checked when first read.
+    """Rows of a pack's array, chosen by an index list, fetched by position, and checked when first read.
 
     Args:
         pack: the pack.
-        name: of its array [N, ...]: 'images', 'masks' or 'labels'.
+        name: name of its array [N, ...]: 'images', 'masks' or 'labels'.
         indices: [M], rows that make up the subset.
-        device: where batches are wanted; on a GPU the subset is kept there if it fits beside the training.
+        device: where batches are wanted; on a GPU the subset is kept there if it fits alongside the training.
     """
 
     def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device) -> None:
@@ -59,7 +59,7 @@ def simmim_batches(
     crop_scale: float,
     device: torch.device,
 ) -> BatchMaker:
-    """Random crops, flips, ImageNet normalisation, and a patch mask an image."""
+    """Random crops, flips, ImageNet normalisation, and one patch mask per image."""
     images = PackSubset(pack, "images", indices, device)
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
@@ -81,7 +81,7 @@ class LabelledAugmentation:
 
     contrast: float
     normalised: bool
-    frozen: augment.Draws | None = None  # drawn once for all images of the list; None draws in every step
+    frozen: augment.Draws | None = None  # drawn once for all images of the list; None: drawn at every step
 
     def draws(self, positions: Tensor, generator: torch.Generator) -> augment.Draws:
         if self.frozen is not None:
@@ -100,8 +100,8 @@ def class_batches(
 ) -> BatchMaker:
     """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes].
 
-    With `shuffle`, every image gets the class of another one at random, the same in all epochs: labels without a
-    meaning, of the same frequencies (Zhang et al. 2017, arXiv 1611.03530).
+    With `shuffle`, every image gets the class of another one at random, the same in all epochs: meaningless labels
+    with the same frequencies (Zhang et al. 2017, arXiv 1611.03530).
     """
     images = PackSubset(pack, "images", indices, device)
     labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()

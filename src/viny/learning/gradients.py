@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from viny.learning.machine import Machine
 
-LEAST_SHARD = 8  # images for which a thread of its own is worth while
+LEAST_SHARD = 8  # fewest images that are worth a thread of their own
 
 
 class _Loss(nn.Module):
-    """An objective's loss as a module of its own, which PyTorch can make a CUDA graph of."""
+    """An objective's loss as a module of its own, so that PyTorch can make a CUDA graph of it."""
 
     def __init__(self, objective: nn.Module, machine: Machine) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class _Loss(nn.Module):
 def capture(objective: nn.Module, machine: Machine, batch: tuple[Tensor, ...]) -> nn.Module | None:
     """A CUDA graph of an objective's forward and backward pass for batches of this shape.
 
-    A small transformer's step is hundreds of short kernels, whose launches take longer than they; a graph launches
-    them at once. The graph is held against the loss of the same batch without it, and None is returned, with a
-    line that says why, where they differ or no graph can be made.
+    A small transformer's step is hundreds of short kernels that take longer to launch than to run; a graph launches
+    them all at once. The graph's loss is compared with the plain loss of the same batch. If they differ, or no graph
+    can be made, a line says why and None is returned.
     """
     plain = _Loss(objective, machine)
     with torch.no_grad():
@@ -50,11 +50,11 @@ def capture(objective: nn.Module, machine: Machine, batch: tuple[Tensor, ...]) -
 
 
 class Gradients:
-    """Gradients of a batch's loss: on a GPU by a CUDA graph, on a CPU from one shard of the batch a thread.
+    """Gradients of a batch's loss: on a GPU by a CUDA graph, on a CPU from one shard of the batch per thread.
 
-    The matrix products of a small transformer are too small to be worth sharing out among threads one by one; a
-    thread that takes some images through the whole model waits for the others once a step. The loss of every
-    objective is a mean over images, so the shards' gradients add up to the batch's, in the same order every time.
+    A small transformer's matrix products are too small to be worth splitting among threads one by one; a thread
+    that takes some images through the whole model waits for the others only once per step. Every objective's loss
+    is a mean over images, so the shards' gradients add up to the batch's, in the same order every time.
     """
 
     def __init__(self, objective: nn.Module, machine: Machine, batch_size: int) -> None:
@@ -67,7 +67,7 @@ class Gradients:
         self.shards = max(1, min(threads, batch_size // LEAST_SHARD))
         self._pool: ThreadPoolExecutor | None = None
         if self.shards > 1:
-            # The number of threads within an operation is each thread's own; this one's stays as it is.
+            # Each thread has its own setting for threads within an operation; this thread's stays as it is.
             self._pool = ThreadPoolExecutor(self.shards, "shard", torch.set_num_threads, (threads // self.shards,))
 
     def __enter__(self) -> Gradients:
@@ -78,7 +78,7 @@ class Gradients:
             self._pool.shutdown()
 
     def compute(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Fill the parameters' gradients; returns the loss, without its graph."""
+        """Fill in the parameters' gradients; returns the loss, detached from its graph."""
         if self._pool is None:
             for parameter in self.parameters:
                 parameter.grad = None
@@ -89,14 +89,14 @@ class Gradients:
             if self._graph is not None and len(batch[0]) == self.batch_size:
                 loss = self._graph(*batch)
                 loss.backward()
-                return loss.detach().clone()  # the next step writes where this one's is
+                return loss.detach().clone()  # the next step overwrites this one's loss
             with self.machine.autocast():
                 loss = self.objective.loss(batch)
             loss.backward()
             return loss.detach()
         shards = list(zip(*(part.chunk(self.shards) for part in batch), strict=True))
         losses, gradients = zip(*self._pool.map(partial(self._of_shard, count=len(batch[0])), shards), strict=True)
-        # None for what the loss does not use, such as the class token where there is none: no decay for it either.
+        # None for parameters that the loss does not use, such as an unused class token: they do not decay either.
         used = [at for at, gradient in enumerate(gradients[0]) if gradient is not None]
         total = [gradients[0][at] for at in used]
         for other in gradients[1:]:

@@ -1,4 +1,4 @@
-"""Where and in which precision a job computes."""
+"""Where a job computes, and in which precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from viny.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and in which precision a job computes."""
+    """Where a job computes, and in which precision."""
 
     device: torch.device
     precision: str  # float32 or bfloat16
@@ -23,7 +23,7 @@ class Machine:
         """Turn 'auto' into what this machine does best, and set PyTorch's thread count.
 
         Raises:
-            InputError: a GPU is asked for and there is none.
+            InputError: a GPU is asked for but there is none.
         """
         torch.set_num_threads(threads)
         if device == "auto":
@@ -41,8 +41,8 @@ class Machine:
 
     @property
     def fused_attention(self) -> bool:
-        # Measured for 64 tokens: on a CPU one head after the other is a tenth faster in float32, and twice as
-        # fast in bfloat16, as PyTorch's fused kernel.
+        # Measured for 64 tokens on a CPU: one head at a time is a tenth faster than PyTorch's fused kernel in
+        # float32, and twice as fast in bfloat16.
         return self.device.type == "cuda"
 
 

@@ -1,7 +1,7 @@
-"""ViNy: a small vision transformer under the names of timm's `VisionTransformer`, and its weights on disk.
+"""ViNy: a small vision transformer whose weights are named as in timm's `VisionTransformer`.
 
 ViNy's attention is wider than its tokens (8 heads of 64 on 128 dimensions), its patch embedding is
-LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v carry no bias. timm's own class computes the
+LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v have no bias. timm's own class computes the
 same from the same weights; it is not used here because importing it takes as long as importing PyTorch, in every job.
 """
 
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from viny.learning.settings import ModelSettings
 
 VINY = ModelSettings()
-VINY_PARAMETERS = 4_843_138  # with a 2-way head, as the paper counts them
+VINY_PARAMETERS = 4_843_138  # with a 2-way head, as counted in the paper
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -55,10 +55,10 @@ def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
 
 
 class HeadwiseAttention(torch.autograd.Function):
-    """Softmax attention, one head after the other, without a copy of what goes in or comes out.
+    """Softmax attention, one head at a time, without copying its inputs or outputs.
 
-    For short sequences on a CPU: there the copies that make all heads' q, k, v, and the gradients of them, contiguous
-    cost a third of what the products do. The same products in the same order give the same bits.
+    For short sequences on a CPU: there, the copies that make q, k, v and their gradients contiguous for all heads
+    cost a third as much as the products. The same products in the same order give the same bits.
     """
 
     @staticmethod
@@ -92,7 +92,7 @@ class HeadwiseAttention(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Softmax attention of all tokens to all, whose heads have a width of their own: [B, N, D] to [B, N, D]."""
+    """Softmax attention of all tokens to all, with a head width of its own: [B, N, D] to [B, N, D]."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on normalised tokens and added to them: [B, N, D] to [B, N, D]."""
+    """Attention and MLP, each on normalised tokens and added to the tokens: [B, N, D] to [B, N, D]."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViNy(nn.Module):
-    """The encoder; `encode` gives normalised tokens, with or without a class token.
+    """The encoder; `encode` returns normalised tokens, with or without a class token.
 
     Args:
         settings: dimensions; the defaults are the paper's.
@@ -174,7 +174,7 @@ class ViNy(nn.Module):
         self.set_fused_attention(torch.cuda.is_available())
 
     def reset_parameters(self) -> None:
-        """Draw tokens from N(0, 1) and layers from PyTorch's defaults, from the global generator."""
+        """Draw tokens from N(0, 1) and layers from PyTorch's defaults, with the global generator."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
@@ -192,7 +192,7 @@ class ViNy(nn.Module):
 
         Args:
             images: [B, 3, S, S] float.
-            class_token: whether a class token stands first in the sequence.
+            class_token: whether a class token comes first in the sequence.
             mask: [B, L] bool, True where the patch token is replaced before its position is added.
             mask_token: [D], what replaces it.
 

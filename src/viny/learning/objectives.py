@@ -1,4 +1,4 @@
-"""What each stage learns: modules that hold an encoder and a head, and give the loss of a batch.
+"""What each stage learns: modules that hold an encoder and a head and return the loss of a batch.
 
 Every objective has `encoder` (a ViNy) and `loss(batch)`; a batch is what `viny.learning.batches` makes.
 """
@@ -50,9 +50,9 @@ class SimMIM(nn.Module):
 
 
 def masked_l1(predicted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error of the masked patches, of a shape that does not depend on the mask.
+    """Mean absolute error of the masked patches, in shapes that do not depend on the mask.
 
-    An index by a mask makes a GPU wait for its own count, and cannot be part of a CUDA graph.
+    Indexing by a mask makes a GPU wait for the count, and cannot be part of a CUDA graph.
 
     Args:
         predicted: [B, L, V].
@@ -64,13 +64,13 @@ def masked_l1(predicted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
 
 
 class Classification(nn.Module):
-    """Cross-entropy of an image's class logits, with targets as probabilities (MixUp mixes them).
+    """Cross-entropy of an image's class logits; targets are probabilities (MixUp mixes them).
 
     Args:
         encoder: the transformer.
         classes: how many there are.
         pooling: what the logits are made from: 'class_token', or 'mean', the mean of the patch tokens.
-        class_token: whether a class token stands in the sequence under pooling 'mean'; under the other it always does.
+        class_token: whether a class token is in the sequence under pooling 'mean'; under 'class_token' it always is.
     """
 
     def __init__(self, encoder: ViNy, classes: int, pooling: str = "class_token", class_token: bool = False) -> None:
@@ -99,7 +99,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
         images: [B, 3, S, S].
         targets: [B, classes], probabilities.
         alpha: of the Beta distribution that the blend's weight comes from; 0 leaves the batch as it is.
-        generator: of the draws.
+        generator: source of the draws.
     """
     if alpha == 0:
         return images, targets
@@ -111,10 +111,10 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 
 
 def labelled_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over what has a class, divided by all there is, with a class or without.
+    """Cross-entropy summed over the targets that have a class, divided by the number of all targets.
 
-    The mean over what has a class alone would weigh a pixel by how many others in its batch have none, and would not be
-    a mean over images, which the loop's shards need.
+    A mean over only those with a class would weight a pixel by how many others in its batch have none, and would not
+    be a mean over images, which the loop's shards need.
 
     Args:
         logits: [B, C, ...].
@@ -143,15 +143,15 @@ class PatchClassification(nn.Module):
         return labelled_cross_entropy(self(images).float().transpose(1, 2), self.targets(masks))
 
     def targets(self, masks: Tensor) -> Tensor:
-        """Class of each patch [B, L] of masks [B, S, S]; IGNORE where it has none."""
+        """Class of each patch [B, L] in masks [B, S, S]; IGNORE where it has none."""
         return majority_class(masks, self.encoder.settings.patch_size, self.classes)
 
 
 def majority_class(masks: Tensor, patch_size: int, classes: int) -> Tensor:
-    """The most frequent class of each patch; of equals, the one that is listed first.
+    """The most frequent class of each patch; in a tie, the one listed first.
 
     Args:
-        masks: integer [B, S, S]; pixels of IGNORE count for no class.
+        masks: integer [B, S, S]; IGNORE pixels count for no class.
         patch_size: P.
         classes: how many there are.
 
@@ -164,14 +164,14 @@ def majority_class(masks: Tensor, patch_size: int, classes: int) -> Tensor:
 
 
 class Segmentation(nn.Module):
-    """A linear head on each patch token gives every pixel of the patch its class logits.
+    """A linear head on each patch token that gives every pixel of the patch its class logits.
 
     Args:
         encoder: the transformer.
         classes: mask classes.
         loss: 'class_softmax', cross-entropy over classes; 'pixel_softmax', the paper's code, which takes a
             log-softmax over all pixels of a class map before the cross-entropy over classes.
-        class_token: whether a class token stands in the sequence.
+        class_token: whether a class token is in the sequence.
     """
 
     def __init__(self, encoder: ViNy, classes: int, loss: str = "class_softmax", class_token: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Settings as the library's functions take them: typed, without defaults that a study would miss."""
+"""Settings as the library's functions take them: typed, with defaults only for the paper's model."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-IN_MEMORY = 2 << 30  # bytes of images up to which a subset is read once; beyond, batches come from the map
-TRAINING = 3  # a training step's operations in forward passes: one forward, and twice that backward
-BATCH = 250  # images a forward pass, where nothing is trained
+IN_MEMORY = 2 << 30  # bytes; larger subsets are read from the memory map batch by batch, others once
+TRAINING = 3  # operations of a training step, in forward passes: one forward, and twice that backward
+BATCH = 250  # images per forward pass when nothing is trained
 
 
 def batch_of_masks(classes: int) -> int:
-    """Images a forward pass that gives every pixel a score for each class: fewer where classes are many."""
+    """Images per forward pass that gives every pixel a score for each class: fewer if there are many classes."""
     return max(1, BATCH * 8 // max(8, classes))
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Dimensions of the vision transformer; pixels for sizes."""
+    """Dimensions of the vision transformer; sizes in pixels."""
 
     image_size: int = 128
     patch_size: int = 16
@@ -34,7 +34,7 @@ class ModelSettings:
 
 
 def forward_operations(model: ModelSettings) -> int:
-    """Multiplications and additions of one image's way through the encoder; 0.72e9 for ViNy.
+    """Multiplications and additions to pass one image through the encoder; 0.72e9 for ViNy.
 
     Linear layers and attention; norms, activations and heads are left out.
     """
@@ -46,7 +46,7 @@ def forward_operations(model: ModelSettings) -> int:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What the training loop needs to know of a stage."""
+    """What the training loop needs to know about a stage."""
 
     epochs: int
     batch_size: int

@@ -79,7 +79,7 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, BatchMaker]]] = {
 
 @torch.inference_mode()
 def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine) -> float:
-    """Share of held-out images, or of their patches, whose class an intermediate task's model finds."""
+    """Share of held-out images, or of their patches, that an intermediate task's model classifies correctly."""
     objective.eval()
     images = PackSubset(pack, "images", indices, machine.device)
     patches = isinstance(objective, PatchClassification)
@@ -125,27 +125,27 @@ def train(
 ) -> None:
     """Pre-train an encoder, train it on an intermediate task, or fine-tune it for segmentation, as the spec says.
 
-    Weights, record and split depend on the settings, the data and the machine's arithmetic alone; when and
-    where the job ran stands in the provenance, apart. A run that was stopped goes on from its checkpoint.
+    Weights, record and split depend only on the settings, the data and the machine's arithmetic; when and
+    where the job ran is kept apart, in the provenance. A stopped run goes on from its checkpoint.
 
     Args:
         spec: see `viny.study.specs.training_spec`.
-        manifest: of the pack.
-        split: record of the split.
-        indices: index lists of the split.
-        parent: record of the weights to start from; none: random ones.
-        weights: safetensors to write.
-        record: JSON to write beside the weights.
-        curve: CSV to write, the learning curve.
-        run: JSON to write, the provenance.
-        checkpoints: folder that a stopped run goes on from; none: it cannot.
-        checkpoint_minutes: between two checkpoints; none: $VINY_CHECKPOINT_MINUTES, else 5.
+        manifest: the pack's manifest.
+        split: the split's record.
+        indices: the split's index lists.
+        parent: record of the weights to start from; none: random weights.
+        weights: safetensors file to write.
+        record: JSON file to write beside the weights.
+        curve: CSV file to write, the learning curve.
+        run: JSON file to write, the provenance.
+        checkpoints: folder for checkpoints, from which a stopped run goes on; none: no checkpoints.
+        checkpoint_minutes: minutes between checkpoints; none: $VINY_CHECKPOINT_MINUTES, else 5.
         threads: CPU threads.
 
     Raises:
         InputError: an input is missing, damaged, or does not fit.
         TrainingError: the loss diverged.
-        Stopped: a signal came.
+        Stopped: a stop signal arrived.
     """
     files = _Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints)
     if checkpoint_minutes is None:
@@ -153,7 +153,7 @@ def train(
     if checkpoints is None:
         _train(spec, files, threads, checkpoint_minutes, False)
         return
-    # A job whose driver died may still be at work when the next driver starts the same job.
+    # A job whose driver died may still be running when the next driver starts the same job.
     with claimed(claim_beside(checkpoints), spec["stage"]) as waited:
         _train(spec, files, threads, checkpoint_minutes, waited)
 
@@ -182,7 +182,7 @@ def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minu
         "mask_classes": pack.manifest["mask_classes"],
     }
     if another and _is_made(files, record):
-        print(f"{stage}: {files.weights} is there, made by another process meanwhile", flush=True)
+        print(f"{stage}: {files.weights} already exists, made by another process meanwhile", flush=True)
         return
     print(
         f"{stage}: {len(train)} images, {count_parameters(objective):,} parameters, {machine.device}, "
@@ -228,7 +228,7 @@ def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minu
 
 
 def _is_made(files: _Files, record: Mapping[str, Any]) -> bool:
-    """Whether every output is there and is what this run would make."""
+    """Whether every output exists and is what this run would make."""
     try:
         made = read_weights(files.record)[1]
     except InputError:

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors beside a record that carries their hash, and the models that they fill."""
+"""Weights on disk: safetensors beside a record with their hash, and the models that they fill."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     flat = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     content = save(flat, {"viny": json.dumps(metadata, sort_keys=True)})
     with atomic_path(path) as tmp:
-        # Written by Python, whose errors name their cause; the library's own writer wraps them all in one type.
+        # Written by Python, whose errors name the cause; the library's own writer wraps them all in one type.
         tmp.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
@@ -51,7 +51,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             metadata = json.loads((f.metadata() or {})["viny"])
-            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118, safe_open is no mapping
+            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118, safe_open is not a mapping
     except Exception as error:  # safetensors raises its own type for each kind of damage
         raise InputError(
             f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"
@@ -69,7 +69,7 @@ def weights_beside(record: Path) -> Path:
 
 
 def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and their record, after a check of the file's hash.
+    """Weights and their record, after checking the file's hash.
 
     Raises:
         InputError: missing, damaged, or not the file that the record describes.
@@ -88,7 +88,7 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
-    """A randomly initialised encoder; the same for every cell of a seed."""
+    """A randomly initialised encoder; the same for every cell with the same seed."""
     settings = ModelSettings(**model)
     if settings == VINY:
         assert_paper_size()
@@ -101,7 +101,7 @@ def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
     """Fill an encoder from another stage's weights; returns that stage's record.
 
     Raises:
-        InputError: the weights are of a model of other dimensions.
+        InputError: the weights are for a model with other dimensions.
     """
     tensors, record = read_weights(record_path)
     mine = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}

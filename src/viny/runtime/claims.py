@@ -1,7 +1,7 @@
-"""Claims on a piece of work, which outlive no process.
+"""Claims on pieces of work; a claim ends with the process that holds it.
 
-A claim is a small file that says which process on which machine does a piece of work. It needs nothing of the
-file system but that a hard link or a rename is whole or not at all, so it works on network file systems too.
+A claim is a small file that says which process on which machine is doing a piece of work. All it needs from the
+file system is that a hard link or a rename happens whole or not at all, so it works on network file systems too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from viny.runtime.processes import Owner, unfinished
 
-BEAT = 30.0  # seconds between the signs of life that a claim's holder gives
-SILENCE = 180.0  # seconds without one after which a holder on another machine counts as dead; NFS shows one 60 s late
-UNFINISHED = 10.0  # seconds after which a claim that names nobody is a crash's leftover, no longer being written
+BEAT = 30.0  # seconds between a holder's signs of life
+SILENCE = 180.0  # seconds without one until a holder on another machine counts as dead; NFS may show one 60 s late
+UNFINISHED = 10.0  # seconds after which a claim that names nobody is left over from a crash, not still being written
 
 
-NOBODY_KNOWN = Owner("", "", 0, "")  # holds a claim that cannot be read
+NOBODY_KNOWN = Owner("", "", 0, "")  # the holder of a claim that cannot be read
 
 
 class Claim:
@@ -38,28 +38,28 @@ class Claim:
         self._held = False
 
     def holder(self) -> Owner | None:
-        """Who holds the claim now; None if nobody who is alive does."""
+        """Who holds the claim now; None if no living process does."""
         return self._look()[0]
 
     def _look(self) -> tuple[Owner | None, bytes | None]:
-        """Who holds the claim, and the content that says so; None for no claim, also for one we may not read."""
+        """Who holds the claim, and its content; the content is None if there is no claim or we may not read it."""
         try:
             content = self.path.read_bytes()
             silent = _now(self.path.parent) - self.path.stat().st_mtime
         except FileNotFoundError:
             return None, None
-        except OSError:  # what we may not read may well be held
+        except OSError:  # a claim that we may not read may well be held
             return NOBODY_KNOWN, None
         try:
             owner = Owner.parse(content.decode())
         except ValueError:
-            # Without hard links a claim is empty for a moment before it says whose it is.
+            # Without hard links, a claim is empty for a moment before it says whose it is.
             return (NOBODY_KNOWN if silent < UNFINISHED else None), content
         state = owner.state()
         return (None if state == "dead" or (state == "elsewhere" and silent > SILENCE) else owner), content
 
     def acquire(self) -> Owner | None:
-        """Take the claim; returns None when it is ours, else who holds it."""
+        """Take the claim; returns None if it is ours now, else its holder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         name = unfinished(self.path)
         try:
@@ -84,16 +84,16 @@ class Claim:
         return self.path.with_name(f".{self.path.name.lstrip('.')}.{word}")
 
     def _sweep(self) -> None:
-        """Remove what a process left that was killed while it removed a dead claim; safe for who holds the claim."""
+        """Remove what a process left when it was killed while removing a dead claim; safe for the claim's holder."""
         for left in self.path.parent.glob(self._right("[0-9a-f]" * 8).name):
             if Claim(left).holder() is None:
                 left.unlink(missing_ok=True)
 
     def _clear_stale(self, content: bytes) -> Owner | None:
-        """Remove a dead process's claim; returns who else is removing it.
+        """Remove a dead process's claim; returns who else is removing it, if anybody.
 
-        Of all who find the same dead claim, one at a time has the right to remove it, and only while it is
-        still there: who comes late would else remove the claim of somebody alive.
+        Several processes may find the same dead claim. Only one at a time has the right to remove it, and only
+        while it is still there: a latecomer would otherwise remove the claim of a living process.
         """
         word = hashlib.sha256(content).hexdigest()[:8]
         right = Claim(self._right(word))
@@ -116,12 +116,12 @@ class Claim:
 
     def _beat(self, done: threading.Event) -> None:
         while not done.wait(BEAT):
-            with suppress(OSError):  # the folder is away for a moment, or for good; the work itself will say so
+            with suppress(OSError):  # the folder is gone, for a moment or for good; the work itself will say so
                 if self._is_ours():
                     os.utime(self.path)
 
     def release(self) -> None:
-        """Give the claim back; after too long a silence it may be another's by now, and stays that."""
+        """Give the claim up; if somebody else took it over after too long a silence, it stays theirs."""
         self._done.set()
         if self._held:
             self._held = False
@@ -130,22 +130,22 @@ class Claim:
 
 
 def _link(source: Path, path: Path) -> bool:
-    """Give a file a second name, whole; whether the name was free."""
+    """Give a file a second name, whole or not at all; returns whether the name was free."""
     try:
         os.link(source, path)
     except FileExistsError:
-        # A network file system may report its own success, repeated, as a failure.
+        # A network file system may repeat a request that succeeded and report the repeat as a failure.
         try:
             return os.path.samefile(source, path)
         except OSError:
-            return False  # given back meanwhile
+            return False  # given up in the meantime
     except OSError:  # a file system without hard links
         return _copy(source, path)
     return True
 
 
 def _copy(source: Path, path: Path) -> bool:
-    """`_link` by a copy, which is empty for a moment; whether the name was free."""
+    """`_link` by copying, so that the file is empty for a moment; returns whether the name was free."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -166,27 +166,27 @@ def _now(folder: Path) -> float:
 
 
 def claim_beside(folder: Path) -> Path:
-    """The claim on the work that keeps its checkpoints in a folder."""
+    """The claim on the work that keeps its checkpoints in `folder`."""
     return folder.with_name(f"{folder.name}.claim")
 
 
 @contextmanager
 def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
-    """Hold a claim in a block, after waiting for whoever has it.
+    """Hold a claim for the length of a block, after waiting for whoever has it.
 
     Args:
         path: the claim's file.
-        what: the work, for what is said while waiting.
-        poll: seconds between two looks.
+        what: the work, as named in the message while waiting.
+        poll: seconds between looks.
 
     Yields:
-        Whether there was another holder to wait for: its work may be done.
+        Whether we waited for another holder, who may have done the work.
     """
     claim = Claim(path)
     waited, said = False, 0.0
     while (holder := claim.acquire()) is not None:
         if not waited or time.monotonic() - said > 60:
-            print(f"{what}: waiting for {holder}, which is at it", flush=True)
+            print(f"{what}: waiting for {holder}, which is working on it", flush=True)
             said = time.monotonic()
         waited = True
         time.sleep(poll)

@@ -1,4 +1,4 @@
-"""Errors whose message is all that a user needs: no traceback is shown."""
+"""Errors whose message is all a user needs; no traceback is shown."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the message says at which stage, epoch and rate, and what to try."""
+    """Training cannot go on: the message gives the stage, epoch and learning rate, and says what to try."""

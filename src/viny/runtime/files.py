@@ -1,4 +1,4 @@
-"""Small file manners: whole-or-nothing writes, canonical JSON, content hashes."""
+"""Helpers for files: whole-or-nothing writes, canonical JSON, content hashes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from viny.runtime.signals import leave, on_stop
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
+    """A temporary path beside `path` that replaces it if the block succeeds.
 
-    The data reach the disk before the name does, so a crash leaves the old file or the new one. What a
-    killed process left behind of the same file is removed.
+    The data reach the disk before the name does, so a crash leaves either the old file or the new one. Whatever
+    killed processes left of the same file is removed.
 
     Raises:
         OSError: with `path` as its file name.
@@ -47,9 +47,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill and rename; what is left under its own name when the block ends is removed.
+    """An empty folder beside `path` to fill and rename; if it was not renamed by the end of the block, it is removed.
 
-    It ends by a stop signal too, which leaves nothing behind.
+    A stop signal removes it too.
     """
     tmp = unfinished(path)
     tmp.mkdir()
@@ -70,7 +70,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        pass  # some network file systems cannot; the rename stands all the same
+        pass  # some network file systems cannot do this; the rename holds all the same
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""A fingerprint of the code that makes each stage's output, so that an edit reruns what it touches and nothing else."""
+"""Fingerprints of the code behind each stage's output, so that an edit reruns what it touches and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from viny.runtime.provenance import PACKAGE
 
-# The function that is each stage; its module, with all that it imports from this package, makes the stage's output.
+# Each stage's function; its module, with everything it imports from this package, makes the stage's output.
 ENTRY = {
     "pack": "viny.data.packing:pack",
     "split": "viny.data.splits:cut",
@@ -27,7 +27,7 @@ ENTRY = {
     "scorecard": "viny.evidence.stages.scorecard:write_scorecard",
     "report": "viny.evidence.report.page:write_page",
 }
-# Modules that keep the books: they are used by stages, but no number depends on them.
+# Bookkeeping modules: stages use them, but no number depends on them.
 BOOKKEEPING = {
     f"viny.runtime.{name}" for name in ("provenance", "fingerprint", "errors", "processes", "claims", "signals")
 }
@@ -71,7 +71,7 @@ def _parse(module: str) -> tuple[str, tuple[str, ...]]:
         if isinstance(node, ast.Import):
             imports |= {a.name for a in node.names if a.name.startswith("viny")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viny"):
-            for alias in node.names:  # a name may be a module or something in one
+            for alias in node.names:  # a name may be a module, or something inside one
                 inner = f"{node.module}.{alias.name}"
                 imports.add(inner if _module_file(inner) else node.module)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -93,9 +93,9 @@ def _data_files(module: str, names: set[str]) -> list[Path]:
 
 
 def _canonical(node: Any) -> str:
-    """A syntax tree as text, the same under every Python: unlike `ast.dump`, without fields that hold nothing.
+    """A syntax tree as text, the same in every Python version: unlike `ast.dump`, it leaves empty fields out.
 
-    Versions differ in which empty fields a node has and in which of them they show.
+    Versions differ in which empty fields a node has, and in which of them they show.
     """
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
@@ -108,7 +108,7 @@ def _canonical(node: Any) -> str:
 def modules_of(stage: str) -> dict[str, str]:
     """The package's modules that a stage uses, but bookkeeping, each with a hash of its code.
 
-    Follows imports within the package, also those inside functions, from the stage's entry module.
+    Starts at the stage's entry module and follows imports within the package, including those inside functions.
     """
     todo, seen = [ENTRY[stage].partition(":")[0]], {}
     while todo:

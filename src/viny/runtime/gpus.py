@@ -1,4 +1,4 @@
-"""Which GPU a job takes where several jobs share a machine and nobody else hands GPUs out."""
+"""Which GPU a job takes when several jobs share a machine and nothing else hands out GPUs."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from pathlib import Path
 from viny.runtime.claims import Claim
 
 GPUS, JOBS, CLAIMS = "VINY_GPUS", "VINY_JOBS_PER_GPU", "VINY_GPU_CLAIMS"  # what a driver tells its jobs
-_taken: list[Claim] = []  # this process's place, kept to its end
+_taken: list[Claim] = []  # this process's slot, kept until it ends
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA would call the GPUs that this process may use; none where there is no driver.
+    """CUDA's names for the GPUs that this process may use; none without a driver.
 
-    Asks CUDA_VISIBLE_DEVICES, else nvidia-smi: PyTorch would know too, but costs seconds to import.
+    Asks CUDA_VISIBLE_DEVICES, else nvidia-smi: PyTorch would know too, but takes seconds to import.
     """
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         names = [name.strip() for name in told.split(",")]
-        ends = [at for at, name in enumerate(names) if name in ("", "-1")]  # CUDA stops at the first that is none
+        ends = [at for at, name in enumerate(names) if name in ("", "-1")]  # CUDA stops at the first that names no GPU
         return names[: ends[0]] if ends else names
     try:
         said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    lines = [line for line in said.stdout.splitlines() if line.startswith("GPU ")]  # a GPU's parts follow it, indented
+    lines = [line for line in said.stdout.splitlines() if line.startswith("GPU ")]  # its partitions follow, indented
     return [str(number) for number in range(len(lines))]
 
 
 def job_environment(gpus: list[str], jobs_per_gpu: int, claims: Path) -> dict[str, str]:
-    """Environment variables by which `take_gpu` learns what there is to take."""
+    """Environment variables that tell `take_gpu` what there is to take."""
     return {GPUS: ",".join(gpus), JOBS: str(jobs_per_gpu), CLAIMS: str(claims)} if gpus else {}
 
 
 def take_gpu(environment: Mapping[str, str] = os.environ, poll: float = 0.2) -> str | None:
-    """Take a place on the GPU with the fewest jobs, kept to the end of the process, and show CUDA that GPU alone.
+    """Take a slot on the GPU with the fewest jobs, keep it until the process ends, and show CUDA only that GPU.
 
-    Call it before PyTorch is imported. A place is a claim, so that of a killed job is free again. Waits while all
-    places are taken, as by another study.
+    Call it before PyTorch is imported. A slot is a claim, so a killed job's slot is free again. Waits while all
+    slots are taken, by another study for example.
 
     Args:
-        environment: holds what `surroundings` gives, or nothing: then nothing is done.
-        poll: seconds between two looks.
+        environment: holds what `job_environment` returns; if it does not, nothing is done.
+        poll: seconds between looks.
 
     Returns:
-        The GPU's name, None where there is none to take.
+        The GPU's name; None if there is none to take.
     """
     gpus = [name for name in environment.get(GPUS, "").split(",") if name]
     if not gpus:
@@ -71,7 +71,7 @@ def take_gpu(environment: Mapping[str, str] = os.environ, poll: float = 0.2) -> 
 
 
 def give_gpu_back() -> None:
-    """Let another job have this process's place."""
+    """Free this process's slot for another job."""
     while _taken:
         with suppress(OSError):
             _taken.pop().release()

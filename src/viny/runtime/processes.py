@@ -1,4 +1,4 @@
-"""Processes: which one is which across machines, and what the killed ones left unfinished."""
+"""Processes: telling them apart across machines, and clearing up what killed ones left unfinished."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _short(text: str) -> str:
 
 
 def place() -> str:
-    """This machine, its boot and its process namespace, as 'host-boot-namespace' of 8 hex digits each."""
+    """This machine, its boot and its process namespace, as 'host-boot-namespace', 8 hex digits each."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -38,14 +38,14 @@ def place() -> str:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """A process's state letter and its start in the kernel's ticks; empty where the kernel does not show it."""
+    """A process's state letter and its start time in kernel ticks; empty if the kernel does not show them."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if fields else ("", "")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from all others on all machines that share a folder."""
+    """A process, distinct from all others on all machines that share a folder."""
 
     host: str
     place: str
@@ -69,12 +69,12 @@ class Owner:
         return owner
 
     def state(self) -> str:
-        """'alive', 'dead', or 'elsewhere' where this process cannot tell."""
+        """'alive', 'dead', or 'elsewhere' if this process cannot tell."""
         mine, theirs = place().split("-"), self.place.split("-")
         if mine[0] != theirs[0]:
             return "elsewhere"
         if mine[1] != theirs[1]:
-            return "dead"  # the machine has started anew since
+            return "dead"  # the machine has rebooted since
         if mine[2] != theirs[2]:
             return "elsewhere"
         try:
@@ -87,33 +87,33 @@ class Owner:
             return "dead"  # no process has such a number
         state, started = _process(self.pid)
         if state in ("Z", "X"):
-            return "dead"  # its parent has not asked for its exit code, which keeps its number in use
-        # A kernel that hides the processes of others, or has no /proc, leaves only the number to go by.
+            return "dead"  # its number stays in use until its parent asks for its exit code
+        # If the kernel hides other users' processes, or there is no /proc, the number is all there is to go by.
         return "dead" if started and self.started and started != self.started else "alive"
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" if self.pid else "a process that its claim does not tell"
+        return f"process {self.pid} on {self.host}" if self.pid else "a process that its claim does not name"
 
 
 def process_tag() -> str:
-    """This process and a number of its own, as a part of a file name: another at every call."""
+    """A part of a file name that names this process and is new at every call."""
     return f"{place()}-{os.getpid()}-{next(_numbers)}"
 
 
 def tag_is_dead(tag: str) -> bool:
-    """Whether a tag is of a process that surely lives no more."""
+    """Whether a tag's process is certainly dead."""
     found = re.fullmatch(r"(\w+-\w+-\w+)-(\d+)-\d+", tag)
     return found is not None and Owner("", found[1], int(found[2]), "").state() == "dead"
 
 
 def unfinished(path: Path) -> Path:
-    """A name beside `path` for what this process has not finished; what killed processes left there is removed."""
+    """A name beside `path` for this process's unfinished work; what killed processes left there is removed."""
     remove_leftovers(path.parent, path.name)
     return path.with_name(f".{path.name}.{process_tag()}.tmp{path.suffix}")
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
-    """Remove the files and folders that killed processes left unfinished in `folder`, of one name or of all."""
+    """Remove the files and folders that killed processes left unfinished in `folder`, under one name or any."""
     removed = []
     for left in folder.glob(f".{glob.escape(name) if name else '*'}.*.tmp*"):
         tag = left.name.rpartition(".tmp")[0].rpartition(".")[2]

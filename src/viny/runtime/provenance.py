@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, machine, time; and a fingerprint of the code a stage uses."""
+"""Where a result comes from: code, versions, machine and time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PACKAGES = (
     "snakemake",
 )
 
-GIT_SECONDS = 10  # that a job waits for git, at most, each of two times
+GIT_SECONDS = 10  # the longest that a job waits for each of its two git commands
 
 
 def _checkout() -> Path | None:
-    """The repository that this very package is worked on in; None for an installed copy.
+    """The repository that this package is developed in; None for an installed copy.
 
-    A copy may lie within somebody else's repository, whose commits say nothing about it: the package must
-    stand where it stands in its own, at src/viny beside its pyproject.toml.
+    A copy may lie inside somebody else's repository, whose commits say nothing about it. So the package must be
+    where it is in its own repository: at src/viny, beside its pyproject.toml.
     """
     source, root = PACKAGE.parent, PACKAGE.parents[1]
     if source.name != "src" or not (root / ".git").exists():
@@ -51,7 +51,7 @@ def _checkout() -> Path | None:
 
 
 def code_version() -> dict[str, Any]:
-    """The package's version in one word, and the commit and state of its checkout where it is one."""
+    """The package's version as one word, and the commit and state of its checkout if it has one."""
     out: dict[str, Any] = {"code": _version("viny") or "unknown", "commit": None, "dirty": None}
     root = _checkout()
     if root is None:
@@ -61,15 +61,15 @@ def code_version() -> dict[str, Any]:
         out["code"] += f"+g{out['commit'][:12]}"
         out["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
-        return out  # no git, one that fails or one that hangs: what is known has to do
+        return out  # git is missing, fails or hangs: what is known has to do
     if out["dirty"]:
         out["code"] += ".dirty"
     return out
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # Variables such as GIT_DIR, which a hook sets, would name another repository; the ceiling keeps git from
-    # taking the one around a damaged .git.
+    # Variables such as GIT_DIR, which hooks set, would point to another repository; the ceiling keeps git from
+    # taking an outer repository when .git is damaged.
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     env |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
     done = subprocess.run(
@@ -88,14 +88,14 @@ def _git(root: Path, *arguments: str) -> str:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except Exception:  # not installed, or its metadata are damaged in one of many ways
+    except Exception:  # not installed, or its metadata are damaged in any of many ways
         return None
 
 
 class Provenance:
-    """Collects the provenance of one job, from its making to `finish`.
+    """Collects the provenance of one job, from construction to `finish`.
 
-    It is no reason for a job to fail: what cannot be found out is None.
+    It never makes a job fail: what cannot be found out is None.
     """
 
     def __init__(self) -> None:
@@ -108,10 +108,10 @@ class Provenance:
         return self._started.isoformat(timespec="seconds")
 
     def finish(self, *, device: str = "cpu", **more: Any) -> dict[str, Any]:
-        """What, where, when, how long (seconds), and the peaks of resident and GPU memory (MB).
+        """What, where, when, how long (seconds), and peak resident and GPU memory (MB).
 
         Args:
-            device: that the job computed on, as PyTorch names it.
+            device: where the job computed, as PyTorch names it.
             more: what the job itself knows, such as precision, threads, seed and hashes.
         """
         gpu_name, gpu_peak = _gpu(device)
@@ -143,7 +143,7 @@ def _known(find: Callable[[], Any]) -> Any:
     """What `find` returns, or None if it fails."""
     try:
         return find()
-    except Exception:  # an unreadable /proc, a sandbox, an odd platform: each has an error of its own
+    except Exception:  # an unreadable /proc, a sandbox, an odd platform: each raises its own error
         return None
 
 
@@ -152,8 +152,8 @@ def _peak_memory() -> float:
 
 
 def _gpu(device: str) -> tuple[str | None, float | None]:
-    """Name of the GPU and the most of its memory (MB) that tensors held; None and None for another device."""
-    torch = sys.modules.get("torch")  # loaded by any job that computes on one; too slow to load for the books
+    """The GPU's name and the peak memory (MB) that tensors held on it; both None for other devices."""
+    torch = sys.modules.get("torch")  # any job that computes on a GPU has loaded it; too slow to load just for this
     if torch is None or not device.startswith("cuda"):
         return None, None
     peak = _known(lambda: round(torch.cuda.max_memory_allocated(device) / 2**20, 1))

@@ -1,4 +1,4 @@
-"""Randomness by name: every draw of a run is a function of its seed, its stage and its place in the run."""
+"""Randomness by name: every draw in a run is a function of its seed, its stage and its place in the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def derive(seed: int, *names: int | str) -> int:
-    """A 63-bit seed for the purpose that `names` spell, unrelated to those of other purposes."""
+    """A 63-bit seed for the purpose that `names` spell out, unrelated to the seeds of other purposes."""
     text = ":".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,4 +1,4 @@
-"""Orderly stops: what a process does at a signal, and when its parent dies."""
+"""Orderly stops: what a process does on a signal, and when its parent dies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal has asked the process to end; `signal` is its number. No error, so `except Exception` lets it pass."""
+    """A signal asked the process to end; `signal` is its number. Not an error, so `except Exception` lets it pass."""
 
     def __init__(self, number: int, where: str = "") -> None:
         self.signal = number
@@ -24,9 +24,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle` with the number of a stop signal that arrives in the block; a signal that is ignored stays so.
+    """Call `handle` with the number of any stop signal that arrives in the block; ignored signals stay ignored.
 
-    Only a process's main thread may set handlers; elsewhere the block runs as it is.
+    Only a process's main thread may set handlers; in other threads the block just runs.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,10 +47,10 @@ def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def leave(number: int) -> None:
-    """End the process at once, as `on_stop` may want it where nothing needs saving.
+    """End the process at once; a handler for `on_stop` when nothing needs saving.
 
-    Nothing is cleaned up: an exception raised by a signal handler can get lost in a destructor, and what a
-    process leaves unfinished, the next one removes.
+    Nothing is cleaned up: an exception raised by a signal handler can get lost in a destructor, and the next
+    process removes what this one leaves unfinished.
     """
     os.write(2, f"viny: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
@@ -60,7 +60,7 @@ def end_with_parent(parent: int) -> None:
     """Have the kernel send SIGTERM to this process when its parent dies, so that no job outlives its driver.
 
     Args:
-        parent: process id of the parent; nothing happens if it is another one, as inside some containers.
+        parent: the parent's process id; if the parent is another one, as in some containers, nothing is done.
     """
     if os.getppid() != parent:
         return
@@ -68,6 +68,6 @@ def end_with_parent(parent: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
     except (OSError, AttributeError):
-        return  # not Linux; a job then ends by itself
-    if os.getppid() != parent:  # it died in between
+        return  # not Linux; the job then runs to its own end
+    if os.getppid() != parent:  # it died in the meantime
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a driver asks Slurm itself: which jobs of a dead driver are still there, and why a job was ended."""
+"""What a driver asks Slurm itself: which jobs of a dead driver are still there, and why a job ended."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import subprocess
 import time
 from pathlib import Path
 
-POLL = 10.0  # seconds between two looks at the queue
+POLL = 10.0  # seconds between looks at the queue
 
 
 def name_file(root: Path) -> Path:
-    """Where the name stands that all Slurm jobs of a study's last run have."""
+    """The file with the name that all Slurm jobs of a study's last run share."""
     return root / ".slurm-jobs"
 
 
 def active_jobs(name: str) -> list[str]:
-    """Numbers and states of the jobs of a name that wait or run; none where there is no Slurm to ask."""
+    """Numbers and states of the waiting or running jobs with that name; none if there is no Slurm to ask."""
     command = ["squeue", "--noheader", "--name", name, "--format", "%i %T"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []  # if there is one, the first submission will say what it lacks
+        return []  # if Slurm is there but faulty, the first submission will say why
     return done.stdout.splitlines()
 
 
 def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
     """Wait for the Slurm jobs of the study's last run; returns whether there were any.
 
-    That run's driver is dead, or the study would still be claimed. Its jobs would else be submitted a second time.
+    That run's driver is dead, or the study would still be claimed. Without the wait, its jobs would be submitted twice.
     """
     try:
         name = name_file(root).read_text(encoding="utf-8").strip()
@@ -49,7 +49,7 @@ def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
 
 
 def complaint(folder: Path) -> str:
-    """Why Slurm ended a job, in its own words, from the newest log in a folder; empty where it does not say."""
+    """Why Slurm ended a job, in its own words, from the newest log in a folder; empty if it does not say."""
     logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
     for line in logs[-1].read_text(errors="replace").splitlines() if logs else []:
         if line.startswith("slurmstepd") and "error: " in line:

@@ -14,25 +14,25 @@ from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.study.reading import SHORT
 
-# More than any study needs. A job's settings are one argument of its command, which Linux holds to 128 KiB, and
-# a few lines of YAML with aliases can stand for billions of values, or for one that holds itself.
+# More than any study needs. A job's settings are one argument of its command, which Linux limits to 128 KiB, and
+# a few lines of YAML with aliases can stand for billions of values, or for one that contains itself.
 MAX_CELLS = 100_000
 MAX_PACK_SIZE = 2**15  # pixels
 MAX_MASK_VALUE = 2**16 - 1
-OWN_MASKS = ("images", "masks", "classes")  # keys of the segmentation that source folder needs
+OWN_MASKS = ("images", "masks", "classes")  # segmentation keys that source folder needs
 
 
 def check_mask_values(classes: int | Mapping[str, str], ignore: list[int | str]) -> None:
-    """Refuse classes and ignored values of a segmentation that do not fit each other."""
+    """Refuse a segmentation's classes and ignored values if they do not fit each other."""
     values = [str(value) for value in (range(classes) if isinstance(classes, int) else classes)]
     kinds = {value.startswith("#") for value in (*values, *map(str, ignore))}
     if len(kinds) > 1:
         raise InputError(
-            "segmentation.classes: values and colours are mixed; name and ignore mask values or colours '#rrggbb'"
+            "segmentation.classes: values and colours are mixed; use only mask values or only colours '#rrggbb'"
         )
     numbers = {value_number(value) for value in values}
     if len(numbers) < len(values):
-        raise InputError("segmentation.classes: a value stands in it twice, written in two ways; keep one of them")
+        raise InputError("segmentation.classes: a value is given twice, written in two ways; keep one of them")
     both = {value.lower() for value in values} & {str(value).lower() for value in ignore}
     if both:
         raise InputError(f"segmentation.ignore: {min(both)} is a class too; name it or ignore it")
@@ -51,9 +51,9 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def validate(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
-    import jsonschema  # here, so that jobs, which get checked settings, need not have it
+    import jsonschema  # here, so that jobs, whose settings are checked already, need not have it
 
-    # Draft 2020-12 takes 100.0 for an integer and NaN for a number; training can use neither.
+    # Draft 2020-12 accepts 100.0 as an integer and NaN as a number; training can use neither.
     base = jsonschema.Draft202012Validator
     types = base.TYPE_CHECKER.redefine_many(
         {
@@ -68,7 +68,7 @@ def validate(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
 
 
 def _explain(error: Any) -> str:
-    """One line for one violation: the key, what it holds, what is allowed."""
+    """One line per violation: the key, what it holds, what is allowed."""
     key = ".".join(str(p) for p in error.absolute_path)
     where = f"{key}: " if key else ""
     rule, allowed, got = error.validator, error.validator_value, error.instance
@@ -97,7 +97,7 @@ def _explain(error: Any) -> str:
 
 
 def check_across(config: dict[str, Any]) -> None:
-    """What a schema cannot say: keys that must fit each other."""
+    """Check what a schema cannot: keys that must fit each other."""
     count = math.prod(len(values) for values in config["grid"].values())
     if count > MAX_CELLS:
         raise InputError(f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists")
@@ -142,7 +142,7 @@ def check_across(config: dict[str, Any]) -> None:
         if task["source"] == "segmentation" and task["target"] == "image" and segmentation["source"] == "folder":
             raise InputError(
                 f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
-                "folder does not have; use target patch, or class folders of their own"
+                "folder does not have; use target patch, or a source with class folders"
             )
         if task["target"] != "image":
             if task["source"] not in ("pets", "segmentation", "synthetic"):
@@ -157,8 +157,8 @@ def check_across(config: dict[str, Any]) -> None:
                     raise InputError(f"intermediate.{name}.{key}: only for target image; leave it out")
         elif task["keep_class_token"] and task["pooling"] == "mean" and switches["class_token"] != "always":
             raise InputError(
-                f"intermediate.{name}.keep_class_token: under pooling mean no class token is trained that could be "
-                "kept; use pooling class_token"
+                f"intermediate.{name}.keep_class_token: under pooling mean no class token is trained, so there is none "
+                "to keep; use pooling class_token"
             )
     masked = int(config["pretrain"]["mask_ratio"] * ModelSettings(**model).patches)
     if masked == 0:
@@ -169,11 +169,11 @@ def check_across(config: dict[str, Any]) -> None:
     if config["pretrain"]["pack_size"] < model["image_size"]:
         raise InputError(
             f"pretrain.pack_size: {config['pretrain']['pack_size']} is less than model.image_size, "
-            f"{model['image_size']}; use 0 to have it chosen"
+            f"{model['image_size']}; use 0 to have it chosen for you"
         )
     if config["pretrain"]["pack_size"] > MAX_PACK_SIZE:
         raise InputError(
-            f"pretrain.pack_size: {config['pretrain']['pack_size']:.6g} pixels a side, of which crops of "
+            f"pretrain.pack_size: {config['pretrain']['pack_size']:.6g} pixels a side, so that crops of "
             f"pretrain.crop_scale {config['pretrain']['crop_scale']:g} keep model.image_size, {model['image_size']}; "
             f"expected at most {MAX_PACK_SIZE}; use a larger crop_scale or a smaller size"
         )
@@ -184,8 +184,8 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
 
     Args:
         config: resolved settings.
-        counts: images of the packs 'pretrain' and 'segmentation', and of the 'train' and the 'test' part of the latter
-            where a file gives them, see `viny.study.inventory.Images.limits`; what is left out or None is not checked.
+        counts: images in the packs 'pretrain' and 'segmentation', and in the latter's 'train' and 'test' parts if a
+            file gives them, see `viny.study.inventory.Images.limits`; what is left out or None is not checked.
 
     Raises:
         InputError: names the key, the size, and what the data allow.

@@ -1,4 +1,4 @@
-"""A study's settings: read, checked against the schema and against each other, completed with defaults."""
+"""A study's settings: checked against the schema and each other, and completed with defaults."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     for name in config["grid"]["intermediates"]:
         if name == "none":
             continue
-        # The schema's defaults were filled in already; a built-in's own come between them and the user's.
+        # The schema's defaults are filled in already; a built-in task's own come between them and the user's.
         task = _described(name, raw.get("intermediate", {}), "grid.intermediates", ())
         _fill_defaults(task, task_schema, schema)
         tasks[name] = task
@@ -77,7 +77,7 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
 
 
 def _fill_folders(config: dict[str, Any]) -> None:
-    """Check that sections of source folder say where it is, and that no other does; complete them."""
+    """Check that sections with source folder say where it is and that no others do; complete them."""
     segmentation = config["segmentation"]
     if not isinstance(segmentation["ignore"], list):
         segmentation["ignore"] = [segmentation["ignore"]]
@@ -101,10 +101,10 @@ def _fill_folders(config: dict[str, Any]) -> None:
 
 
 def _described(name: str, own: Mapping[str, Any], where: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """What built-in tasks and the user say of a task, and of the one that it is like, without defaults.
+    """What built-in tasks and the user say about a task, and about the one it is like, without defaults.
 
     Args:
-        name: of the task.
+        name: name of the task.
         own: the user's tasks.
         where: the key that names it, for messages.
         above: tasks that are like it, outermost first.
@@ -130,17 +130,17 @@ def _read_schema(path: Path) -> dict[str, Any]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which nothing stands twice: sections that a YAML alias makes one would get each other's defaults."""
+    """A copy without shared parts: sections joined by a YAML alias would get each other's defaults."""
     if isinstance(value, Mapping):
         out = {str(key): _unshared(inner) for key, inner in value.items()}
         if len(out) < len(value):
-            raise InputError(f"{SHORT.repr(value)}: a key stands in it as a number and as text; keep one of them")
+            raise InputError(f"{SHORT.repr(value)}: a key is given both as a number and as text; keep one of them")
         return out
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def least_pack_size(image_size: int, crop_scale: float) -> int:
-    """Least side, a multiple of 8, whose crops of `crop_scale` of the area have image_size**2 pixels."""
+    """The smallest side, a multiple of 8, at which crops of `crop_scale` of the area have image_size**2 pixels."""
     return 8 * math.ceil(image_size / math.sqrt(crop_scale) / 8)
 
 
@@ -163,9 +163,9 @@ def _fill_defaults(value: dict[str, Any], schema: Mapping[str, Any], root: Mappi
 
 
 def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
-    """What sets a study apart from the paper's beside its protocol and its sizes, a phrase a key.
+    """What sets a study apart from the paper's, besides its protocol and its sizes, one phrase per key.
 
-    Numbers of a study for which this is not empty cannot be held against the paper's.
+    If this is not empty, the study's numbers cannot be compared with the paper's.
     """
     paper = resolve({"study": "paper"})
     sections = {"model": tuple(sorted(config["model"])), "finetune": ("contrast", *TRAIN_KEYS)}

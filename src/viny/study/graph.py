@@ -1,6 +1,6 @@
 """The jobs of a study: what the workflow runs, what each job needs and what it leaves behind.
 
-The workflow's rules say the same in Snakemake's words; a test holds both equal.
+The workflow's rules say the same in Snakemake's terms; a test keeps the two equal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from viny.study.workload import Workload, evaluate_workload, geometry_workload, 
 
 SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
 STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMMARIES)  # each needs only those before it
-PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # of the workflow; 0 for all others
+PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
 Key = tuple[str, str]
 
@@ -31,13 +31,13 @@ class Job:
 
     Attributes:
         stage: the rule.
-        name: what its log and its benchmark are called below those of the stage; empty for a rule that runs once.
+        name: what its log and its benchmark are called below the stage's; empty for a rule that runs once.
         outputs: files below the study's folder.
         needs: keys of the jobs whose outputs it reads.
-        spec: its stage's settings, see `viny.study.specs`; empty for those that none is needed of here.
-        work: of a training, an evaluation or the geometry.
-        target: whether the study asks for its outputs, beside the jobs that read them.
-        glances: those of its needs, trainings, of which it reads the curve and the provenance alone.
+        spec: its stage's settings, see `viny.study.specs`; empty if they are not needed here.
+        work: how much work it is, for a training, an evaluation or the geometry.
+        target: whether the study itself asks for its outputs, not only the jobs that read them.
+        glances: those of its needs, all trainings, of which it reads only the curve and the provenance.
     """
 
     stage: str
@@ -65,11 +65,11 @@ class Job:
         return self._beside(root, layout.BENCHMARK)
 
     def checkpoints(self, root: Path) -> Path:
-        """Folder of a training's checkpoints; its claim and its progress stand beside it."""
+        """Folder of a training's checkpoints; its claim and its progress are beside it."""
         return self._beside(root, layout.CHECKPOINTS)
 
     def claim(self, root: Path) -> Path:
-        """What a training holds while it is at work."""
+        """The claim that a training holds while it runs."""
         return claim_beside(self.checkpoints(root))
 
     def _beside(self, root: Path, pattern: str) -> Path:
@@ -84,7 +84,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
 
     Args:
         config: resolved settings.
-        images: of `count`.
+        images: what `count_images` returns.
     """
     found: dict[Key, Job] = {}
 
@@ -105,7 +105,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         return add("split", f"{part}/{subset}", outputs, [pack(layout.pack_of_split(part, subset))], target=False)
 
     def trained(training: Training | None) -> list[Key]:
-        """The job of a training, after that of its parent; none for a random start."""
+        """A training's job and, before it, its parent's; none for a random start."""
         if training is None:
             return []
         needs = [pack(training.pack), split(*training.split), *trained(training.parent)]
@@ -139,7 +139,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
 def _summaries(
     config: Any, add: Any, pack: Any, split: Any, before: list[Key], evaluated: list[Key], measured: list[Key]
 ):
-    """The jobs that sum a study up."""
+    """The jobs that summarise a study."""
 
     def tables(names: Iterable[str]) -> list[Path]:
         return [Path(layout.TABLE.format(name=name)) for name in names]

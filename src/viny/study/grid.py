@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One combination of the grid: images to pre-train on, intermediate task, labels, seed."""
+    """One combination of the grid: number of pre-training images, intermediate task, number of labels, seed."""
 
     pretrain_size: int
     intermediate: str
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Whose representation is measured: a random start, one that a stage left, or one within a fine-tuned model."""
+    """An encoder to be measured: a random start, one that a stage produced, or the one in a fine-tuned model."""
 
     kind: str  # random, pretrained, intermediate or finetuned
     pretrain_size: int
@@ -73,7 +73,7 @@ def cells(config: Mapping[str, Any]) -> list[Cell]:
 
 
 def probe_size(config: Mapping[str, Any]) -> int:
-    """The label size whose split the probes learn from: the least with images enough, so that more change nothing."""
+    """The label size whose split the probes learn from: the smallest with enough images, so more change nothing."""
     sizes, wanted = config["grid"]["finetune_sizes"], config["geometry"]["probe_images"]
     return min([size for size in sizes if size >= wanted], default=max(sizes))
 

@@ -1,4 +1,4 @@
-"""What is here: how many images the data sets of a study hold, and what of a user's own folders changed."""
+"""What is here: how many images a study's data sets hold, and what has changed in a user's own folders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from viny.study.specs import pack_spec, split_is_given, task_split_spec
 
 @dataclass(frozen=True)
 class Images:
-    """How many images there are; None where that is not known.
+    """How many images there are; None if unknown.
 
     Attributes:
-        packed: by pack ('pretrain', 'segmentation' or a task), as the data set on disk has them.
+        packed: by pack ('pretrain', 'segmentation' or a task), as in the data set on disk.
         trained: by intermediate task, those that it trains on.
-        room: labelled images beside the test images.
+        room: labelled images besides the test images.
         tested: test images.
-        given: labelled images of the training and of the test part that a file gives.
+        given: labelled images in the training and test parts, if a file gives them.
     """
 
     packed: dict[str, int | None]
@@ -38,19 +38,19 @@ class Images:
 
     @property
     def limits(self) -> dict[str, int | None]:
-        """What `viny.study.checks.check_sizes` wants to know."""
+        """What `viny.study.checks.check_sizes` needs to know."""
         return self.packed | (dict(zip(("train", "test"), self.given, strict=True)) if self.given else {})
 
 
 def count_images(config: Mapping[str, Any], root: Path) -> Images:
-    """Count a study's images: as its splits say, else as the data sets on disk do.
+    """Count a study's images, by its splits if they exist, else by the data sets on disk.
 
     Args:
         config: resolved settings.
-        root: the study's folder, which need not be there.
+        root: the study's folder, which need not exist.
 
     Raises:
-        InputError: a folder of the user's own is there, and something in it is not as it must be.
+        InputError: one of the user's own folders exists, but something in it is wrong.
     """
     asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
     found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
@@ -67,7 +67,7 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
 
 
 def _parts(spec: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Images of a data set's training part and of the others; None where it is not there."""
+    """Images in a data set's training part and in the rest; None if the data set is not there."""
     if spec["source"] == "synthetic":
         held_out = sum(is_held_out(i, spec["count"]) for i in range(spec["count"]))
         return spec["count"] - held_out, held_out
@@ -97,7 +97,7 @@ def _trained(
 
 
 def folder_report(config: Mapping[str, Any]) -> list[str]:
-    """What stands in the folders of a study's own data, and what of it did not match, a line each.
+    """What is in the folders of a study's own data, and what in them did not match, one line each.
 
     Raises:
         InputError: see `viny.data.folders`.
@@ -105,7 +105,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
-        own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not those of the segmentation once more
+        own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
         needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
         if spec["source"] != "folder" or not own_masks or not needed:
             continue
@@ -125,11 +125,11 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
 
 
 def with_listings(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Settings that also hold what stands in the user's own folders now, so that a pack is made anew when that changes.
+    """Settings that also hold what is in the user's own folders now, so that packs are remade when that changes.
 
     Args:
-        config: resolved settings; gets `listings`, by pack.
-        root: the study's folder, whose manifests say what stood in folders that are not here any more.
+        config: resolved settings, to which `listings`, by pack, are added.
+        root: the study's folder, whose manifests say what was in folders that are no longer here.
     """
     found = {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):

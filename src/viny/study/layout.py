@@ -1,6 +1,6 @@
-"""Where each result stands below results/<study>, and which trainings stand behind a cell.
+"""Where each result is below results/<study>, and which trainings are behind a cell.
 
-Each path is said once, as a pattern: the workflow's rules use it as it is, the library fills it in.
+Each path is written once, as a pattern: the workflow's rules use it as it is, the library fills it in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDERS = {
     "finetune": "finetune/{cell}",
 }
 TRAININGS = tuple(FOLDERS)
-# What a training leaves in its folder, by what the stage calls it.
+# The files that a training leaves in its folder, by the stage's names for them.
 TRAINED = {
     stage: {
         "weights": f"{FOLDERS[stage]}/{stem}.safetensors",
@@ -44,9 +44,9 @@ REPORT = "report.html"
 # Beside the results, by job: the rule and, below it, the name of what it makes.
 LOG = "logs/{job}.log"
 BENCHMARK = "benchmarks/{job}.jsonl"
-CHECKPOINTS = "checkpoints/{job}"  # no rule's output: Snakemake deletes those of a job that was killed
+CHECKPOINTS = "checkpoints/{job}"  # not a rule's output: Snakemake deletes a killed job's outputs
 
-# What the rules that sum a study up write: names of tables, and of figures.
+# What the rules that summarise a study write: names of tables and figures.
 TABLES = (
     *("metrics.csv", "summary.csv", "paired_differences.csv"),
     *(f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")),
@@ -72,22 +72,22 @@ def figure_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def subset(size: int, seed: int) -> str:
-    """Name of the images that a training of some size and seed takes."""
+    """Name of the images that a training of that size and seed uses."""
     return SUBSET.format(size=size, seed=seed)
 
 
 def pack_of_split(part: str, subset: str) -> str:
-    """The pack that a split chooses from; of an intermediate task, which has one split, that of the task."""
+    """The pack that a split chooses from; for an intermediate task, which has one split, the task's own."""
     return {"pretrain": "pretrain", "finetune": "segmentation"}.get(part, subset)
 
 
 def searched_packs(spec: Mapping[str, Any]) -> list[str]:
-    """Packs that are searched for duplicates, as `specs.duplicates_spec` says; that of the test images comes first."""
+    """Packs that are searched for duplicates, as `specs.duplicates_spec` says; the test images' pack first."""
     return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
 
 
 def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Part and subset of the splits that say which images of those packs are trained or tested on."""
+    """Part and subset of the splits that say which images in those packs are trained or tested on."""
     found = [("finetune", subset(size, seed)) for size in spec["finetune_sizes"] for seed in spec["seeds"]]
     return found + [("intermediate", task) for task in spec["tasks"]]
 
@@ -97,17 +97,17 @@ def pack_manifest(root: Path, name: str) -> Path:
 
 
 def split_record(root: Path, part: str, subset: str) -> Path:
-    """Record of a split; its index lists stand beside it as npz."""
+    """Record of a split; its index lists are beside it as npz."""
     return root / SPLIT.format(part=part, subset=subset)
 
 
 def metrics_file(root: Path, cell: Cell) -> Path:
-    """A cell's metrics; its confusion matrices stand beside them as npz."""
+    """A cell's metrics; its confusion matrices are beside them as npz."""
     return root / METRICS.format(cell=cell.name)
 
 
 def geometry_file(root: Path, encoder: Encoder) -> Path:
-    """An encoder's geometry as numbers; arrays for figures stand beside it as npz."""
+    """An encoder's geometry as numbers; arrays for figures are beside it as npz."""
     return root / GEOMETRY.format(encoder=encoder.name)
 
 
@@ -117,8 +117,8 @@ class Training:
 
     Attributes:
         stage: pretrain, intermediate or finetune.
-        key: what tells it apart from the others of its stage, as its record's `cell` has it.
-        pack: that it learns from.
+        key: what tells it apart from the others of its stage, as in its record's `cell`.
+        pack: the pack it learns from.
         split: part and subset of its images.
         parent: the training whose weights it starts from; None for a random start.
     """
@@ -131,7 +131,7 @@ class Training:
 
     @property
     def cell(self) -> dict[str, Any]:
-        """`key` as the training's record has it."""
+        """`key` as in the training's record."""
         return self.key.as_dict() if isinstance(self.key, Cell) else dict(self.key)
 
     @property
@@ -147,7 +147,7 @@ class Training:
         return root / self._fill(TRAINED[self.stage][what])
 
     def files(self) -> tuple[Path, ...]:
-        """All of them, below the study's folder, in this order."""
+        """All of these, relative to the study's folder, in this order."""
         return tuple(self.file(Path(), what) for what in TRAINED[self.stage])
 
     def _fill(self, pattern: str) -> str:
@@ -158,7 +158,7 @@ class Training:
 
 
 def chain(cell: Cell) -> list[Training]:
-    """The trainings behind a cell, parents first: of its encoder, of its intermediate task, its fine-tuning."""
+    """The trainings behind a cell, parents first: pre-training, intermediate task, fine-tuning."""
     size, task, seed = cell.pretrain_size, cell.intermediate, cell.seed
     made: list[Training] = []
 
@@ -175,12 +175,12 @@ def chain(cell: Cell) -> list[Training]:
 
 
 def trainings(cells: Iterable[Cell]) -> list[Training]:
-    """Every training that some cells need, each once, parents before children."""
+    """Every training that the given cells need, each once, parents before children."""
     return list(dict.fromkeys(training for cell in cells for training in chain(cell)))
 
 
 def training_of(encoder: Encoder) -> Training | None:
-    """The training that left an encoder; None for a random start."""
+    """The training that produced an encoder; None for a random start."""
     cell = Cell(encoder.pretrain_size, encoder.intermediate, encoder.finetune_size, encoder.seed)
     stage = STAGE_OF.get(encoder.kind)
     return next((training for training in chain(cell) if training.stage == stage), None)

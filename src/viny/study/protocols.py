@@ -33,7 +33,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 # Tasks that a grid may name without describing them. The two on Pets follow version 2 of the paper; the three after
-# intel differ from it in one thing each.
+# intel each differ from it in one thing.
 BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     "intel": {"source": "intel"},
     "intel_mean": {"like": "intel", "pooling": "mean"},
@@ -60,5 +60,5 @@ BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Names that a task may not have: 'none' is the absence of one, the others are packs of other stages.
+# Names that a task may not have: 'none' means no task, the others are packs of other stages.
 RESERVED = ("none", "pretrain", "segmentation")

@@ -1,4 +1,4 @@
-"""Study files (YAML) as plain values, before anything is asked of them."""
+"""Study files (YAML) read as plain values, before anything is done with them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import yaml
 
 from viny.runtime.errors import InputError
 
-MAX_DEPTH = 16  # mappings and lists within each other
-MAX_ENTRIES = 1000  # of a mapping or list
+MAX_DEPTH = 16  # mappings and lists inside each other
+MAX_ENTRIES = 1000  # in a mapping or list
 MAX_VALUES = 10_000  # in all
 MAX_TEXT = 2000  # characters
 MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers may round
@@ -24,10 +24,10 @@ SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxstring, SHORT.maxother = 
 
 
 class _StudyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that a mapping has twice is a fault.
+    """YAML's safe loader, except that a key given twice in a mapping is an error.
 
-    YAML forbids it and PyYAML lets the last one win, so two settings would be mixed in silence. A key of a
-    merged mapping (`<<`) may be given anew, as always.
+    YAML forbids it but PyYAML lets the last one win, so two settings would be mixed silently. A key of a
+    merged mapping (`<<`) may be overridden, as always.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -36,7 +36,7 @@ class _StudyLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {SHORT.repr(key.value)} stands twice; keep one of them", key.start_mark
+                        None, None, f"the key {SHORT.repr(key.value)} is given twice; keep one of them", key.start_mark
                     )
                 seen.add((key.tag, key.value))
         super().flatten_mapping(node)
@@ -51,7 +51,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """Parse a study file (YAML).
 
     Raises:
-        InputError: missing, not YAML, a key twice, not a mapping, or of absurd extent.
+        InputError: missing, not YAML, with a key given twice, not a mapping, or absurdly large.
     """
     try:
         value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StudyLoader)
@@ -59,7 +59,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such study file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a study file") from error
-    except Exception as error:  # beside its own errors, PyYAML lets those of int, date and recursion through
+    except Exception as error:  # besides its own errors, PyYAML lets those of int, date and recursion through
         raise InputError(f"{path}: not valid YAML: {error or type(error).__name__}") from error
     try:
         check_extent(value)
@@ -69,7 +69,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_extent(value: Any) -> None:
-    """Refuse what is no mapping of plain values, or is of absurd extent, before anything goes through it.
+    """Refuse anything that is not a mapping of plain values, or is absurdly large, before anything walks through it.
 
     Raises:
         InputError: names the key, what it holds, and what is allowed.
@@ -78,20 +78,20 @@ def check_extent(value: Any) -> None:
         raise InputError(f"expected a mapping of keys to values, got {type(value).__name__}")
     todo: list[tuple[str, Any, int]] = [("", value, 0)]
     values = 0
-    while todo:  # not by recursion: the depth is what is in doubt
+    while todo:  # not by recursion: the depth is in doubt
         where, item, depth = todo.pop()
         values += 1
         if depth > MAX_DEPTH:
-            raise InputError(f"{where}: more than {MAX_DEPTH} mappings and lists within each other; a study has fewer")
+            raise InputError(f"{where}: more than {MAX_DEPTH} mappings and lists inside each other; a study has fewer")
         if values > MAX_VALUES:
-            raise InputError(f"more than {MAX_VALUES:,} values, aliases counted; a study has fewer")
+            raise InputError(f"more than {MAX_VALUES:,} values, counting aliases; a study has fewer")
         if isinstance(item, Mapping | list) and len(item) > MAX_ENTRIES:
             raise InputError(f"{where or 'the study'}: {len(item):,} entries; expected at most {MAX_ENTRIES:,}")
         prefix = f"{where}." if where else ""
         if isinstance(item, Mapping):
             for key, inner in item.items():
                 if isinstance(key, int) and not isinstance(key, bool) and 0 <= key <= MAX_NUMBER:
-                    key = str(key)  # a mask value; `resolve` makes text of it
+                    key = str(key)  # a mask value; `resolve` turns it into text
                 if not isinstance(key, str):
                     raise InputError(f"{prefix}{SHORT.repr(key)}: expected text as a key, got {type(key).__name__}")
                 _check_text(f"key {prefix}{SHORT.repr(key)}", key)
@@ -101,7 +101,7 @@ def check_extent(value: Any) -> None:
         elif isinstance(item, str):
             _check_text(where, item)
         elif isinstance(item, int | float):
-            if MAX_NUMBER < abs(item) < math.inf:  # the schema tells of NaN and infinity
+            if MAX_NUMBER < abs(item) < math.inf:  # the schema reports NaN and infinity
                 raise InputError(f"{where}: expected a number of at most 2**53 (about 9e15) in size, got a larger one")
         elif item is not None:
             raise InputError(
@@ -116,4 +116,4 @@ def _check_text(where: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: holds half a character (a lone surrogate); write it anew") from error
+        raise InputError(f"{where}: holds half a character (a lone surrogate); type it again") from error

@@ -21,12 +21,12 @@ Made from [`src/viny/study/schema.yaml`](../src/viny/study/schema.yaml) by
 `python -m viny.study.reference docs/config.md`; change the schema, not this file.
 
 A study is a YAML file that holds only what differs from the defaults. `grid.seeds` is `grid: {seeds: [0, 1]}`.
-An unknown key, a key that stands twice and a value that does not fit are refused by name. `viny check <study> --show`
-prints a study with every default filled in. `viny check a.yaml b.yaml` lays `b.yaml` over `a.yaml`: mappings merge, all
+Unknown keys, keys given twice and values that do not fit are refused by name. `viny check <study> --show` prints a
+study with every default filled in. `viny check a.yaml b.yaml` lays `b.yaml` over `a.yaml`: mappings merge, everything
 else is replaced. `snakemake --configfile a.yaml b.yaml` does the same; `--config data_root=<folder>` sets a single key.
 """
 BAR = r"\|"
-END = r"(?!\n)"  # of patterns, since $ also matches before a last newline
+END = r"(?!\n)"  # of patterns, since $ also matches before a trailing newline
 WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
 
 
@@ -61,7 +61,7 @@ def _is_section(node: Mapping[str, Any]) -> bool:
 
 
 def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A node with what it refers to; `is` names that."""
+    """A node together with the definition that it refers to; `is` names the definition."""
     if "$ref" not in node:
         return dict(node)
     name = node["$ref"].removeprefix("#/$defs/")
@@ -69,7 +69,7 @@ def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, A
 
 
 def _table(heading: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    """Lines of a table; bars that stand in a cell are escaped."""
+    """Lines of a table; bars in a cell are escaped."""
     lines = [f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in (heading, *rows)]
     return [lines[0], f"|{'---|' * len(heading)}", *lines[1:]]
 
@@ -107,14 +107,14 @@ def _tasks(section: str, task: Mapping[str, Any], schema: Mapping[str, Any]) -> 
         "",
         "### Built-in tasks",
         "",
-        "A grid may name these without describing them; what is not listed here is the default above.",
+        "A grid may name these without describing them; settings not listed here have the defaults above.",
         "",
         *_table(("task", "settings"), built_in),
     ]
 
 
 def _prose(node: Mapping[str, Any]) -> str:
-    """A description, in which Markdown would take <name> for HTML."""
+    """A description, escaped where Markdown would take <name> for HTML."""
     return node["description"].replace("<", r"\<")
 
 
@@ -141,7 +141,7 @@ def _kind(kind: str, node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         limits = [f"{sign} {node[rule]:g}" for rule, sign in bounds.items() if rule in node]
         out += f" {', '.join(limits)}" if limits else ""
     if kind == "string" and "pattern" in node:
-        out += f" that fits `{node['pattern'].removesuffix(END)}`"
+        out += f" that matches `{node['pattern'].removesuffix(END)}`"
     return out
 
 

@@ -1,4 +1,4 @@
-"""The settings of a study, as they stand beside its results."""
+"""The settings of a study, as saved beside its results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_study(root: Path) -> dict[str, Any]:
     """Read what `write_study` wrote.
 
     Raises:
-        InputError: missing, not JSON, or not the settings that its hash says.
+        InputError: missing, not JSON, or not the settings that its hash was made from.
     """
     path = study_file(root)
     if not path.is_file():
@@ -56,21 +56,21 @@ def read_study(root: Path) -> dict[str, Any]:
     except Exception as error:  # JSON of any other shape, or a file that cannot be read
         raise InputError(
             f"{path}: expected a study's settings and their sha256, found something else "
-            f"({type(error).__name__}: {error}); run the workflow, which writes it anew"
+            f"({type(error).__name__}: {error}); run the workflow, which writes it again"
         ) from error
     if found != expected or not isinstance(config, dict):
         raise InputError(
-            f"{path}: settings of sha256 {str(expected)[:12]} expected, found {found[:12]}; run the workflow, "
-            "which writes it anew"
+            f"{path}: expected settings with sha256 {str(expected)[:12]}, found {found[:12]}; run the workflow, "
+            "which writes it again"
         )
     return config
 
 
 def saved_study(root: Path) -> dict[str, Any]:
-    """The settings of a study as its run wrote them, completed with today's defaults: an older one knew fewer keys.
+    """A study's settings as its run wrote them, completed with today's defaults, since older studies have fewer keys.
 
     Raises:
-        InputError: as `read_study`, or a setting that this version does not take.
+        InputError: as `read_study`, or a setting that this version does not accept.
     """
     written = read_study(root)
     try:
@@ -79,23 +79,23 @@ def saved_study(root: Path) -> dict[str, Any]:
         raise InputError(f"{study_file(root)}: {error}") from error
 
 
-# A cluster job reads the study file anew, maybe after an edit; its driver's environment comes with it.
+# A cluster job reads the study file again, perhaps after an edit; its driver's environment comes with it.
 
 
 def export_settings(root: Path, config: Mapping[str, Any]) -> None:
-    """Tell all processes that this one starts which settings they work under, and where these are written."""
+    """Tell all processes that this one starts which settings they run under, and where these are written."""
     os.environ["VINY_STUDY_SHA256"] = digest(dict(config))
     os.environ["VINY_STUDY_ROOT"] = str(root.absolute())
 
 
 def submitted_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the run that submitted this job, whatever has become of the study file since.
+    """The settings of the run that submitted this job, whatever has happened to the study file since.
 
     Args:
         config: what the study file says now, resolved.
 
     Raises:
-        InputError: the settings of that run are nowhere any more.
+        InputError: that run's settings are no longer anywhere.
     """
     wanted = os.environ.get("VINY_STUDY_SHA256", digest(config))
     if digest(config) == wanted:

@@ -31,7 +31,7 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         section, size = config["intermediate"][name], config["model"]["image_size"]
         stream = "scenes" if section["target"] == "image" else "segmentation"
         resize = config["switches"]["resize"]
-    if section["source"] == "segmentation":  # a task on the very images that are segmented
+    if section["source"] == "segmentation":  # a task on the same images that are segmented
         return pack_spec(config, "segmentation")
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
@@ -43,13 +43,13 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if section["source"] == "folder":
         return spec | _folder_spec(config, name, section)
     if section["source"] == "pets":
-        # For all packs of Pets alike, so that a task and the segmentation share theirs.
+        # The same for all Pets packs, so that a task and the segmentation share one.
         spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
     return spec
 
 
 def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pack of a user's own folder is made from beside what all packs are."""
+    """What the pack of a user's own folder is made from, besides what all packs are made from."""
     spec: dict[str, Any] = {"holds": "images"}
     if name == "segmentation":
         spec = {"holds": "masks", **{key: section[key] for key in ("masks", "mask_suffix", "all_background")}}
@@ -64,12 +64,12 @@ def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any
 
 
 def mask_class_count(config: Mapping[str, Any]) -> int:
-    """How many classes the masks of a study have; 3 in the sources that are not a user's own."""
+    """How many classes a study's masks have; 3 unless the source is a user's own folder."""
     return len(pack_spec(config, "segmentation").get("mask_classes", ())) or 3
 
 
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
-    """Whether an intermediate task learns from the very images that are segmented."""
+    """Whether an intermediate task learns from the same images that are segmented."""
     mine, target = pack_spec(config, task), pack_spec(config, "segmentation")
     return mine == target
 
@@ -98,7 +98,7 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
 
 
 def split_is_given(config: Mapping[str, Any]) -> bool:
-    """Whether a file says which of the labelled images are for training and which for test."""
+    """Whether a file says which labelled images are for training and which for testing."""
     return bool(config["segmentation"].get("split"))
 
 
@@ -117,12 +117,12 @@ def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def split_spec(config: Mapping[str, Any], part: str, name: str) -> dict[str, Any]:
-    """What a split depends on beside its pack.
+    """What a split depends on besides its pack.
 
     Args:
         config: resolved settings.
         part: pretrain, finetune or intermediate.
-        name: of the subset, see `layout.subset`, or of the task.
+        name: name of the subset, see `layout.subset`, or of the task.
     """
     if part == "intermediate":
         return task_split_spec(config, name)
@@ -132,7 +132,7 @@ def split_spec(config: Mapping[str, Any], part: str, name: str) -> dict[str, Any
 
 
 def pretrain_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
-    """Everything that a pre-training's weights depend on, but its data."""
+    """Everything that a pre-training's weights depend on, except its data."""
     section = config["pretrain"]
     return {
         "stage": "pretrain",
@@ -147,7 +147,7 @@ def pretrain_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, 
 
 
 def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int) -> dict[str, Any]:
-    """Everything that an intermediate encoder depends on, but its data and its parent's weights."""
+    """Everything that an intermediate encoder depends on, except its data and its parent's weights."""
     section = config["intermediate"][task]
     return {
         "stage": "intermediate",
@@ -165,13 +165,13 @@ def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int
 
 
 def _class_token_after(config: Mapping[str, Any], task: str) -> bool:
-    """Whether a class token stands in the sequence of the fine-tuning that follows a task, or 'none'."""
+    """Whether a class token is in the sequence of the fine-tuning that follows a task, or 'none'."""
     kept = task != "none" and config["intermediate"][task]["keep_class_token"]
     return config["switches"]["class_token"] == "always" or kept
 
 
 def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
-    """Everything that a fine-tuned model depends on, but its data and its parent's weights."""
+    """Everything that a fine-tuned model depends on, except its data and its parent's weights."""
     section, switches = config["finetune"], config["switches"]
     return {
         "stage": "finetune",
@@ -199,7 +199,7 @@ def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, An
 
 
 def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
-    """Everything that a cell's metrics depend on, but its weights and its data."""
+    """Everything that a cell's metrics depend on, except its weights and its data."""
     switches = config["switches"]
     return {
         "stage": "evaluate",
@@ -215,7 +215,7 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
 
 
 def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """Everything that an encoder's geometry depends on, but its weights and its data."""
+    """Everything that an encoder's geometry depends on, except its weights and its data."""
     switches, section = config["switches"], config["geometry"]
     return {
         "stage": "geometry",
@@ -224,7 +224,7 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
         "protocol": config["protocol"],
         "encoder": encoder.as_dict(),
         "model": config["model"],
-        # As the stage that left the encoder saw its images; the class token as the fine-tuning after it has it.
+        # As the stage that produced the encoder saw its images; the class token as in the fine-tuning after it.
         "normalise": switches["normalise_finetune"] if encoder.kind == "finetuned" else True,
         "class_token": _class_token_after(config, encoder.intermediate),
         "images": section["images"],
@@ -236,17 +236,17 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the statistics depend on beside the results."""
+    """What the statistics depend on besides the results."""
     return {key: config[key] for key in ("grid", "model", "note")}
 
 
 def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tables and figures of the geometry depend on beside the results."""
+    """What the geometry's tables and figures depend on besides the results."""
     return {key: config[key] for key in ("grid", "note", "geometry")}
 
 
 def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[str, Any]:
-    """What the comparison with the paper depends on beside the results.
+    """What the comparison with the paper depends on besides the results.
 
     Args:
         config: resolved settings.
@@ -261,18 +261,18 @@ def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[st
 
 
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report depends on beside the results."""
+    """What the report depends on besides the results."""
     keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
     return {key: config[key] for key in keys}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables depend on beside the results."""
+    """What the tables depend on besides the results."""
     return {"grid": config["grid"]}
 
 
 def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the figures depend on beside the results."""
+    """What the figures depend on besides the results."""
     return {
         "grid": config["grid"],
         "note": config["note"],
@@ -282,7 +282,7 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the search for duplicates depends on beside packs and splits."""
+    """What the search for duplicates depends on besides packs and splits."""
     grid = config["grid"]
     return {
         "study": config["study"],

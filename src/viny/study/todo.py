@@ -12,13 +12,13 @@ from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 
 
 class JsonCache:
-    """The JSON files of a study's folder; each is read again only when it was written anew."""
+    """The JSON files in a study's folder; each is read again only if it was rewritten."""
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     def __call__(self, path: Path) -> dict[str, Any]:
-        """What a file holds; nothing where it is missing or damaged, which is for `viny verify` to say."""
+        """What a file holds; empty if it is missing or damaged, which is for `viny verify` to report."""
         try:
             about = path.stat()
             version = (about.st_mtime_ns, about.st_size)
@@ -31,15 +31,16 @@ class JsonCache:
 
 
 def out_of_date(all_jobs: Iterable[Job], root: Path, records: JsonCache | None = None) -> set[Key]:
-    """Keys of the jobs whose outputs tell that they were made from something else than what is there now.
+    """Keys of the jobs whose outputs say that they were made from something other than what is there now.
 
-    A pack from another listing of its folder than its job has; a split, a training, an evaluation or a geometry from
-    another pack, split or weights than those in the study's folder. What depends on these is not in it.
+    That is, a pack made from another listing of its folder than its job's; or a split, a training, an evaluation or
+    a geometry made from another pack, split or weights than those in the study's folder. Jobs that depend on these
+    are not included.
 
     Args:
-        all_jobs: of `jobs`, from settings with `listings`, see `viny.study.inventory.with_listings`.
+        all_jobs: what `jobs` returns for settings with `listings`, see `viny.study.inventory.with_listings`.
         root: the study's folder.
-        records: those read before, where this is asked again and again.
+        records: those read before, if this is called again and again.
     """
     records = records or JsonCache()
     by_key = {job.key: job for job in all_jobs}
@@ -53,7 +54,7 @@ def out_of_date(all_jobs: Iterable[Job], root: Path, records: JsonCache | None =
 def _sources(
     job: Job, by_key: Mapping[Key, Job], root: Path, records: JsonCache
 ) -> Iterable[tuple[str | None, str | None]]:
-    """What a job's outputs say that they were made from, and what is there now; None for unknown."""
+    """What a job's outputs say they were made from, and what is there now; None if unknown."""
     if job.stage in SUMMARIES:
         return
     mine = records(root / job.outputs[1 if job.stage in TRAININGS else 0])
@@ -69,21 +70,21 @@ def _sources(
         elif key[0] == "split":
             yield mine.get("split_sha256"), of.get("parts", {}).get("train", {}).get("sha256")
         else:
-            # The geometry names its encoder, the last of those that it needs, and that one's reference.
+            # A geometry job's last need is its encoder; the other is that encoder's reference.
             name = "weights" if key == job.needs[-1] else "reference_weights"
             yield mine.get("parent_sha256", hashes.get(name)), of.get("weights_sha256")
 
 
 def to_do(all_jobs: Iterable[Job], root: Path, stale: Iterable[Key] = ()) -> list[Job]:
-    """The jobs that a run would do, as far as the files that are there tell.
+    """The jobs that a run would do, as far as the existing files tell.
 
-    A job is done again where an output is missing that the study or another job wants, where it is out of date, or
-    where a job that it needs is done. Changed settings, code or file times may want more; `snakemake -n` knows them.
+    A job is done again if an output that the study or another job wants is missing, if it is out of date, or if a
+    job that it needs is done. Changed settings, code or file times may call for more; `snakemake -n` knows them.
 
     Args:
-        all_jobs: of `jobs`.
+        all_jobs: what `jobs` returns.
         root: the study's folder, results/<study>.
-        stale: keys of jobs that are out of date, of `out_of_date`.
+        stale: keys of jobs that are out of date, from `out_of_date`.
     """
     in_order = list(all_jobs)
     missing = {job.key for job in in_order if not job.is_done(root)}
@@ -95,7 +96,7 @@ def to_do(all_jobs: Iterable[Job], root: Path, stale: Iterable[Key] = ()) -> lis
             if job.key in wanted:
                 wanted |= missing.intersection(job.needs) - (job.glances - unseen)
         for job in in_order:
-            # A file that is made anew is newer than what was made from it.
+            # A remade file is newer than what was made from it.
             if wanted.intersection(job.needs):
                 wanted.add(job.key)
         if len(wanted) == before:

@@ -1,4 +1,4 @@
-"""How much work a job is: image passes, operations, memory; and from these the time to ask a cluster for."""
+"""How much work a job is: image passes, operations, memory; and from these, the time to ask a cluster for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from viny.study.grid import Cell
 from viny.study.layout import Training
 from viny.study.specs import mask_class_count
 
-START = 3.0  # minutes of a job beside its passes: imports, opening a pack on a slow file system, writing results
-HEAD_ROOM = 2.0  # of the time that the stated rate gives; a time limit that is met costs a wait in the queue
-BASE_MB = 1300  # resident with PyTorch and no data (750 measured), and room
-LAUNCHER_MB = 600  # what a cluster job holds beside the program: Snakemake, twice
-# Training images a second of ViNy (128 px, 4.8 M parameters) where a study states no rate. Measured on two
-# cores of an AMD EPYC with AVX-512 bfloat16: 60 to 105 a thread. The paper states about 1,400 on an RTX 4080.
+START = 3.0  # minutes of a job besides its passes: imports, opening a pack on a slow file system, writing results
+HEAD_ROOM = 2.0  # times what the stated rate gives; hitting a time limit costs another wait in the queue
+BASE_MB = 1300  # resident with PyTorch and no data (750 measured), plus room
+LAUNCHER_MB = 600  # what a cluster job holds besides the program: Snakemake, twice
+# Training images per second of ViNy (128 px, 4.8 M parameters) if a study states no rate. Measured on two cores
+# of an AMD EPYC with AVX-512 bfloat16: 60 to 105 per thread. The paper states about 1,400 on an RTX 4080.
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
-PROBE_PASSES = 200  # that the fit of a linear probe makes over its tokens, at most
+PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
 HASH = 16  # bytes of a row's hash in a pack
-UNKNOWN = 20_000  # images that a labelled data set is taken to have before it is on disk
+UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
 
 
 def activation_bytes(model: ModelSettings) -> int:
-    """Bytes in float32 that one image leaves behind in a forward pass for the backward pass."""
+    """Bytes in float32 that the forward pass of one image keeps for the backward pass."""
     inner = model.heads * model.head_dim
     token = 4 * inner + 3 * model.mlp_dim + 8 * model.dim + model.heads * model.patches
     return 4 * model.patches * (model.depth * token + 6 * model.patch_size**2)
@@ -42,7 +42,7 @@ def parameters(model: ModelSettings) -> int:
 
 
 def pack_bytes(images: int, side: int, masks: bool) -> int:
-    """Bytes of a pack of that many square images, with masks or without; see `viny.data.pack`."""
+    """Bytes of a pack of that many square images, with or without masks; see `viny.data.pack`."""
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
     return images * (row + masks * (side**2 + HASH))
 
@@ -52,7 +52,7 @@ class Workload:
     """What a job does.
 
     Attributes:
-        passes: images that go forward and backward, counted once an epoch.
+        passes: images that go forward and backward, counted once per epoch.
         operations: multiplications and additions of all of them.
         memory_mb: what the program holds at its peak, MB.
     """
@@ -62,12 +62,12 @@ class Workload:
     memory_mb: int
 
     def minutes(self, config: Mapping[str, Any], attempt: int = 1) -> int:
-        """Time to ask for, whole minutes: with head room, and more at every further attempt."""
+        """Time to ask for, whole minutes: with headroom, and more at every further attempt."""
         return math.ceil(attempt * (START + HEAD_ROOM * self.operations / operations_a_second(config) / 60))
 
 
 def operations_a_second(config: Mapping[str, Any]) -> float:
-    """Of one job, from the rate of images that the study states or that its device is known to reach."""
+    """One job's, from the image rate that the study states or that its device is known to reach."""
     compute = config["compute"]
     rate = compute["images_per_second"]
     if not rate:
@@ -80,7 +80,7 @@ def _workload(
 ) -> Workload:
     model = ModelSettings(**config["model"])
     passes = images * epochs
-    held = 1.5 * min(images * side**2 * channels, IN_MEMORY)  # what is kept is copied on its way, in parts
+    held = 1.5 * min(images * side**2 * channels, IN_MEMORY)  # what is kept is copied on the way, in parts
     memory = BASE_MB + math.ceil((held + batch_size * activation_bytes(model)) / 1e6)
     return Workload(passes, passes * TRAINING * forward_operations(model), memory)
 
@@ -92,7 +92,7 @@ def pretrain_workload(config: Mapping[str, Any], size: int) -> Workload:
 
 
 def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None) -> Workload:
-    """One training of an intermediate task whose data set has `images` images, training and test; None for unknown."""
+    """One training on an intermediate task whose data set has `images` images, training and test; None if unknown."""
     section = config["intermediate"][task]
     images = UNKNOWN if images is None else images
     channels = 3 if section["target"] == "image" else 4
@@ -100,12 +100,10 @@ def intermediate_workload(config: Mapping[str, Any], task: str, images: int | No
 
 
 def _with_scores(config: Mapping[str, Any], work: Workload, at_once: int, training: bool) -> Workload:
-    """Work that also makes a score of each class for each pixel, of `at_once` images at a time."""
+    """Work that also computes a score of each class for each pixel, `at_once` images at a time."""
     classes, side = mask_class_count(config), config["model"]["image_size"]
     forward = 2 * classes * side**2 * config["model"]["dim"]
-    scores = (
-        4 * classes * side**2 * (4 if training else 2)
-    )  # bytes; with their logarithms and gradients, or laid out anew
+    scores = 4 * classes * side**2 * (4 if training else 2)  # bytes; with their logarithms and gradients, or rearranged
     return Workload(
         work.passes,
         work.operations + work.passes * forward * (TRAINING if training else 1),
@@ -122,7 +120,7 @@ def finetune_workload(config: Mapping[str, Any], size: int) -> Workload:
 
 
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
-    """Of any training; `images` are those of each intermediate task, None for unknown."""
+    """Any training; `images` are those of each intermediate task, None if unknown."""
     if isinstance(training.key, Cell):
         return finetune_workload(config, training.key.finetune_size)
     if training.stage == "pretrain":
@@ -135,10 +133,10 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None) -> W
 
     Args:
         config: resolved settings.
-        images: test images, where `segmentation.test_size` does not say how many.
+        images: test images, if `segmentation.test_size` does not say how many.
     """
     images = images or config["segmentation"]["test_size"]
-    # BATCH images go at once, but only one layer's activations are kept of them.
+    # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
     forward = Workload(images, trained.operations // TRAINING, trained.memory_mb)
@@ -146,19 +144,19 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None) -> W
 
 
 def geometry_workload(config: Mapping[str, Any]) -> Workload:
-    """The geometry of one encoder: forward passes, and probes that are fitted to the tokens of every layer."""
+    """The geometry of one encoder: forward passes, and probes fitted to the tokens of every layer."""
     model, section = ModelSettings(**config["model"]), config["geometry"]
     images = section["images"] + section["probe_images"]
     trained = _workload(config, images, 1, math.ceil(2 * BATCH / model.depth), model.image_size, 4)
     tokens = images * (model.depth + 2) * model.patches * model.dim
-    # As many operations as training passes: a probe's fit goes through its tokens some hundred times.
+    # As many operations as the training passes: fitting a probe goes through its tokens some hundred times.
     fits = 2 * PROBE_PASSES * tokens * 3
     return Workload(images, trained.operations // TRAINING + fits, trained.memory_mb + math.ceil(4 * 4 * tokens / 1e6))
 
 
 def pack_minutes(images: int | None, threads: int, attempt: int = 1) -> int:
-    """Time to ask for to pack a data set; None where its size is not known yet.
+    """Time to ask for to pack a data set, in minutes; `images` is None if its size is not known yet.
 
-    Measured: 220 images of 500 x 375 pixels a second and thread; a slow file system may halve that twice.
+    Measured: 220 images of 500 x 375 pixels per second and thread; a slow file system may halve that twice.
     """
     return math.ceil(attempt * (START + (images or 1_300_000) / (50 * threads) / 60))
