@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROO
 TEXTS = [path.read_text(encoding="utf-8") for path in STUDIES]
 # As written, and with every key there is, so that each of them gets mutated.
 TREES = [tree for path in STUDIES for tree in (read_config(path), resolve(read_config(path)))]
-CELL = re.compile(r"pre-\d+_mid-[A-Za-z0-9_]+_fine-\d+_seed-\d+")  # as the workflow's wildcard has it
 GENERATED = settings(
     max_examples=200,
     derandomize=True,
@@ -63,7 +61,7 @@ def sound(read: Callable[[], Any]) -> bool:
         assert os.path.normpath(path) == str(path)
         assert path.parts[:2] == ("results", config["study"])
         assert max(len(part.encode()) for part in path.parts) < 200
-    assert all(CELL.fullmatch(cell.name) for cell in picked)
+    assert all(grid.Cell.parse(cell.name) == cell for cell in picked)  # as the workflow's wildcard has it
 
     made = [specs.pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])]
     made += [specs.task_split_spec(config, task) for task in config["intermediate"]]

@@ -75,7 +75,7 @@ wildcard_constraints:
     size=r"\d+",
     seed=r"\d+",
     task="|".join(TASKS) or "none",
-    cell=r"pre-\d+_mid-[A-Za-z0-9_]+_fine-\d+_seed-\d+",
+    cell=grid.CELL_NAME.pattern,
     encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",
     pack="|".join(["pretrain", "segmentation", *TASKS]),
     part="pretrain|finetune|intermediate",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+CELL_NAME = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -20,6 +23,12 @@ class Cell:
     @property
     def name(self) -> str:
         return f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> Cell | None:
+        """The cell of that name; None if it is no cell's."""
+        found = CELL_NAME.fullmatch(name)
+        return cls(int(found[1]), found[2], int(found[3]), int(found[4])) if found else None
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "name": self.name}

@@ -151,7 +151,7 @@ def check_tables(book: Book, cells: Iterable[Cell]) -> None:
     """
     folder = (book.root / layout.TABLE).parent
     book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
-    book.expected |= set(folder.glob("duplicates.*"))  # of packs and splits, not of metrics
+    book.expected |= {folder / name for name in layout.DUPLICATES_TABLES}  # of packs and splits, not of metrics
     paths = [layout.metrics_file(book.root, cell) for cell in cells]
     with tempfile.TemporaryDirectory() as made:
         try:

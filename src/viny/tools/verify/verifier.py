@@ -6,7 +6,6 @@ which nothing depends, are not checked.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,7 +24,6 @@ from viny.tools.verify.evaluated import check_codes, check_geometry, check_metri
 from viny.tools.verify.report import MISSING, NOTE, Report, differences
 from viny.tools.verify.trainings import check_training
 
-CELL = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")  # `Cell.name`, of any cell
 # Names in the study's folder that are not looked into, and of the folder of checkpoints.
 UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.FIGURE, layout.LOG, layout.BENCHMARK, layout.REPORT)}
 CHECKPOINTS = Path(layout.CHECKPOINTS).parts[0]
@@ -66,8 +64,7 @@ def cells_of_files(root: Path) -> list[Cell]:
     """The cells that a study's files name, for a study whose settings are not known."""
     names = [path.name for path in root.glob(layout.FOLDERS["finetune"].format(cell="*"))]
     names += [path.stem for path in root.glob(layout.METRICS.format(cell="*"))]
-    found = [m.groups() for name in names if (m := CELL.fullmatch(name))]
-    return sorted({Cell(int(size), task, int(labels), int(seed)) for size, task, labels, seed in found})
+    return sorted({cell for name in names if (cell := Cell.parse(name))})
 
 
 def _check_settings(book: Book) -> None:
