@@ -499,6 +499,15 @@ def test_a_study_without_evaluated_cells_is_refused(tmp_path: Path) -> None:
         advise(tmp_path)
 
 
+def test_a_study_that_lacks_keys_with_defaults_is_advised_on_all_the_same(tmp_path: Path) -> None:
+    config = make(tmp_path, steps(0.05, 0.05))
+    expected = as_dict(advise(tmp_path))
+    for key in ("duplicates", "switches"):  # as an older version would have written it
+        del config[key]
+    write_study(tmp_path, config)
+    assert as_dict(advise(tmp_path)) == expected
+
+
 def packed(root: Path, config: dict[str, Any], old: Callable[[Cell], bool]) -> None:
     """A segmentation pack, and metrics that are of it or of an older one."""
     manifest = {"sha256": "new", "count": 1000, "mask_classes": ["ground", "pond"]}

@@ -1,4 +1,4 @@
-"""Advice as statements under headings: as text, and as JSON takes it."""
+"""Advice: statements under headings, as text or for JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from viny.tools.terminal import console
 
 @dataclass(frozen=True)
 class Item:
-    """One statement, and what it is made from."""
+    """One statement, and the numbers behind it."""
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Advice:
 
     Attributes:
         study: its name.
-        note: its note.
-        cells: of its grid.
-        evaluated: cells with metrics of the images that the study has now.
-        seeds: of the grid.
-        test_images: numbers of them.
-        target: points, see `advise`.
+        note: its note; empty for none.
+        cells: how many its grid has.
+        evaluated: how many of them were measured on the images that the study has now.
+        seeds: how many the grid has.
+        test_images: how many there are; one number unless the test set moves.
+        target: points of mIoU, see `advise`.
         sections: in the order of reading; the first is the summary.
     """
 
@@ -58,7 +58,14 @@ class Advice:
 
 
 def as_dict(advice: Advice) -> dict[str, Any]:
-    """Advice as JSON takes it; what is undefined is null."""
+    """Advice for JSON: mIoU and its differences are fractions, and what is undefined is null.
+
+    Args:
+        advice: of `advise`.
+
+    Returns:
+        Its attributes; the data of an item stand beside its text.
+    """
     about = {key: getattr(advice, key) for key in Advice.__dataclass_fields__ if key != "sections"}
     sections = [
         {"key": part.key, "heading": part.heading, "items": [{"text": item.text, **item.data} for item in part.items]}
@@ -84,7 +91,15 @@ def title(advice: Advice) -> str:
 
 
 def as_text(advice: Advice, width: int = 100) -> str:
-    """Advice as plain text, wrapped to a width in characters; headings stand alone between blank lines and items."""
+    """Advice as plain text.
+
+    Args:
+        advice: of `advise`.
+        width: of a line, in characters.
+
+    Returns:
+        Wrapped lines; a heading stands alone, between a blank line and its items.
+    """
     lines = [title(advice)]
     for section in advice.sections:
         if section.items:

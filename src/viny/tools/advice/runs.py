@@ -1,4 +1,4 @@
-"""The trainings of a study: what the finished ones took, and what others would."""
+"""The trainings of a study: how long the finished ones took, and how long others would take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ from viny.study.layout import chain, metrics_file, pack_manifest
 
 
 def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
-    """Cells whose metrics are of another segmentation pack than the one that is there; none where none is."""
+    """The cells that were measured on another segmentation pack than the one that is there now.
+
+    Args:
+        root: the study's folder.
+        some: evaluated cells.
+
+    Returns:
+        Those of them with the metrics of another pack; none where there is no pack to compare with.
+
+    Raises:
+        InputError: a damaged file.
+    """
     path = pack_manifest(root, "segmentation")
     current = read_record(path, "a pack manifest").get("sha256") if path.is_file() else None
     if current is None:
@@ -31,6 +42,18 @@ def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
 
 
 def read_record(path: Path, what: str) -> Mapping[str, Any]:
+    """Read a JSON object that the workflow wrote.
+
+    Args:
+        path: of the file.
+        what: it should be, in words, for the error.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: no JSON, or JSON of another kind.
+    """
     value = read_json(path, what)
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: not {what}; run the workflow, which writes it anew")
@@ -38,11 +61,22 @@ def read_record(path: Path, what: str) -> Mapping[str, Any]:
 
 
 def epochs_key(stage: str, what: int | str) -> str:
+    """The settings' key for the epochs of a stage's trainings; `what` is the task of an intermediate one."""
     return f"{stage}.{what}.epochs" if stage == "intermediate" else f"{stage}.epochs"
 
 
 class Runs:
-    """The trainings of a study: what the done ones took, and what others would."""
+    """The trainings of a study: how long the finished ones took, and how long others would take.
+
+    Args:
+        root: the study's folder.
+        config: its resolved settings.
+        there: the evaluated cells, whose trainings are read.
+        outdated: those of them that were measured on other images than the study has now.
+
+    Raises:
+        InputError: a damaged record of a training.
+    """
 
     def __init__(self, root: Path, config: Mapping[str, Any], there: Sequence[Cell], outdated: Sequence[Cell]) -> None:
         self.root, self.config = root, config
@@ -61,7 +95,7 @@ class Runs:
         self.like = self.known.groupby(["stage", "what"])["seconds"].mean().to_dict()
 
     def _trainings(self, some: Iterable[Cell]) -> dict[Path, tuple[str, int | str, int]]:
-        """Folder, stage, what tells its trainings apart, and pre-train size of every training that cells need."""
+        """The trainings that cells need: by folder, the stage, what tells its trainings apart, the pre-train size."""
         found: dict[Path, tuple[str, int | str, int]] = {}
         for cell in some:
             what = {"pretrain": f"on {cell.pretrain_size:,} images", "intermediate": cell.intermediate}
@@ -71,7 +105,7 @@ class Runs:
         return found
 
     def _seconds(self, stage: str, what: int | str, size: int) -> float:
-        """Of one training: the mean of its like, else from its stage's image passes; NaN for not known."""
+        """Of one training: the mean over its like, else from the image passes of its stage; NaN if not known."""
         if (stage, what) in self.like:
             return self.like[stage, what]
         mine = self.known[self.known["stage"] == stage]
@@ -86,7 +120,14 @@ class Runs:
         return None if math.isnan(total) else float(total)
 
     def cost(self, new: Sequence[Cell]) -> tuple[int, float | None]:
-        """Trainings that new cells need beyond those that are there, and their seconds; None for not known."""
+        """What new cells cost.
+
+        Args:
+            new: cells.
+
+        Returns:
+            How many trainings they need beyond the finished ones, and the seconds of these; None if not known.
+        """
         wanted = self._trainings(new)
         missing = [
             wanted[folder] for folder in wanted if folder in self.outdated or not (folder / "run.json").is_file()
@@ -94,16 +135,31 @@ class Runs:
         return len(missing), self._sum(missing)
 
     def anew(self, every: Iterable[Cell]) -> tuple[int, float | None]:
-        """The fine-tunings of all cells, and their seconds."""
+        """What it costs to fine-tune cells anew.
+
+        Args:
+            every: cells.
+
+        Returns:
+            How many fine-tunings that takes, and their seconds; None if not known.
+        """
         tuned = [training for training in self._trainings(every).values() if training[0] == "finetune"]
         return len(tuned), self._sum(tuned)
 
     def longer(self, every: Iterable[Cell], times: Mapping[str, float]) -> tuple[int, int, float | None]:
-        """Cells and trainings that are done anew, and their seconds, where the epochs of some keys grow by factors."""
+        """What it costs to train longer.
+
+        Args:
+            every: cells.
+            times: by key of `epochs_key`, the factor by which its epochs grow.
+
+        Returns:
+            How many cells and trainings are done anew, and the seconds of these trainings; None if not known.
+        """
         found: dict[Path, float] = {}
         touched = 0
         for cell in every:
-            anew = False  # as what follows a training is
+            anew = False  # once it is, all that follows in the chain is too
             for folder, training in self._trainings([cell]).items():
                 key = epochs_key(*training[:2])
                 anew |= key in times
@@ -114,7 +170,15 @@ class Runs:
         return touched, len(found), None if math.isnan(total) else float(total)
 
     def drops(self) -> dict[tuple[str, int | str], list[float]]:
-        """By stage and kind, the share that each training's loss fell by from the last tenth but one to the last."""
+        """How far the loss still fell at the end of the trainings.
+
+        Returns:
+            By stage and kind, for each training: the fall from the mean over the tenth of epochs before the last to
+            the mean over the last tenth, as a fraction of the former.
+
+        Raises:
+            InputError: a learning curve without losses.
+        """
         found: dict[tuple[str, int | str], list[float]] = {}
         for folder, (stage, what, _) in self.folders.items():
             path = folder / "curve.csv"

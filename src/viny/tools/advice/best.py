@@ -1,0 +1,113 @@
+"""The best cell, what cannot be told from it, and whether it is better than a constant answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
+from viny.evidence.statistics.effects import LEAST_CLUSTERS, describe, read_confusion
+from viny.evidence.tables import GROUP
+from viny.evidence.verdicts import bare
+from viny.tools.advice.advice import Item
+from viny.tools.advice.facts import NEAR, Facts, listed, start_words
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The cell with the highest mIoU, as the mean over its seeds.
+
+    Attributes:
+        pretrain_size, intermediate, finetune_size: which cell it is.
+        level: its mIoU over seeds, see `statistics.describe`.
+        rows: its rows of `Facts.frame`, one for each seed.
+        leads: its lead over each other cell, paired within seeds, see `statistics.describe`; by what tells cells
+            apart, the highest mean first.
+    """
+
+    pretrain_size: int
+    intermediate: str
+    finetune_size: int
+    level: Mapping[str, Any]
+    rows: pd.DataFrame
+    leads: Mapping[tuple[int, str, int], Mapping[str, Any]]
+
+
+def find_best(facts: Facts) -> Best:
+    """The best of the evaluated cells."""
+    means = facts.frame.groupby(GROUP)["miou"].mean().sort_values(ascending=False, kind="stable")
+    wide = facts.frame.pivot(index="seed", columns=GROUP, values="miou")
+    here = tuple(means.index[0])
+    return Best(
+        *here,
+        level=describe(wide[here].dropna()),
+        rows=facts.frame.set_index(GROUP).loc[[here]],
+        leads={cell: describe((wide[here] - wide[cell]).dropna()) for cell in means.index[1:]},
+    )
+
+
+def best_items(best: Best) -> list[Item]:
+    """The best cell, its mIoU, the cells that cannot be told from it, and its name in other commands."""
+    level, others = best.level, len(best.leads)
+    here = (best.pretrain_size, best.intermediate, best.finetune_size)
+    # One seed tells nothing from anything.
+    alike = [_cell_words(*cell) for cell, lead in best.leads.items() if not (lead["n"] > 1 and lead["low"] > 0)]
+    interval = "one seed, no interval" if level["n"] < 2 else f"{bare(level['low'])} to {bare(level['high'])}"
+    text = f"Best on the test images: {_cell_words(*here)}, with {bare(level['mean'])} % mIoU ({interval})."
+    if level["n"] < 2 and others:
+        text += f" One seed tells none of the {others} other cells from it."
+    elif alike:
+        text += f" Of the {others} other cells {len(alike)} cannot be told from it: {listed(alike)}."
+    elif others:
+        text += f" It is above each of the {others} other cells."
+    if others:
+        text += " (Not corrected for so many comparisons, and the best of many looks better than it is.)"
+    rows = best.rows.sort_values("seed")
+    name, seeds = rows["cell"].iloc[0], [int(seed) for seed in rows["seed"]]
+    text += f" `viny predict` and `viny export` take it as `{name}` (its seeds: {', '.join(map(str, seeds))})."
+    data = dict(zip(GROUP, here, strict=True)) | {key: level[key] for key in ("n", "mean", "low", "high")}
+    return [Item(text, data | {"cell": name, "seeds": seeds, "not_told_from_it": alike, "others": others})]
+
+
+def constant_items(facts: Facts, best: Best) -> list[Item]:
+    """Whether even the best cell is hardly better than the most frequent class everywhere.
+
+    Args:
+        facts: of the study.
+        best: its best cell.
+
+    Returns:
+        An item; none if the cell is better, or has no confusion matrices.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    row = best.rows.sort_values("seed").iloc[0]
+    path = facts.root / "metrics" / f"{row['cell']}.npz"
+    if not path.is_file():
+        return []
+    confusion, _ = read_confusion(path)
+    pixels = confusion.sum(2)  # [N, C], of each true class
+    most = int(pixels.sum(0).argmax())
+    constant = np.zeros_like(confusion)
+    constant[:, :, most] = pixels
+    mean_iou = mean_iou_per_image if row["miou_is"] == "per_image" else mean_iou_dataset
+    miou = mean_iou(constant, list(range(pixels.shape[1])))
+    if best.level["mean"] - miou < NEAR * (1 - miou):
+        words = "is near"
+    elif best.level["n"] >= LEAST_CLUSTERS and best.level["low"] <= miou:
+        words = "cannot be told from"
+    else:
+        return []
+    names = (facts.manifest("segmentation") or {}).get("mask_classes", ())
+    name = names[most] if len(names) == pixels.shape[1] else "the most frequent class"
+    text = f"Even the best model {words} what always answering {name} would get ({100 * miou:.1f} %)."
+    return [Item(text, {"constant": name, "miou": miou})]
+
+
+def _cell_words(size: int, task: str, labels: int) -> str:
+    return f"{start_words(size, task)}, {labels:,} labels"

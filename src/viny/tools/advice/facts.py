@@ -1,0 +1,192 @@
+"""What a study's results hold, read once; and the thresholds and wording that sections of the advice share.
+
+Numbers are fractions in every frame, percent and percentage points in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from viny.evidence.tables import read_metrics
+from viny.evidence.verdicts import TestImages, in_points, span
+from viny.runtime.errors import InputError
+from viny.study.grid import Cell, cells
+from viny.study.layout import metrics_file, pack_manifest
+from viny.tools.advice.runs import Runs, measured_on_others, read_record
+
+TARGET = 1.0  # points that an interval should reach to either side
+FEW_IMAGES = 100  # test images; fewer are warned of
+LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
+FALLING = 0.05  # of the loss, from the last tenth of epochs but one to the last: a larger fall is no convergence
+RARE = 0.01  # IoU below which a class counts as missed; it is hardly ever found where half of the cells miss it
+OFTEN = 0.25  # share of the cells; a class that so many miss is often missed
+NEAR = 0.1  # of the way from a constant answer's mIoU to 1; a model within that is near the constant answer
+SHOWN = 4  # names in a list, before 'and n more'
+EXCESS = 1.2  # times the largest size; a smaller new one tells nothing new
+
+
+@dataclass(frozen=True, eq=False)  # frames have no single truth value
+class Facts:
+    """A study's settings and results, and what is asked of them.
+
+    Attributes:
+        root: the study's folder.
+        config: its resolved settings.
+        target: points of mIoU, see `advise`.
+        minutes_per_mask: that labelling an image takes; None if not known.
+        cells: all of the grid.
+        missing: cells without metrics.
+        outdated: cells measured on other images than the study has now.
+        done: all other cells.
+        metrics: one row for each cell that is done, see `read_metrics`.
+        frame: those of these rows that have an mIoU.
+        images: the noise of the test images.
+        test_images: how many there are, in ascending order; one number unless the test set moves.
+        sizes: pre-train sizes above 0, in ascending order.
+        tasks: intermediate tasks without `none`, in the order of the grid.
+        runs: the trainings.
+        falling: by stage and kind of training, the median fall of the loss at the end where it exceeds `FALLING`.
+        steps_per_epoch: of pre-training, by size.
+        short: by size, the steps of pre-training in all where they are fewer than `LEAST_STEPS`.
+    """
+
+    root: Path
+    config: Mapping[str, Any]
+    target: float
+    minutes_per_mask: float | None
+    cells: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+    outdated: tuple[Cell, ...]
+    done: tuple[Cell, ...]
+    metrics: pd.DataFrame
+    frame: pd.DataFrame
+    images: TestImages
+    test_images: tuple[int, ...]
+    sizes: tuple[int, ...]
+    tasks: tuple[str, ...]
+    runs: Runs
+    falling: Mapping[tuple[str, int | str], float]
+    steps_per_epoch: Mapping[int, int]
+    short: Mapping[int, int]
+
+    @property
+    def grid(self) -> Mapping[str, Any]:
+        return self.config["grid"]
+
+    def curve(self, size: int, task: str) -> pd.DataFrame:
+        """The rows of `frame` of one pre-train size and task: all label sizes and seeds."""
+        return self.frame[(self.frame["pretrain_size"] == size) & (self.frame["intermediate"] == task)]
+
+    def manifest(self, pack: str) -> Mapping[str, Any] | None:
+        """A pack's manifest; None before the pack is made.
+
+        Raises:
+            InputError: a file that is no manifest.
+        """
+        path = pack_manifest(self.root, pack)
+        return read_record(path, "a pack manifest") if path.is_file() else None
+
+    def pool(self, pack: str) -> int | None:
+        """The number of images in a pack; None before the pack is made."""
+        manifest = self.manifest(pack)
+        return None if manifest is None else manifest.get("count")
+
+
+def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_per_mask: float | None) -> Facts:
+    """Read a study's results.
+
+    Args:
+        root: the study's folder.
+        config: its resolved settings.
+        target: points of mIoU, see `advise`.
+        minutes_per_mask: that labelling an image takes; None if not known.
+
+    Returns:
+        The facts, of the evaluated cells.
+
+    Raises:
+        InputError: no evaluated cell, none measured on the images that are there now, none with an mIoU, or a
+            damaged file.
+    """
+    every = cells(config)
+    missing = [cell for cell in every if not metrics_file(root, cell).is_file()]
+    absent = set(missing)
+    there = [cell for cell in every if cell not in absent]
+    outdated = measured_on_others(root, there)
+    stale = set(outdated)
+    done = [cell for cell in there if cell not in stale]
+    if there and not done:
+        raise InputError(
+            f"{root}: nothing current to advise on: all {len(there)} evaluated cells were measured on other images "
+            f"than {pack_manifest(root, 'segmentation')} lists; run the study again"
+        )
+    if not done:
+        raise InputError(
+            f"{root}: none of the {len(every)} cells of study {config['study']} is evaluated; run the "
+            "workflow first (`viny status` says how far it is)"
+        )
+    metrics = read_metrics([metrics_file(root, cell) for cell in done])
+    frame = metrics.dropna(subset="miou").reset_index(drop=True)
+    if frame.empty:
+        raise InputError(f"{root}: no evaluated cell has an mIoU; look at its masks with `viny verify`")
+    images = TestImages(root / "metrics", metrics)
+    runs = Runs(root, config, there, outdated)
+    falls = {key: float(np.median(drops)) for key, drops in runs.drops().items()}
+    sizes = sorted(size for size in config["grid"]["pretrain_sizes"] if size)
+    steps_per_epoch = {size: max(1, size // config["pretrain"]["batch_size"]) for size in sizes}
+    steps = {size: config["pretrain"]["epochs"] * n for size, n in steps_per_epoch.items()}
+    return Facts(
+        root=root,
+        config=config,
+        target=target,
+        minutes_per_mask=minutes_per_mask,
+        cells=tuple(every),
+        missing=tuple(missing),
+        outdated=tuple(outdated),
+        done=tuple(done),
+        metrics=metrics,
+        frame=frame,
+        images=images,
+        test_images=tuple(sorted({int(n) for n in metrics["test_images"]})),
+        sizes=tuple(sizes),
+        tasks=tuple(task for task in config["grid"]["intermediates"] if task != "none"),
+        runs=runs,
+        falling={key: fall for key, fall in falls.items() if fall > FALLING},
+        steps_per_epoch=steps_per_epoch,
+        short={size: n for size, n in steps.items() if n < LEAST_STEPS},
+    )
+
+
+def undecided(row: Mapping[str, Any]) -> bool:
+    """Whether an interval from `low` to `high` holds zero, or there is none."""
+    return not (row["low"] > 0 or row["high"] < 0)
+
+
+def interval_words(row: Mapping[str, Any]) -> str:
+    """A difference in points with its interval, or why there is none.
+
+    Args:
+        row: mean, low and high, NaN where undefined.
+    """
+    if pd.isna(row["mean"]):
+        return "no seed has both cells"
+    words = "one seed, no interval" if pd.isna(row["low"]) else span(row["low"], row["high"])
+    return f"{in_points(row['mean'])} points ({words})"
+
+
+def start_words(size: int, task: str = "none") -> str:
+    """What fine-tuning starts from."""
+    words = f"{size:,} pre-training images" if size else "a random start"
+    return words if task == "none" else f"{words} and task {task}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return "; ".join(names[:SHOWN]) + more

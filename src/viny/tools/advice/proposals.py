@@ -1,0 +1,222 @@
+"""What would settle the rest: changes of the grid, what they cost, and the seeds that each open question takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from viny.evidence.statistics.effects import LEAST_CLUSTERS, counted
+from viny.evidence.verdicts import MOST_SEEDS, Effect, bare, seeds_needed, spread_interval
+from viny.study.grid import cells
+from viny.tools.advice.advice import Item
+from viny.tools.advice.best import Best
+from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
+from viny.tools.advice.labels import LabelAdvice, more_labels
+from viny.tools.advice.runs import epochs_key
+from viny.tools.terminal import duration
+
+
+def proposal_items(
+    facts: Facts, best: Best, pretraining: Sequence[Effect], labels: LabelAdvice, tasks: Sequence[Effect]
+) -> list[Item]:
+    """What would settle the rest: proposals by rank, then a remark on each open question.
+
+    Args:
+        facts: of the study.
+        best: its best cell.
+        pretraining: effects of pre-training.
+        labels: what is said of the next doubling of labels.
+        tasks: effects of the intermediate tasks.
+
+    Raises:
+        InputError: a pack manifest that is damaged.
+    """
+    proposals, remarks = [], []
+    if facts.missing or facts.outdated:
+        change = "finish the grid (run the workflow again)"
+        proposals.append(_proposal(facts, change, ["the gaps of this grid"], facts.grid["intermediates"]))
+    still_open = [effect for effect in (*pretraining, *labels.effects, *tasks) if effect.verdict == "unknown"]
+    needs: dict[int, list[Effect]] = {}
+    for effect in still_open:
+        seeds, remark = _seeds(facts, effect)
+        if seeds is not None:
+            needs.setdefault(max(seeds, len(facts.grid["seeds"]) + 1), []).append(effect)
+        remarks.append(remark)
+    # The fewest seeds that settle something, and those that settle all that seeds can.
+    for n in sorted({min(needs), max(needs)}) if needs else []:
+        settled = [effect for seeds, effects in needs.items() if seeds <= n for effect in effects]
+        proposals.append(_more_seeds(facts, best, n, settled))
+    further = (
+        _further_labels(facts, best, labels.foreseen),
+        _further_images(facts, pretraining),
+        _further_tests(facts, still_open),
+    )
+    proposals += [proposal for proposal in further if proposal]
+
+    def price(item: Item) -> float:
+        """Seconds a question; missing cells and a first interval come first, what takes an unknown time last."""
+        if item.data["change"].startswith("finish"):
+            return -np.inf
+        if any(effect.name in item.data["settles"] and math.isnan(effect.low) for effect in still_open):
+            return -1.0
+        seconds = item.data["seconds"]
+        return np.inf if seconds is None else max(seconds, 1.0) / len(item.data["settles"])
+
+    proposals = [*_longer(facts), *sorted(proposals, key=price)]
+    numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
+    return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
+
+
+def _takes(seconds: float | None) -> str:
+    return "time not known" if seconds is None else f"about {duration(seconds)} of training"
+
+
+def _proposal(facts: Facts, change: str, settles: Sequence[str], tasks: Iterable[str], **grid: Sequence[Any]) -> Item:
+    """A change of the grid, its new cells and trainings, and what they cost.
+
+    Args:
+        facts: of the study.
+        change: in words.
+        settles: the questions that it settles.
+        tasks: the intermediate tasks that these questions need.
+        grid: what changes in the grid.
+    """
+    every = facts.grid["intermediates"]
+    alone = [task for task in every if task in set(tasks)]
+    new, trainings, seconds = _cost(facts, grid)
+    text = f"{change}: {counted(new, 'new cell')}, {counted(trainings, 'training')}, {_takes(seconds)}. For: "
+    text += f"{', '.join(settles)}."
+    data = {"change": change, "settles": list(settles), "new_cells": new, "trainings": trainings, "seconds": seconds}
+    if len(alone) < len(every):
+        less, trainings, seconds = _cost(facts, {**grid, "intermediates": alone})
+        text += f" With `grid.intermediates: [{', '.join(alone)}]`, whose tables then show no other, {less} cells and "
+        text += f"{_takes(seconds)}."
+        data["alone"] = {"intermediates": alone, "new_cells": less, "trainings": trainings, "seconds": seconds}
+    return Item(text, data)
+
+
+def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, float | None]:
+    """New cells, trainings and seconds of a grid with changes."""
+    done = set(facts.done)
+    new = [cell for cell in cells({"grid": {**facts.grid, **grid}}) if cell not in done]
+    return len(new), *facts.runs.cost(new)
+
+
+def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Effect]) -> Item:
+    there = facts.grid["seeds"]
+    unused = (seed for seed in count() if seed not in there)
+    seeds = [*there, *(next(unused) for _ in range(n - len(there)))]
+    tasks = ["none", *(str(effect.what) for effect in settled if effect.kind == "task")]
+    tasks += [best.intermediate for effect in settled if effect.kind == "labels"]
+    return _proposal(facts, f"`grid.seeds: {seeds}`", [effect.name for effect in settled], tasks, seeds=seeds)
+
+
+def _seeds(facts: Facts, effect: Effect) -> tuple[int | None, Item]:
+    """The seeds that would settle an effect, None where seeds would not; and a remark on it."""
+    name, half, images, goal = effect.name, effect.half, effect.half_images, facts.target / 100
+    if math.isnan(effect.low):
+        seeds = LEAST_CLUSTERS if len(facts.grid["seeds"]) < LEAST_CLUSTERS else None
+        text = f"{name}: {effect.why}; {LEAST_CLUSTERS} seeds in every cell give one, and a spread to plan with."
+        return seeds, Item(text, {"question": name, "seeds": seeds})
+    data: dict[str, Any] = {"question": name, "half_width": half, "half_width_images": images}
+    if effect.lacks == "images":
+        text = f"{name}: ±{bare(half)} points over seeds, ±{bare(images)} over draws of the test images. It takes "
+        text += "more of those, not more seeds."
+        return None, Item(text, data | {"goal": goal, "seeds": None})
+    text = f"{name}: ±{bare(half)} points over {effect.seeds:.3g} seeds"
+    if half <= goal:
+        goal = half / 2
+        text += " and still undecided; half of that"
+    else:
+        text += f"; ±{bare(goal)}"
+    low, high = spread_interval(effect.df)
+    seeds, *ends = (seeds_needed(goal, effect.se, effect.seeds, effect.df, times) for times in (1, low, high))
+    if seeds is not None:
+        seeds = max(seeds, len(facts.grid["seeds"]) + 1)
+    said = [f"more than {MOST_SEEDS}" if n is None else str(n) for n in (seeds, *ends)]
+    text += f" takes about {said[0]} seeds ({said[1]} to {said[2]}, as the true spread is {low:.2g} to {high:.2g} "
+    text += "times the one seen)."
+    if seeds is None:
+        text += " Seeds are not the way: take this width, or train so that the effect is larger."
+    if images > facts.target / 100:
+        text += f" The draw of the test images is another ±{bare(images)}: more of those too."
+    data |= {"goal": goal, "seeds": seeds, "seeds_low": ends[0], "seeds_high": ends[1]}
+    return seeds, Item(text, data | {"spread_low": low, "spread_high": high})
+
+
+def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
+    sizes = more_labels(facts)
+    if foreseen or len(sizes) == len(facts.grid["finetune_sizes"]):
+        return None
+    change, tasks = f"`grid.finetune_sizes: {sizes}`", ["none", best.intermediate]
+    item = _proposal(facts, change, ["what further labels bring"], tasks, finetune_sizes=sizes)
+    if sizes[-1] > max(facts.grid["finetune_sizes"]):
+        return item
+    text = " Beside the test images too few labelled ones are left to go beyond; label more for that."
+    return Item(f"{item.text}{text}", item.data)
+
+
+def _further_images(facts: Facts, pretraining: Sequence[Effect]) -> Item | None:
+    """A second pre-train size, where there is one that does not cost mIoU."""
+    if len(facts.sizes) != 1 or not pretraining or pretraining[0].verdict == "down":
+        return None
+    pool, size = facts.pool("pretrain"), 2 * facts.sizes[0]
+    size = min(size, pool) if pool else size
+    if size < EXCESS * facts.sizes[0]:
+        size = facts.sizes[0] // 2
+    sizes = sorted({*facts.grid["pretrain_sizes"], size})
+    settles = ["what a doubling of unlabelled images brings"]
+    return _proposal(facts, f"`grid.pretrain_sizes: {sizes}`", settles, ["none"], pretrain_sizes=sizes)
+
+
+def _further_tests(facts: Facts, still_open: Sequence[Effect]) -> Item | None:
+    """More test images, where their draw leaves effects open."""
+    goal = facts.target / 100
+    noisy = [effect for effect in still_open if effect.lacks == "images" or effect.half_images > goal]
+    if not noisy:
+        return None
+    tests = facts.test_images[-1]
+    # The noise falls with the square root of the number of images.
+    wanted = math.ceil(max(tests * (e.half_images / min(goal, e.half_images / 2)) ** 2 for e in noisy))
+    trainings, seconds = facts.runs.anew(facts.cells)
+    pool = facts.pool("segmentation")
+    change = f"`segmentation.test_size: {wanted}`"
+    names = [effect.name for effect in noisy]
+    text = f"{change}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {', '.join(names)}."
+    if pool is not None and wanted + max(facts.grid["finetune_sizes"]) > pool:
+        text += f" There are {pool:,} labelled images in all, too few; label more test images."
+    data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
+    return Item(text, data | {"seconds": seconds})
+
+
+def _longer(facts: Facts) -> list[Item]:
+    """Longer trainings, where some have not converged or pre-training is short: the other verdicts wait for them."""
+    epochs: dict[str, int] = {}
+    for stage, what in facts.falling:
+        key = epochs_key(stage, what)
+        epochs[key] = 2 * _section(facts, key)["epochs"]
+    if facts.short:
+        wanted = max(math.ceil(LEAST_STEPS / facts.steps_per_epoch[size]) for size in facts.short)
+        epochs["pretrain.epochs"] = max(wanted, epochs.get("pretrain.epochs", 0))
+    if not epochs:
+        return []
+    times = {key: n / _section(facts, key)["epochs"] for key, n in epochs.items()}
+    anew, trainings, seconds = facts.runs.longer(facts.cells, times)
+    keys = ", ".join(f"`{key}: {n}`" for key, n in epochs.items())
+    moved = any(_section(facts, key)["milestones"] for key in epochs)
+    along = " and milestones moved along" if moved else ""
+    text = f"Train longer first, as verdicts may turn, with {keys}{along}: {counted(anew, 'cell')} anew, "
+    text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
+    data = {"change": keys, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
+    return [Item(text, data | {"seconds": seconds, "epochs": epochs})]
+
+
+def _section(facts: Facts, key: str) -> Mapping[str, Any]:
+    """The settings of the stage or task whose epochs a key of `epochs_key` names."""
+    stage, rest = key.split(".", 1)
+    section = facts.config[stage]
+    return section if rest == "epochs" else section[rest.removesuffix(".epochs")]

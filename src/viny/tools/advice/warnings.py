@@ -1,0 +1,172 @@
+"""What to keep in mind when reading a study's results."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from scipy import stats
+
+from viny.evidence.statistics.effects import LEVEL
+from viny.evidence.verdicts import bare
+from viny.runtime.errors import InputError
+from viny.tools.advice.advice import Item
+from viny.tools.advice.best import Best
+from viny.tools.advice.facts import FALLING, FEW_IMAGES, LEAST_STEPS, OFTEN, RARE, Facts, listed
+
+
+def warning_items(facts: Facts, best: Best) -> list[Item]:
+    """What a study's numbers suffer from.
+
+    Args:
+        facts: of the study.
+        best: its best cell.
+
+    Returns:
+        An item for each warning that there is cause for.
+
+    Raises:
+        InputError: a damaged table of duplicates.
+    """
+    return [
+        *outdated_items(facts),
+        *_missing(facts),
+        *_few_seeds(facts),
+        *_small_test_set(facts, best),
+        *_switches(facts),
+        *_duplicates(facts),
+        *_classes(facts),
+        *_short_pretraining(facts),
+        *_falling(facts),
+        *_note(facts),
+    ]
+
+
+def outdated_items(facts: Facts) -> list[Item]:
+    """How many cells are left out as they were measured on other images; nothing if none is."""
+    if not facts.outdated:
+        return []
+    evaluated = len(facts.outdated) + len(facts.done)
+    text = f"{len(facts.outdated)} of {evaluated} cells were measured on other images and are left out; "
+    return [Item(f"{text}run the study again.", {"outdated": [cell.name for cell in facts.outdated]})]
+
+
+def _missing(facts: Facts) -> list[Item]:
+    if not facts.missing:
+        return []
+    names = [cell.name for cell in facts.missing]
+    text = f"{len(names)} of {len(facts.cells)} cells are missing, so averages are over fewer: {listed(names)}."
+    return [Item(text, {"missing": names})]
+
+
+def _few_seeds(facts: Facts) -> list[Item]:
+    seeds = facts.frame["seed"].nunique()
+    if seeds > 2:
+        return []
+    text = "One seed: no interval anywhere, and any difference may be chance."
+    if seeds == 2:
+        text = "Two seeds: their spread is hardly known, so intervals are very wide, and some are left out."
+    return [Item(text, {"seeds": seeds})]
+
+
+def _small_test_set(facts: Facts, best: Best) -> list[Item]:
+    tests = facts.test_images[0]
+    if tests >= FEW_IMAGES:
+        return []
+    names = best.rows["cell"]
+    half = stats.norm.ppf((1 + LEVEL) / 2) * facts.images.se(dict.fromkeys(names, 1 / len(names)))
+    text = f"Only {tests} test images"
+    if not math.isnan(half):
+        text += f": their draw alone moves the best cell's mIoU by ±{bare(half)} points (95 %)"
+    return [Item(f"{text}; seeds do not mend that.", {"test_images": tests, "half_width": half})]
+
+
+def _switches(facts: Facts) -> list[Item]:
+    """What the switches of the protocol do to the curves and their intervals."""
+    items, switches = [], facts.config["switches"]
+    if switches["test_set"] == "moving":
+        text = "Each label size has test images of its own, so that curves mix test sets."
+        items.append(Item(text, {"moving": True}))
+    if switches["subsets"] == "shared":
+        text = (
+            "All seeds learn from the same labelled images of a size: intervals leave out the luck of which images "
+            "were labelled (`switches.subsets: per_seed` has it in)."
+        )
+        items.append(Item(text, {"subsets": "shared"}))
+    return items
+
+
+def _duplicates(facts: Facts) -> list[Item]:
+    """How many test images are also among the training images, exactly or by their look."""
+    path = facts.root / "tables" / "duplicates.csv"
+    if not path.is_file():
+        return []
+    try:
+        pairs = pd.read_csv(path, keep_default_na=False)
+        found = pairs.groupby(["kind", "role"])["test_image"].nunique()
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a table of duplicates ({error}); delete it and run the workflow") from error
+    if found.empty:
+        return []
+    words = [f"{n} {'in' if kind == 'exact' else 'by their look in'} {role}" for (kind, role), n in found.items()]
+    text = f"Test images that are also among training images: {'; '.join(words)}. tables/duplicates.csv names them."
+    return [Item(text, {f"{role}, {kind}": int(n) for (kind, role), n in found.items()})]
+
+
+def _classes(facts: Facts) -> list[Item]:
+    """In one item the classes that are hardly ever found or often missed, in another those that do not occur."""
+    ious = facts.metrics[[column for column in facts.metrics if column.startswith("iou_")]]
+    ious = ious.rename(columns=lambda column: column.removeprefix("iou_"))
+    nowhere = [name for name in ious if ious[name].isna().all()]
+    ious = ious.drop(columns=nowhere)
+    missed = (ious < RARE).sum().sort_values(ascending=False, kind="stable")
+    hardly, often = missed[2 * missed >= len(ious)], missed[missed >= OFTEN * len(ious)]
+    often = often.drop(hardly.index)
+    texts = []
+    for words, some, share in (("hardly ever found", hardly, "half"), ("often missed", often, "a quarter")):
+        if len(some):
+            names = [f"{name} ({n}, at best {100 * ious[name].max():.1f} %)" for name, n in some.items()]
+            texts.append(
+                f"{len(some)} of {len(missed)} classes {'is' if len(some) == 1 else 'are'} {words} (IoU below "
+                f"{100 * RARE:g} % in {share} of the {len(ious)} cells or more): {listed(names)}."
+            )
+    items = []
+    if texts:
+        text = f"{' '.join(texts)} Such classes hold mIoU down, and their luck moves it."
+        items.append(Item(text, {"hardly_ever_found": hardly.to_dict(), "often_missed": often.to_dict()}))
+    if nowhere:
+        text = f"Neither in the test images nor predicted, so not counted in mIoU: {listed(nowhere)}."
+        items.append(Item(text, {"nowhere": nowhere}))
+    return items
+
+
+def _short_pretraining(facts: Facts) -> list[Item]:
+    if not facts.short:
+        return []
+    words = ", ".join(f"{n:,} steps on {size:,} images" for size, n in facts.short.items())
+    text = (
+        f"Short pre-training: {words}. Fewer than {LEAST_STEPS:,} have cost points in this project's own studies; "
+        "the paper took 35,000 or more. A longer one may turn the verdict."
+    )
+    return [Item(text, {"steps": facts.short})]
+
+
+def _falling(facts: Facts) -> list[Item]:
+    """The trainings whose loss was still falling when they ended."""
+    words, data = [], []
+    for (stage, what), drop in facts.falling.items():
+        name = {"pretrain": f"pre-training {what}", "finetune": f"fine-tuning on {what} labels"}.get(stage)
+        words.append(f"{name or what} by {100 * drop:.0f} %")
+        data.append({"stage": stage, "what": what, "drop": drop})
+    if not words:
+        return []
+    text = (
+        f"The loss was still falling at the end: {'; '.join(words)} (median; from the tenth of epochs before the last "
+        f"to the last tenth; the limit is {100 * FALLING:g} %). Train longer."
+    )
+    return [Item(text, {"falling": data})]
+
+
+def _note(facts: Facts) -> list[Item]:
+    note = facts.config.get("note")
+    return [Item(f"The study's own note: {note}", {"note": note})] if note else []
