@@ -292,7 +292,7 @@ SHA = "0" * 64
         (rewrite("tables/metrics.csv", "tiny,sound", "tiny,paper"), r"wrong: tables/metrics\.csv: line 2: expected"),
         (rewrite("tables/table1.md", "Percent", "percent"), r"wrong: tables/table1\.md: line 3: expected"),
         (remove("tables/summary.csv"), r"missing: tables/summary\.csv: expected a table"),
-        (edit("study.json", config__split_seed=7), r"wrong: study\.json: settings of sha256 .* expected"),
+        (edit("study.json", config__split_seed=7), r"wrong: study\.json: expected settings with sha256"),
         (remove("study.json"), r"missing: study\.json: expected the study's settings"),
         *(
             (write(name, data), rf"wrong: {re.escape(name)}: ")

@@ -22,7 +22,13 @@ from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING, NOTE, SHORT
 
 # Tables that are not made again: they take more than the metrics.
-OTHER_TABLES = (*layout.STATISTICS_TABLES, *layout.REPRESENTATIONS_TABLES, *layout.SCORECARD_TABLES)
+# Made from more than metrics, and not worked out again.
+OTHER_TABLES = (
+    *layout.DUPLICATES_TABLES,
+    *layout.STATISTICS_TABLES,
+    *layout.REPRESENTATIONS_TABLES,
+    *layout.SCORECARD_TABLES,
+)
 
 
 def check_metrics(book: Book, cell: Cell) -> None:
@@ -151,7 +157,6 @@ def check_tables(book: Book, cells: Iterable[Cell]) -> None:
     """
     folder = (book.root / layout.TABLE).parent
     book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
-    book.expected |= {folder / name for name in layout.DUPLICATES_TABLES}  # of packs and splits, not of metrics
     paths = [layout.metrics_file(book.root, cell) for cell in cells]
     with tempfile.TemporaryDirectory() as made:
         try:
