@@ -21,7 +21,6 @@ from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING, NOTE, SHORT
 
-# Tables that are not made again: they take more than the metrics.
 # Made from more than metrics, and not worked out again.
 OTHER_TABLES = (
     *layout.DUPLICATES_TABLES,
