@@ -1,7 +1,7 @@
-"""Whether the fast path costs accuracy: fine-tunings on real Pets by the fast path and by plain float32 PyTorch.
+"""Whether the fast path costs accuracy: fine-tuning on real Pets by the fast path and by plain float32 PyTorch.
 
-Every way starts from the same weights and sees the same batches in the same order, so that what differs between them
-is rounding alone; between seeds, weights and batches differ. Prints a Markdown table and writes JSON.
+All ways start from the same weights and see the same batches in the same order, so that they differ by rounding alone;
+weights and batches differ between seeds. Prints a Markdown table and writes JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WAYS = {
 
 
 def plainly(objective: nn.Module, batches: BatchMaker, count: int, settings: TrainSettings, seed: int) -> None:
-    """Train as one writes it in PyTorch: the whole batch at once, its own attention, AdamW without fused kernels."""
+    """Train in plain PyTorch: the whole batch at once, its own attention, AdamW without fused kernels."""
     objective.train()
     objective.encoder.set_fused_attention(True)
     optimizer = torch.optim.AdamW(objective.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=False)
@@ -85,8 +85,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with oxford-iiit-pet (default data)")
     parser.add_argument("--labels", type=int, default=250, help="training images (default 250)")
-    parser.add_argument("--epochs", type=int, default=20, help="default 20")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--epochs", type=int, default=20, help="number of epochs (default 20)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default all)")
     parser.add_argument("--out", type=Path, default=Path("results/speed/accuracy.json"))
     args = parser.parse_args()

@@ -30,8 +30,8 @@ from viny.learning.train import fit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=0.2, help="between two checkpoints (default 0.2)")
-    parser.add_argument("--epochs", type=int, default=24, help="of 256 images (default 24)")
+    parser.add_argument("--minutes", type=float, default=0.2, help="minutes between two checkpoints (default 0.2)")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs of 256 images (default 24)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
     machine = Machine.choose("auto", "auto", args.threads)

@@ -1,6 +1,6 @@
-"""Today's way to train such a model: vit-pytorch, torchvision transforms, a DataLoader that decodes every JPEG.
+"""Today's usual way to train such a model: vit-pytorch, torchvision transforms, a DataLoader that decodes every JPEG.
 
-The model is ViNy (4.8 M parameters) with vit-pytorch's own modules; nothing of this project is used.
+The model is ViNy (4.8 M parameters) with vit-pytorch's own modules; nothing from this project is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def new_vit() -> ViT:
 
 
 class Pretraining(nn.Module):
-    """SimMIM as vit-pytorch has it."""
+    """SimMIM as in vit-pytorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Trimaps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def make_loader(stage: str, data: Path, batch_size: int, workers: int, pinned: bool) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of a stage's images; a second call of `iter` is a further epoch of the same workers."""
+    """Batches of a stage's images; a second call of `iter` starts a further epoch with the same workers."""
     if stage == "pretrain":
         augment = [transforms.RandomResizedCrop(SIDE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
         dataset: Dataset[tuple[Tensor, ...]] = datasets.ImageFolder(
@@ -121,7 +121,7 @@ class Peer:
             yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Shut the workers down."""
         iterator = getattr(self.loader, "_iterator", None)
         with suppress(AttributeError):
             iterator._shutdown_workers()

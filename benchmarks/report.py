@@ -1,4 +1,4 @@
-"""The benchmark's figures as JSON, as Markdown tables and as a picture."""
+"""The benchmark's numbers as JSON, as Markdown tables and as a picture."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 
 def draw(rows: list[dict[str, Any]], training: list[dict[str, Any]], path: Path) -> None:
-    """Images a second against batch size: a panel a stage, a line for each precision and thread count."""
+    """Images per second against batch size: a panel per stage, a line per precision and thread count."""
     with mpl.style.context(kit.STYLE, after_reset=True):
         figure = Figure(figsize=(6.5, 3.0), layout="constrained")
         FigureCanvasAgg(figure)
@@ -139,7 +139,7 @@ def draw(rows: list[dict[str, Any]], training: list[dict[str, Any]], path: Path)
             panel.minorticks_off()
             panel.set_title(NAMES[stage])
             panel.set_xlabel("Batch size")
-        panels[0].set_ylim(bottom=0)  # at the end: from then on the limits stay
+        panels[0].set_ylim(bottom=0)  # last, because it fixes the limits
         panels[0].set_ylabel("Training images a second")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -1,6 +1,6 @@
-"""How fast the stages train, against today's way to do it and against what the machine can do.
+"""How fast the stages train, compared with today's usual way and with what the machine can do.
 
-In one run and in turn: vit-pytorch behind a DataLoader at its best number of workers; this project, from pack to
+In one run, in turn: vit-pytorch behind a DataLoader at its best number of workers; this project, from pack to
 optimiser step; a large matrix product. Then where a step's time goes, memory, batch sizes, threads, two jobs at once,
 packing, the start-up of a job, and dry runs. Writes speed.json, speed.md and speed.png into a folder.
 """
@@ -51,11 +51,11 @@ STAGES = ("pretrain", "finetune")
 PRECISIONS = ("float32", "bfloat16")
 INTEL_TRAINING = 14_034  # images
 WIDTH, HEIGHT = 500, 375  # of the JPEGs, as in Pets and ImageNet
-OPERATIONS = TRAINING * forward_operations(VINY)  # of a training image
+OPERATIONS = TRAINING * forward_operations(VINY)  # per training image
 
 
 def make_data(folder: Path, count: int) -> None:
-    """JPEGs of 500 x 375 and their trimaps, in ImageNet's and in Pets' layout."""
+    """Make JPEGs of 500 x 375 and their trimaps, in ImageNet's and in Pets' layout."""
     images, classes = folder / "oxford-iiit-pet" / "images", folder / "imagenet" / "n0"
     notes = folder / "oxford-iiit-pet" / "annotations"
     for place in (images, classes, notes / "trimaps"):
@@ -84,7 +84,7 @@ def make_packs(data: Path, threads: int) -> None:
 
 
 class Ours:
-    """One stage in one precision, an epoch at a time, as a job does it."""
+    """One stage in one precision, an epoch at a time, as a job trains it."""
 
     def __init__(self, stage: str, precision: str, data: Path, batch_size: int, device: str, threads: int) -> None:
         self.stage = stage
@@ -113,7 +113,7 @@ class Ours:
         pass
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Milliseconds of a step by what they go into, medians over steps."""
+        """Where the milliseconds of a step go, medians over steps."""
         wait = torch.cuda.synchronize if self.machine.device.type == "cuda" else lambda: None
         optimizer = make_optimizer(self.objective, self.settings, self.machine.device)
         taken: dict[str, list[float]] = {}
@@ -128,7 +128,7 @@ class Ours:
             reading += time.perf_counter() - began
             return found
 
-        def timed_loss(batch: Any) -> Any:  # of one shard; shards run beside each other
+        def timed_loss(batch: Any) -> Any:  # of one shard; shards run side by side
             began = time.perf_counter()
             found = loss(batch)
             wait()
@@ -289,7 +289,7 @@ def training(settings: Settings) -> None:
 
 
 def grid(settings: Settings) -> None:
-    """Hours of the paper's whole grid at the measured rates, a training after the other."""
+    """Hours of the paper's whole grid at the measured rates, one training after the other."""
     config = resolve(read_config(ROOT / "studies" / "paper.yaml"))
     every = cells(config)
     passes = {"pretrain": 0, "intermediate": 0, "finetune": 0}
@@ -299,7 +299,7 @@ def grid(settings: Settings) -> None:
         stage: max(r["images_per_second"]["median"] for r in settings.results["training"] if r["stage"] == stage)
         for stage in STAGES
     }
-    fastest["intermediate"] = fastest["finetune"]  # the same augmentation, one token and a smaller head apart
+    fastest["intermediate"] = fastest["finetune"]  # the same augmentation; one token and a smaller head differ
     hours = {stage: count / fastest[stage] / 3600 for stage, count in passes.items()}
     settings.results["grid"] = {"cells": len(every), "passes": passes, "hours": hours}
 
@@ -317,7 +317,7 @@ def memory(settings: Settings) -> None:
 
 
 def only(settings: Settings, what: str) -> dict[str, Any]:
-    """In a process of its own: some epochs of one trainer."""
+    """Run some epochs of one trainer, in a process of its own."""
     who, stage, precision, threads, epochs, workers = what.split(",")
     torch.set_num_threads(int(threads))
     if who == "large":
@@ -338,7 +338,7 @@ def only(settings: Settings, what: str) -> dict[str, Any]:
 def peak_mb() -> int:
     """Peak of this process's resident memory, without its workers.
 
-    Not getrusage's, which begins with that of the process that started this one.
+    Not getrusage's, which starts from the peak of the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-3)
@@ -362,7 +362,7 @@ def alone(settings: Settings, *arguments: str) -> dict[str, Any]:
 
 
 def scaling(settings: Settings) -> None:
-    """Images a second against batch size and threads, and of several jobs beside each other."""
+    """Images per second against batch size and threads, and of several jobs side by side."""
     rows = []
     for stage in STAGES:
         for precision in PRECISIONS:
@@ -405,12 +405,12 @@ def scaling(settings: Settings) -> None:
                 {"stage": stage, "precision": precision, "jobs": count, "threads_each": threads, **summary(values)}
                 for (count, threads), values in rates_of.items()
             ]
-            log(f"jobs beside each other, {stage}, {precision}")
+            log(f"jobs side by side, {stage}, {precision}")
     settings.results["jobs"] = jobs
 
 
 def packing(settings: Settings) -> None:
-    """Images a second and thread from JPEGs to a pack, and through a DataLoader that only decodes and resizes."""
+    """Images per second from JPEGs to a pack, by threads, and through a DataLoader that only decodes and resizes."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
@@ -435,7 +435,7 @@ def packing(settings: Settings) -> None:
 
 
 def startup(settings: Settings) -> None:
-    """Seconds until a stage's modules are imported, beside PyTorch alone."""
+    """Seconds until a stage's modules are imported, compared with PyTorch alone."""
     commands = {
         "python": "pass",
         "import torch": "import torch",
@@ -486,7 +486,7 @@ def large(settings: Settings) -> None:
 
 
 def stream(settings: Settings, precision: str, steps: int = 60) -> dict[str, Any]:
-    """In a process of its own: some steps from the large pack."""
+    """Run some steps from the large pack, in a process of its own."""
     machine = Machine.choose(settings.device.type, precision, settings.threads)
     pack = open_pack(settings.data / "large" / "manifest.json")
     batches = simmim_batches(pack, np.arange(len(pack)), VINY.image_size, VINY.patches, 0.5, 0.67, machine.device)
@@ -507,7 +507,7 @@ GRIDS = {144: (3, 6), 1000: (25, 5), 5000: (125, 5)}  # cells: seeds, fine-tune 
 
 
 def workflow(settings: Settings) -> None:
-    """Seconds of a dry run, by cells, and of a job beside its own work."""
+    """Seconds of a dry run, by number of cells, and of a job besides its own work."""
     import yaml
 
     commands = {}
@@ -532,7 +532,7 @@ def workflow(settings: Settings) -> None:
 
 
 def job_overhead(folder: Path, jobs: int = 60) -> dict[str, float]:
-    """Seconds a job that Snakemake takes beside a job's own process, for jobs that do nothing, one after the other."""
+    """Seconds per job that Snakemake adds to the job's own process, for jobs that do nothing, one after the other."""
     (folder / "Snakefile").write_text(
         f"rule all:\n    input: expand('{{n}}.txt', n=range({jobs}))\n\n"
         "rule job:\n    output: '{n}.txt'\n    log: '{n}.log'\n    benchmark: '{n}.jsonl'\n"
@@ -562,7 +562,7 @@ PARTS: dict[str, Callable[[Settings], None]] = {
     "workflow": workflow,
     "large": large,
 }
-USUAL = [part for part in PARTS if part != "large"]  # that needs 10 GB of disk and some minutes
+USUAL = [part for part in PARTS if part != "large"]  # which needs 10 GB of disk and some minutes
 
 
 def log(text: str) -> None:
@@ -571,10 +571,10 @@ def log(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=USUAL, help=f"of {', '.join(PARTS)} (default all but large)")
+    parser.add_argument("parts", nargs="*", default=USUAL, help=f"some of {', '.join(PARTS)} (default all but large)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "speed", help="folder (default results/speed)")
-    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up (default 5)")
-    parser.add_argument("--images", type=int, default=256, help="an epoch (default 256)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (default 5)")
+    parser.add_argument("--images", type=int, default=256, help="images per epoch (default 256)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -22,19 +22,19 @@ SIZE = 24  # pixels
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tensors here are too small to share out, and results are compared bit for bit."""
+    """Tensors here are too small for several threads, and results are compared bit for bit."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModelSettings:
-    """16 patches of 6 pixels; the heads' width (2 x 8) equals the tokens' by chance only, tests vary it."""
+    """16 patches of 6 pixels; the heads' width (2 x 8) equals the tokens' only by chance, and tests vary it."""
     return ModelSettings(image_size=SIZE, patch_size=6, dim=16, depth=2, heads=2, head_dim=8, mlp_dim=32)
 
 
 @pytest.fixture(scope="session")
 def synthetic_pack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pack]:
-    """Opened packs of synthetic images, each made once a session."""
+    """Opened packs of synthetic images, each made once per session."""
     made: dict[tuple[str, int, int], Pack] = {}
 
     def make(stream: str = "segmentation", count: int = 30, size: int = SIZE) -> Pack:
@@ -102,7 +102,7 @@ def made_study() -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of the real images: VINY_DATA, else ../shared/data, else data, seen from the repository."""
+    """Folder of the real images: VINY_DATA, or ../shared/data, or data, as seen from the repository."""
     named = os.environ.get("VINY_DATA")
     places = [Path(named)] if named else [ROOT / ".." / "shared" / "data", ROOT / "data"]
     for place in places:

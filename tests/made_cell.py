@@ -1,4 +1,4 @@
-"""A study's folder with fine-tuned cells of random weights, for what begins where training ends."""
+"""A study's folder with fine-tuned cells of random weights, for tests of what comes after training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viny.study.specs import finetune_spec
 
 
 def make_cell(root: Path, config: dict[str, Any], cell: Cell, classes: list[str], pack_sha256: str = "0" * 64) -> Path:
-    """Write a cell's model, whose every weight is random, and its study; returns the cell's folder.
+    """Write a cell's model, with every weight random, and its study; returns the cell's folder.
 
     Fresh norms and biases are all alike and would hide a mix-up, so every weight is moved.
     """
@@ -27,7 +27,7 @@ def make_cell(root: Path, config: dict[str, Any], cell: Cell, classes: list[str]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        model.head.weight.mul_(4)  # large enough for scores that tell pixels apart
+        model.head.weight.mul_(4)  # large enough for scores that distinguish pixels
     record = {
         "stage": "finetune",
         "spec": spec,

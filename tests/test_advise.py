@@ -1,4 +1,4 @@
-"""Advice: simulated studies whose truth is known, exact oracles for what it works out itself, and the command."""
+"""Advice: simulated studies whose truth is known, exact oracles for what it computes itself, and the command."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from viny.tools.advice.advice import Advice, as_dict, as_text
 from viny.tools.advice.adviser import advise
 
 TINY = Path(__file__).parent / "tiny.yaml"
-LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # enough steps that no longer training is advised
-SECONDS = {"pretrain": 100.0, "intermediate": 10.0, "finetune": 1.0}  # of each made training
+LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # so many steps that longer training is not advised
+SECONDS = {"pretrain": 100.0, "intermediate": 10.0, "finetune": 1.0}  # of each made-up training
 Truth = Callable[[Cell], float]
 
 
@@ -42,7 +42,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def confusions(rng: np.random.Generator, images: int, noise: float) -> np.ndarray:
-    """Two classes; `noise` is the share of each image's pixels that a model gets wrong, about a half, by luck."""
+    """Two classes; `noise` is the share of each image's pixels, about half, that a model gets wrong by luck."""
     wrong = np.clip(rng.normal(0.5, noise, (images, 2)), 0, 1) * 50
     out = np.empty((images, 2, 2))
     out[:, [0, 1], [0, 1]], out[:, [0, 1], [1, 0]] = 50 - wrong, wrong
@@ -102,7 +102,7 @@ def scatter(spread: float, seed: int = 0) -> Truth:
 
 
 def steps(pretraining: float = 0.0, task: float = 0.0, spread: float = 0.001, seed: int = 0) -> Truth:
-    """Effects of pre-training and of a task, and two points a doubling of the labels."""
+    """Effects of pre-training and of a task, and two points per doubling of the labels."""
     noise = scatter(spread, seed)
 
     def truth(cell: Cell) -> float:
@@ -160,7 +160,7 @@ class NoImages:
 
 
 def effect_of(difference: np.ndarray, name: str = "a") -> Effect:
-    """The effect that differences [sizes, labels, seeds] make."""
+    """The effect that differences [sizes, labels, seeds] add up to."""
     sizes, labels = range(difference.shape[0]), range(1, difference.shape[1] + 1)
     base = frame_of(np.full(difference.shape, 0.4), sizes, labels, "none")
     found = compare("task", name, name, frame_of(0.4 + difference, sizes, labels, name), base, NoImages())
@@ -177,7 +177,7 @@ def test_p_is_students_for_one_size_and_welchs_for_two() -> None:
     assert effect.se == pytest.approx(stats.sem(one.mean((0, 1))))
     two = rng.normal(0.01, np.array([0.003, 0.02])[:, None, None], (2, 3, 5))
     effect = effect_of(two)
-    # The mean of two groups against zero is the difference of one and the other with its sign turned.
+    # Testing the mean of two groups against zero is comparing one with the other's negative.
     expected = stats.ttest_ind(two[0].mean(0), -two[1].mean(0), equal_var=False)
     assert (effect.p, effect.df) == pytest.approx((expected.pvalue, expected.df))
 
@@ -245,7 +245,7 @@ def test_an_interval_that_holds_zero_names_nothing_whatever_the_tests_say() -> N
 def test_image_noise_agrees_with_the_bootstrap_of_the_tables(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     one = rng.integers(0, 60, (300, 4, 4)) * rng.uniform(0, 1, (300, 1, 1))
-    one[:, 3] = one[:, :, 3] = 0  # a class that is nowhere
+    one[:, 3] = one[:, :, 3] = 0  # a class that occurs nowhere
     other = one + rng.integers(0, 20, one.shape) * (one > 0)
     one, other = one.astype(int), other.astype(int)
     for name, confusion in (("a", one), ("b", other)):
@@ -277,7 +277,7 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
 def test_small_effects_under_noisy_images_ask_for_images_and_large_spreads_for_both(tmp_path: Path) -> None:
     make(tmp_path / "a", steps(0.0, 0.0, 0.001), images=50, noise=0.3)
     row = part(advise(tmp_path / "a"), "tasks")[0]
-    assert max(abs(row["low"]), abs(row["high"])) < 0.01  # small, but for the images
+    assert max(abs(row["low"]), abs(row["high"])) < 0.01  # small, except for the images
     assert row["verdict"] == "cannot be told"
     assert "and the test images' draw adds ±" in row["text"]
     make(
@@ -291,7 +291,7 @@ def test_small_effects_under_noisy_images_ask_for_images_and_large_spreads_for_b
 
 
 def reached(n: int, spread: float, target: float, sizes: int, studies: int = 4000) -> float:
-    """How often n seeds bring the t interval of a mean over sizes of equal spread within the target."""
+    """How often n seeds narrow the t interval of a mean over sizes of equal spread to the target."""
     rng = np.random.default_rng(n)
     variance = spread**2 * rng.chisquare(n - 1, (studies, sizes)) / (n - 1) / n
     df = variance.sum(1) ** 2 / (variance**2 / (n - 1)).sum(1)
@@ -310,7 +310,7 @@ def test_the_seeds_advised_reach_the_target_in_four_of_five_studies_and_no_fewer
 def test_a_pilot_study_of_known_spread_is_told_seeds_that_reach_the_target(tmp_path: Path) -> None:
     spread = 0.012
 
-    def truth(cell: Cell) -> float:  # a spread of exactly that, about no effect, for both pre-train sizes
+    def truth(cell: Cell) -> float:  # a spread of exactly that around no effect, for both pre-train sizes
         return 0.5 + spread * (cell.seed - 1) * (cell.intermediate != "none")
 
     make(tmp_path, truth, grid={"finetune_sizes": [8, 16]})
@@ -432,12 +432,12 @@ def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation
 
     make(tmp_path, truth, grid={"pretrain_sizes": [0, 6, 24], "intermediates": ["none"]})
     row = next(row for row in part(advise(tmp_path), "pretraining") if row.get("extrapolated_to"))
-    assert row["mean"] == pytest.approx(0.01, abs=0.001)  # of one doubling, where 6 to 24 is two
+    assert row["mean"] == pytest.approx(0.01, abs=0.001)  # for one doubling, where 6 to 24 is two
     assert row["low"] < 0.01 < row["high"]
     assert "For the next, to 48, this is an extrapolation" in row["text"]
 
 
-# What is not asked, or not there
+# What is not asked, or is missing
 
 
 def test_one_seed_has_no_interval_and_is_told_to_become_three(tmp_path: Path) -> None:
@@ -509,7 +509,7 @@ def test_a_study_that_lacks_keys_with_defaults_is_advised_on_all_the_same(tmp_pa
 
 
 def packed(root: Path, config: dict[str, Any], old: Callable[[Cell], bool]) -> None:
-    """A segmentation pack, and metrics that are of it or of an older one."""
+    """A segmentation pack, and metrics that come from it or from an older one."""
     manifest = {"sha256": "new", "count": 1000, "mask_classes": ["ground", "pond"]}
     write_json(root / "packs" / "segmentation" / "manifest.json", manifest)
     for cell in cells(config):
@@ -585,7 +585,7 @@ def test_longer_trainings_come_first_where_some_are_not_converged(tmp_path: Path
     row = part(advise(tmp_path / "short"), "next")[0]
     assert row["epochs"] == {"pretrain.epochs": 3334}  # of 3 steps each
     assert row["text"].startswith("1. Train longer first, as verdicts may turn, with `pretrain.epochs: 3334` and")
-    # What is not pre-trained stays: 12 cells with 3 pre-trainings and 3 trainings of the task.
+    # What has no pre-training stays: 12 cells with 3 pre-trainings and 3 trainings of the task.
     assert (row["new_cells"], row["trainings"]) == (12, 3 + 3 + 12)
     assert row["seconds"] == pytest.approx(3 * 100 * 3334 / 2 + 3 * 10 + 12)
     config = make(tmp_path / "falling", steps(0.0, 0.0, 0.02), **LONG)
@@ -611,14 +611,14 @@ def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path
         more = len(seeds) - 3
         assert seeds == list(range(len(seeds)))
         assert row["new_cells"] == 8 * more
-        # A seed is one pre-training, an intermediate training a pre-train size, and a fine-tuning a cell.
+        # A seed is one pre-training, one intermediate training per pre-train size, and one fine-tuning per cell.
         assert row["trainings"] == (1 + 2 + 8) * more
         assert row["seconds"] == pytest.approx((100 + 2 * 10 + 8 * 1) * more)
         if "alone" in row:
             assert row["alone"]["intermediates"] == ["none"]
             assert row["alone"]["seconds"] == pytest.approx((100 + 4 * 1) * more)
     further = next(row for row in part(advise(tmp_path), "next") if "finetune_sizes" in row.get("change", ""))
-    # Of a size that was not trained, by image passes: 1,000 took a second, and these are 32 or 64, three times.
+    # For a size that was not trained, by image passes: 1,000 took a second, and these are 32 or 64, three times.
     assert further["seconds"] == pytest.approx(further["new_cells"] * (32 + 64) / 2 * 3 / 1000)
 
 

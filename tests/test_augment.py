@@ -1,4 +1,4 @@
-"""Augmentation against torchvision, and what must move together."""
+"""Augmentation compared with torchvision, and what must move together."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_crops_keep_their_promises(shape: tuple[int, int], scale: float) -> None
     top, left, height, width = drawn_pixels(shape, 3000, scale, 1).T
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
-    # Rounding a side to whole pixels moves area and aspect by that much at most.
+    # Rounding a side to whole pixels changes area and aspect by at most that much.
     slack = 1 / min(height.min(), width.min())
     area, aspect = height * width / (shape[0] * shape[1]), width / height
     assert area.min() > scale * (1 - slack) and area.max() <= 1
     assert aspect.min() > 3 / 4 * (1 - slack) and aspect.max() < 4 / 3 * (1 + slack)
-    # The ranges are used, not only kept.
+    # The ranges are used, not just respected.
     assert area.min() < scale + 0.05
     assert aspect.max() / aspect.min() > 1.3
 

@@ -1,4 +1,4 @@
-"""Bad input: each kind is taken rightly or refused with one reason, and never becomes other numbers in silence."""
+"""Bad input: each kind is read correctly or refused with one reason, and never silently becomes other numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def noise(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray
 
 
 def expect(pixels: np.ndarray, size: int = 16) -> np.ndarray:
-    """What packing makes of an upright RGB picture [H, W, 3]."""
+    """What packing should make of an upright RGB picture [H, W, 3]."""
     square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)
 
@@ -86,7 +86,7 @@ def pets(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Pack]:
-    """Packs the pets that stand at a path."""
+    """Packs the pets at a path."""
     number = 0
 
     def make(path: Path, **over: Any) -> Pack:
@@ -185,7 +185,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 
 
 def refused(tmp_path: Path, name: str, make: Callable[[Path], Any]) -> str:
-    """The reason for which a file is refused, as an image."""
+    """The reason why a file is refused as an image."""
     path = tmp_path / name
     make(path)
     with pytest.raises(BadFileError) as caught:
@@ -598,7 +598,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that is then refused
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about much that is then refused
 @settings(GENERATED, max_examples=250)
 @given(data=st.one_of(st.binary(max_size=200), damaged()), resize=st.sampled_from(["antialias", "nearest"]))
 def test_any_file_is_an_image_or_is_refused(tmp_path: Path, data: bytes, resize: str) -> None:
@@ -651,7 +651,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def edited(value: Any, at: tuple[Any, ...], how: str, new: Any) -> Any:
-    """A copy with the value at a path removed, replaced, or under another key."""
+    """A copy with the value at a path removed, replaced or moved to another key."""
     if not at:
         return new
     value = copy.deepcopy(value)
@@ -700,7 +700,7 @@ def same_or_refused(manifest: Path, original: Pack) -> None:
 def test_any_edit_of_a_manifest_is_refused(
     small: Pack, tmp_path: Path, data: st.DataObject, how: str, new: Any, resealed: bool
 ) -> None:
-    """Also one whose author has computed the manifest's own hash anew."""
+    """Even if its author has recomputed the manifest's own hash."""
     folder = tmp_path / "pack"
     shutil.copytree(small.folder, folder, dirs_exist_ok=True)
     manifest = json.loads((small.folder / "manifest.json").read_text())
@@ -717,7 +717,7 @@ def test_any_edit_of_a_manifest_is_refused(
     except InputError as error:
         assert "manifest" in str(error) or "run again" in str(error)
         return
-    # A sealed manifest may say other things of the same arrays, under another hash.
+    # A sealed manifest may say other things about the same arrays, under another hash.
     assert resealed and pack.sha256 != small.sha256
     assert np.array_equal(found, small.images)
 
@@ -734,7 +734,7 @@ def test_any_edit_of_an_array_is_refused(small: Pack, tmp_path: Path, data: st.D
     path = folder / f"{name}.npy"
     raw = bytearray(path.read_bytes())
     if how == "flip":
-        head = data.draw(st.booleans())  # the header is short, and is to be hit too
+        head = data.draw(st.booleans())  # the header is short, and should be hit too
         at = data.draw(st.integers(0, 127 if head else len(raw) - 1))
         raw[at] ^= data.draw(st.integers(1, 255))
     elif how == "truncate":

@@ -1,4 +1,4 @@
-"""Checkpoints: a stopped run ends as an undisturbed one, and goes on from nothing but its own, whole checkpoints."""
+"""Checkpoints: a stopped run ends like an undisturbed one, and goes on only from its own, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def configured(made_study: Callable[[str], dict[str, Any]]) -> Callable[[str, st
 def reference(
     tmp_path_factory: pytest.TempPathFactory, configured: Callable[[str, str], dict[str, Any]]
 ) -> Callable[..., tuple[str, list[float], Path]]:
-    """Hash of the weights and losses of an undisturbed run, made once, and the folder of its study."""
+    """Hash of the weights and losses of an undisturbed run, made once, and its study's folder."""
     made: dict[tuple[str, str, str], tuple[str, list[float], Path]] = {}
 
     def make(stage: str, protocol: str = "sound", precision: str = "float32") -> tuple[str, list[float], Path]:
@@ -177,7 +177,7 @@ def test_the_last_two_are_kept(study: Study, crash_after: Callable[[int | None],
 
 @pytest.fixture(params=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def number(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A stop signal that is not ignored, as those of background jobs and under nohup are."""
+    """A stop signal that is not ignored; background jobs and processes under nohup ignore theirs."""
     before = signal.signal(request.param, signal.default_int_handler)
     yield request.param
     signal.signal(request.param, before)
@@ -214,11 +214,11 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(
     assert file_sha256(weights_beside(record)) == reference("finetune")[0]
 
 
-# Checkpoints that may not be used
+# Checkpoints that must not be used
 
 
 def stopped(study: Study, crash_after: Callable[[int | None], list[int]], stage: str = "finetune") -> list[Path]:
-    """CrashError a run after 3 of 6 steps; its checkpoints, newest last."""
+    """Crash a run after 3 of 6 steps; returns its checkpoints, newest last."""
     crash_after(3)
     with pytest.raises(CrashError):
         run(study, stage)

@@ -1,4 +1,4 @@
-"""The command line: what people are offered, what is said of a slip, and where a stage's log begins."""
+"""The command line: what people are offered, what a slip is answered with, and how a stage's log begins."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_stage_takes_the_arguments_of_its_function(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", ENTRY)
 def test_a_rule_names_the_files_of_its_stage(stage: str) -> None:
-    """Every flag of a rule's shell line is one of its stage, and all that the stage wants are there."""
+    """Every flag in a rule's shell line is one of its stage's, and all that the stage needs are there."""
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     line = re.search(rf'"exec python -m viny {stage} .*?2>&1"', rules, re.DOTALL)
     assert line is not None

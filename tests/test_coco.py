@@ -1,4 +1,4 @@
-"""COCO annotations become masks: against pixels that are known."""
+"""COCO annotations become masks, compared with known pixels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def region(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 def counts(mask: np.ndarray) -> list[int]:
-    """Run lengths down the columns, those of 0 first: COCO's uncompressed RLE."""
+    """Run lengths down the columns, starting with those of 0: COCO's uncompressed RLE."""
     flat = mask.T.ravel()
     ends = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
     return np.diff(np.concatenate([[0], ends])).tolist()

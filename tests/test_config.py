@@ -1,4 +1,4 @@
-"""Settings: the paper's numbers as defaults, and every fault named with what would be right."""
+"""Settings: the paper's numbers as defaults, and every fault named along with what would be right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def synthetic(**over: Any) -> dict[str, Any]:
 
 
 def test_defaults_are_table_a1() -> None:
-    """Optimisers, rates and schedules of the paper's Table A1; batches, masks and crops of its text and code."""
+    """Optimisers, rates and schedules from the paper's Table A1; batches, masks and crops from its text and code."""
     config = resolve(study())
     stages = {
         "pretrain": config["pretrain"],
@@ -75,7 +75,7 @@ def test_version_two_tasks() -> None:
 
 
 def described(node: dict[str, Any], root: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
-    """Every property below a schema's node, and its description or that of what it refers to."""
+    """Every property below a schema's node, with its description or that of what it refers to."""
     for name, child in node.get("properties", {}).items():
         here = f"{path}{name}"
         target = root["$defs"][child["$ref"].rsplit("/", 1)[1]] if "$ref" in child else {}

@@ -1,4 +1,4 @@
-"""Settings that nobody would write by intent: they resolve to something sound, or are refused with a message."""
+"""Settings that nobody would write on purpose: they resolve to something sound, or are refused with a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from viny.study.reading import MAX_ENTRIES, read_config
 ROOT = Path(__file__).parents[1]
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
 TEXTS = [path.read_text(encoding="utf-8") for path in STUDIES]
-# As written, and with every key there is, so that each of them gets mutated.
+# As written, and with every possible key, so that each of them gets mutated.
 TREES = [tree for path in STUDIES for tree in (read_config(path), resolve(read_config(path)))]
 GENERATED = settings(
     max_examples=200,
@@ -40,9 +40,9 @@ GENERATED = settings(
 
 
 def sound(read: Callable[[], Any]) -> bool:
-    """Whether settings resolve; holds them to what the workflow takes for granted if they do.
+    """Whether settings resolve; if they do, checks what the workflow takes for granted.
 
-    Any exception but an InputError with a message passes on.
+    Any exception other than an InputError with a message is raised.
     """
     try:
         config = resolve(read())
@@ -93,7 +93,7 @@ def nested(depth: int) -> Any:
 
 
 def bomb() -> Any:
-    """Some ten thousand million values in a few objects."""
+    """About ten thousand million values in a few objects."""
     value: Any = "x"
     for _ in range(10):
         value = [value] * 10
@@ -127,7 +127,7 @@ MUTATIONS = st.lists(st.tuples(st.integers(0, 10_000), KINDS, VALUES), min_size=
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every (holder, key) of a tree's own mappings and lists; what mutations put in is left alone."""
+    """Every (holder, key) in a tree's own mappings and lists; what mutations put in is left alone."""
     found, todo = [], [tree]
     while todo and len(found) < 500:
         holder = todo.pop()
@@ -196,7 +196,7 @@ def test_what_is_no_study_at_all_is_refused(raw: Any) -> None:
 
 
 def test_the_generators_reach_both_outcomes() -> None:
-    """Settings with one unlikely value are refused as a rule, those of the repository are not."""
+    """Settings with one unlikely value are usually refused; those of the repository are not."""
     assert all(sound(lambda tree=tree: tree) for tree in TREES)
     outcomes = {sound(lambda n=n: mutated(TREES[0], [(n, "replace", 1)])) for n in range(60)}
     assert outcomes == {True, False}

@@ -1,4 +1,4 @@
-"""The documentation says what is so: generated pages, links, commands, messages, and the worked examples."""
+"""The documentation is true: generated pages, links, commands, messages, and the worked examples."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_reference_has_every_key_of_the_schema() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of a page's headings."""
+    """The anchors that GitHub makes from a page's headings."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -137,7 +137,7 @@ def test_studies_that_are_shown_resolve(page: Path) -> None:
 
 
 def text_of(*patterns: str, root: Path = REPOSITORY) -> str:
-    """The text of programs, with the pieces of strings that stand on several lines joined."""
+    """The text of programs, with strings that span several lines joined."""
     files = sorted(path for pattern in patterns for path in root.glob(pattern))
     return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))
 
@@ -205,7 +205,7 @@ def test_tables_have_the_documented_columns() -> None:
 
 
 def edited(root: Path, diff: str) -> None:
-    """Apply a diff block whose first line is a path: its text stands there once, or less its indent within a line."""
+    """Apply a diff block whose first line is a path; its text is there once, or once without indent within a line."""
     path, *lines = diff.splitlines()
     old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
     file = root / path.strip()

@@ -86,7 +86,7 @@ def made_up(phash: list[int], files: list[int]) -> Pack:
     """A pack without pixels."""
     count = len(phash)
     sums = np.zeros((count, 16), np.uint8)
-    sums[:, 15] = files  # two hashes may begin alike
+    sums[:, 15] = files  # two hashes may start alike
     nothing = np.empty((count, 0), np.uint8)
     return Pack(
         Path("made-up"),
@@ -119,7 +119,7 @@ def test_pairs() -> None:
 def test_pairs_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(duplicates, "BLOCK", block)
     rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 256, 60).tolist()  # 8 bits, so that many are near each other; some 0
+    hashes = rng.integers(0, 256, 60).tolist()  # 8 bits, so that many are near each other; some are 0
     files = rng.integers(0, 30, 60).tolist()
     train, test = made_up(hashes[:40], files[:40]), made_up(hashes[40:], files[40:])
     rows, tests = rng.permutation(40)[:30], rng.permutation(20)
@@ -142,14 +142,14 @@ def test_pairs_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, bloc
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str]]:
-    """Packs eight pets, of which some are alike, and unlabelled images with a copy of one; gives the two tables."""
+    """Packs eight pets, some of them alike, and unlabelled images with a copy of one; gives the two tables."""
 
     def make(splits: dict[str, dict[str, list[int]]], **over: Any) -> tuple[list[dict[str, str]], str]:
         base, unlabelled = tmp_path / "data" / "oxford-iiit-pet", tmp_path / "imagenet" / "n01"
         for folder in (base / "images", base / "annotations" / "trimaps", unlabelled):
             folder.mkdir(parents=True)
         for i in range(8):
-            # 6 is 0, compressed more; 7 is the very file 1
+            # 6 is 0, compressed more; 7 is exactly file 1
             photo({6: 0, 7: 1}.get(i, i)).save(base / "images" / f"cat_{i}.jpg", quality=40 if i == 6 else 90)
             mask = Image.fromarray(np.full((90, 120), 1 + i % 2, np.uint8))
             mask.save(base / "annotations" / "trimaps" / f"cat_{i}.png")
@@ -193,7 +193,7 @@ def test_tables_of_a_fixed_test_set(study: Callable[..., tuple[list[dict[str, st
     )
     assert short(rows) == [
         ("pretrain", "copy", "cat_3", "exact"),
-        ("classes", "cat_3", "cat_3", "exact"),  # the task trains on the very image
+        ("classes", "cat_3", "cat_3", "exact"),  # the task trains on that very image
         ("classes", "cat_0", "cat_6", "near"),
         ("finetune", "cat_1", "cat_7", "exact"),  # of the pool; no size happens to train on it
         ("finetune", "cat_0", "cat_6", "near"),

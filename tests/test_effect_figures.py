@@ -48,7 +48,7 @@ def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
 
 
 def words(figure: Figure) -> str:
-    """Everything a figure says outside of its ticks and legends."""
+    """Everything a figure says outside its ticks and legends."""
     texts = [*figure.texts, figure._supxlabel]
     for axes in figure.axes:
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
@@ -56,7 +56,7 @@ def words(figure: Figure) -> str:
 
 
 def labelled(axes: Axes, label: str) -> list[Line2D]:
-    """Lines of a label, those of error bars among them."""
+    """Lines with a label, including those of error bars."""
     lines = [line for line in axes.lines if line.get_label() == label]
     return lines + [bars.lines[0] for bars in axes.containers if bars.get_label() == label]
 

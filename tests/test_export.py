@@ -1,4 +1,4 @@
-"""`viny export`: files that plain timm and onnxruntime load by what their cards show, and what the cards say."""
+"""`viny export`: files that plain timm and onnxruntime load as their cards show, and what the cards say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from viny.tools.trained.predict import at_original_size
 CELL = Cell(0, "none", 8, 0)
 ABSOLUTE = 1e-5
 
-# Classes, class token, loss, normalised, fit, dimensions that differ. 18 is no multiple of 4, and 49 * (64 / 49) < 64.
+# Classes, class token, loss, normalised, fit, dimensions that differ. 4 does not divide 18, and 49 * (64 / 49) < 64.
 CASES: dict[str, tuple[int, bool, str, bool, str, dict[str, int]]] = {
     "plain": (3, False, "class_softmax", True, "stretch", {}),
     "token": (11, True, "class_softmax", False, "crop", {"dim": 18, "heads": 4, "head_dim": 5}),
@@ -120,7 +120,7 @@ def test_the_card_loads_a_model_whose_scores_are_the_cells_own(
             assert found.shape == expected.shape and found.dtype == np.float32
             assert abs(found - expected).max() <= ABSOLUTE, case
             assert np.array_equal(found.argmax(1), expected.argmax(1))
-            assert expected.std() > 0.1  # the comparison is not one of constants
+            assert expected.std() > 0.1  # not a comparison of constants
             if loss == "pixel_softmax":
                 assert np.exp(found).sum((2, 3)) == pytest.approx(1, abs=1e-4)
         # What the card shows for an image file is what `predict` does with it.
@@ -219,7 +219,7 @@ def test_arguments_give_timm_the_width_of_the_mlp(made: Callable[..., Path]) -> 
 def evaluated(
     tmp_path_factory: pytest.TempPathFactory, made_study: Callable[[str], dict[str, Any]]
 ) -> tuple[Path, Cell]:
-    """A study's folder with two seeds of a pre-trained cell with an intermediate task, trained and evaluated."""
+    """A study's folder with two trained and evaluated seeds of a pre-trained cell with an intermediate task."""
     root = tmp_path_factory.mktemp("study") / "results" / "tiny"
     config = made_study("sound")
     write_study(root, config)
@@ -260,7 +260,7 @@ def test_a_card_tells_data_settings_results_and_hashes(evaluated: tuple[Path, Ce
     _, front, body = card.split("---\n", 2)
     heading = yaml.safe_load(front)
     assert heading["pipeline_tag"] == "image-segmentation"
-    assert "license" not in heading  # the user's to choose
+    assert "license" not in heading  # that is for the user to choose
     assert {"simmim", "timm"} <= set(heading["tags"])
     assert "> Test study." in body
     mine, other = (read_json(root / "metrics" / f"{Cell(24, 'scenes', 8, s).name}.json", "metrics") for s in (1, 0))
@@ -282,7 +282,7 @@ def test_a_card_tells_data_settings_results_and_hashes(evaluated: tuple[Path, Ce
     assert f"| fine-tuning | synthetic | 8 | {count} | 24 |" in body
     shown = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
     assert not re.search(r"\bnan\b|None|\{\{|undefined", shown)
-    assert str(root.parents[1]) not in card and "/tmp" not in card  # nothing of this machine
+    assert str(root.parents[1]) not in card and "/tmp" not in card  # nothing about this machine
 
 
 def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path:
         assert "Of the SimMIM pre-training before it no record is left" in card
         assert "| weights after SimMIM" not in card
         assert "| weights after intermediate task" in card
-        changed = {**metrics, "hashes": {**metrics["hashes"], "weights": "3" * 64}}  # of weights that are gone
+        changed = {**metrics, "hashes": {**metrics["hashes"], "weights": "3" * 64}}  # from weights that are gone
         write_json(metrics_path, changed)
         card = card_of(root, cell, tmp_path)
         assert "was not evaluated" in card and "It was not tested" in card

@@ -29,7 +29,7 @@ def study(pres: list[int], tasks: list[str], fines: list[int], seeds: int) -> pd
 
 
 def words(figure: Figure) -> str:
-    """Everything a figure says outside of its ticks and legends."""
+    """Everything a figure says outside its ticks and legends."""
     texts = [*figure.texts, figure._supxlabel]
     for axes in figure.axes:
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
@@ -197,7 +197,7 @@ def test_segmentations() -> None:
     assert legend(figure) == classes
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     shown = figure.axes[1].images[0]
-    for index in (0, 1):  # the legend's colour is the one on the map, whichever classes a map holds
+    for index in (0, 1):  # a class has the legend's colour on the map, whichever classes a map holds
         assert patches[index] == shown.cmap(shown.norm(index))
     with pytest.raises(ValueError, match="first holds"):
         figures.segmentations(images(2), labels, {"first": labels + 2}, classes)

@@ -83,7 +83,7 @@ def test_images_of_all_formats_and_depths_are_found_in_one_order(tmp_path: Path)
     own_data(tmp_path)
     (tmp_path / "images" / "notes.txt").write_text("no image")
     (tmp_path / "images" / ".hidden.png").write_bytes(b"")
-    (tmp_path / "images" / "day 0" / "up").symlink_to(tmp_path / "images")  # a way round in circles
+    (tmp_path / "images" / "day 0" / "up").symlink_to(tmp_path / "images")  # an endless loop
     found = [path.relative_to(tmp_path / "images").as_posix() for path in images_below(tmp_path / "images")]
     assert len(found) == 12
     assert found == sorted(found)
@@ -340,7 +340,7 @@ def test_a_pack_is_another_once_a_file_has_come_gone_or_grown(tmp_path: Path, mo
     (tmp_path / "masks" / "new.png").unlink()
     assert changed()
     assert seen[-1] == seen[0]
-    # Where the folder is not there any more, what was packed stands.
+    # If the folder is gone, what was packed stays.
     gone = study(segmentation__images="gone")
     assert listing_digest(pack_spec(gone, "segmentation")) is None
     assert with_listings(gone, root)["listings"] == {"segmentation": ""}
@@ -432,7 +432,7 @@ def test_held_out_images_are_a_share_of_each_class_and_stay() -> None:
     more = [*(f"0/{name}.jpg" for name in "abcde"), *names]
     again = hold_out(more, [0] * 5 + labels, 0.2)
     still = {name for name, part in zip(more, again, strict=True) if part == TEST}
-    assert len(held - still) <= 1  # as new ones are held out in its place
+    assert len(held - still) <= 1  # because a new one is held out in its place
     with pytest.raises(InputError, match=r"a\.jpg: is the only image of its class"):
         hold_out(["a.jpg", "b.jpg", "c.jpg"], [0, 1, 1], 0.2)
 
@@ -547,7 +547,7 @@ def test_ignored_pixels_teach_nothing() -> None:
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_shards() -> None:
-    # The training loop adds up shards' losses by their share of the images, whatever masks ignore.
+    # The training loop weights shards' losses by their share of the images, whatever masks ignore.
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 6, 6, generator=g)
     targets = torch.randint(0, 3, (4, 6, 6), generator=g)

@@ -1,4 +1,4 @@
-"""What the evidence is made from: costs of chains, and studies that are held against the paper."""
+"""What the evidence is made from: costs of chains, and studies that are compared with the paper."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_every_encoder_once_and_its_reference_among_them() -> None:
     assert grid.encoders(config) == [encoder for encoder in found if encoder.kind != "finetuned"]
     config["geometry"]["encoders"] = "none"
     assert grid.encoders(config) == []
-    # A study without a random start has one all the same: it is the control of the probes.
+    # A study without a random start gets one all the same, as the control for the probes.
     config["geometry"]["encoders"], config["grid"]["pretrain_sizes"] = "before_finetuning", [24]
     assert [encoder.kind for encoder in grid.encoders(config)].count("random") == 2
 
 
 def test_what_sets_a_study_apart_from_the_papers() -> None:
     assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper.yaml"))) == []
-    # Its protocol is the paper's, its sizes are of its rows.
+    # Its protocol is the paper's, and its sizes are those of the paper's rows.
     assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper_baseline.yaml"))) == []
     found = differences_from_paper(resolve(read_config(ROOT / "studies" / "mini.yaml")))
     assert "pretrain.epochs is 7, the paper's 100" in found

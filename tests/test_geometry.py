@@ -29,7 +29,7 @@ from viny.runtime.errors import InputError
 from viny.study import grid, specs
 from viny.study.grid import Cell
 
-MADE = 1e-9  # what float64 leaves between two ways to compute the same
+MADE = 1e-9  # what float64 leaves between two ways of computing the same thing
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_cka_knows_no_rotation_scale_or_shift_and_sees_other_tokens(tokens: np.n
     rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     assert token_metrics.linear_cka(tokens, 7 * tokens @ rotation - 3) == pytest.approx(1)
     stretched = tokens * np.array([1, 1, 1, 1, 1, 30])
-    assert token_metrics.linear_cka(tokens, stretched) < 0.99  # a stretch is no rotation
+    assert token_metrics.linear_cka(tokens, stretched) < 0.99  # a stretch is not a rotation
     big, foreign = (rng.normal(size=(50, 64, 6)) for _ in range(2))
     assert token_metrics.linear_cka(big, foreign) < 0.02
 
@@ -191,7 +191,7 @@ def test_tokens_without_class_reach_the_majority_share_and_no_more() -> None:
 
 
 def test_probe_on_its_own_images_flatters() -> None:
-    """Few images and many dimensions: the paper's score tells more of fit than of tokens."""
+    """Few images and many dimensions: the paper's score says more about the fit than about the tokens."""
     rng = np.random.default_rng(0)
     (x, y), (held_out, truth) = ((rng.normal(size=(10, 4, 60)), rng.integers(0, 2, (10, 4))) for _ in range(2))
     assert token_metrics.linear_probe(x, y, x, y).accuracy == 1
@@ -582,7 +582,7 @@ def test_paper_table_2_takes_the_largest_pretraining_and_says_what_was_not_run()
 def made(
     rng: np.random.Generator, tasks: int = 4, sizes: int = 3, labels: int = 2, seeds: int = 3, noise: float = 0.05
 ) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    """Encoders whose Moran's I changes with the harm, the effects, and the rank correlation without noise."""
+    """Encoders whose Moran's I changes with the harm; the effects; and the rank correlation without noise."""
     rows, effects, truth = [], [], []
     change, rest = rng.normal(size=(2, tasks, sizes))
     noises = rng.normal(size=(2, sizes, seeds)) * noise
@@ -637,14 +637,14 @@ def test_correlation_is_scipys_over_cell_means() -> None:
     assert (row["n"], row["encoders"]) == (24, 9)
     assert -1 <= row["low"] < row["rho"] < row["high"] <= 1
     assert row["p_least"] == pytest.approx(1 / (24 * 6))
-    assert "same in all cells" in table.loc["effective_rank", "verdict"]  # made to be constant
+    assert "same in all cells" in table.loc["effective_rank", "verdict"]  # made constant
     assert np.isnan(table.loc["effective_rank", "p_holm"])
     shuffled = representations.harm_correlation(pairs.sample(frac=1, random_state=1), resamples=200)
     pd.testing.assert_frame_equal(shuffled.set_index("metric"), table)
 
 
 def test_permutation_p_is_the_share_of_tables_that_agree_as_well() -> None:
-    """Against a loop over all orders of rows and columns, by scipy's own correlation."""
+    """Compared with a loop over all orders of rows and columns, with scipy's own correlation."""
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(3, 3)), rng.normal(size=(3, 3))
     rows = [(s, f"t{t}", 1, 0, y[t, s], x[t, s]) for t in range(3) for s in range(3)]
@@ -662,7 +662,7 @@ def test_permutation_p_is_the_share_of_tables_that_agree_as_well() -> None:
 
 
 def test_unrelated_changes_are_rarely_called_an_association() -> None:
-    """Task and size effects on both sides, as studies have them: cells are far from independent."""
+    """Task and size effects on both sides, as in real studies: cells are far from independent."""
     found = []
     for study in range(100):
         rng = np.random.default_rng(study)
@@ -675,7 +675,7 @@ def test_unrelated_changes_are_rarely_called_an_association() -> None:
         found[-1] = (found[-1], naive)
     ours, naive = (np.mean(np.array(found)[:, i] <= 0.05) for i in range(2))
     assert ours <= stats.binom.ppf(0.999, 100, 0.05) / 100
-    assert naive > 0.2  # what a test that takes cells for independent would do
+    assert naive > 0.2  # what a test that treats cells as independent would do
 
 
 def test_interval_holds_the_truth_in_most_studies() -> None:
@@ -720,7 +720,7 @@ def test_a_task_that_was_not_run_at_a_size_takes_no_part_in_permutations() -> No
     whole = representations.harm(frame, effects)
     part = whole[~((whole["intermediate"] == "t2") & (whole["pretrain_size"] == 0))]
     rows = [representations._correlation(pairs, "morans_i", 50, 0) for pairs in (whole, part)]
-    assert [row["p_least"] for row in rows] == pytest.approx([1 / 12, 1 / 2])  # t0 and t1 alone change places
+    assert [row["p_least"] for row in rows] == pytest.approx([1 / 12, 1 / 2])  # only t0 and t1 change places
     assert rows[1]["p"] >= 0.5
 
 

@@ -86,7 +86,7 @@ def arrays_of(encoders: list[dict[str, Any]], side: int = 4, examples: int = 2) 
 
 
 def words(figure: Figure) -> str:
-    """Everything a figure says outside of its ticks and legends."""
+    """Everything a figure says outside its ticks and legends."""
     texts = [*figure.texts, figure._supxlabel]
     for axes in figure.axes:
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]

@@ -1,4 +1,4 @@
-"""GPUs shared out among local jobs; what is shared out are names, so no GPU is needed here."""
+"""GPUs shared out among local jobs; only their names are shared out, so no GPU is needed here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`viny init`: what it finds in real folders, and that the study it writes is one, and packs to the truth."""
+"""`viny init`: what it finds in real folders, and that the study it writes is valid and packs to the truth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def picture(seed: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
 
 
 def truth(seed: int, classes: int = 2, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """Class indices [H, W]: a rectangle of each class but 0, none of which hides another."""
+    """Class indices [H, W]: a rectangle of each class but 0, none hiding another."""
     mask = np.zeros((height, width), np.uint8)
     rows = np.linspace(0, height, classes + 1).astype(int)
     for at in range(1, classes):
@@ -228,7 +228,7 @@ def test_a_suffix_is_found_and_what_does_not_match_is_said(tmp_path: Path, capsy
     assert "a[bold]b.png" in said
     assert "masks' names end in _mask" in said and re.search(r"without a mask.*i03\.tif", said)
     assert study()["segmentation"]["mask_suffix"] == "_mask"
-    assert "\x1b" not in said  # plain, as no terminal listens
+    assert "\x1b" not in said  # plain, as the output is not a terminal
 
 
 def test_images_and_masks_may_stand_in_one_folder(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_a_split_file_is_passed_on_and_its_training_part_is_what_sizes_fit(tmp_p
 
 def test_masks_among_the_unlabelled_images_are_refused(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
-    with pytest.raises(InputError, match="12 masks stand in it or below"):
+    with pytest.raises(InputError, match="12 masks are in or below it"):
         inspect(Request("mine", Path("images"), Path("masks"), unlabelled=tmp_path))
 
 
@@ -530,14 +530,14 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path: Path) -> None:
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs the tests may ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
     )
     os.close(terminal)
     said = b""
     until = time.monotonic() + 60
     while b"images that have masks" not in said and time.monotonic() < until:
         said += os.read(own, 1000)
-    # Between the question and the wait for its answer a signal is only heeded by the next.
+    # A signal between the question and the wait for its answer only takes effect at the next one.
     while process.poll() is None and time.monotonic() < until:
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -561,7 +561,7 @@ def test_the_contact_sheet_names_classes_and_what_is_ignored(classes: int) -> No
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[-1].startswith("ignored")
     shown = [text.rsplit(" ", 2)[0] for text in texts[:-1]]
-    assert shown == names[-16:]  # with most pixels, in their order; no name is taken for a formula
+    assert shown == names[-16:]  # those with most pixels, in order; no name is taken for a formula
     assert len(figure.axes) == 3
 
 

@@ -1,4 +1,4 @@
-"""Segmentation metrics against torchmetrics and against plain loops."""
+"""Segmentation metrics compared with torchmetrics and with plain loops."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_per_image_miou_by_loop(maps: tuple[Tensor, Tensor]) -> None:
     found = summarise(confusion(maps), NAMES, BORDER)
     assert found["miou_per_image"] == pytest.approx(naive_per_image(*maps, [0, 1, 2], None))
     assert found["miou_two_class_per_image"] == pytest.approx(naive_per_image(*maps, [0, 1], BORDER))
-    # On its own, the perfect all-background image gets a third: the quirk that is kept.
+    # On its own, a perfect all-background image gets a third: the quirk is kept.
     assert mean_iou_per_image(confusion(maps)[2:3], [0, 1, 2]) == pytest.approx(1 / 3)
     assert mean_iou_per_image(confusion(maps)[3:4], [0, 1, 2]) == 0
 
@@ -125,7 +125,7 @@ def test_images_of_one_class() -> None:
     found = summarise(confusion((truth, truth)), NAMES, BORDER)
     assert found["pixel_accuracy"] == 1
     assert found["miou_dataset"] == 1  # classes that never occur are left out
-    assert found["miou_per_image"] == pytest.approx(1 / 3)  # and here count 0
+    assert found["miou_per_image"] == pytest.approx(1 / 3)  # and here they count 0
     assert found["iou_background"] == 1
     assert found["iou_pet"] is None and found["iou_border"] is None
 

@@ -43,14 +43,14 @@ def test_parameters_are_the_papers(classes: int, count: int) -> None:
 
 def test_a_change_of_size_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_paper_size()
-    # Without the wide heads the count is another one, which the assertion has to see.
+    # Without the wide heads the count differs, and the assertion must notice.
     monkeypatch.setattr(model_module, "VINY", ModelSettings(head_dim=16))
     with pytest.raises(AssertionError, match="4,843,138"):
         assert_paper_size()
 
 
 def carried_over(model: ViNy) -> dict[str, Tensor]:
-    """ViNy's weights under the names that vit-pytorch gives them."""
+    """ViNy's weights under vit-pytorch's names."""
     outer = {
         "cls_token": "cls_token",
         "pos_embed": "pos_embedding",
@@ -94,7 +94,7 @@ def test_logits_are_those_of_vit_pytorch(fused: bool) -> None:
     with torch.inference_mode():
         logits = ours(x)
         torch.testing.assert_close(logits, theirs(x), atol=1e-5, rtol=0)
-    assert (logits[0] - logits[1]).abs().max() > 1e-3  # the comparison is not one of constants
+    assert (logits[0] - logits[1]).abs().max() > 1e-3  # not a comparison of constants
 
 
 def test_simmim_loss_is_that_of_vit_pytorch() -> None:
@@ -116,7 +116,7 @@ def test_simmim_loss_is_that_of_vit_pytorch() -> None:
     torch.manual_seed(5)  # it draws its mask from the global generator; this is the same one
     hidden = torch.rand(3, 64).topk(32, dim=-1).indices
     mask = torch.zeros(3, 64, dtype=torch.bool).scatter_(1, hidden, True)
-    # It divides the mean by the number of masked patches once more, a constant that Adam does not see.
+    # It divides the mean once more by the number of masked patches, a constant that Adam does not notice.
     assert mine.loss((images, mask)).item() == pytest.approx(32 * their_loss.item(), rel=1e-4)
 
 
@@ -184,7 +184,7 @@ def test_class_token_stands_first(encoder: ViNy, images: Tensor) -> None:
     having = encoder.encode(images, class_token=True)
     assert without.shape == (3, 16, 16)
     assert having.shape == (3, 17, 16)
-    # The patches attend to it, so it is no mere addition.
+    # The patches attend to it, so it is not just one more token.
     assert (having[:, 1:] - without).abs().max() > 1e-3
     # Position 0 belongs to it alone: without it, that position's embedding is not used.
     with torch.no_grad():

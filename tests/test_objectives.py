@@ -1,4 +1,4 @@
-"""Objectives: losses against plain formulas, layouts, masks, MixUp, and whether each can be learned."""
+"""Objectives: losses compared with plain formulas, layouts, masks, MixUp, and whether each can be learned."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_patch_masks_follow_the_generator() -> None:
     first = draw_patch_mask(8, 64, 0.5, gen(1))
     assert torch.equal(first, draw_patch_mask(8, 64, 0.5, gen(1)))
     assert not torch.equal(first, draw_patch_mask(8, 64, 0.5, gen(2)))
-    assert len({tuple(row.tolist()) for row in first}) == 8  # rows are drawn apart from each other
+    assert len({tuple(row.tolist()) for row in first}) == 8  # rows are drawn independently
 
 
 def test_every_patch_is_hidden_equally_often() -> None:
     share = draw_patch_mask(4000, 16, 0.25, gen(3)).float().mean(0)
-    assert (share - 0.25).abs().max() < 0.03  # more than four deviations of a fair draw
+    assert (share - 0.25).abs().max() < 0.03  # more than four standard deviations of a fair draw
 
 
 # SimMIM
@@ -106,7 +106,7 @@ def test_simmim_learns_its_mask_token(encoder: ViNy, four: dict[str, Tensor]) ->
     objective = SimMIM(encoder)
     objective.loss((four["images"], draw_patch_mask(4, 16, 0.5, gen(0)))).backward()
     assert objective.mask_token.grad.abs().max() > 0
-    # The class token takes no part, as in the paper.
+    # The class token plays no part, as in the paper.
     assert encoder.cls_token.grad is None
 
 
@@ -216,7 +216,7 @@ def test_pixel_softmax_loss_by_hand(encoder: ViNy, four: dict[str, Tensor]) -> N
                 total -= float(values[masks[image, row, column]] - values.exp().sum().log())
     images = four["images"]
     assert float(quirk.loss((images, masks)).detach()) == pytest.approx(total / (4 * 24 * 24), rel=1e-4)
-    # A class map shifts as a whole, so the prediction can differ from the plain head's: it is taken after.
+    # A class map shifts as a whole, so the prediction can differ from the plain head's: it is taken afterwards.
     torch.testing.assert_close(quirk(images).exp().sum((2, 3)), torch.ones(4, 3), atol=1e-4, rtol=0)
 
 
@@ -242,9 +242,9 @@ def test_mixup_is_one_convex_blend(alpha: float, seed: int) -> None:
     mixed, labels = mixup(images, targets, alpha, gen(seed))
     torch.testing.assert_close(labels.sum(1), torch.ones(6))
     assert labels.min() >= 0
-    # Images and targets carry the same weights: a colour is its targets' mean number.
+    # Images and targets are mixed with the same weights: a colour is the mean number of its targets.
     torch.testing.assert_close(mixed[:, 0, 0, 0], labels @ torch.arange(6.0), atol=1e-5, rtol=1e-5)
-    # One shuffled copy: every image is used with the same weight in all.
+    # One shuffled copy: every image has the same total weight.
     torch.testing.assert_close(labels.sum(0), torch.ones(6))
 
 
@@ -253,7 +253,7 @@ def test_mixup_weights_are_beta_distributed() -> None:
     # An image's own share, seen where the shuffle moved it; all eight stay put in one draw of 40,000.
     weights = [float(mixup(images, targets, 0.5, generator)[1].diag().min()) for _ in range(400)]
     assert stats.kstest(weights, stats.beta(0.5, 0.5).cdf).pvalue > 0.01
-    # The test tells neighbours apart.
+    # The test distinguishes neighbouring settings.
     assert stats.kstest(weights, stats.beta(1, 1).cdf).pvalue < 1e-4
 
 

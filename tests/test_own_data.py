@@ -112,7 +112,7 @@ def test_every_class_is_measured_and_ignored_pixels_are_not(project: Path) -> No
 
 
 def viny(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a person would; it must end well, and say nothing of a terminal's colours."""
+    """Run a command as a person would; it must succeed and print no terminal colours."""
     done = subprocess.run([sys.executable, "-m", "viny", *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "\x1b" not in done.stdout
@@ -124,7 +124,7 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
         "pretrain: mine/unlabelled: 14 images",
         "segmentation: mine/images: 20 images with masks of 11 classes",
         "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 18 for training, 6 held out",
-        "own: 4 cells, protocol sound; no fault found",
+        "own: 4 cells, protocol sound; no faults found",
     ]
     plan = json.loads(viny(project, "plan", "own.yaml", "--rate", "100", "--json").stdout)
     assert plan["cells"] == 4
@@ -133,7 +133,7 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
     assert "0 wrong, 0 missing" in viny(project, "verify", "results/own").stdout
     advice = viny(project, "advise", "results/own").stdout
     assert "Study own: 4 of 4 cells" in advice
-    assert "one seed" in advice  # which tells no effect from luck
+    assert "one seed" in advice  # which cannot tell an effect from luck
     cell = ("--root", "results/own", "--cell", "pre-12_mid-places_fine-10_seed-0")
     viny(project, "predict", *cell, "mine/images", "--out", str(tmp_path / "masks"))
     assert len(list((tmp_path / "masks").rglob("*_mask.png"))) == 20

@@ -71,7 +71,7 @@ LAYOUTS = {"imagenet": imagenet_at, "intel": intel_at, "pets": pets_at}
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Pack]:
-    """Packs a source that stands at a path."""
+    """Packs a source at a path."""
     number = 0
 
     def make(source: str, path: Path, threads: int = 1, resize: str = "antialias") -> Pack:
@@ -136,7 +136,7 @@ def test_images_are_stretched_as_asked(tmp_path: Path, build: Callable[..., Pack
         expected = raw[rows][:, columns].transpose(2, 0, 1)
         assert np.array_equal(pack.images[0], expected)
     else:
-        # Antialiasing averages: noise loses contrast, and the mean stays.
+        # Antialiasing averages: noise loses contrast, and its mean stays.
         assert pack.images[0].std() < 0.7 * raw.std()
         assert abs(pack.images[0].mean() - raw.mean()) < 4
 
@@ -213,7 +213,7 @@ def test_arrays_cannot_be_written_to(pack: Pack) -> None:
 
 
 def test_reduced_jpeg_is_near_the_full_one(tmp_path: Path) -> None:
-    """Decoding a JPEG at half scale and resizing is all but the same as resizing the whole of it."""
+    """Decoding a JPEG at half scale and resizing is almost the same as resizing all of it."""
     y, x = np.mgrid[0:375, 0:500].astype(float)
     smooth = np.stack([x / 500, y / 375, (x + y) / 875], axis=2)
     texture = 0.25 * np.sin(x / 5)[..., None] * np.cos(y / 7)[..., None]
@@ -226,9 +226,9 @@ def test_reduced_jpeg_is_near_the_full_one(tmp_path: Path) -> None:
         full = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
         nearest = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.NEAREST))
     gap = np.abs(picture.pixels.astype(int) - full.transpose(2, 0, 1))
-    assert 0 < gap.mean() < 3  # not 0: the short cut was taken
+    assert 0 < gap.mean() < 3  # not 0: the shortcut was taken
     assert picture.shape == (375, 500)  # of the original, not of the reduced one
-    # Nearest neighbour means pixels of the original, so there it is not taken.
+    # Nearest neighbour means pixels of the original, so it is not taken there.
     assert np.array_equal(decode(path, 128, "nearest").pixels, nearest.transpose(2, 0, 1))
 
 
@@ -253,7 +253,7 @@ def test_studies_share_packs(tmp_path: Path, place: Callable[[str], Path], monke
     packs = [open_pack(place(study)) for study in ("one", "two")]
     assert packs[0].sha256 == packs[1].sha256
     assert packs[0].folder == packs[1].folder == folder.resolve()
-    assert not place("two").is_symlink()  # the manifest is a copy, so that its own time stands for it
+    assert not place("two").is_symlink()  # the manifest is a copy, so that it has a time of its own
     with pytest.raises(AssertionError, match="packed twice"):
         pack_into_store(synthetic_spec(seed=1), store, place("one"), 1)
 
@@ -350,7 +350,7 @@ def test_a_flipped_bit_of_a_row_is_found_when_it_is_first_read(copied: Path, nam
     others = np.array([28, 0, 7, 7])
     assert np.array_equal(damaged.rows(name, others), getattr(pack, name)[others])
     message = rf"{name}\.npy: row 29, of image synthetic 29, is damaged.*delete {copied} and run again"
-    for _ in range(2):  # also if the first error was caught
+    for _ in range(2):  # even if the first error was caught
         with pytest.raises(InputError, match=message):
             damaged.rows(name, np.array([3, 29]))
     with pytest.raises(InputError, match=message):
@@ -598,7 +598,7 @@ def test_a_node_local_copy_is_made_once_and_holds_the_same(
     node = tmp_path / "node"
     node.mkdir()
     monkeypatch.setenv("TMPDIR", str(node))
-    assert open_pack(linked, node_local=True).folder.parent == tmp_path / "store"  # not unless it is asked for
+    assert open_pack(linked, node_local=True).folder.parent == tmp_path / "store"  # only if it is asked for
     monkeypatch.setenv("VINY_NODE_LOCAL", "1")
     assert open_pack(linked).folder.parent == tmp_path / "store"  # what reads once has no use for a copy
     first = open_pack(linked, node_local=True)

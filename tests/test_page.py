@@ -1,4 +1,4 @@
-"""The report's words: numbers carry their uncertainty, and no effect is named that the tests do not agree on."""
+"""The report's words: numbers come with their uncertainty, and an effect is only named if the tests agree on it."""
 
 from __future__ import annotations
 

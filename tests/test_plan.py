@@ -1,4 +1,4 @@
-"""The forecast of a study: its jobs against Snakemake's, its schedule against known bounds, its rates against runs."""
+"""A study's forecast: jobs compared with Snakemake's, the schedule with known bounds, rates with runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def all_jobs(config: dict[str, Any], root: Path = Path("nowhere")) -> list[Job]:
 
 
 def make(job: Job, root: Path, at: float) -> None:
-    """Empty outputs of a job, as if it had ended at that time."""
+    """Write empty outputs of a job, as if it had ended at that time."""
     for output in job.outputs:
         (root / output).parent.mkdir(parents=True, exist_ok=True)
         (root / output).touch()
@@ -81,7 +81,7 @@ def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, 
     for at, job in enumerate(mine):
         make(job, root, 1e9 + at)
     assert to_do(mine, root) == []
-    # Weights that only their records and curves are needed of, and a model that a missing metrics file needs.
+    # Weights of which only records and curves are needed, and a model that a missing metrics file needs.
     for lost in (
         "pretrain/size-24_seed-1/encoder.safetensors",
         "finetune/pre-24_mid-none_fine-8_seed-1/model.safetensors",
@@ -92,8 +92,8 @@ def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, 
     expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
     assert Counter(job.stage for job in to_do(mine, root)) == expected
     assert expected["finetune"] == expected["evaluate"] == 1
-    # With a split it is all that was trained on it: two cells of a random start, and the encoder of the others, with
-    # which its four cells come. With a model that the figures show it is that, too.
+    # A lost split takes all that was trained on it: two cells of a random start, and the encoder of the others with
+    # its four cells. A lost model that the figures show is trained again, too.
     (root / "splits/finetune/size-8_seed-1.npz").unlink()
     (root / "finetune/pre-0_mid-none_fine-8_seed-0/model.safetensors").unlink()
     expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
@@ -117,7 +117,7 @@ def test_passes_and_operations_are_those_of_the_grid(tmp_path: Path, tiny: dict[
     # 1 size x 2 seeds x 24 images x 2 epochs; 2 starts x 2 seeds x 24 of 30 images x 2; 2 x 2 x 2 x (8 + 16) x 3.
     for stage, count_, passes in (("pretrain", 2, 96), ("intermediate", 4, 192), ("finetune", 16, 576)):
         assert (rows[stage]["jobs"], rows[stage]["image_passes"]) == (count_, passes)
-        # Fine-tuning's head makes 3 scores a pixel of each token; other heads are left out.
+        # Fine-tuning's head makes 3 scores per pixel of each token; other heads are left out.
         head = 2 * 3 * tiny["model"]["image_size"] ** 2 * tiny["model"]["dim"] * (stage == "finetune")
         assert rows[stage]["flop"] == 3 * (forward + head) * passes
     assert rows["evaluate"]["image_passes"] == 16 * 10
@@ -127,7 +127,7 @@ def test_passes_and_operations_are_those_of_the_grid(tmp_path: Path, tiny: dict[
 
 
 def test_a_stated_rate_is_in_the_hours(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    """Twice the rate takes half of what does not depend on the start of jobs."""
+    """Twice the rate takes half the time, apart from what starting jobs takes."""
     big = {**tiny, "finetune": {**tiny["finetune"], "epochs": 300_000}}
     slow, fast = (stated(big, tmp_path, rate=rate) for rate in (1.0, 2.0))
     slow_row, fast_row = (next(r for r in one["stages"] if r["stage"] == "finetune") for one in (slow, fast))
@@ -156,10 +156,10 @@ def test_what_more_adds_is_what_the_larger_study_has_more(tmp_path: Path, tiny: 
         without = summed(tiny)
         for key in ("cells", "jobs", "image_passes", "bytes"):
             assert rows[what][key] == pytest.approx(with_more[key] - without[key]), (what, key)
-    # The one task, and the one size beside 0, account for all cells but those without them.
+    # The one task, and the one size besides 0, account for all cells except those without them.
     for what in ("a task like scenes", "a number of pre-training images, mean of the 1 here"):
         assert rows[what]["cells"] == 8
-    # A split, a pre-training, a task, and the geometry after both for each seed; its cells; not its pack.
+    # For each seed a split, a pre-training, a task, and the geometry after both; its cells; not its pack.
     assert rows["a number of pre-training images, mean of the 1 here"]["jobs"] == 2 * (1 + 1 + 1 + 2) + 2 * 8
 
 
@@ -167,7 +167,7 @@ TRAINED = ("pretrain", "intermediate", "finetune", "evaluate", "geometry")
 
 
 def made_jobs(draw: random.Random, n: int) -> tuple[list[Job], dict[Any, float]]:
-    """Jobs that need some of those before them, and their seconds."""
+    """Jobs that need some of the ones before them, and their seconds."""
     made: list[Job] = []
     for at in range(n):
         needs = tuple(job.key for job in made if draw.random() < 2 / n)
@@ -206,7 +206,7 @@ def test_the_longest_stage_goes_first() -> None:
 
 
 def finished_trainings(config: dict[str, Any], root: Path, rates: dict[str, list[float]], **run: Any) -> None:
-    """Some trainings of a stage as finished, at these images a second, with 5 s beside their steps."""
+    """Make some trainings of a stage finished, at these images per second, with 5 s besides their steps."""
     mine = all_jobs(config)
     for stage, some in rates.items():
         for job, rate in zip([job for job in mine if job.stage == stage], some, strict=False):
@@ -239,7 +239,7 @@ def test_finished_jobs_tell_their_rate_and_nothing_is_measured(
     assert {step.what for step in asked} == {"evaluate", "pack"}
     rows = {row["stage"]: row for row in planned["stages"]}
     assert rows["pretrain"]["hours"] * 3600 == pytest.approx(2 * (24 * 2 / 60 + 5), rel=0.02)
-    assert rows["pretrain"]["took_hours"] is None  # to be done again: its split is not there
+    assert rows["pretrain"]["took_hours"] is None  # to be done again: its split is missing
     asked.clear()
     plan(tiny, tmp_path / "results", tmp_path / "packs", cores=2, use_seen=False)
     assert {step.what for step in asked} == {"train", "evaluate", "pack"}
@@ -257,7 +257,7 @@ def test_jobs_of_other_settings_tell_nothing(tmp_path: Path, tiny: dict[str, Any
 
 
 def test_a_whole_number_of_finished_jobs_is_forecast_as_it_was(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    """Half of the jobs of each stage tell what the other half took, whatever that was."""
+    """Half of each stage's jobs tell what the other half took, whatever that was."""
     draw = random.Random(1)
     speeds = {stage: draw.uniform(20, 200) for stage in ("pretrain", "intermediate", "finetune")}
     finished_trainings(tiny, tmp_path, {stage: [rate] * 2 for stage, rate in speeds.items()})
@@ -406,7 +406,7 @@ def test_json_is_for_programs_and_settings_can_be_changed(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "3"], "say by --rate how fast one is"),
+        (["--gpus", "3"], "say with --rate how fast one is"),
         (["--rate", "10", "--set", "grid.finetune_sizes=[21]"], "grid.finetune_sizes: 21 is larger"),
         (["--rate", "10", "--set", "grid.finetune_size=[21]"], "did you mean 'finetune_sizes'"),
     ],

@@ -1,4 +1,4 @@
-"""`viny predict`: masks of any images, laid back on them, from a cell of a study's folder."""
+"""`viny predict`: masks for any images, mapped back onto them, from a cell in a study's folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(folder: Path, *arguments: object) -> int:
 
 
 def picture(path: Path, height: int = 40, width: int = 60, seed: int = 0, **save: Any) -> Image.Image:
-    """Write a made image of coarse random colours; returns it."""
+    """Write a made-up image of coarse random colours; returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -76,7 +76,7 @@ def test_masks_are_those_of_the_evaluation(folder: Path, pack: Pack, tmp_path: P
     _, expected = predict_of_pack(model, pack, rows, record["spec"]["normalise"], None, machine)
     found = np.stack([pixels(tmp_path / "out" / f"{row}_mask.png") for row in rows])
     assert np.array_equal(found, expected.numpy())
-    assert len(np.unique(found)) == 3  # a constant would fit much
+    assert len(np.unique(found)) == 3  # a constant would match too easily
 
 
 def test_images_of_any_form_get_masks_of_their_own_size(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_images_of_any_form_get_masks_of_their_own_size(folder: Path, tmp_path: 
         assert mask.mode == "P"
         assert np.asarray(mask).shape == size
         shown = Image.open(f"{stem}_overlay.png")
-        assert shown.width >= size[1] and shown.height > size[0]  # a legend stands below
+        assert shown.width >= size[1] and shown.height > size[0]  # there is a legend below
     table = pd.read_csv(out / "predictions.csv")
     assert list(table.columns) == ["image", "mask", "height", "width", *(f"share_{name}" for name in NAMES)]
     for row in table.to_dict("records"):
@@ -185,7 +185,7 @@ def test_images_of_one_stem_get_outputs_of_their_own(tmp_path: Path) -> None:
     assert found["x/in/a.png"] == "in/a"
     assert found["x/a.png"] == "a.png"
     assert found["x/a.jpg.bmp"] == "a.jpg"
-    assert (found["x/B.png"], found["x/b.webp"]) == ("B.png", "b.webp")  # one name where capitals do not count
+    assert (found["x/B.png"], found["x/b.webp"]) == ("B.png", "b.webp")  # one name where case is ignored
     assert len({name.casefold() for name in found.values()}) == len(found) == 6
     assert named("x", "y")["y/c.png"] == "y/c"  # two folders may have the same names
     assert named("x/a.jpg", "y/a.jpg") == {"x/a.jpg": "a.jpg", "y/a.jpg": "a.jpg_2"}
@@ -280,7 +280,7 @@ def test_padded_images_are_seen_as_in_training(tmp_path: Path, made_study: Calla
         picture(tmp_path / "a.png", 24, 48)
         assert run(folder, tmp_path / "a.png", "--out", tmp_path / fit / "out") == 0
         masks[fit] = pixels(tmp_path / fit / "out" / "a_mask.png")
-    # The bars are of a colour that no code here names but the packs' own.
+    # Only the packs' own code names the colour of the bars.
     padded = squared(Image.open(tmp_path / "a.png"), 24, "pad", Image.Resampling.BILINEAR, (124, 116, 104))
     cell = load_cell(tmp_path / "pad" / "own" / "finetune" / CELL.name)
     seen = predict.class_maps(

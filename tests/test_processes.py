@@ -39,7 +39,7 @@ def raise_stopped(number: int) -> None:
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Start Python processes; those that are left at the end of the test are killed."""
+    """Start Python processes; any left at the end of the test are killed."""
     started: list[subprocess.Popen] = []
 
     def listen() -> None:
@@ -123,7 +123,7 @@ def test_a_live_process_keeps_its_claim_and_a_killed_one_loses_it(tmp_path: Path
     assert str(holder) == f"process {other.pid} on {platform.node()}"
     assert path.read_bytes() == before
     other.kill()
-    # Nobody has asked for its exit code: its number is still in use.
+    # Nobody has asked for its exit code, so its number is still in use.
     until(lambda: processes._process(other.pid)[0] == "Z", "the child's end")
     claim = Claim(path)
     assert claim.acquire() is None
@@ -284,7 +284,7 @@ def test_a_full_disk_leaves_no_empty_claim(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-# Each turn is a process of its own; every third one dies without a word while it holds the claim.
+# Each turn is its own process; every third one dies without a word while holding the claim.
 TURNS = """
 import os, sys, time
 from pathlib import Path
@@ -561,7 +561,7 @@ def test_of_two_processes_at_one_stage_the_second_waits(
 ) -> None:
     first = twice()
     until(lambda: list(tmp_path.glob("checkpoints/finetune/*.safetensors")), "a checkpoint of the first")
-    first.send_signal(signal.SIGSTOP)  # lives, and is under way for as long as is wanted
+    first.send_signal(signal.SIGSTOP)  # alive, and under way for as long as needed
     second = twice()
     command, said = second.stdout.readline(), second.stdout.readline()
     assert command.startswith("$ python -m viny finetune --spec ")

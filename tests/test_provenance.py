@@ -1,4 +1,4 @@
-"""Provenance: complete, of the right checkout, and no reason for a job to fail."""
+"""Provenance: complete, from the right checkout, and no reason for a job to fail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def repository(folder: Path, package: str = "src/viny", name: str = "viny") -> P
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Root of a checkout that the package believes to stand in."""
+    """Root of a checkout that the package believes it is in."""
     monkeypatch.setattr(provenance, "PACKAGE", repository(tmp_path / "own"))
     return tmp_path / "own"
 
@@ -125,7 +125,7 @@ def test_a_record_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["device"], found["precision"], found["threads"], found["seed"]) == ("cpu", "float32", 1, 3)
     assert found["started"] <= found["ended"]
     assert found["seconds"] >= 0
-    assert 5 < found["peak_memory_mb"] < 1e6  # an interpreter needs some; a wrong unit shows
+    assert 5 < found["peak_memory_mb"] < 1e6  # an interpreter needs some; a wrong unit would show
     assert found["peak_gpu_memory_mb"] is None
     assert found["device_name"] == found["processor"]
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [found[name] for name in names] == [None] * 4
 
 
-# Jobs whose files may not differ from run to run say it in their log
+# Jobs whose files must not differ from run to run give it in their log
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a study does again: after a deletion, a failure, an edit, a move, a kill; and nothing else."""
+"""What a study does again after a deletion, a failure, an edit, a move or a kill, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CELL = "pre-24_mid-none_fine-8_seed-0"
 
 
 class Project:
-    """A copy of the repository in which a study, named tiny, is run by its own library."""
+    """A copy of the repository, whose own library runs a study named tiny."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Project:
         return project
 
     def copy(self, folder: Path) -> Project:
-        """The same with links and times kept."""
+        """The same project copied, with links and times kept."""
         shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
         return Project(folder)
 
@@ -89,14 +89,14 @@ class Project:
         return {"cwd": self.folder, "text": True, "env": {**inherited, "PYTHONPATH": path, **environment}}
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        """Call snakemake and hold its exit code against what is expected; returns all that it said."""
+        """Call snakemake and check its exit code; returns all that it printed."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 600}
         done = subprocess.run(self.command(*arguments), **options, **self.options(**environment))
         assert done.returncode == code, done.stdout[-6000:]
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        """Call snakemake in a process group of its own, and do not wait."""
+        """Call snakemake in its own process group, and do not wait."""
         with open(self.folder / "said.txt", "w") as said:
             return subprocess.Popen(
                 self.command(*arguments),
@@ -113,7 +113,7 @@ class Project:
         return (self.folder / "said.txt").read_text()
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """Jobs by rule that a dry run lists; empty where nothing is to be done."""
+        """Jobs by rule that a dry run lists; empty if nothing is to be done."""
         out = self.run("-n", *arguments)
         table = re.search(r"^Job stats:\n(?:.*\n){2}((?:\S+ +\d+\n)+)", out, re.MULTILINE)
         if table is None:
@@ -123,7 +123,7 @@ class Project:
         return {k: v for k, v in counts.items() if k not in ("total", "all")}
 
     def done(self, *arguments: str, code: int = 0) -> dict[str, int]:
-        """Jobs by rule that a run brought to their end, or that were there already, as it was planned."""
+        """Jobs by rule that a run finished or found done, as planned."""
         return finished_jobs(self.run(*arguments, code=code))
 
     def json(self, name: str) -> Any:
@@ -176,7 +176,7 @@ def test_the_whole_folder_moved(project: Project, tmp_path: Path) -> None:
 
 
 def test_results_copied_into_a_new_clone(project: Project, tmp_path: Path) -> None:
-    # As cp -r does: links stay links, every file is new.
+    # Like cp -r: links stay links, every file is new.
     clone = Project.new(tmp_path / "clone")
     for path in clone.folder.rglob("*"):
         os.utime(path, follow_symlinks=False)
@@ -324,7 +324,7 @@ def test_a_job_that_reads_the_study_anew_uses_the_settings_as_submitted(project:
         "VINY_STUDY_ROOT": str(project.root),
     }
     project.write(finetune__lr=0.004)
-    # Snakemake's own call of itself on a cluster, but for the executor.
+    # Snakemake's own call of itself on a cluster, except for the executor.
     job = ["--mode", "remote", "--no-hooks", "--nolock", "--force", "--allowed-rules", "finetune"]
     job += ["--target-jobs", f"finetune:cell={CELL}"]
     rate, weights = submitted["config"]["finetune"]["lr"], project.weights()
@@ -335,7 +335,7 @@ def test_a_job_that_reads_the_study_anew_uses_the_settings_as_submitted(project:
     assert record.stat().st_mtime_ns > before
     assert json.loads(record.read_text())["spec"]["train"]["lr"] == rate
     assert project.weights() == weights
-    # Settings that are nowhere any more.
+    # Settings that no longer exist anywhere.
     submitted["config"]["finetune"]["lr"] = 0.008
     write_study(project.root, submitted["config"])
     said = project.run(*job, code=1, **environment)
@@ -356,7 +356,7 @@ def test_a_second_run_of_the_same_study_is_refused(project: Project) -> None:
     assert "Nothing was started." in said
     assert "Traceback" not in said
     assert {p: p.lstat().st_mtime_ns for p in project.root.rglob("*")} == before
-    assert project.planned() != {}  # to look is free
+    assert project.planned() != {}  # looking is free
     claim.release()
 
 
@@ -391,7 +391,7 @@ LONG: dict[str, Any] = {"grid__pretrain_sizes": [0], "grid__finetune_sizes": [8,
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Hashes of the weights of two longer fine-tunings that nothing stopped."""
+    """Hashes of the weights of two longer fine-tunings that were never stopped."""
     project = Project.new(tmp_path_factory.mktemp("undisturbed"), **LONG)
     project.run("--until", "finetune")
     assert len(project.weights()) == 2
@@ -407,7 +407,7 @@ def is_over(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def under_way(tmp_path: Path) -> Iterator[tuple[Project, subprocess.Popen, list[psutil.Process]]]:
-    """A run, one of whose fine-tunings is done and the other is not, and its jobs' processes."""
+    """A run with one of its fine-tunings done and the other not, and its jobs' processes."""
     project = Project.new(tmp_path / "project", **LONG)
     run = project.start("--until", "finetune")
     jobs: list[psutil.Process] = []
@@ -449,7 +449,7 @@ def test_after_a_kill_the_same_command_ends_the_same(
     print(f"{kill}: all over after {time.monotonic() - began:.2f} s")
     other = next(name for name in undisturbed if name != done)
     kept = list((project.root / "checkpoints" / "finetune" / other).glob("*.safetensors"))
-    if kill == "terminate":  # Snakemake lets the jobs that run come to their end
+    if kill == "terminate":  # Snakemake lets running jobs finish
         assert set(project.weights()) == set(undisturbed)
     else:
         assert set(project.weights()) == {done}

@@ -20,7 +20,7 @@ from viny.evidence.tables import KEYS
 from viny.runtime.errors import InputError
 
 LABELS = np.array([250, 500, 1000, 2000, 4000, 6000])
-# The mIoU of Tables 1, A2 and A3 of arXiv 2512.03862, percent, and what it gives as ±
+# The mIoU in Tables 1, A2 and A3 of arXiv 2512.03862, in percent, and what it gives as ±
 PAPER = {
     (0, "none"): ([43.73, 47.41, 53.28, 56.87, 62.99, 65.07], [1.02, 0.21, 0.43, 0.51, 0.16, 0.01]),
     (45000, "none"): ([52.73, 55.57, 58.68, 61.36, 64.42, 65.98], [0.25, 0.19, 0.20, 0.05, 0.19, 0.19]),
@@ -45,7 +45,7 @@ def frame_of(curves: dict[tuple[int, str], np.ndarray], labels: np.ndarray = LAB
 
 
 def paper(seeds: int = 1) -> pd.DataFrame:
-    """The paper's means; with seeds, values around them that have its spread."""
+    """The paper's means; with seeds, values around them with its spread."""
     rng = np.random.default_rng(0)
     curves = {}
     for key, (mean, spread) in PAPER.items():
@@ -55,7 +55,7 @@ def paper(seeds: int = 1) -> pd.DataFrame:
 
 
 def around(errors: np.ndarray, spread: float = 0.002, seeds: int = 4) -> np.ndarray:
-    """mIoU [seeds, labels] about known errors."""
+    """mIoU [seeds, labels] around known errors."""
     return 1 - errors + spread * np.random.default_rng(3).normal(size=(seeds, len(errors)))
 
 
@@ -76,7 +76,7 @@ def test_gains_are_paired_within_seeds() -> None:
     assert (first["smaller"], first["larger"], first["n"], first["verdict"]) == (100, 400, 3, "gain")
     assert mine.iloc[1]["mean"] == pytest.approx(np.mean(values[:, 2] - values[:, 1]) / np.log2(1.5))
     steps = table[table["along"] == "pre-training images"]
-    assert list(steps["per"]) == ["step"] * 3  # from nothing there is no doubling
+    assert list(steps["per"]) == ["step"] * 3  # nothing cannot be doubled
     assert list(steps["finetune_size"]) == list(labels)
     assert steps["mean"].to_numpy() == pytest.approx(0.02)
 
@@ -222,7 +222,7 @@ def test_the_papers_pretraining_is_worth_what_the_paper_implies() -> None:
         assert last["verdict"].startswith("worth at least 1 times its labels")
     hurt = table.loc[(45000, "intel", 6000)]
     assert hurt["ratio"] == pytest.approx(0.94, abs=0.01)
-    assert table[["low", "high"]].isna().all(axis=None)  # the means are one value a cell
+    assert table[["low", "high"]].isna().all(axis=None)  # the means are one value per cell
     assert table["verdict"].str.endswith("fewer than 3 seeds give no interval").all()
 
 

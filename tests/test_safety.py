@@ -28,12 +28,12 @@ FORBIDDEN_CALLS = {
     "yaml.unsafe_load",
 }
 SAFE_LOADERS = {"_StudyLoader": reading._StudyLoader, "yaml.SafeLoader": yaml.SafeLoader}
-# Placeholders that hold numbers of the workflow's own, never text that a study may choose.
+# Placeholders that hold the workflow's own numbers, never text that a study can choose.
 NUMBERS = {"threads"}
 
 
 def unsafe(source: str) -> Iterator[str]:
-    """What in a module could run code that stands in data."""
+    """What in a module could run code that is in data."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]

@@ -1,4 +1,4 @@
-"""Scorecard: the paper's facts, what its claims' tests say where the truth is known, and what is written."""
+"""Scorecard: the paper's facts, what the tests of its claims say when the truth is known, and what is written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from viny.runtime.errors import InputError
 SIZES = (0, 45_000, 100_000, 200_000)
 LABELS = (250, 500, 1000, 2000, 4000, 6000)
 SIMULATED = 1000  # studies
-ALMOST = 0.0005  # standard deviation of metrics that are almost without noise
+ALMOST = 0.0005  # standard deviation of metrics that have almost no noise
 
 Truth = Callable[[int, str, int], float]  # mIoU by pre-training images, task, labels
 
@@ -48,14 +48,14 @@ def study(
     seeds: int = 3,
     sd: float = ALMOST,
 ) -> pd.DataFrame:
-    """A study's frame: every cell of a grid, as it is in truth, and noise."""
+    """A study's frame: every cell of a grid, its true value plus noise."""
     frame = pd.DataFrame(list(product(sizes, tasks, labels, range(seeds))), columns=KEYS)
     miou = [truth(r.pretrain_size, r.intermediate, r.finetune_size) for r in frame.itertuples()]
     return frame.assign(miou=miou + np.random.default_rng(0).normal(0, sd, len(frame)), pixel_accuracy=0.7)
 
 
 def as_published(seeds: int = 3, sd: float = 1.0, seed: int = 0) -> pd.DataFrame:
-    """A study whose truth are the paper's means; its noise is `sd` times the paper's spread."""
+    """A study whose true values are the paper's means; its noise is `sd` times the paper's spread."""
     said = paper_facts().query("table != '2'")
     wide = said.pivot(index=KEYS[:3], columns="metric", values=["mean", "spread"])
     wide = wide.loc[wide.index.repeat(seeds)]
@@ -133,7 +133,7 @@ def test_facts_are_those_that_the_paper_speaks_of() -> None:
     def points(big: tuple[int, str, int], small: tuple[int, str, int]) -> float:
         return round(100 * float(miou[big] - miou[small]), 2)
 
-    # Differences that its text quotes, and the one on which 'worsens everywhere' rests
+    # Differences that its text quotes, and the one that 'worsens everywhere' rests on
     assert points((100_000, "none", 1000), (0, "none", 1000)) == 8.31
     assert points((100_000, "none", 4000), (0, "none", 4000)) == 3.98  # quoted for 2,000
     assert points((200_000, "none", 1000), (100_000, "none", 1000)) == 0.78
@@ -190,7 +190,7 @@ def test_where_every_claim_is_true_all_are_reproduced() -> None:
 
 
 def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
-    """The paper's means as truth, with so many seeds that every cell is known; the truth by plain loops."""
+    """The paper's means as truth, with enough seeds to know every cell; the truth by plain loops."""
     frame = as_published(seeds=400)
     said = paper_facts().query("metric == 'miou'")
     mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in said.itertuples()}
@@ -222,7 +222,7 @@ def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
             mean[p, "intel", n] > mean[0, "none", n] for p in SIZES[1:] for n in LABELS
         ),
     }
-    assert set(truth.values()) == {True, False}  # or half of the test would be none
+    assert set(truth.values()) == {True, False}  # or half of the test would test nothing
     found = verdicts(frame)
     assert {key: found[key] for key in truth} == {key: REPRODUCED if v else CONTRADICTED for key, v in truth.items()}
 
@@ -274,7 +274,7 @@ def test_the_probe_is_that_of_the_protocol() -> None:
 
 def test_returns_that_are_losses_do_not_diminish() -> None:
     def worse(size: int, task: str, labels: int) -> float:
-        """Concave, as diminishing returns are, but ever falling."""
+        """Concave, like diminishing returns, but always falling."""
         return 0.9 - 1e-8 * labels**2 - (size / 1e6) ** 2
 
     found = verdicts(study(worse))
@@ -284,7 +284,7 @@ def test_returns_that_are_losses_do_not_diminish() -> None:
 
 def test_more_that_ends_below_the_start_is_no_return() -> None:
     def hump(size: int, task: str, labels: int) -> float:
-        """Concave, first rising, then falling below where it began."""
+        """Concave, first rising, then falling below where it started."""
         return 0.5 + 0.3 * (labels / 6000) * (0.9 - labels / 6000) + 0.3 * (size / 2e5) * (0.9 - size / 2e5)
 
     found = verdicts(study(hump))
@@ -383,7 +383,7 @@ def test_verdicts_are_three_words_whatever_the_data() -> None:
         assert (table["reason"].str.len() > 5).all()
 
 
-# Statistics, against scipy and by simulation
+# Statistics, compared with scipy and by simulation
 
 
 def test_intervals_of_cells_are_scipys_t_intervals() -> None:
@@ -431,7 +431,7 @@ def test_slope_of_published_means_has_the_error_of_its_gradient() -> None:
 
 
 def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> None:
-    """By the theory of intersection-union tests in 2.5 % of studies, as the other 17 cells are far from zero."""
+    """In 2.5 % of studies, by the theory of intersection-union tests, as the other 17 cells are far from zero."""
     rng = np.random.default_rng(6)
     truth = np.full(18, 5.0)
     truth[7] = 0
@@ -443,7 +443,7 @@ def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> 
 
 
 def test_cells_that_are_all_a_little_against_contradict_together() -> None:
-    """No single cell could: their mean does, which any true claim has above zero."""
+    """No single cell could. Their mean does: it is above zero for any true claim."""
     noise = np.array([[-1.0], [0.0], [1.0]]) * np.where(np.arange(18) % 2, 1, -1)
     evidence, compared = cells_of(noise - 1)
     assert (evidence.intervals(compared, 0.95)[2] > 0).all()
@@ -467,7 +467,7 @@ def test_a_claim_is_rarely_contradicted_by_noise(shared: float) -> None:
 
 
 def test_shared_noise_does_not_make_harm_follow_gain() -> None:
-    """Harm is the same in all cells, gain is not; both have the noise of the cell that they share."""
+    """Harm is the same in all cells, gain is not; both have the noise of their shared cell."""
     rng = np.random.default_rng(8)
     sizes = range(18)
     keys = [("miou", p, task, n) for p, task in ((0, "none"), (9, "none"), (9, "intel")) for n in sizes]
@@ -503,7 +503,7 @@ def test_standard_errors_and_verdicts_follow_the_rule() -> None:
     key = "A2/45000/none/250/miou"  # 52.73 ± 0.25
     error = np.hypot(0.004 / np.sqrt(3), 0.0025 / np.sqrt(3))
     cases = [(0.0, 1, REPRODUCED), (0.005, 1, REPRODUCED), (0.05, 1, CONTRADICTED), (-0.05, 1, CONTRADICTED)]
-    cases += [(0.03, 10, UNTESTABLE)]  # more than a point, but of noise
+    cases += [(0.03, 10, UNTESTABLE)]  # more than a point, but noisy
     for shift, scale, expected in cases:
         row = numbers(scorecard({"paper": frame.assign(miou=frame["miou"] + shift + scale * wobble)})).loc[key]
         assert row["difference"] == pytest.approx(shift, abs=1e-12)
@@ -517,7 +517,7 @@ def test_standard_errors_and_verdicts_follow_the_rule() -> None:
 
 
 def test_numbers_are_told_apart_by_welchs_test() -> None:
-    """On raw values; the paper's are three with its mean and its spread."""
+    """On raw values; the paper's are three values with its mean and its spread."""
     theirs = 0.6507 + 0.0001 * np.array([-1, 0, 1])  # 65.07 ± 0.01
     for ours in (np.array([0.641, 0.652, 0.6435]), np.array([0.645, 0.6475, 0.6483, 0.6462])):
         frame = pd.DataFrame({"pretrain_size": 0, "intermediate": "none", "finetune_size": 6000, "miou": ours})

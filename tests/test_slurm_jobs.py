@@ -1,4 +1,4 @@
-"""Waiting for the Slurm jobs of a run that died, with a stand-in for squeue; tests/slurm has the real one."""
+"""Waiting for the Slurm jobs of a dead run, with a stand-in for squeue; tests/slurm uses the real one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from viny.runtime.slurm import active_jobs, complaint, name_file, wait_for_jobs
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose lines a stand-in for squeue shows, one fewer at each call; its arguments go to 'asked'."""
+    """A file whose lines a stand-in for squeue shows, one fewer per call; its arguments go to 'asked'."""
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
     lines = tmp_path / "queue"

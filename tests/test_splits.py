@@ -40,7 +40,7 @@ def test_permutation_is_one() -> None:
 
 
 def test_permutation_is_the_same_everywhere() -> None:
-    # It is made of hashes, so that no machine and no version of a library may give another one.
+    # It is made from hashes, so that no machine or library version can give another one.
     assert permutation(10, "a", 0)[:4].tolist() == [7, 4, 0, 2]
 
 
@@ -55,7 +55,7 @@ def test_more_images_keep_the_order_of_the_fewer() -> None:
 
 
 def test_permutation_mixes_evenly() -> None:
-    # The first half holds about as many low indices as high ones: 500 of 1000, deviation 16.
+    # The first half holds about as many low indices as high ones: 500 of 1000, standard deviation 16.
     low = sum(int(i) < 1000 for i in permutation(2000, "pretrain", 42)[:1000])
     assert abs(low - 500) < 80
 
@@ -74,7 +74,7 @@ def test_pretraining_subsets_nest() -> None:
 
 
 def test_moving_test_set_is_the_papers() -> None:
-    """What the published code cuts: random_split([n, 1000, rest]) of the joined 7,349 images, seed 42."""
+    """What the published code does: random_split([n, 1000, rest]) of the joined 7,349 images, seed 42."""
     pack = empty_pack(7349)
     for size in (250, 6000):
         found = finetune_split(pack, size, 0, 42, "shared", "moving", 1000)
@@ -132,7 +132,7 @@ def test_task_pools() -> None:
     tested = finetune_split(pack, 5, 0, **SOUND)["test"]
     rest = {"split_seed": 42, "test_size": 20}
     sound = task_split(pack, True, "training", "fixed", **rest)
-    # Everything but what is tested on: no label of a test image is ever learned from.
+    # Everything that is not tested on: no label of a test image is ever learned from.
     assert set(sound["train"].tolist()) == set(range(100)) - set(tested.tolist())
     assert sound["test"].tolist() == tested.tolist()
     for other in ((True, "official", "fixed"), (False, "training", "fixed"), (True, "official", "moving")):
@@ -245,7 +245,7 @@ def test_a_record_without_what_it_needs_is_refused(
     ],
 )
 def test_lists_that_no_split_has_are_refused(tmp_path: Path, train: list, test: list, message: str) -> None:
-    """Also where the record's hashes are theirs."""
+    """Even if the record has their hashes."""
     pack, record, indices = empty_pack(100), tmp_path / "split.json", tmp_path / "split.npz"
     write_split(record, indices, {"train": np.array(train), "test": np.array(test)}, {"pack_sha256": pack.sha256})
     with pytest.raises(InputError, match=rf"split\.npz: {message}"):

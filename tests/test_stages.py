@@ -114,7 +114,7 @@ def test_every_stage_writes_its_files(chain: Chain, stage: str, epochs: int) -> 
         "weights": file_sha256(weights_beside(path)),
         "parent_weights": record["parent_sha256"],
     }
-    # When and where stands apart, so that the record repeats.
+    # When and where is kept apart, so that the record repeats.
     assert not {"started", "host", "seconds", "threads"} & record.keys()
 
 
@@ -139,7 +139,7 @@ def test_hashes_lead_from_metrics_to_data(chain: Chain) -> None:
 def test_weights_carry_their_own_description(chain: Chain) -> None:
     for path in chain.stages.values():
         metadata, record = load_weights(weights_beside(path))[1], read_weights(path)[1]
-        record.pop("weights_sha256")  # of the file, so it cannot stand in it
+        record.pop("weights_sha256")  # of the file, so it cannot be in it
         assert metadata == record
 
 
@@ -168,7 +168,7 @@ def test_parent_matters(chain: Chain, own: Chain) -> None:
 
 
 def test_twice_gives_the_same_files(chain: Chain, tmp_path: Path) -> None:
-    torch.manual_seed(999)  # the global generator is no input
+    torch.manual_seed(999)  # the global generator is not an input
     again = run_chain(tmp_path, chain.study.config)
     for name, path in chain.stages.items():
         other = again.stages[name]
@@ -294,7 +294,7 @@ def test_intermediate_without_pretraining(tmp_path: Path, made_study: Callable[[
 
 
 def test_variants_of_a_task(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
-    """Other labels or another pooling give other encoders; a class token that is kept changes the fine-tuning alone."""
+    """Other labels or another pooling give other encoders; keeping a class token changes only the fine-tuning."""
     config = made_study("sound")
     scenes = config["intermediate"]["scenes"]
     config["intermediate"] |= {
@@ -341,7 +341,7 @@ def test_metrics_file(chain: Chain) -> None:
 
 @pytest.mark.parametrize("name", ["chain", "paper"])
 def test_metrics_follow_from_the_predictions(name: str, request: pytest.FixtureRequest) -> None:
-    """Model, images and masks, put together by hand, give the confusion matrices and the metrics."""
+    """Model, images and masks, put together by hand, give the same confusion matrices and metrics."""
     chain: Chain = request.getfixturevalue(name)
     study = chain.study
     manifest, record, indices = study.finetune_inputs(chain.cell)
@@ -387,7 +387,7 @@ def test_prediction_does_not_depend_on_the_batch(chain: Chain, pack: Pack, monke
     monkeypatch.setattr("viny.evidence.evaluate.BATCH", 7)
     parts = predict(model, pack, rows, True, None, machine)
     assert torch.equal(whole[0], parts[0])
-    assert (whole[1] == parts[1]).float().mean() > 0.999  # a tie may fall otherwise by rounding
+    assert (whole[1] == parts[1]).float().mean() > 0.999  # rounding may break a tie differently
 
 
 def test_held_out_accuracy_counts_images_and_patches(pack: Pack, tiny: ModelSettings) -> None:

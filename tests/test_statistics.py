@@ -1,4 +1,4 @@
-"""Statistics of paired effects: against scipy, loops over all flips, and simulated studies whose truth is known."""
+"""Statistics of paired effects, compared with scipy, loops over all flips, and simulated studies of known truth."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_study_without_pairs_has_empty_tables_with_all_columns() -> None:
 def test_the_sign_flip_test_holds_its_level_exactly(n: int) -> None:
     sizes = np.random.default_rng(n).uniform(0.5, 2, n)
     ps = np.array([effects.sign_flip(np.array(signs) * sizes)[0] for signs in product((1, -1), repeat=n)])
-    for level in np.unique(ps):  # over all signs, which are as likely as each other where there is no effect
+    for level in np.unique(ps):  # over all signs, which are equally likely if there is no effect
         assert np.mean(ps <= level + 1e-12) == pytest.approx(level)
     assert ps.min() == pytest.approx(effects.sign_flip(sizes)[1])
 
@@ -189,7 +189,7 @@ def test_the_interval_covers_the_truth_in_95_of_100_studies(
         low, high = of_study + np.quantile(drawn, [0.025, 0.975])
         plain += low <= truth.mean() <= high
     assert 0.93 <= covered / studies <= 0.97
-    assert plain / studies < 0.91  # what the plain percentile interval of so few encoders would do
+    assert plain / studies < 0.91  # what the plain percentile interval from so few encoders would do
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A study's state from what its jobs leave and hold: folders in every state, made by hand as the jobs leave them."""
+"""A study's state from what its jobs leave and hold: folders in every state, made by hand just as jobs leave them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def finish(root: Path, *stages: str) -> None:
 
 
 def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
-    """A job's log, last written to that many seconds ago."""
+    """A job's log, last written that many seconds ago."""
     log = job(root, label).log(root)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"$ python -m viny {label.split()[0]} --spec '{{}}'\n{text}\n")
@@ -193,7 +193,7 @@ def test_time_left_is_shared_out_among_jobs_side_by_side(root: Path, run: Claim)
     finally:
         claim.release()
     assert alone is not None and beside is not None
-    assert alone > 576 - 24  # passes that are left, at one a second, and what is around them
+    assert alone > 576 - 24  # passes that are left, at one per second, and what comes around them
     assert beside == pytest.approx(alone / 4, rel=0.05)
 
 
@@ -272,7 +272,7 @@ def test_jobs_are_told_apart_by_log_claim_and_run(root: Path, run: Claim) -> Non
     cases = [
         (training, stopped, 0, "waiting"),
         (training, begun, 0, "running"),  # it has a moment to claim its work
-        (training, begun, 600, "waiting"),  # of the run before this one
+        (training, begun, 600, "waiting"),  # from the run before this one
         (training, error, 600, "waiting"),
         (other, "", 0, "running"),
         (other, "", 600, "waiting"),
@@ -332,7 +332,7 @@ def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
     out = capsys.readouterr().out
     assert "tiny: 0 of 16 cells done, 16 out of date; nothing runs it" in out
     assert re.search(r"^stage +done +out of date +running", out, re.MULTILINE)
-    assert re.search(r"^pretrain +2$", out, re.MULTILINE)  # its images are others
+    assert re.search(r"^pretrain +2$", out, re.MULTILINE)  # its images are different
     status = watcher.look()  # one that looked before sees it, too
     assert (status.cells, status.outdated, status.failed) == ((16, 0), 16, [])
     assert status.stages["pack"] == ({"done": 3} if during else {"done": 2, "out of date": 1})
@@ -357,7 +357,7 @@ def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
     assert watcher.look().outdated == 0
     change(root / "pretrain/size-24_seed-1/encoder.json", weights_sha256="another")
     status = watcher.look()
-    # Of that seed two cells start from it, and two from the task's encoder that does.
+    # Two cells of that seed start from it, and two from the task's encoder, which starts from it.
     assert (status.outdated, status.stages["finetune"]["out of date"]) == (4, 4)
     assert status.stages["intermediate"] == {"done": 3, "out of date": 1}
     assert 0 < status.stages["geometry"]["done"] < geometry
@@ -485,7 +485,7 @@ def test_on_a_terminal_it_stays_until_it_is_interrupted(root: Path, run: Claim) 
                 pass  # the terminal is gone with its last process
     assert process.returncode == 0
     assert shown.count(b"0 of 16 cells") >= 3
-    assert b"\x1b[?25h" in shown  # the cursor is there again
+    assert b"\x1b[?25h" in shown  # the cursor is back
     assert b"Traceback" not in shown
     assert b"Ctrl-C ends this view; the run goes on." in shown  # a short last line, behind which ^C has room
 

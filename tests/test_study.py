@@ -1,4 +1,4 @@
-"""The settings beside a study's results: written and read back, and refused when they were changed."""
+"""The settings next to a study's results: written, read back, and refused if they were changed."""
 
 from __future__ import annotations
 

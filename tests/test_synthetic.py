@@ -1,4 +1,4 @@
-"""The embedded data set: repeatable, balanced, with masks that mean what they say, not solved by colour."""
+"""The embedded data set: repeatable, balanced, with masks that mean what they say, and not solvable by colour."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_border_lies_between_object_and_ground(drawn):
         within = synthetic.band_radius(SIZE)
         assert (distances(border, np.flatnonzero(inside)) <= within).all()
         assert (distances(border, np.flatnonzero(~inside)) <= within).all()
-        # Nothing that near to the outline is left out, and the rest keeps its side.
+        # Nothing that close to the outline is left out, and the rest keeps its side.
         assert (distances(np.flatnonzero(mask == OBJECT), np.flatnonzero(~inside)) > within).all()
         assert (distances(np.flatnonzero(mask == GROUND), np.flatnonzero(inside)) > within).all()
         assert inside[mask == OBJECT].all()
@@ -97,7 +97,7 @@ def test_the_band_of_a_straight_edge_has_both_sides():
     inside = np.zeros((120, 120), dtype=bool)
     inside[:, :60] = True
     mask = synthetic.trimap(inside)
-    # A fortieth of 120 is three pixels on either side; the image's own edge is no outline.
+    # A fortieth of 120 is three pixels on either side; the image's own edge is not an outline.
     assert (mask[:, :57] == OBJECT).all()
     assert (mask[:, 57:63] == BORDER).all()
     assert (mask[:, 63:] == GROUND).all()
@@ -128,7 +128,7 @@ def test_mean_colour_does_not_give_the_scene_away():
 
 
 def test_colour_alone_does_not_part_object_from_ground(drawn):
-    # Even the best split of one image's pixels by its two sides' mean colours leaves much undecided.
+    # Even the best split of one image's pixels, by the mean colours of its two sides, leaves much undecided.
     accuracies = []
     for image, mask, _, _ in drawn:
         pixels = image.reshape(3, -1).T.astype(np.float32)

@@ -38,7 +38,7 @@ def cell(pre: int, mid: str, fine: int, seed: int, miou: float | None = 0.5, **o
 
 
 def write(folder: Path, cells: list[dict[str, Any]]) -> list[Path]:
-    """Files whose names say nothing of their cells."""
+    """Files whose names say nothing about their cells."""
     paths = [folder / f"{i}.json" for i in range(len(cells))]
     for path, value in zip(paths, cells, strict=True):
         path.write_text(json.dumps(value))

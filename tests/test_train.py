@@ -1,4 +1,4 @@
-"""The training loop: rates, repeatability, order, failure, and the batches that it is given."""
+"""The training loop: rates, repeatability, order, failure, and the batches it is given."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_rate_is_multisteplrs(milestones: tuple[int, ...], gamma: float) -> None
 
 
 def test_rate_reaches_the_optimiser(train: Callable[..., Any]) -> None:
-    """After a milestone that all but stops it, training moves the weights no more."""
+    """After a milestone that all but stops training, the weights no longer move."""
     still = replace(SETTINGS, weight_decay=0, milestones=(1,), gamma=1e-9)
     one, _ = train(settings=replace(still, epochs=1, milestones=()))
     three, rows = train(settings=still)
@@ -120,7 +120,7 @@ def test_a_seed_fixes_every_bit(train: Callable[..., Any], kind: str) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     first, curve = train(kind)
-    # The global generators are in another state now, and have to be none of training's business.
+    # The global generators are now in another state, which must not affect training.
     torch.manual_seed(2)
     torch.rand(7)
     np.random.seed(2)
@@ -195,7 +195,7 @@ def test_epochs_loss_is_the_mean_over_images(tiny: ModelSettings, tmp_path: Path
 def test_a_log_tells_of_a_long_epoch_in_parts(
     tiny: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_module, "LOOK", -1.0)  # as if every step took that long
+    monkeypatch.setattr(train_module, "LOOK", -1.0)  # as if every step took long enough to log
     batches: list[Tensor] = []
 
     def make(positions: Tensor, draws: torch.Generator) -> Tensor:
@@ -322,7 +322,7 @@ def test_frozen_draws_stay_and_fresh_ones_do_not(pack: Pack) -> None:
         make = mask_batches(pack, SUBSET, LabelledAugmentation(0.3, False, draws), CPU)
         first, second = (make(positions, generator(0, "finetune", epoch))[0] for epoch in (0, 1))
         assert torch.equal(first, second) is constant
-    # A frozen draw belongs to an image, wherever in a batch it stands.
+    # A frozen draw belongs to an image, wherever it is in a batch.
     make = mask_batches(pack, SUBSET, LabelledAugmentation(0.3, False, frozen), CPU)
     assert torch.equal(make(positions, generator(0, "x"))[0][2], make(torch.tensor([9]), generator(1, "y"))[0][0])
 
@@ -338,7 +338,7 @@ def test_class_batches_name_the_images_classes(pack: Pack) -> None:
     )
     every = torch.arange(len(SUBSET))
     first, second = (shuffled(every, generator(epoch, "x"))[1].argmax(1) for epoch in (0, 1))
-    assert torch.equal(first, second)  # each image keeps the class it was given
+    assert torch.equal(first, second)  # each image keeps its assigned class
     assert sorted(first.tolist()) == sorted(pack.labels[SUBSET].tolist())
     assert first.tolist() != pack.labels[SUBSET].tolist()
     mixed = class_batches(pack, SUBSET, 7, LabelledAugmentation(0.0, normalised=False), 1.0, CPU)
@@ -411,7 +411,7 @@ def test_two_threads_train_as_one(kind: str, train: Callable[..., Any], monkeypa
     finally:
         torch.set_num_threads(1)
     assert same(two, again)
-    assert not same(one, two)  # the sums' order differs, so it was really two
+    assert not same(one, two)  # the sums' order differs, so there really were two
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=0)
 
@@ -490,7 +490,7 @@ def test_a_cuda_graph_trains_as_single_launches_do(
 ) -> None:
     device = torch.device("cuda")
     graphed, _ = train(kind, precision=precision, device=device)
-    assert "CUDA graph" not in capsys.readouterr().out  # that is, none was refused
+    assert "CUDA graph" not in capsys.readouterr().out  # that is, no graph was refused
     monkeypatch.setattr(gradients_module, "capture", lambda *_: None)
     plain, _ = train(kind, precision=precision, device=device)
     for name in plain:

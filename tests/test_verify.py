@@ -1,4 +1,4 @@
-"""Verification: a whole study has no findings, and each kind of damage has the one that names it."""
+"""Verification: an intact study has no findings, and each kind of damage has the one that names it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(command: str, spec: dict[str, Any], **files: Path | None) -> None:
 
 
 def make_study(folder: Path) -> Path:
-    """A study of two cells below a working folder, every file where the workflow puts it; returns its folder."""
+    """A study of two cells below a working folder, with every file where the workflow puts it; returns its folder."""
     config = resolve(merge(read_config(TINY), {"grid": GRID}))
     root = folder / "results" / "tiny"
     write_study(root, config)
@@ -114,7 +114,7 @@ def lines(report: Report) -> list[str]:
     return [str(finding) for finding in report.findings]
 
 
-# A study that is as it was left
+# An untouched study
 
 
 def test_a_whole_study_has_no_findings(whole: Path) -> None:
@@ -195,7 +195,7 @@ def foreign_weights(root: Path) -> None:
 
 
 def retrained_parent(root: Path) -> None:
-    """A parent that was trained anew, to other weights, after its children."""
+    """A parent that was retrained, to other weights, after its children."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
@@ -360,7 +360,7 @@ def keys(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def goes_unseen(name: str, place: str) -> bool:
-    """Whether a change of a key is one that nothing in the study contradicts."""
+    """Whether nothing in the study contradicts a change of this key."""
     if name.endswith("run.json"):
         return not place.startswith("hashes.")
     return place.startswith("provenance") if name == METRICS else place == "spec.code"
@@ -371,7 +371,7 @@ def goes_unseen(name: str, place: str) -> bool:
     "name", ["packs/scenes/manifest.json", SPLIT, MODEL, f"finetune/{PLAIN}/run.json", METRICS, "study.json"]
 )
 def test_every_key_that_is_lost_or_of_another_type_is_noticed(root: Path, name: str) -> None:
-    """No change of a key ends in an exception, and none that something contradicts goes unseen."""
+    """No change of a key ends in an exception, and every change that something contradicts is noticed."""
     path = root / name
     text = path.read_text()
     odd = [None, -1, "x", [], {}, 1e300, True, [[]], {"a": {}}, "\ud800"]

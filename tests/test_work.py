@@ -1,4 +1,4 @@
-"""What a job asks for: operations against a count by PyTorch, memory and time against what they must cover."""
+"""What a job asks for: operations compared with PyTorch's count, memory and time with what they must cover."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_rate_that_is_not_stated_is_the_device_s(device: str, threads: int, ra
 
 
 def measured(stage: str) -> tuple[Callable[[dict[str, Any]], workload.Workload], float]:
-    """A job's forecast and what it held at its peak, MB: the study `mini`, bfloat16 on one thread."""
+    """A job's forecast and its peak memory in MB: the study `mini`, bfloat16 on one thread."""
     return {
         "pretrain": (lambda c: workload.pretrain_workload(c, 8000), 2199.4),
         "intermediate": (lambda c: workload.intermediate_workload(c, "intel", 17_034), 2904.1),

@@ -27,14 +27,14 @@ pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the libra
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = REPOSITORY / "tests" / "tiny.yaml"
-# What is summed up anew after any cell's metrics have changed.
+# What is summed up again after any cell's metrics have changed.
 SUMS = dict.fromkeys(("tables", "figures", "statistics", "representations", "scorecard", "report"), 1)
 
 
 def snakemake(
     folder: Path, *arguments: str | Path, check: bool = True, path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the repository's workflow in a working folder of its own; `path` goes before all else that Python imports."""
+    """Run the repository's workflow in its own working folder; Python looks in `path` before anywhere else."""
     command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", *arguments]
     before = [str(path)] if path else []
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*before, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)}
@@ -45,7 +45,7 @@ def snakemake(
 
 
 def planned(folder: Path, *arguments: str | Path) -> dict[str, int]:
-    """Jobs by rule that a dry run lists; empty where nothing is to be done."""
+    """Jobs by rule that a dry run lists; empty if nothing is to be done."""
     out = snakemake(folder, "-n", *arguments).stdout
     table = re.search(r"^Job stats:\n(?:.*\n){2}((?:\S+ +\d+\n)+)", out, re.MULTILINE)
     if table is None:
@@ -242,14 +242,14 @@ def test_a_finished_study_fits_together(finished: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["findings"] == []
-    # 22 trainings of 4 files, 16 metrics of 2; packs, splits and tables beside them.
+    # 22 trainings of 4 files, 16 metrics of 2; packs, splits and tables besides.
     assert report["files"] > 22 * 4 + 16 * 2
 
 
 @pytest.mark.slow
 def test_a_finished_study_reruns_nothing(finished: Path) -> None:
     assert planned(finished, "--configfile", TINY) == {}
-    # A touched file of unchanged content is no reason either, however large it is.
+    # Nor is a touched file with unchanged content a reason, however large it is.
     for path in (finished / "results" / "tiny").rglob("*"):
         if path.suffix in (".safetensors", ".json", ".npz") and "metrics" not in path.parts:
             os.utime(path)

@@ -1,4 +1,4 @@
-"""A study's stages run by hand below a folder, from the library alone."""
+"""A study's stages run by hand below a folder, using the library alone."""
 
 from __future__ import annotations
 

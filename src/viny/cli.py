@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """`viny <command>` or `python -m viny <command>`: commands for people, and the stages that the workflow's rules call.
 
-Heavy imports stand inside the commands, so that each job loads only what it needs.
+Heavy imports are inside the commands, so that each job loads only what it needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of the commands for people; each command's function is in its `run_command`."""
+    """The command line for people; each command's function is in its `run_command`."""
     top = _Parser(
         prog="viny",
         description="What do pre-training, an intermediate task and labels buy a small vision transformer?",
@@ -41,14 +41,14 @@ def parser() -> argparse.ArgumentParser:
     said = [
         f"stages, which the workflow calls: {', '.join(ENTRY)}",
         f"`viny <command> --help` has examples; {EXIT_CODES}.",
-        'Names complete at Tab in a shell that has run: eval "$(register-python-argcomplete viny)"',
+        'Tab completes names in a shell that has run: eval "$(register-python-argcomplete viny)"',
     ]
     top.epilog = "\n\n".join(textwrap.fill(line, 100) for line in said)
     return top
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what may have been meant, and lists no stage to a person who has mistyped a command."""
+    """Says what may have been meant, and does not list the stages to a person who mistyped a command."""
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']*)'", message)
@@ -64,13 +64,13 @@ class _Parser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> list[str]:
-        """Of all commands: arguments that no command knows are refused when the command is forgotten."""
+        """Those of all commands: when an unknown argument is refused, argparse has forgotten the command."""
         commands = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
         return sorted({flag for p in (self, *commands) for flag in p._option_string_actions})
 
 
 class Log:
-    """Standard output or error that a full disk cannot turn into the end of a training: what does not fit is lost."""
+    """Standard output or error on which a full disk cannot end a training: what does not fit is lost."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = list(sys.argv[1:] if arguments is None else arguments)
             stage = given[0] if given and given[0] in ENTRY else None
             commands = stages.parser(stage) if stage else parser()
-            if "_ARGCOMPLETE" in os.environ:  # a shell asks what could stand here
+            if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
                 import argcomplete
 
                 argcomplete.autocomplete(commands)

@@ -1,7 +1,7 @@
 """A campaign of faults against the stages and the workflow: kills at random moments and disks that fail.
 
 `python tests/faults/campaign.py` prints what was injected, what was lost and what came out different; its exit
-code is 0 only if nothing was. `make faults` runs it at full length, `test_faults.py` in a short form.
+code is 0 only if nothing was lost or different. `make faults` runs it in full, `test_faults.py` in a short form.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ STAGES = ("pretrain", "scenes", "spatial", "finetune")
 PRECISIONS = ("float32", "bfloat16")
 CELL = Cell(24, "scenes", 16, 0)
 KILLS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-TRIES = 60  # attempts after which a run that is killed again and again is let through
+TRIES = 60  # attempts, after which a run that keeps being killed is let through
 
 
 @dataclass
 class Tally:
-    """What was injected, and what of it did harm."""
+    """What was injected, and what did harm."""
 
     injected: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
@@ -72,7 +72,7 @@ class Tally:
 
 
 def tiny_config(precision: str, epochs: int = 6) -> dict[str, Any]:
-    """Settings of a study whose stages each take some tenths of a second."""
+    """Settings of a study whose stages each take a few tenths of a second."""
     raw = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
     raw["grid"]["intermediates"] = ["none", "scenes", "spatial"]
     raw["intermediate"]["spatial"] = {
@@ -85,7 +85,7 @@ def tiny_config(precision: str, epochs: int = 6) -> dict[str, Any]:
 
 
 class Commands(Study):
-    """A study whose stages are not run but spelt as command lines."""
+    """A study whose stages are not run but written out as command lines."""
 
     def train(self, spec: dict[str, Any], inputs: tuple[Path, Path, Path], parent: Path | None, leaf: str) -> Any:
         folder = self.root / leaf
@@ -131,7 +131,7 @@ def start(command: list[str], log: Path, prepare: Callable[[], None] = lambda: N
         sys.stdout = Log(open(1, "w", closefd=False))  # noqa: SIM115, it lives as long as the process
         sys.stderr = Log(open(2, "w", closefd=False))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked siblings, and a killed one may hold it
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked siblings, and a killed sibling may hold it
         prepare()
         code = viny_main(command)
     except KeyboardInterrupt:
@@ -157,7 +157,7 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 def last(command: list[str], study: Commands) -> None:
-    """Run a stage undisturbed; one that hangs is ended, and shows as lost."""
+    """Run a stage undisturbed; a stage that hangs is ended and counts as lost."""
     pid = start(command, study.root / "log")
     if wait(pid, 120) is None:
         os.kill(pid, signal.SIGKILL)
@@ -184,7 +184,7 @@ class Bench:
             self.hashes[stage] = sha256(study.folder(stage) / "model.safetensors")
 
     def fresh(self, name: str, minutes: float = 0.0) -> Commands:
-        """A study without results, over inputs that all share."""
+        """A study without results, over inputs that all studies share."""
         root = self.root / name
         root.mkdir(parents=True)
         for kind in ("packs", "splits"):
@@ -194,7 +194,7 @@ class Bench:
 
 
 def check_end(bench: Bench, study: Commands, stage: str, what: str, tally: Tally) -> None:
-    """After the last, undisturbed attempt: the result is there, is the same, and nothing else is left."""
+    """After the last, undisturbed attempt: the result exists, is the same, and nothing else is left."""
     folder = study.folder(stage)
     found = sha256(folder / "model.safetensors")
     said = (study.root / "log").read_text()
@@ -204,7 +204,7 @@ def check_end(bench: Bench, study: Commands, stage: str, what: str, tally: Tally
         tally.different.append(what)
     if "Traceback" in said:
         tally.faults.append(f"{what}: a traceback\n{said[-3000:]}")
-    # A process that was killed in its last moments leaves a temporary file until the next one writes the same.
+    # A process killed in its last moments leaves a temporary file until the next one writes the same file.
     left = [p for p in study.root.glob("checkpoints/**/*") if p.is_file()]
     expected = ("model.safetensors", "model.json", "curve.csv", "run.json")
     left += [p for p in folder.glob("*") if p.name not in expected]
@@ -229,7 +229,7 @@ def whole(folder: Path) -> str | None:
 
 
 def kill_stages(bench: Bench, kills: int, draw: random.Random) -> Tally:
-    """Kill stages at random moments, again and again, until each has come to its end."""
+    """Kill stages at random moments, again and again, until each has finished."""
     tally = Tally()
     runs = 0
     while sum(tally.injected.values()) < kills:
@@ -268,7 +268,7 @@ def kill_stages(bench: Bench, kills: int, draw: random.Random) -> Tally:
 
 @dataclass
 class FailingDisk:
-    """A file layer that lets some writing calls pass and then fails one, or all from there on."""
+    """A file layer that lets some writing calls pass and then fails one, or all from then on."""
 
     passes: int
     number: int
@@ -334,7 +334,7 @@ def small_disk(root: Path, kilobytes: int) -> Iterator[Path | None]:
 
 
 def fill_disks(bench: Bench, faults: int, draw: random.Random) -> Tally:
-    """Run stages on a real file system that runs full at a random moment, then again with room."""
+    """Run stages on a real file system that fills up at a random moment, then again with room."""
     tally = Tally()
     with small_disk(bench.root, 8192) as place:
         if place is None:
@@ -384,7 +384,7 @@ def snakemake(folder: Path, study: Path) -> subprocess.Popen[bytes]:
 
 
 def results(root: Path) -> dict[str, Any]:
-    """What a study has found: its weights' hashes and its metrics, by file."""
+    """What a study has produced: its weights' hashes and its metrics, by file."""
     found: dict[str, Any] = {str(p.relative_to(root)): sha256(p) for p in root.rglob("*.safetensors")}
     for path in (root / "metrics").glob("*.json"):
         found[path.name] = json.loads(path.read_text())["metrics"]
@@ -419,7 +419,7 @@ def kill_workflow(root: Path, rounds: int, draw: random.Random) -> Tally:
         for _ in range(4):
             driver = snakemake(folder, study)
             try:
-                driver.wait(draw.uniform(1, seconds / 2))  # on a busier machine too, most come to be killed
+                driver.wait(draw.uniform(1, seconds / 2))  # even on a busier machine, most get killed
                 break
             except subprocess.TimeoutExpired:
                 name, everyone, kind = kinds[sum(tally.injected.values()) % len(kinds)]

@@ -1,7 +1,7 @@
 """Run a study of many tiny cells on a Slurm of two nodes while jobs, nodes and the driver are struck; compare.
 
-Figures go to standard output as JSON: what was struck, what was lost, what differs from a local run, how long it took.
-The exit code is 0 where nothing is lost or different.
+Numbers go to standard output as JSON: what was struck, what was lost, what differs from a local run, how long it took.
+The exit code is 0 if nothing is lost or different.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = ("scancel", "kill -9 of the training", "node down and up", "past the tim
 
 
 def study(cells: int) -> dict[str, Any]:
-    """A study of so many cells, some seconds each, with pre-trainings and intermediate tasks."""
+    """A study of this many cells, a few seconds each, with pre-trainings and intermediate tasks."""
     value = tiny_study(
         pretrain_sizes=[0, 12, 24],
         intermediates=["none", "scenes"],
@@ -60,11 +60,11 @@ class Campaign:
         return len(list(self.clone.root.glob("metrics/*.json")))
 
     def running(self) -> list[Job]:
-        """Jobs at work, but for those that were struck before: a job that ends ill three times is not tried again."""
+        """Running jobs that were not struck before: a job that fails three times is not tried again."""
         return [job for job in self.cluster.jobs() if job.state == "RUNNING" and job.comment not in self.struck]
 
     def hurt(self) -> int:
-        """Jobs that ended ill, and restarts by Slurm; a fault that came too late for its job is none."""
+        """Jobs that failed, and restarts by Slurm; a fault that came too late for its job does not count."""
         jobs = self.cluster.jobs()
         ill = sum(job.over and job.state != "COMPLETED" for job in jobs)
         return ill + sum(int(job.fields["Restarts"]) for job in jobs)
@@ -98,8 +98,8 @@ class Campaign:
         log(f"{kind}: {', '.join(other.comment for other in hit)}")
 
     def run(self, cells: int, share: float) -> None:
-        """One call with faults, which the last of them ends by killing the driver, and one further call."""
-        jobs = cells + cells // PER_SEED * 5  # 2 pre-trainings and 3 intermediate tasks a seed
+        """One call with faults, ended by the last of them, which kills the driver, and one further call."""
+        jobs = cells + cells // PER_SEED * 5  # 2 pre-trainings and 3 intermediate tasks per seed
         wanted = math.ceil(share * jobs)
         driver = self.clone.start("--profile", "slurm")
         while self.hurt() < wanted and driver.poll() is None:
@@ -119,7 +119,7 @@ class Campaign:
 
 
 def overheads(clone: Clone, jobs: list[Job]) -> list[float]:
-    """Seconds that each undisturbed job took beside its commands, from Slurm's and Snakemake's own clocks."""
+    """Seconds that each undisturbed job took besides its commands, from Slurm's and Snakemake's own clocks."""
     found = []
     for job in jobs:
         cell = job.comment.removeprefix("rule_").removesuffix("_evaluate_finetune")

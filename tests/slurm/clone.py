@@ -19,13 +19,13 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"  # on every Python's path in a clone: see its sitecustomize.py
-# As often as a small cluster can be asked; the profile's own intervals would make of each test some minutes.
+# As often as a small cluster can be asked; with the profile's own intervals each test would take minutes.
 SOON = ("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2")
 NAME = "tiny"
 
 
 def tiny_study(**grid: Any) -> dict[str, Any]:
-    """The tests' tiny study, which asks for GPUs and computes without: there are none."""
+    """The tests' tiny study, which asks for GPUs but computes without them: there are none."""
     study = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
     study["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0], **grid}
     study["compute"]["device"] = "auto"
@@ -34,7 +34,7 @@ def tiny_study(**grid: Any) -> dict[str, Any]:
 
 
 def slow_study(seeds: Iterable[int]) -> dict[str, Any]:
-    """Cells of some seconds each, with two checkpoints a second: there is time to strike."""
+    """Cells of a few seconds each, with two checkpoints a second: there is time to strike."""
     study = tiny_study(pretrain_sizes=[0], seeds=list(seeds))
     study["finetune"]["epochs"] = 500
     study["compute"]["checkpoint_minutes"] = 0.01
@@ -78,7 +78,7 @@ class Clone:
         return env | self.environment
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Call `snakemake` with some arguments, in a process group of its own, and do not wait."""
+        """Call `snakemake` with some arguments, in its own process group, and do not wait."""
         soon = SOON if "slurm" in arguments else ()
         with open(self.folder / "said.txt", "w") as said:
             return subprocess.Popen(
@@ -94,7 +94,7 @@ class Clone:
             )
 
     def run(self, *arguments: str, code: int = 0, seconds: float = 600) -> str:
-        """Call `snakemake` and hold its exit code against what is expected; returns all that it said."""
+        """Call `snakemake` and check its exit code; returns all that it printed."""
         process = self.start(*arguments)
         try:
             process.wait(seconds)
@@ -120,7 +120,7 @@ class Clone:
         return json.loads((self.root / name).read_text())
 
     def results(self) -> dict[str, Any]:
-        """What the study has found: hash of every model, every metric, by file."""
+        """What the study has produced: hash of every model, every metric, by file."""
         found: dict[str, Any] = {}
         for path in self.root.glob("*/**/*.json"):
             value = json.loads(path.read_text())
@@ -136,6 +136,6 @@ class Clone:
 
 
 def finished_jobs(said: str) -> dict[str, int]:
-    """Jobs by rule that a run brought to their end."""
+    """Jobs by rule that a run finished."""
     names = re.findall(r"^ *Finished jobid: \d+ \(Rule: (\w+)\)", said, re.MULTILINE)
     return {k: v for k, v in Counter(names).items() if k != "all"}

@@ -28,21 +28,21 @@ ETC = Path("/etc/slurm")
 
 
 class NoSlurmError(Exception):
-    """There can be no Slurm here; the message says why."""
+    """Slurm cannot run here; the message says why."""
 
 
 def install() -> None:
-    """Install Debian's packages where they are missing; no daemon is started.
+    """Install Debian's packages if they are missing; no daemon is started.
 
     Raises:
-        NoSlurmError: they cannot be had, or this process may not do what the cluster needs.
+        NoSlurmError: they are not available, or this process may not do what the cluster needs.
     """
     if os.geteuid() != 0:
         raise NoSlurmError("Slurm's nodes need root: they have namespaces of their own")
     if not all(shutil.which(name) for name in PROGRAMS):
         if shutil.which("apt-get") is None:
             raise NoSlurmError(f"{', '.join(PACKAGES)} are not installed, and there is no apt-get")
-        # Where there is a systemd, the packages would start their services.
+        # With systemd, the packages would start their services.
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
             done = subprocess.run(["apt-get", "-qq", *command], env=env, capture_output=True, text=True, timeout=600)
@@ -74,7 +74,7 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as `scontrol show job` has it, and what it runs."""
+    """A job as `scontrol show job` shows it, and what it runs."""
 
     fields: Mapping[str, str]
 
@@ -179,7 +179,7 @@ class Cluster:
             "SlurmdUser=root",
             "AuthType=auth/munge",
             "CredType=cred/munge",
-            f"AuthInfo=socket={folder}/run/munge.socket,cred_expire=5",  # a requeued job waits that long and more
+            f"AuthInfo=socket={folder}/run/munge.socket,cred_expire=5",  # a requeued job waits at least that long
             "MpiDefault=none",
             "ProctrackType=proctrack/linuxproc",  # cgroups are not everywhere
             "TaskPlugin=task/none",
@@ -191,12 +191,12 @@ class Cluster:
             f"StateSaveLocation={folder}/state",
             "SlurmdParameters=config_overrides",  # a node is what its line says, not what the machine is
             "ReturnToService=2",
-            "SlurmdTimeout=10",  # seconds without which a node is down
+            "SlurmdTimeout=10",  # seconds without an answer, after which a node is down
             "SchedulerParameters=sched_interval=2,batch_sched_delay=1,bf_interval=5",
             "SelectType=select/cons_tres",
             "SelectTypeParameters=CR_CPU_Memory",
             "DefMemPerCPU=500",
-            "MinJobAge=86400",  # jobs that are over are asked about to the end of the tests
+            "MinJobAge=86400",  # finished jobs are asked about until the end of the tests
             "MaxJobCount=20000",
             "KillWait=10",
             "OverTimeLimit=0",
@@ -228,7 +228,7 @@ class Cluster:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                preexec_fn=lambda: end_with_parent(parent),  # also when the tests are killed
+                preexec_fn=lambda: end_with_parent(parent),  # even if the tests are killed
                 env={**os.environ, **self.environment},
             )
 
@@ -238,10 +238,10 @@ class Cluster:
         self._daemon(name, inside)
 
     def kill_node(self, name: str) -> None:
-        """Kill a node's slurmd and all its jobs' processes, as when the power fails: nobody is told."""
+        """Kill a node's slurmd and all its jobs' processes, as in a power failure: nobody is told."""
         pids = self.processes(name)
         self._daemons[name].kill()
-        # What watches over a job goes before the job, or it would report the job's end.
+        # What watches over a job is killed before the job, or it would report the job's end.
         for pid in sorted(pids, key=lambda pid: _read(f"/proc/{pid}/comm").strip() != b"slurmstepd"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -258,7 +258,7 @@ class Cluster:
         return found
 
     def stop(self) -> None:
-        """Stop what was started, in the reverse order, and remove the folder."""
+        """Stop what was started, in reverse order, and remove the folder."""
         with suppress(subprocess.TimeoutExpired, AssertionError):
             if "slurmctld" in self._daemons:
                 self.run("scancel", "--user=root", seconds=10)

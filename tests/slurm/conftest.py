@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def slow_local(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Six cells of some seconds each, run to their end without Slurm."""
+    """Six cells of a few seconds each, run to the end without Slurm."""
     clone = Clone.new(tmp_path_factory.mktemp("local") / "clone", slow_study(range(6)))
     clone.run("--cores", "2")
     return clone

@@ -1,4 +1,4 @@
-"""Studies on a real Slurm: the same results, one GPU a job, faults, dead drivers, requests as the rules state them."""
+"""Studies on a real Slurm: the same results, one GPU per job, faults, dead drivers, requests as rules state them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_job_saw_one_gpu_and_no_two_the_same_at_a_time(cluster: Cluster, c
 
 
 def test_requests_are_what_the_rules_state(cluster: Cluster, clone: Clone) -> None:
-    stated: dict[str, dict[str, int]] = {}  # by what a job's comment would be, were the rule's job alone in it
+    stated: dict[str, dict[str, int]] = {}  # by what a job's comment would be if it held only the rule's job
     for block in re.split(r"^ *rule (?=\w+:$)", (clone.folder / "first.txt").read_text(), flags=re.MULTILINE)[1:]:
         rule, _, block = block.partition(":")
         values = re.search(r"^ *wildcards: (.*)$", block, re.MULTILINE)
@@ -170,7 +170,7 @@ def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_loca
     assert "evaluate" not in end[: end.index("The same command")]
     assert unplugged not in end and sound not in end
     assert {path.stem for path in clone.root.glob("metrics/*.json")} == {unplugged, sound}
-    # The node's job went on by itself, from its checkpoint.
+    # The node's job resumed by itself, from its checkpoint.
     assert job_of(cluster, clone, unplugged).fields["Restarts"] == "1"
     assert len(clone.runs()[unplugged]["earlier_attempts"]) == 1
 
@@ -273,7 +273,7 @@ def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, f
         until(lambda: not cluster.job_processes(first, "viny"), "the end of the training", 20)
         until(lambda: job_of(cluster, clone, cell(0)).id != first.id, "another attempt")
         until(lambda: cluster.job_processes(job_of(cluster, clone, cell(0)), "viny"), "its training")
-        # The same job a second time, as after a driver that died: it waits, and takes the first one's result.
+        # The same job a second time, as after a driver's death: it waits, and takes the first one's result.
         second = job_of(cluster, clone, cell(0))
         script = folder / "again.sh"
         script.write_text(cluster.run("scontrol", "write", "batch_script", second.id, "-"))

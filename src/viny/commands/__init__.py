@@ -1,1 +1,1 @@
-"""The commands: a module each, with its arguments beside what it does."""
+"""The commands: one module each, with its arguments and what it does."""

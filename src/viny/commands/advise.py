@@ -10,7 +10,7 @@ from viny.commands.common import People, positive, settings_of
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "advise",
         run,
@@ -26,9 +26,9 @@ def add(people: People) -> None:
         type=positive(float),
         default=1.0,
         metavar="POINTS",
-        help="of mIoU, that an interval should reach to either side; a difference within it is small (default 1)",
+        help="how far an interval of mIoU should reach to either side; a difference within it is small (default 1)",
     )
-    p.add_argument("--minutes-per-mask", type=positive(float), metavar="MINUTES", help="that labelling an image takes")
+    p.add_argument("--minutes-per-mask", type=positive(float), metavar="MINUTES", help="time to label one image")
     p.add_argument("--json", action="store_true", help="print the advice as JSON")
 
 

@@ -1,4 +1,4 @@
-"""`viny check`: whether study files fit, and what they expand to."""
+"""`viny check`: whether study files are valid, and what they expand to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from viny.commands.common import People, settings_of
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "check",
         run,
@@ -17,7 +17,7 @@ def add(people: People) -> None:
         "viny check studies/mini.yaml",
         "viny check studies/mini.yaml --show    # every default filled in",
     )
-    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
 
 
@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> None:
         check_sizes(config, count_images(config, Path("results", config["study"])).limits)
         for line in folder_report(config):
             print(line)
-        print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no fault found")
+        print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")

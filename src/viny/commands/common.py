@@ -17,13 +17,13 @@ EXIT_CODES = (
 
 
 class People:
-    """Commands for people, as they are added to the command line."""
+    """The commands for people, as they are added to the command line."""
 
     def __init__(self, commands: Any) -> None:
         self._commands = commands
 
     def command(self, name: str, run: Callable[..., int | None], text: str, *examples: str) -> argparse.ArgumentParser:
-        """A new command.
+        """Add a command.
 
         Args:
             name: of the command.
@@ -75,7 +75,7 @@ def change(text: str) -> dict[str, Any]:
 
 
 def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The resolved settings of study files, later ones over earlier ones, and changes over all."""
+    """The resolved settings of study files; later ones override earlier ones, and changes override all."""
     from viny.study.config import merge, resolve
     from viny.study.reading import read_config
 
@@ -88,15 +88,15 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
 def cell_and_outputs(p: argparse.ArgumentParser) -> None:
     """Arguments of a command that takes a fine-tuned cell."""
     cell: Any = p.add_argument(
-        "--cell", required=True, help="results/<study>/finetune/<cell>, or its bare name and --root"
+        "--cell", required=True, help="results/<study>/finetune/<cell>, or just its name with --root"
     )
     cell.completer = cell_names
     p.add_argument("--root", type=Path, help="the study's folder, results/<study>")
-    p.add_argument("--overwrite", action="store_true", help="replace outputs that are there")
+    p.add_argument("--overwrite", action="store_true", help="replace existing outputs")
 
 
 def cell_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """What could stand after --cell: names where --root says of which study, else folders."""
+    """Completions for --cell: names if --root gives the study, otherwise folders."""
     if parsed_args.root is not None:
         return sorted(path.parent.name for path in parsed_args.root.glob("finetune/*/model.json"))
     from argcomplete.completers import DirectoriesCompleter

@@ -9,7 +9,7 @@ from viny.commands.common import People, cell_and_outputs
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "export",
         run,
@@ -19,7 +19,7 @@ def add(people: People) -> None:
     )
     cell_and_outputs(p)
     p.add_argument(
-        "--format", choices=("timm", "onnx"), required=True, help='what is to load it; onnx needs "viny[export]"'
+        "--format", choices=("timm", "onnx"), required=True, help='what will load it; onnx needs "viny[export]"'
     )
     p.add_argument("--out", type=Path, help="file to write (default <cell>.safetensors or <cell>.onnx)")
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from viny.tools.trained.export import export
 
     cell = load_cell(args.cell, args.root)
-    with Console(stderr=True).status(f"writing {args.format}"):  # some seconds; seen on a terminal only
+    with Console(stderr=True).status(f"writing {args.format}"):  # takes some seconds; seen on a terminal only
         files = export(cell, args.format, args.out, args.overwrite)
     for file in files:
         print(file)

@@ -9,7 +9,7 @@ from viny.commands.common import People, positive
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "init",
         run,
@@ -19,10 +19,12 @@ def add(people: People) -> None:
         "viny init mine --images data/images --masks data/masks --classes 0=ground,255=object --task kinds=data/kinds",
         "viny init mine --images data/images --coco data/annotations.json",
     )
-    p.add_argument("name", nargs="?", help="of the study; its file is studies/NAME.yaml")
-    p.add_argument("--images", type=Path, metavar="FOLDER", help="images that have masks, with whatever folders in it")
-    p.add_argument("--masks", type=Path, metavar="FOLDER", help="their masks, of the same names; with --coco: where to")
-    p.add_argument("--mask-suffix", metavar="TEXT", help="behind an image's name in its mask's (default: guessed)")
+    p.add_argument("name", nargs="?", help="name of the study; its file is studies/NAME.yaml")
+    p.add_argument("--images", type=Path, metavar="FOLDER", help="images that have masks, at any depth")
+    p.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="their masks, of the same names; with --coco: where to write them"
+    )
+    p.add_argument("--mask-suffix", metavar="TEXT", help="what a mask's name adds to its image's (default: guessed)")
     p.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="images to pre-train on")
     p.add_argument(
         "--task",
@@ -30,29 +32,31 @@ def add(people: People) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="class folders of images, as an intermediate task; may be given again",
+        help="class folders of images, as an intermediate task; may be repeated",
     )
-    p.add_argument("--spatial", action="store_true", help="an intermediate task on each patch's class from the masks")
+    p.add_argument("--spatial", action="store_true", help="an intermediate task: each patch's class, from the masks")
     p.add_argument("--classes", metavar="VALUE=NAME,...", help="names of mask values, or of colours '#rrggbb'")
-    p.add_argument("--classes-file", type=Path, metavar="FILE", help="the same as lines of value,name")
+    p.add_argument("--classes-file", type=Path, metavar="FILE", help="the same, as lines of value,name")
     p.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="VALUE",
-        help="mask value or colour without a class; may be given again",
+        help="mask value or colour without a class; may be repeated",
     )
-    p.add_argument("--split", type=Path, metavar="FILE", help="lines of image,part, part being train, test or none")
-    p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks of")
-    p.add_argument("--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic ones (default: beside, its name)")
+    p.add_argument("--split", type=Path, metavar="FILE", help="lines of image,part; part is train, test or none")
+    p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks from")
+    p.add_argument(
+        "--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic annotations (default: beside them, same name)"
+    )
     p.add_argument(
         "--budget",
         choices=("small", "medium", "large"),
         help="small: for a laptop; medium: for a GPU; large: for hours of one (default: medium with a GPU, else small)",
     )
-    p.add_argument("--image-size", type=positive(int), metavar="PIXELS", help="side of what the model sees")
+    p.add_argument("--image-size", type=positive(int), metavar="PIXELS", help="side of the images that the model sees")
     p.add_argument("--patch-size", type=positive(int), metavar="PIXELS", help="side of a patch; divides the image size")
-    p.add_argument("--folder", type=Path, default=Path("studies"), help="for the study file (default studies)")
+    p.add_argument("--folder", type=Path, default=Path("studies"), help="folder for the study file (default studies)")
     p.add_argument("--force", action="store_true", help="replace what this command wrote before")
 
 

@@ -1,4 +1,4 @@
-"""`viny plan`: what a study costs before it runs."""
+"""`viny plan`: what a study will cost, before it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from viny.commands.common import People, change, positive, settings_of
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "plan",
         run,
@@ -19,27 +19,28 @@ def add(people: People) -> None:
         "viny plan studies/paper.yaml --rate 1400 --gpus 4 --cores 32    # at a stated rate: nothing is measured",
         "viny plan studies/mini.yaml --set data_root=/data --set 'grid.seeds=[0, 1, 2]' --json",
     )
-    p.add_argument("study", type=Path, nargs="+", help="YAML files, later ones over earlier ones")
+    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
     p.add_argument(
         "--set",
         type=change,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a setting, such as data_root=data or finetune.epochs=5; may be given again",
+        help="change a setting, such as data_root=data or finetune.epochs=5; may be repeated",
     )
     p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
     p.add_argument("--store", type=Path, help="folder of packs (default: the study's pack_store)")
-    p.add_argument("--cores", type=positive(int), help="that jobs share (default: all of this machine)")
-    p.add_argument("--gpus", type=positive(int), help="that jobs share (default: those of this machine)")
+    p.add_argument("--cores", type=positive(int), help="cores that jobs share (default: all of this machine's)")
+    p.add_argument("--gpus", type=positive(int), help="GPUs that jobs share (default: those of this machine)")
     p.add_argument(
         "--rate",
         type=positive(float),
         metavar="IMAGES_PER_SECOND",
-        help="training images of ViNy (128 px) a second of one job, as compute.images_per_second; nothing is measured",
+        help="training images of ViNy (128 px) per second in one job, as compute.images_per_second; "
+        "nothing is measured",
     )
-    p.add_argument("--seconds", type=positive(float), default=30.0, help="that the measurement takes (default 30)")
-    p.add_argument("--measure", action="store_true", help="measure even what finished jobs of the study tell")
+    p.add_argument("--seconds", type=positive(float), default=30.0, help="length of the measurement (default 30)")
+    p.add_argument("--measure", action="store_true", help="measure even what the study's finished jobs tell")
     p.add_argument("--json", action="store_true", help="print the forecast as JSON")
 
 

@@ -1,4 +1,4 @@
-"""`viny predict`: masks of any images from a fine-tuned cell."""
+"""`viny predict`: masks for any images from a fine-tuned cell."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from viny.commands.common import FAILED, People, cell_and_outputs, positive
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "predict",
         run,
-        "Predict masks of images with a fine-tuned cell: a mask and an overlay of each, at its own size, and a CSV.",
+        "Predict masks for images with a fine-tuned cell: a mask and an overlay of each, at its own size, and a CSV.",
         "viny predict --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 photo.jpg",
         "viny predict --root results/demo --cell pre-0_mid-none_fine-540_seed-0 photos --out masks --json",
     )
     cell_and_outputs(p)
     p.add_argument("images", type=Path, nargs="+", help="images, and folders with images at any depth")
     p.add_argument("--out", type=Path, default=Path("predictions"), help="folder for the outputs (default predictions)")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="to compute on (default auto)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to use (default auto)")
     p.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="to compute in (default auto: bfloat16 where the device has it, as in evaluation)",
+        help="precision to use (default auto: bfloat16 if the device has it, as in evaluation)",
     )
     p.add_argument("--threads", type=positive(int), default=os.cpu_count() or 1, help="CPU threads (default: all)")
     p.add_argument("--json", action="store_true", help="print what was done as JSON")

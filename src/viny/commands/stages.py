@@ -1,7 +1,7 @@
 """The stages that the workflow's rules call: each takes the arguments of its function.
 
 Arguments are read from the function's source, not from the function: importing a stage may take seconds, and a job
-that has to wait for a GPU waits before it does.
+that has to wait for a GPU does so before that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
 from viny.runtime.gpus import give_gpu_back, take_gpu
 
 KINDS = {"Path": Path, "int": int, "float": float}
-ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # of a docstring's section Args
+ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # of a docstring's Args section
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Argument:
 
 
 def arguments(stage: str) -> tuple[str, list[Argument]]:
-    """What a stage does, in a sentence, and the arguments of its function but `spec`.
+    """What a stage does, in a sentence, and the arguments of its function except `spec`.
 
-    One whose annotation allows None need not be given.
+    An argument whose annotation allows None is optional.
     """
     module, name = ENTRY[stage].split(":")
     functions = {node.name: node for node in module_tree(module).body if isinstance(node, ast.FunctionDef)}
@@ -89,7 +89,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
         given: what `parser` read.
 
     Raises:
-        InputError: the settings were made for other code than this, or as the stage's function.
+        InputError: the settings were made for other code than this, or as for the stage's function.
     """
     spec = given.pop("spec")
     code = spec.get("code")
@@ -106,14 +106,14 @@ def run(stage: str, given: dict[str, Any]) -> None:
             return
         from threadpoolctl import threadpool_limits
 
-        # Else each of NumPy's libraries starts a thread a processor, and jobs side by side wait for each other.
+        # Otherwise each of NumPy's libraries starts one thread per processor, and parallel jobs wait for each other.
         with threadpool_limits(given.pop("threads")):
             function(spec, **given)
 
 
 @contextlib.contextmanager
 def _gpu() -> Any:
-    """A GPU, where the driver has some to share out."""
+    """A GPU, if the driver has some to share out."""
     take_gpu()
     try:
         yield

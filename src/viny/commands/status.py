@@ -1,4 +1,4 @@
-"""`viny status`: how far a study's run is."""
+"""`viny status`: how far a study's run has got."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from viny.commands.common import FAILED, People, positive
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "status",
         run,
-        "Say how far a study's run is: done, running, failed, waiting, and the time left.",
+        "Say how far a study's run has got: done, running, failed, waiting, and the time left.",
         "viny status results/demo    # on a terminal a live table, until the run ends or Ctrl-C",
         "viny status results/demo --no-watch || echo 'failed, or stopped before its end'",
         "viny status results/demo --json",
@@ -24,9 +24,11 @@ def add(people: People) -> None:
     p.add_argument(
         "--watch",
         action=argparse.BooleanOptionalAction,
-        help="look again and again, or once (default: again where it is shown on a terminal)",
+        help="keep looking, or look once (default: keep looking on a terminal)",
     )
-    p.add_argument("--every", type=positive(float), default=2.0, metavar="SECONDS", help="between looks (default 2)")
+    p.add_argument(
+        "--every", type=positive(float), default=2.0, metavar="SECONDS", help="time between looks (default 2)"
+    )
     p.add_argument("--json", action="store_true", help="print the state once, as JSON")
 
 

@@ -1,4 +1,4 @@
-"""`viny verify`: whether a study's files fit each other."""
+"""`viny verify`: whether a study's files fit together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from viny.commands.common import FAILED, People, settings_of
 
 
 def add(people: People) -> None:
-    """Its arguments."""
+    """Add the command and its arguments."""
     p = people.command(
         "verify",
         run,
@@ -19,7 +19,7 @@ def add(people: People) -> None:
         "viny verify copy/of/demo --store packs --json    # of a study that was moved, for programs",
     )
     p.add_argument("root", type=Path, help="the study's folder, results/<study>")
-    p.add_argument("--study", type=Path, nargs="+", help="YAML files to hold it against (default: its study.json)")
+    p.add_argument("--study", type=Path, nargs="+", help="YAML files to check it against (default: its study.json)")
     p.add_argument("--store", type=Path, help="folder of packs, for a study that was moved (default: as it is linked)")
     p.add_argument("--json", action="store_true", help="print the findings as JSON")
 

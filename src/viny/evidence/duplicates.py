@@ -1,7 +1,7 @@
 """Training images among the test images: the same file, or a picture that looks the same.
 
-A test image that was also trained on makes its score too good. Nothing is removed and nothing fails: a table
-lists the pairs, and a reader judges.
+A model scores too well on a test image that it was trained on. Nothing is removed and nothing fails: a table
+lists the pairs, and the reader judges.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from viny.runtime.files import atomic_path
 from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
-BLOCK = 1 << 22  # pairs that are compared at a time: 32 MB of differences
+BLOCK = 1 << 22  # pairs compared at a time: 32 MB of differences
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of one role: rows of its pack, rows of the segmentation pack, and how they are alike."""
+    """Pairs of one role: rows of its pack, rows of the segmentation pack, and how alike they are."""
 
     rows: np.ndarray  # int64 [M]
     tests: np.ndarray  # int64 [M]
-    distances: np.ndarray  # int64 [M], bits of 64; 0 for exact pairs
+    distances: np.ndarray  # int64 [M], differing bits of 64; 0 for exact pairs
     exact: np.ndarray  # bool [M]
 
 
 def find_pairs(train: Pack, rows: np.ndarray, test: Pack, tests: np.ndarray, distance: int) -> Pairs:
-    """Every pair of a training and a test image that are one file or look the same.
+    """Every pair of a training and a test image that are the same file or look the same.
 
     Args:
         train: pack of the training images.
-        rows: [M], rows of it.
+        rows: [M], rows of that pack.
         test: pack of the test images.
-        tests: [T], rows of it.
-        distance: most bits in which the perceptual hashes of two that look the same differ.
+        tests: [T], rows of that pack.
+        distance: largest number of differing bits between the perceptual hashes of images that look the same.
 
     Returns:
-        exact pairs (the same bytes of a file; for synthetic images, of a picture), then near ones, each by
-        row and test. An image that is in both lists is a pair with itself. Nearly constant pictures have no
-        perceptual hash and are in exact pairs only.
+        Exact pairs (the same bytes of a file or, for synthetic images, of a picture), then near ones, each in order
+        of row and test. An image in both lists is paired with itself. Nearly constant pictures have no perceptual
+        hash and appear only in exact pairs.
     """
     same_rows, same_tests = _same_files(train.file_sums[rows], test.file_sums[tests])
     near_rows, near_tests, near = _near(train.phash[rows], test.phash[tests], distance)
-    # Those of one file look the same too; they are in the list once.
+    # Exact pairs look the same too; list them once.
     known = np.isin(near_rows * len(tests) + near_tests, same_rows * len(tests) + same_tests)
     near_rows, near_tests, near = near_rows[~known], near_tests[~known], near[~known]
     return Pairs(
@@ -62,7 +62,7 @@ def find_pairs(train: Pack, rows: np.ndarray, test: Pack, tests: np.ndarray, dis
 
 
 def _same_files(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in both lists of hashes (uint8 [M, 16], [T, 16]) of each pair of equal ones."""
+    """Positions, in both lists of hashes (uint8 [M, 16], [T, 16]), of every equal pair."""
     places: dict[bytes, list[int]] = {}
     for j, value in enumerate(right):
         places.setdefault(value.tobytes(), []).append(j)
@@ -80,8 +80,8 @@ def _words(keys: np.ndarray) -> np.ndarray:
 
 
 def _near(left: np.ndarray, right: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions in both lists of perceptual hashes (uint64 [M], [T]) of each near pair, and their distances."""
-    mine, theirs = np.flatnonzero(left), np.flatnonzero(right)  # 0: nearly constant
+    """Positions, in both lists of perceptual hashes (uint64 [M], [T]), of every near pair, and their distances."""
+    mine, theirs = np.flatnonzero(left), np.flatnonzero(right)  # a hash of 0 means nearly constant
     values, others = left[mine], right[theirs]
     step = max(1, BLOCK // max(1, len(others)))
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -96,7 +96,7 @@ def _near(left: np.ndarray, right: np.ndarray, distance: int) -> tuple[np.ndarra
 
 
 def _among(rows: np.ndarray, tests: np.ndarray, splits: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """bool [M]: whether some split trains on the row and tests on the other of a pair."""
+    """bool [M]: whether some split trains on the first image of a pair and tests on the second."""
     found = np.zeros(len(rows), bool)
     for split in splits:
         found |= np.isin(rows, split["train"]) & np.isin(tests, split["test"])
@@ -106,14 +106,14 @@ def _among(rows: np.ndarray, tests: np.ndarray, splits: Iterable[Mapping[str, np
 def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     """Look for training images among the test images.
 
-    Roles are 'pretrain', the whole pre-training pack; each intermediate task, the images that it trains on;
-    and 'finetune': under a fixed test set the pool that labelled images of any number are cut from, under a
-    moving one the images that a cell trains on, against the test images of the same cell.
+    The roles are 'pretrain', the whole pre-training pack; each intermediate task, the images it trains on; and
+    'finetune'. With a fixed test set, 'finetune' is the pool that all labelled images are taken from; with a moving
+    one, it is the images that a cell trains on, compared with that cell's own test images.
 
     Args:
         spec: see `viny.study.specs.duplicates_spec`.
         root: the study's folder.
-        out: folder for duplicates.csv (a pair a line) and duplicates.md (their counts).
+        out: folder for duplicates.csv (one pair per line) and duplicates.md (their counts).
 
     Raises:
         InputError: a pack or a split is missing or damaged.
@@ -138,7 +138,7 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     for role, (pack, rows) in searched.items():
         pairs = find_pairs(pack, rows, test, tests, spec["distance"])
         keep = np.ones(len(pairs.rows), bool)
-        if role == "finetune" and not fixed:  # the test set of one size may hold what another trains on
+        if role == "finetune" and not fixed:  # one size may be tested on what another trains on
             keep = _among(pairs.rows, pairs.tests, finetune)
         for i in np.flatnonzero(keep).tolist():
             names = pack.name(int(pairs.rows[i])), test.name(int(pairs.tests[i]))

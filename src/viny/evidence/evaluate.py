@@ -28,7 +28,7 @@ from viny.runtime.seeds import generator
 
 
 def draws_of_test_images(spec: Mapping[str, Any], count: int) -> Draws | None:
-    """The paper's flips and jitters of the test images, the same for every cell; None if they stay as they are."""
+    """The paper's flips and jitters of the test images, the same for every cell; None if images stay as they are."""
     if not spec["switches"]["augment_test"]:
         return None
     return Draws.make(count, spec["contrast"], generator(spec["split_seed"], "evaluate", "frozen"))
@@ -49,8 +49,8 @@ def predict(
         model: as from `load_segmentation`.
         pack: with masks.
         indices: [N].
-        normalised: as in the model's training.
-        draws: of `draws_of_test_images`.
+        normalised: whether to normalise images, as in the model's training.
+        draws: from `draws_of_test_images`.
         machine: device and precision.
 
     Returns:
@@ -90,12 +90,12 @@ def evaluate(
 
     Args:
         spec: see `viny.study.specs.evaluate_spec`.
-        manifest: of the segmentation pack.
+        manifest: manifest of the segmentation pack.
         split: record of the cell's split.
         indices: index lists of the cell's split.
         model: record of the fine-tuned weights.
-        metrics: JSON to write.
-        confusion: npz to write: confusion [N, C, C] (true class first), indices [N] in the pack.
+        metrics: JSON file to write.
+        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack.
         threads: CPU threads.
 
     Raises:
@@ -155,7 +155,7 @@ def evaluate(
 
 
 def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Confusion matrices, one an image.
+    """Confusion matrices, one per image.
 
     Args:
         truth: integer [B, H, W], each in 0 to classes - 1, or IGNORE for a pixel that does not count.

@@ -1,9 +1,9 @@
 """Geometry of an encoder's patch tokens on held-out images, layer by layer.
 
-Only patch tokens count; the class token, where there is one in the sequence, is dropped. Tokens are computed in float32
-whatever precision a study trains in, and every metric from them in float64, so that numbers do not depend on it.
-Layer 0 holds the embedded patches with their positions, layers 1 to depth what each block gives, and the last,
-'output', the tokens after the final LayerNorm, which are what the heads see.
+Only patch tokens count; a class token in the sequence is dropped. Tokens are computed in float32 and every metric in
+float64, so that numbers do not depend on the precision a study trains in. Layer 0 holds the embedded patches with their
+positions, layers 1 to depth the output of each block, and the last, 'output', the tokens after the final LayerNorm,
+which are what the heads see.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ def reference_patches(
         mask: int [S, S], classes of pixels.
         patch_size: P, pixels.
         classes: how many there are.
-        background: the class that is no object; None for data without one.
+        background: the class that is not an object; None for data without one.
         border: the class of the pixels around an object; None for data without one.
 
     Returns:
-        The index of each kind of `REFERENCES` among the patches row by row, None where the image has no such patch.
-        'background': of the patches of nothing but background, the one farthest from all others. 'interior': of the
-        patches of nothing but object, the one deepest inside, the image's edge being a border too. 'boundary': the
-        patch with most border pixels; without a border class, the one that object and background share most equally.
-        Of equals, the first.
+        The index of each kind in `REFERENCES`, with patches counted row by row; None if the image has no such patch.
+        'background': of the patches that are all background, the one farthest from any other patch. 'interior': of the
+        patches that are all object, the one deepest inside, where the image's edge also counts as a border. 'boundary':
+        the patch with the most border pixels; without a border class, the one that object and background share most
+        equally. Ties go to the first.
     """
     patches = patchify(torch.from_numpy(np.asarray(mask, np.int64))[None, None], patch_size)[0].numpy()  # [L, P*P]
     share = np.stack([(patches == c).mean(axis=1) for c in range(classes)], axis=1)  # [L, C]
@@ -93,7 +93,7 @@ def reference_patches(
     mixed = edge if border is not None else np.minimum(ground, thing)
     found: dict[str, int | None] = dict.fromkeys(REFERENCES)
     if empty.any():
-        # Without a patch of anything else there is nothing to be far from.
+        # If every patch is background, there is nothing to be far from.
         far = distance_transform_edt(empty.reshape(side, side)).ravel() if not empty.all() else empty
         found["background"] = int(far.argmax())
     if full.any():
@@ -109,10 +109,10 @@ def heat_map(tokens: np.ndarray, reference: int | None) -> np.ndarray:
 
     Args:
         tokens: [L, D].
-        reference: index of the patch; None where the image has none of its kind.
+        reference: index of that patch; None if the image has none of its kind.
 
     Returns:
-        [L]; NaN throughout without a reference.
+        [L]; all NaN without a reference.
     """
     if reference is None:
         return np.full(len(tokens), np.nan)
@@ -132,11 +132,11 @@ def tokens_by_layer(
         encoder: the transformer.
         images: uint8 [N, 3, S, S].
         normalised: whether images are normalised as in the other stages.
-        class_token: whether a class token stands in the sequence; it is dropped from what is returned.
+        class_token: whether the sequence has a class token, which is not returned.
         device: to compute on.
 
     Returns:
-        Depth + 2 arrays [N, L, D]: embedding with positions, each block's, and after the final LayerNorm.
+        Depth + 2 arrays [N, L, D]: embedding with positions, output of each block, tokens after the final LayerNorm.
     """
     kept: list[list[np.ndarray]] = [[] for _ in range(len(encoder.blocks) + 2)]
 
@@ -161,7 +161,7 @@ def tokens_by_layer(
 
 
 def _load(spec: Mapping[str, Any], path: Path | None, stage: str | None, keys: tuple[str, ...]) -> tuple[ViNy, Any]:
-    """An encoder of the seed, with the weights of a record if there is one, and the record.
+    """The encoder of the spec's seed, with the weights of a record if there is one, and the record.
 
     `stage` is the one that made the record, None for a random start; `keys` name what must agree with the spec.
     """
@@ -201,24 +201,24 @@ def measure(
     Args:
         spec: stage, study, protocol, encoder (kind, pretrain_size, intermediate, finetune_size, seed, name), model,
             normalise, class_token, images (held out), probe_images, examples (of heat maps), split_seed, device;
-            'note' where the study has one. Its precision does not matter: tokens are float32.
-        manifest: of the segmentation pack.
-        split: record of a split of it.
+            'note' if the study has one. Its precision does not matter: tokens are float32.
+        manifest: manifest of the segmentation pack.
+        split: record of a split of that pack.
         indices: index lists of that split.
-        encoder: record of the encoder's weights, also a fine-tuned model's; None for the random start of the seed.
-        reference: record of the pre-trained encoder that CKA compares with; None for the random start of the seed.
-        metrics: JSON to write: layers (a mapping each: layer, name, metrics, note), output (the last of them with
-            probe_paper, probe_majority), examples, hashes, provenance. Metrics are fractions or plain numbers.
-        arrays: npz to write. distance [Q] in patches; similarity, similarity_centred [depth + 2, Q]; heat_maps,
+        encoder: record of the encoder's or a fine-tuned model's weights; none for the random start of the seed.
+        reference: record of the pre-trained encoder that CKA compares with; none for the random start of the seed.
+        metrics: JSON file to write: layers (each with layer, name, metrics, note), output (the last layer, with
+            probe_paper and probe_majority), examples, hashes, provenance. Metrics are fractions or plain numbers.
+        arrays: npz file to write: distance [Q] in patches; similarity, similarity_centred [depth + 2, Q]; heat_maps,
             heat_maps_centred [E, 3, L], of the output; references int [E, 3], -1 for none; example_images uint8
             [E, 3, S, S]; example_masks [E, S, S]; example_rows [E], held_out [N], probe_train [M], rows of the pack;
-            encoder, the spec's, as JSON.
+            encoder, from the spec, as JSON.
         threads: CPU threads.
 
     Raises:
-        InputError: an input is missing, damaged, or not of the encoder that the spec names.
+        InputError: an input is missing, damaged, or of another encoder than the spec names.
     """
-    # Else each of NumPy's libraries starts a thread a processor, and jobs side by side wait for each other.
+    # Otherwise each of NumPy's libraries starts one thread per processor, and parallel jobs wait for each other.
     with threadpool_limits(threads):
         _measure_encoder(spec, manifest, split, indices, encoder, reference, metrics, arrays, threads)
 
@@ -318,13 +318,13 @@ def _measure_encoder(
 
 
 def _keys_of(kind: str) -> tuple[str, ...]:
-    """What the record of such an encoder says of itself."""
+    """The keys that identify such an encoder in its record."""
     keys = {"intermediate": ("intermediate",), "finetuned": ("intermediate", "finetune_size")}
     return ("pretrain_size", "seed", *keys.get(kind, ()))
 
 
 def _picked(spec: Mapping[str, Any], lists: Mapping[str, np.ndarray], split: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of held-out and of probe-training images."""
+    """Rows of the held-out images and of those that train the probe."""
     test, train = lists["test"], lists["train"]
     if len(test) < 2 or not len(train):
         raise InputError(
@@ -370,7 +370,7 @@ def _measure(
 def _examples(
     spec: Mapping[str, Any], pack: Pack, held_out: np.ndarray, tokens: np.ndarray, patch_size: int
 ) -> dict[str, np.ndarray]:
-    """Arrays of the heat maps: images with every kind of reference patch, evenly spaced; where they are few, others."""
+    """Arrays of the heat maps, for evenly spaced images with every kind of reference patch; if too few, others too."""
     names = pack.manifest["mask_classes"]
     background = next((names.index(name) for name in BACKGROUNDS if name in names), None)
     masks = pack.rows("masks", held_out)

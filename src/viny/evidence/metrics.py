@@ -22,7 +22,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def without_border(confusion: np.ndarray, border: int) -> np.ndarray:
-    """Drop the pixels whose true class is the border; predicting it elsewhere stays a miss.
+    """Drop the pixels whose true class is the border; predicting it elsewhere still counts as a miss.
 
     Args:
         confusion: [..., C, C].
@@ -37,12 +37,12 @@ def without_border(confusion: np.ndarray, border: int) -> np.ndarray:
 
 
 def mean_iou_per_image(confusion: np.ndarray, classes: list[int]) -> float:
-    """The paper's mIoU: per image the sum of the classes' IoU over their number, absent classes counting 0,
-    then the mean over images.
+    """The paper's mIoU: for each image, the sum of the classes' IoU divided by their number, with absent classes
+    counting 0; then the mean over images.
 
     Args:
         confusion: [N, C, C].
-        classes: those that count.
+        classes: those to include.
     """
     return float(np.nan_to_num(iou(confusion)[:, classes]).mean())
 
@@ -72,7 +72,7 @@ def summarise(confusion: np.ndarray, names: list[str], border: int | None) -> di
     if border is not None:
         rest = [c for c in every if c != border]
         reduced = without_border(confusion, border)
-        # A pixel predicted 'border' lies in no column of the rest, so it counts as missed, not as found.
+        # A pixel predicted as 'border' is in no other class's column, so it counts as missed, not as found.
         out["miou_two_class_dataset"] = mean_iou_dataset(reduced, rest)
         out["miou_two_class_per_image"] = mean_iou_per_image(reduced, rest)
     return {k: (float(v) if np.isfinite(v) else None) for k, v in out.items()}

@@ -1,7 +1,7 @@
 """Tables of a study: every cell's metrics, their summary over seeds, paired differences, the paper's tables.
 
 Metrics are fractions in [0, 1] in every frame and in metrics.csv, summary.csv and paired_differences.csv;
-the paper's tables are percent.
+the paper's tables are in percent.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
     """Collect the metric files of evaluated cells.
 
     Args:
-        paths: JSON files, one a cell, in any order; what a cell is called comes from inside.
+        paths: JSON files, one per cell, in any order; a cell's name is read from its file.
 
     Returns:
-        One row a cell: `BEFORE`, the metrics (fractions; NaN where undefined), `AFTER` (seconds in s).
+        One row per cell: `BEFORE`, the metrics (fractions; NaN where undefined), `AFTER` (seconds in s).
         Sorted by intermediate ('none' first), pretrain_size, finetune_size, seed.
 
     Raises:
-        InputError: no files, a file that holds something else, or a cell that two files hold.
+        InputError: no files, a file with something else in it, or a cell that is in two files.
     """
     rows: list[dict[str, Any]] = []
     metrics: dict[str, None] = {}  # an ordered set
@@ -70,7 +70,7 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """What describes a cell, and its metrics."""
+    """A cell's description and its metrics."""
     try:
         value = read_json(path, "the metrics of an evaluated cell")
     except OSError as error:
@@ -78,7 +78,7 @@ def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None
 
     def need(holder: Any, key: str, kind: type | tuple[type, ...], least: float = 0) -> Any:
         got = holder.get(key) if isinstance(holder, Mapping) else None
-        # bool is an int in Python, but no size, seed or metric
+        # bool is an int in Python, but not a size, seed or metric
         wrong = not isinstance(got, kind) or isinstance(got, bool)
         if wrong or (isinstance(got, int | float) and not got >= least):
             raise InputError(
@@ -97,14 +97,14 @@ def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None
     row |= {key: provenance.get(key) for key in RUN}
     metrics = need(value, "metrics", dict)
     for name in {"miou", "pixel_accuracy", *metrics}:
-        # Metrics in percent must not slip in; null is for the undefined. A missing one is not null.
+        # Metrics in percent must not slip in. Null means undefined; a missing metric is not null.
         if metrics.get(name, -1) is not None and need(metrics, name, (int, float)) > 1:
             raise InputError(f"{path}: metric '{name}' is {metrics[name]}; expected a fraction in [0, 1]")
     return row, metrics
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows by intermediate ('none' first), then sizes, then seed; as far as the frame has these."""
+    """Rows sorted by intermediate ('none' first), then sizes, then seed, as far as the frame has these."""
 
     def key(column: pd.Series) -> pd.Series:
         return column.replace("none", "") if column.name == "intermediate" else column
@@ -113,7 +113,7 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_cells(frame: pd.DataFrame) -> None:
-    """Refuse what statistics over seeds would pool in silence: several studies, or a cell twice."""
+    """Refuse what statistics over seeds would pool silently: several studies, or a cell twice."""
     for column in ("study", "protocol", "miou_is"):
         if column in frame and frame[column].nunique() > 1:
             found = ", ".join(sorted(frame[column].unique()))
@@ -132,9 +132,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         frame: what `read_metrics` returns.
 
     Returns:
-        A row per (pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each
+        One row per (pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each
         metric <metric>_mean, _sd (ddof=1; NaN for one seed) and _se = sd / sqrt(n), all fractions. A seed
-        whose metric is undefined (NaN) does not count towards that metric's three.
+        whose metric is undefined (NaN) does not count towards that metric's three values.
     """
     check_cells(frame)
     metrics = [c for c in frame.columns if c not in (*BEFORE, *AFTER)]
@@ -153,8 +153,8 @@ def paired_differences(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFram
         metric: the metric to compare.
 
     Returns:
-        `KEYS` and difference, the fraction with the task minus that without; a row for each task and each
-        (pretrain_size, finetune_size, seed) for which both are there.
+        `KEYS` and difference, the fraction with the task minus that without; one row for each task and each
+        (pretrain_size, finetune_size, seed) for which both exist.
     """
     check_cells(frame)
     cells = frame[[*KEYS, metric]].dropna(subset=metric)
@@ -198,7 +198,7 @@ def _percent(mean: float, sd: float) -> str:
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table without its index; numbers to the right, NaN empty."""
+    """A frame as a Markdown table without its index; numbers right-aligned, NaN empty."""
 
     def text(value: Any) -> str:
         if pd.isna(value):
@@ -215,14 +215,14 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> None:
     """Write metrics.csv, summary.csv, paired_differences.csv and the paper's tables as .csv and .md.
 
-    Every file says the study, its protocol and its note, the CSVs in columns of their own.
+    Every file names the study, its protocol and its note, the CSVs in columns of their own.
 
     Args:
-        metric_paths: JSON files of one study, one a cell.
-        out_dir: folder for the tables; made where it is not there.
+        metric_paths: JSON files of one study, one per cell.
+        out_dir: folder for the tables; made if missing.
 
     Raises:
-        InputError: as `read_metrics`, or cells of several studies.
+        InputError: as for `read_metrics`, or cells of several studies.
     """
     frame = read_metrics(metric_paths)
     tables = {f"table{which}": paper_table(frame, which) for which in PAPER_TABLES}
@@ -233,7 +233,7 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
     }
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
     for name, table in (frames | tables).items():
-        if name != "metrics":  # which has them; every other file says too whose numbers it holds
+        if name != "metrics":  # it has them already; every file says whose numbers it holds
             table = table.assign(**about)
         write_csv(table, Path(out_dir) / f"{name}.csv")
     heading = about_numbers(
@@ -259,7 +259,7 @@ def about_numbers(frame: pd.DataFrame, units: str = "") -> str:
 
     Args:
         frame: what `read_metrics` returns, of one study.
-        units: a sentence on the numbers' unit and spread, where the table itself does not say it.
+        units: a sentence on the numbers' unit and spread, if the table itself does not give them.
     """
     first = frame.iloc[0]
     images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))

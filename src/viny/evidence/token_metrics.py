@@ -18,11 +18,8 @@ from viny.data.masks import IGNORE
 
 REFERENCES = ("background", "interior", "boundary")  # kinds of reference patch, in the order of the arrays
 ITERATIONS = 500  # at most, of a probe's optimiser
-TOLERANCE = 1e-3  # of its gradient; a tenth of it takes three times as long and moves accuracies by less than 0.1 %
+TOLERANCE = 1e-3  # of its gradient; a tenth of this takes three times as long and moves accuracies by less than 0.1 %
 TINY = 1e-12  # a variance below this share of the mean square is rounding
-
-
-# Metrics of tokens [N, L, D]: N images, L patches row by row on a square grid, D dimensions.
 
 
 def within_image_variance(tokens: np.ndarray) -> float:
@@ -44,7 +41,7 @@ def across_image_variance(tokens: np.ndarray) -> float:
         tokens: [N, L, D].
 
     Returns:
-        The population variance (ddof = 0); with that within images it adds up to the variance of all tokens.
+        The population variance (ddof = 0); it and the within-image variance add up to the variance of all tokens.
     """
     return float(np.asarray(tokens, np.float64).mean(axis=1).var(axis=0).mean())
 
@@ -56,7 +53,7 @@ def within_share(tokens: np.ndarray) -> float:
         tokens: [N, L, D].
 
     Returns:
-        A fraction; NaN where tokens do not vary.
+        A fraction; NaN if tokens do not vary.
     """
     within, across = within_image_variance(tokens), across_image_variance(tokens)
     return within / (within + across) if _varies(tokens) else math.nan
@@ -69,13 +66,13 @@ def _varies(tokens: np.ndarray) -> bool:
 
 
 def centred(tokens: np.ndarray) -> np.ndarray:
-    """Tokens minus the mean token over all images and patches: [N, L, D] in float64, zero where none differs."""
+    """Tokens minus the mean token over all images and patches: [N, L, D] in float64, zero if none differs."""
     x = np.asarray(tokens, np.float64)
     return x - x.mean(axis=(0, 1)) if _varies(x) else np.zeros_like(x)
 
 
 def patch_similarity(tokens: np.ndarray) -> np.ndarray:
-    """Cosine similarity of every two patch tokens of the same image.
+    """Cosine similarity of every pair of patch tokens of the same image.
 
     Args:
         tokens: [N, L, D].
@@ -90,10 +87,10 @@ def patch_similarity(tokens: np.ndarray) -> np.ndarray:
 
 
 def manhattan(patches: int) -> np.ndarray:
-    """Manhattan distance of every two patches of a square grid, in patches: int [L, L].
+    """Manhattan distance between every two patches of a square grid, in patches: int [L, L].
 
     Raises:
-        ValueError: `patches` is no square number.
+        ValueError: `patches` is not a square number.
     """
     side = math.isqrt(patches)
     if side**2 != patches:
@@ -106,7 +103,7 @@ def similarity_by_distance(tokens: np.ndarray) -> np.ndarray:
     """Mean cosine similarity of patch tokens of the same image at each Manhattan distance (the paper's figure).
 
     Args:
-        tokens: [N, L, D]; for the similarity beyond a common direction pass `centred(tokens)`.
+        tokens: [N, L, D]; pass `centred(tokens)` for the similarity beyond a common direction.
 
     Returns:
         [2 * sqrt(L) - 1], for the distances 0, 1, ... in patches; NaN where no pair is defined.
@@ -130,8 +127,8 @@ def local_minus_distant(tokens: np.ndarray) -> float:
         tokens: [N, L, D].
 
     Returns:
-        Mean cosine similarity of pairs at Manhattan distance 1 minus that of pairs as far apart as the grid is wide or
-        further; NaN where the grid or the tokens have no such pairs.
+        Mean cosine similarity of pairs at Manhattan distance 1 minus that of pairs at least as far apart as the grid is
+        wide; NaN if the grid or the tokens have no such pairs.
     """
     return near_minus_far(patch_similarity(tokens))
 
@@ -149,13 +146,13 @@ def morans_i(tokens: np.ndarray) -> float:
     """Spatial autocorrelation of tokens on the patch grid: Moran's I (Moran 1950) with rook neighbours.
 
     For values z, centred within the image, I = L / W * sum of w_ij z_i z_j / sum of z_i^2, with w_ij = 1 for patches
-    that share an edge and W the sum of all w_ij. Under no autocorrelation its expectation is -1 / (L - 1).
+    that share an edge and W the sum of all w_ij. Without autocorrelation its expectation is -1 / (L - 1).
 
     Args:
         tokens: [N, L, D].
 
     Returns:
-        The mean over images and dimensions, of those that vary within the image; NaN where none does.
+        The mean over those images and dimensions that vary within the image; NaN if none does.
     """
     x = np.asarray(tokens, np.float64)
     n, patches, dims = x.shape
@@ -180,7 +177,7 @@ def effective_rank(tokens: np.ndarray) -> float:
         tokens: [N, L, D]; taken as one matrix [N * L, D].
 
     Returns:
-        Between 1 and D; NaN where tokens do not vary.
+        Between 1 and D; NaN if tokens do not vary.
     """
     if not _varies(tokens):
         return math.nan
@@ -199,7 +196,7 @@ def linear_cka(tokens: np.ndarray, reference: np.ndarray) -> float:
         reference: [N, L, E], of the same patches.
 
     Returns:
-        Between 0 and 1; NaN where the tokens of one do not vary.
+        Between 0 and 1; NaN if the tokens of either do not vary.
     """
     if not (_varies(tokens) and _varies(reference)):
         return math.nan
@@ -210,7 +207,7 @@ def linear_cka(tokens: np.ndarray, reference: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear probe of patch tokens finds: fractions, and whether its optimiser came to an end."""
+    """The result of a linear probe of patch tokens: fractions, and whether its optimiser converged."""
 
     accuracy: float
     balanced_accuracy: float
@@ -218,19 +215,19 @@ class Probe:
 
 
 def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, held_out_classes: np.ndarray) -> Probe:
-    """Train a linear classifier of patch tokens (Alain and Bengio 2016, arXiv 1610.01644) and score it on others.
+    """Train a linear classifier of patch tokens (Alain and Bengio 2016, arXiv 1610.01644) and score it on other ones.
 
     Multinomial logistic regression on standardised tokens, with an L2 penalty of C = 1.
 
     Args:
         tokens: [N, L, D], to train on.
-        classes: int [N, L], of those patches; those of IGNORE are left out.
+        classes: int [N, L], of those patches; patches of IGNORE are left out.
         held_out: [M, L, D], to score.
         held_out_classes: int [M, L].
 
     Returns:
-        Accuracy, and balanced accuracy: the mean recall of the classes that the scored patches have. Where only one
-        class is there to train on, it is the guess for every patch.
+        Accuracy, and balanced accuracy: the mean recall of the classes that the scored patches have. If there is only
+        one class to train on, it is the guess for every patch.
     """
     has_class = np.ravel(classes) != IGNORE, np.ravel(held_out_classes) != IGNORE
     x, y = tokens.reshape(-1, tokens.shape[2])[has_class[0]], np.ravel(classes)[has_class[0]]
@@ -241,7 +238,7 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(tol=TOLERANCE, max_iter=ITERATIONS))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the result says it
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the result reports it
             model.fit(x.astype(np.float64), y)
         converged = int(model[-1].n_iter_.max()) < ITERATIONS
         guess = model.predict(to_score.astype(np.float64))
@@ -250,5 +247,5 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
 
 
 def layer_names(depth: int) -> list[str]:
-    """What the layers of an encoder are called, first to last."""
+    """The names of an encoder's layers, first to last."""
     return ["embedding", *(f"block {i + 1}" for i in range(depth)), "output"]

@@ -1,4 +1,4 @@
-"""Verdicts on differences of mIoU: an effect with its uncertainty over seeds and over test images, and what it lacks.
+"""Verdicts on mIoU differences: each effect, its uncertainty over seeds and over test images, and what it lacks.
 
 Numbers are fractions.
 """
@@ -19,8 +19,8 @@ from tqdm import tqdm
 from viny.evidence.metrics import iou
 from viny.evidence.statistics.effects import ALPHA, LEVEL, counted, describe, overall, read_confusion
 
-ASSURANCE = 0.8  # how often the advised seeds bring an interval within the target
-MOST_SEEDS = 20  # beyond which more seeds are no advice
+ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target
+MOST_SEEDS = 20  # beyond this, more seeds are not advised
 
 WORDS = {
     "pre-training": {"up": "worth it", "down": "costs"},
@@ -32,24 +32,24 @@ UNKNOWN = "cannot be told"
 
 @dataclass(eq=False)
 class Effect:
-    """A mean difference of mIoU over cells, paired within seeds, with its uncertainty; fractions.
+    """A mean mIoU difference over cells, paired within seeds, with its uncertainty; fractions.
 
     Attributes:
         kind: 'pre-training', 'labels' or 'task'.
-        name: in words.
+        name: the effect in words.
         what: the size or the task.
-        table: a row for each cell: pretrain_size, finetune_size and what `statistics.describe` gives.
-        mean, se, low, high, p_sign_flip, p_least, clusters: as of `statistics.overall`; NaN where there is no interval.
-        seeds: encoders a pre-train size, on average.
-        df: of Satterthwaite.
-        se_images: standard error over draws of the test images; NaN where not known.
+        table: one row per cell: pretrain_size, finetune_size and what `effects.describe` gives.
+        mean, se, low, high, p_sign_flip, p_least, clusters: as in `effects.overall`; NaN where there is no interval.
+        seeds: mean number of encoders per pre-train size.
+        df: Satterthwaite's degrees of freedom.
+        se_images: standard error over draws of the test images; NaN where unknown.
         why: why there is no interval.
-        p, p_holm: of Student's t test of the mean, and after Holm's correction over effects of its kind.
-        flips_holm: the sign flips' p after Holm's correction.
-        family: how many effects those corrections are over.
+        p, p_holm: p of Student's t test of the mean, before and after Holm's correction over effects of its kind.
+        flips_holm: p of the sign flips after Holm's correction.
+        family: how many effects these corrections cover.
         verdict: 'up', 'down', 'small' or 'unknown'.
-        reason: what the verdict rests on, or lacks.
-        lacks: 'seeds' or test 'images', the larger part of what is not known; empty where enough is.
+        reason: what the verdict rests on, or what it lacks.
+        lacks: 'seeds' or test 'images', whichever leaves more unknown; empty where enough is known.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Effect:
         return stats.norm.ppf((1 + LEVEL) / 2) * self.se_images
 
     def told(self, over: str) -> str:
-        """Mean, interval and what the verdict rests on; `over` is what its cells are called."""
+        """Mean, interval and what the verdict rests on; `over` is the word for its cells."""
         where = f"on average over {counted(len(self.table), over)}"
         if math.isnan(self.low):
             return f"{in_points(self.mean)} points {where} ({self.why})"
@@ -105,9 +105,9 @@ class Effect:
 
 
 class TestImages:
-    """The noise of a study's test images, from the confusion matrices of each cell."""
+    """The noise from the draw of a study's test images, from the confusion matrices of each cell."""
 
-    __test__ = False  # to pytest
+    __test__ = False  # tells pytest that this is not a test
 
     def __init__(self, folder: Path, frame: pd.DataFrame) -> None:
         kind = str(frame["miou_is"].iloc[0])
@@ -119,7 +119,7 @@ class TestImages:
                 self.found[name] = influence(confusion, kind), indices
 
     def se(self, weights: Mapping[str, float]) -> float:
-        """Standard error of a weighted sum of cells' mIoU over draws of the test images; NaN where not known."""
+        """Standard error of a weighted sum of cells' mIoU over draws of the test images; NaN where unknown."""
         if any(name not in self.found for name in weights):
             return np.nan
         most = max(int(self.found[name][1].max()) for name in weights) + 1
@@ -133,14 +133,14 @@ class TestImages:
 
 
 def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
-    """How far each test image moves mIoU: its linearisation, as of a ratio of sums (Woodruff 1971).
+    """How far each test image moves mIoU, linearised as a ratio of sums (Woodruff 1971).
 
     Args:
         confusion: [N, C, C], true class first.
         kind: 'dataset' or 'per_image', see `viny.evidence.metrics`.
 
     Returns:
-        [N], of sum 0; sqrt(N / (N - 1)) times their norm is the standard error of mIoU over draws of N images.
+        [N], with sum 0; sqrt(N / (N - 1)) times their norm is the standard error of mIoU over draws of N images.
     """
     if kind == "per_image":
         values = np.nan_to_num(iou(confusion)).mean(1)
@@ -154,17 +154,17 @@ def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
 
 
 def seeds_needed(half_width: float, se: float, seeds: float, df: float, times: float = 1.0) -> int | None:
-    """The fewest seeds that bring a t interval within a half-width in 4 of 5 studies (Kupper and Hafner 1989).
+    """The fewest seeds that keep a t interval within a half-width in 4 of 5 studies (Kupper and Hafner 1989).
 
-    An interval of half the studies would be wider than one worked out with the spread alone; so the spread's own
-    chi-square quantile goes in too.
+    If the observed spread alone were used, half of all studies would get a wider interval, so the spread's own
+    chi-square quantile is included.
 
     Args:
-        half_width: to reach, in the unit of se.
-        se: standard error seen, with `seeds` seeds.
-        seeds: that gave it.
-        df: its degrees of freedom; they grow as seeds - 1.
-        times: what to take the true spread for, in spreads seen.
+        half_width: the target, in the unit of se.
+        se: standard error observed with `seeds` seeds.
+        seeds: how many gave it.
+        df: its degrees of freedom; they grow with seeds - 1.
+        times: the true spread to assume, as a multiple of the observed one.
 
     Returns:
         Seeds in all; None for more than `MOST_SEEDS`.
@@ -178,7 +178,7 @@ def seeds_needed(half_width: float, se: float, seeds: float, df: float, times: f
 
 
 def spread_interval(df: float) -> tuple[float, float]:
-    """The 95 % chi-square interval of a true spread, in spreads seen."""
+    """The 95 % chi-square interval of the true spread, as multiples of the observed one."""
     tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], df)
     return float(np.sqrt(df / tails[0])), float(np.sqrt(df / tails[1]))
 
@@ -192,14 +192,14 @@ def compare(
     images: TestImages,
     doublings: float = 1.0,
 ) -> Effect | None:
-    """The mean difference between two sets of cells, each cell of the same weight, by `statistics.overall`.
+    """The mean difference between two sets of cells, all of equal weight, by `effects.overall`.
 
     Args:
         kind, what, name: see `Effect`.
-        treated: cells as of `tables.read_metrics`; their task does not count.
-        base: cells to compare them with, of the same pretrain_size, finetune_size and seed.
+        treated: cells as in `tables.read_metrics`; their task is ignored.
+        base: cells to compare them with, matched by pretrain_size, finetune_size and seed.
         images: the noise of the test images.
-        doublings: that the difference is divided by.
+        doublings: number of doublings to divide the difference by.
 
     Returns:
         The effect without its verdict; None where no seed has both.
@@ -236,7 +236,7 @@ def compare(
 
 
 def _no_interval(verdict: str, kind: str, seeds: int) -> str:
-    """The words of `statistics.overall` on why there is no interval, where the unit is a seed with its encoder."""
+    """Why there is no interval, as `effects.overall` puts it; the unit is a seed with its encoder."""
     if seeds == 1:
         return "one seed, no interval"
     return verdict.split(";")[0].replace("encoder", "encoder" if kind == "task" else "seed")
@@ -255,7 +255,7 @@ def _freedom(pairs: pd.DataFrame) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) correction of p values [N]; statsmodels' own collects garbage at each call, a tenth of a second."""
+    """Holm's (1979) correction of p values [N]; statsmodels' own collects garbage at each call, which takes 0.1 s."""
     order = np.argsort(p)
     steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, float)[order]).clip(max=1)
     return steps[np.argsort(order)]
@@ -264,14 +264,14 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def judge(found: Sequence[Effect], target: float) -> None:
     """Give effects of one kind their verdicts.
 
-    An effect is named where three agree: its 95 % interval over seeds is clear of zero; Holm's p over the effects
-    given is 0.05 or less, of the t test and, where there are encoders enough to reach that, of the sign flips; and the
-    noise of the test images does not reach zero. Else it is 'small' where intervals of both kinds lie within the
-    target.
+    An effect is 'up' or 'down' if three things agree: its 95 % interval over seeds excludes zero; Holm's p over the
+    given effects is 0.05 or less for the t test and, where there are enough encoders to reach that, for the sign flips;
+    and the noise of the test images does not reach zero. Otherwise it is 'small' if both kinds of interval lie within
+    the target.
 
     Args:
         found: effects of one kind.
-        target: points.
+        target: in percentage points.
     """
     known = [effect for effect in found if not math.isnan(effect.low)]
     if known:
@@ -323,7 +323,7 @@ def in_points(value: float) -> str:
 
 
 def bare(value: float) -> str:
-    """The same without its sign, where it has none."""
+    """A fraction as percentage points without a sign, for values that have none."""
     return f"{100 * value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""What people read: aligned tables, plain where they are piped, and numbers of a fitting unit."""
+"""What people read: aligned tables, plain when piped, and numbers in a suitable unit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-PIPED = 200  # columns of a table that goes to a file or another program, which wraps nothing
+PIPED = 200  # width of a table that goes to a file or another program: nothing is wrapped
 
 
 class _Trimmed:
-    """A file that gets no blanks at the ends of lines, with which rich fills tables up."""
+    """A file without the blanks that rich pads the ends of a table's lines with."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -27,7 +27,7 @@ class _Trimmed:
 
 
 def console() -> Console:
-    """Standard output; rich leaves colours out where it is no terminal or NO_COLOR is set."""
+    """Standard output; rich leaves colours out if it is not a terminal or NO_COLOR is set."""
     if sys.stdout.isatty():
         return Console(highlight=False)
     return Console(highlight=False, width=PIPED, file=_Trimmed(sys.stdout))  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable
     Args:
         columns: their headings.
         rows: texts, as many as columns.
-        right: columns of numbers, which stand to the right; None for all but the first.
+        right: columns of numbers, which are right-aligned; None for all but the first.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     columns = list(columns)

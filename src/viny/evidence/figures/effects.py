@@ -18,9 +18,9 @@ from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.statistics.transfer import transfer as data_transferred
 from viny.evidence.tables import GROUP
 
-ROW = 0.145  # inches of a forest plot's row
-NARROW = 23  # letters above a third of the width
-FARTHEST = 4  # times the farthest raw point: how far a forest plot reaches at most
+ROW = 0.145  # inches per row of a forest plot
+NARROW = 23  # letters that fit above a third of the width
+FARTHEST = 4  # a forest plot reaches at most this many times as far as its farthest raw point
 MARKERS = "os^DvPX*<>ph"  # more tasks share a panel here than elsewhere
 T_BARS = "bars: 95 % t interval over seeds"
 
@@ -29,8 +29,8 @@ T_BARS = "bars: 95 % t interval over seeds"
 def effects(frame: pd.DataFrame, note: str = "") -> Figure:
     """Forest plot of what each intermediate task changes: a panel per task, a row per cell.
 
-    Raw differences as points, their mean with its t interval, and the mean over cells with its clustered
-    interval: as diamonds, below each pre-train size and for all sizes at the bottom.
+    Raw differences are points, shown with their mean and its t interval. The mean over cells with its clustered
+    interval is a diamond: one below each pre-train size, and one for all sizes at the bottom.
 
     Args:
         frame: what `tables.read_metrics` returns; mIoU as a fraction.
@@ -136,7 +136,7 @@ def _row_in_words(kind: str, size: int, labels: int) -> str:
 def returns(frame: pd.DataFrame, note: str = "") -> Figure:
     """Diminishing returns of labels: a row of two panels per intermediate task, a colour per pre-train size.
 
-    Left mIoU against labels with its t interval and the best identified fit, right the gain per doubling.
+    Left: mIoU against labels with its t interval and the best identified fit; right: the gain per doubling.
 
     Args:
         frame: what `tables.read_metrics` returns; mIoU as a fraction.
@@ -177,7 +177,7 @@ def returns(frame: pd.DataFrame, note: str = "") -> Figure:
         right.set_ylabel("gain per doubling\n(percentage points)")
         left.set_title(textwrap.fill(kit.task_title(task), kit.TITLE))
     kit.size_axis(list(grid.flat), frame["finetune_size"])
-    for axes in grid[:-1].flat:  # the last row says it for all
+    for axes in grid[:-1].flat:  # the last row has it for all
         axes.set_xlabel("")
         axes.tick_params(axis="x", labelbottom=False)
     kit.size_legend(figure, colours)
@@ -205,7 +205,7 @@ def _bars_of(axes: Axes, x: np.ndarray, stats: pd.DataFrame, **style: object) ->
 def transfer(frame: pd.DataFrame, note: str = "") -> Figure:
     """Labels that pre-training is worth against labels used, both logarithmic: a panel per intermediate task.
 
-    Censored values are open arrows, up where mIoU lies beyond the random start's curve and down where below.
+    Censored values are open arrows: up if mIoU lies beyond the random start's curve, down if it lies below.
 
     Args:
         frame: what `tables.read_metrics` returns; mIoU as a fraction.
@@ -272,7 +272,7 @@ def cost(table: pd.DataFrame, note: str = "") -> Figure:
     Colour is the pre-train size, the marker the task; numbers at the front are labels.
 
     Args:
-        table: what `returns.costs` returns; mIoU as a fraction.
+        table: what `costs.costs` returns; mIoU as a fraction.
         note: printed under the figure.
     """
     if table.empty:
@@ -310,7 +310,7 @@ def cost(table: pd.DataFrame, note: str = "") -> Figure:
 
 
 def _label_front(axes: Axes, x: pd.Series, y: pd.Series, labels: pd.Series) -> None:
-    """Numbers beside the points of a front, as far as they do not hide each other."""
+    """Numbers beside the points of a front, where there is room."""
     last = -np.inf
     for at, label in zip(zip(x, y, strict=True), labels, strict=True):
         place = axes.transData.transform(at)[0] / axes.get_figure().dpi

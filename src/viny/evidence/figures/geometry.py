@@ -25,15 +25,15 @@ from viny.evidence.token_metrics import REFERENCES
 from viny.runtime.errors import InputError
 from viny.study.grid import KINDS
 
-MAX_REGIMES = 8  # lines or columns that are told apart: two starts and the six built-in tasks on real images
+MAX_REGIMES = 8  # lines or columns that can be told apart: two starts and the six built-in tasks on real images
 RANDOM_COLOUR = "#000000"
 REGIME_COLOURS = (*kit.CLASS_COLOURS[:6], "#6A3D9A")  # yellow is too faint for lines on white
 STYLES = ("-", "--", "-.", ":")
-MAX_EXAMPLES = 2  # images of heat maps that a page holds
+MAX_EXAMPLES = 2  # images of heat maps that fit on a page
 MARKERS = "os^DvPX*<>"  # of tasks
 AT_REFERENCE = "#D55E00"  # the frame around a reference patch
 
-# Those of `METRICS` that the layers are drawn of
+# Those of `METRICS` that are drawn layer by layer
 SHOWN = (
     "within_image_variance",
     "across_image_variance",
@@ -49,17 +49,17 @@ Arrays = Mapping[str, Any]
 
 
 def read_arrays(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read the arrays that `geometry.measure` wrote of several encoders.
+    """Read the arrays that `geometry.measure` wrote for several encoders.
 
     Args:
         paths: npz files, in any order.
 
     Returns:
-        A mapping an encoder: its `geometry.KEYS` and name, and the arrays; in the order of `geometry.KINDS`, sizes,
+        One mapping per encoder: its `representations.KEYS` and name, and the arrays; in the order of `grid.KINDS`, sizes,
         task, seed.
 
     Raises:
-        InputError: a file that holds something else.
+        InputError: a file with something else in it.
     """
     found = []
     for path in paths:
@@ -78,10 +78,10 @@ def read_arrays(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 @kit.in_style
 def layers(frame: pd.DataFrame, note: str = "") -> Figure:
-    """Metrics against layer: a panel a metric, a line a regime (mean over seeds), thin lines for single seeds.
+    """Metrics against layer: a panel per metric, a line per regime (mean over seeds), thin lines for single seeds.
 
     Args:
-        frame: what `geometry.read_geometry` returns.
+        frame: what `representations.read_geometry` returns.
         note: printed under the figure.
     """
     frame = frame.assign(regime=regimes(frame))
@@ -122,7 +122,7 @@ def layers(frame: pd.DataFrame, note: str = "") -> Figure:
 def similarity(arrays: Sequence[Arrays], note: str = "") -> Figure:
     """Cosine similarity of output tokens against Manhattan distance: raw, and minus the mean token.
 
-    A line a regime (mean over seeds), thin lines for single seeds.
+    A line per regime (mean over seeds), thin lines for single seeds.
 
     Args:
         arrays: what `read_arrays` returns.
@@ -159,13 +159,13 @@ def similarity(arrays: Sequence[Arrays], note: str = "") -> Figure:
 
 @kit.in_style
 def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, examples: int = MAX_EXAMPLES) -> Figure:
-    """Cosine similarity of every patch to a reference patch: rows of image and reference, a column a regime.
+    """Cosine similarity of every patch to a reference patch: a row per image and reference, a column per regime.
 
     Args:
-        arrays: what `read_arrays` returns; of each regime the first seed is shown.
+        arrays: what `read_arrays` returns; the first seed of each regime is shown.
         note: printed under the figure.
-        centred: of tokens minus their mean over all held-out images, not of the tokens as they are.
-        examples: images that are shown at most, each with a background, an interior and a boundary reference.
+        centred: use tokens minus their mean over all held-out images instead of the tokens as they are.
+        examples: images to show at most, each with a background, an interior and a boundary reference.
 
     Raises:
         InputError: encoders that were measured on different images.
@@ -229,12 +229,12 @@ def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, e
 
 @kit.in_style
 def harm(pairs: pd.DataFrame, note: str = "") -> Figure:
-    """What a task changes in each metric against what it changes in mIoU, in percentage points: a panel a metric.
+    """What a task changes in each metric against what it changes in mIoU, in percentage points: a panel per metric.
 
-    A point a cell (mean over seeds), colour for its pre-train size, marker for its task; the rank correlation above.
+    A point per cell (mean over seeds), colour for its pre-train size, marker for its task; the rank correlation above.
 
     Args:
-        pairs: what `geometry.harm` returns.
+        pairs: what `representations.harm` returns.
         note: printed under the figure.
     """
     if pairs.empty:
@@ -286,7 +286,7 @@ def _correlation(row: pd.Series) -> str:
 
 
 def _frame(arrays: Sequence[Arrays]) -> pd.DataFrame:
-    """What describes each encoder, a row each, and its regime."""
+    """The keys of each encoder, one per row, and its regime."""
     frame = pd.DataFrame([{key: each[key] for key in KEYS} for each in arrays])
     return frame.assign(regime=regimes(frame))
 
@@ -294,7 +294,7 @@ def _frame(arrays: Sequence[Arrays]) -> pd.DataFrame:
 def _chosen(frame: pd.DataFrame) -> tuple[list[str], str]:
     """The regimes that a figure shows, and a sentence about those that it leaves out.
 
-    Where there are too many: the random start, and of the largest pre-train size the encoders before fine-tuning.
+    If there are too many: the random start, and the encoders of the largest pre-train size before fine-tuning.
     """
     table = frame.drop_duplicates("regime")
     every = len(table)
@@ -321,12 +321,12 @@ def _regime_legend(figure: Figure, chosen: list[str], styles: Mapping[str, Mappi
 
 
 def _ticks() -> MaxNLocator:
-    """Ticks whose number does not follow the size that the layout gives to a panel, so that their labels fit."""
+    """Ticks whose number does not depend on the panel's size in the layout, so that their labels fit."""
     return MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
 
 
 def _legend(figure: Figure, handles: list[Line2D]) -> None:
-    """A legend above all panels, of as many columns as the width holds."""
+    """A legend above all panels, with as many columns as fit the width."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     figure.legend(handles=handles, loc="outside upper center", ncols=max(1, min(len(handles), 110 // (longest + 8))))
 
@@ -336,15 +336,15 @@ def _layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
     last = int(frame["layer"].max())
     step = 1 if last <= 6 else 2
     ticks = [0, *range(step, last, step), last]
-    if last - ticks[-2] < step:  # it would stand too near
+    if last - ticks[-2] < step:  # it would be too close
         ticks.pop(-2)
     axes.set_xticks(ticks, ["in", *map(str, ticks[1:-1]), "out"])
     axes.set_xlabel("Layer")
 
 
 def _narrow(title: str, width: float) -> str:
-    """A title wrapped to so many inches, between words and after underscores."""
-    letters = int(width * 17)  # of 6.5 points
+    """A title wrapped to a width in inches, between words and after underscores."""
+    letters = int(width * 17)  # at 6.5 points
     return textwrap.fill(title.replace("_", "_ "), letters).replace("_ ", "_")
 
 

@@ -1,4 +1,4 @@
-"""The drawing kit of all figures: without pyplot, so that no state is shared; 6.5 inches wide."""
+"""The drawing kit for all figures: no pyplot, so that no state is shared; 6.5 inches wide."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from viny.runtime.files import atomic_path
 
 STYLE = Path(__file__).with_name("viny.mplstyle")
 WIDTH = 6.5  # inches
-MAX_HEIGHT = 8.5  # inches, of image grids: what a page holds
+MAX_HEIGHT = 8.5  # inches, of image grids: what fits on a page
 MIN_SIDE = 1.05  # inches, of an image
 # Okabe and Ito's palette, told apart with any colour vision
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 NO_CLASS = "#B3B3B3"  # of pixels that masks ignore
-LEGEND_LETTERS = 105  # of a legend's size, beside each other in the width of a figure; each entry has 7 for its mark
-LEGEND_CLASSES = 16  # that a legend names at most
-TITLE = 36  # letters above half the width
+LEGEND_LETTERS = 105  # in legend size, across a figure; each entry uses 7 for its mark
+LEGEND_CLASSES = 16  # the most that a legend names
+TITLE = 36  # letters that fit above half the width
 MAX_LEGEND = 10  # entries beside one panel
 
 P = ParamSpec("P")
 
 
 def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run `make` under the project's style alone, then fix the layout it comes to."""
+    """Run `make` under the project's style alone, then freeze the layout that results."""
 
     @wraps(make)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.style.context(STYLE, after_reset=True):
             figure = make(*args, **kwargs)
             figure.draw_without_rendering()
-            # Layout starts from the layout before, so a second draw could move things by a hair.
+            # Each layout starts from the one before, so a second draw could move things slightly.
             figure.set_layout_engine("none")
         return figure
 
@@ -60,7 +60,7 @@ def class_colours(count: int) -> list[str]:
 
 
 def shown_classes(counts: np.ndarray) -> list[int]:
-    """Classes that a legend names, in their order: all, or of many the most frequent ones that occur.
+    """Classes that a legend names, in their order: all or, if there are many, the most frequent that occur.
 
     Args:
         counts: pixels of each class [C].
@@ -72,7 +72,7 @@ def shown_classes(counts: np.ndarray) -> list[int]:
 
 
 def legend_columns(labels: Sequence[str], most: int) -> int:
-    """Columns of a legend above a figure, so few that the longest label does not run out of it."""
+    """Columns of a legend above a figure: few enough for the longest label to fit."""
     return max(1, min(most, len(labels), LEGEND_LETTERS // (max(map(len, labels)) + 7)))
 
 
@@ -93,10 +93,10 @@ def new_figure(height: float, layout: str = "constrained") -> Figure:
 
 
 def panels(count: int, columns: int, height: float = 2.6, sharey: bool = True) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `columns` a row at most; height in inches a row."""
+    """A figure of `count` panels, at most `columns` per row; height is in inches per row."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    figure = new_figure(height * rows + (0.4 if sharey else 0))  # the figure's legend takes some
+    figure = new_figure(height * rows + (0.4 if sharey else 0))  # room for the figure's legend
     panels = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
     for axes in panels[count:]:
         axes.remove()
@@ -129,10 +129,10 @@ def say(text: str, note: str) -> Figure:
 
 
 def add_note(figure: Figure, *lines: str) -> None:
-    """Print lines small under a figure, wrapped at its width, and make the figure taller by them."""
+    """Print lines in small type under a figure, wrapped to its width, and make the figure taller to fit."""
     if not any(lines):
         return
-    # The layout makes room for this label, as it would not for free text.
+    # The layout makes room for this label; it would not for free text.
     label = figure.supxlabel("", x=0.01, ha="left", size=7, parse_math=False)
     for width in range(160, 20, -2):  # matplotlib's own wrapping takes dollar signs for formulas
         label.set_text("\n".join(textwrap.fill(line, width) for line in filter(None, lines)))
@@ -185,7 +185,7 @@ def aside(size: int, colours: Mapping[int, tuple[float, ...]]) -> float:
 
 
 def errorbar(axes: Axes, x: Sequence, y: pd.Series, error: pd.Series, **style: object) -> None:
-    """A line of means; bars only where there is an error, which one seed does not have."""
+    """A line of means; bars only where there is an error, which a single seed does not have."""
     yerr = error.to_numpy() if error.notna().any() else None
     axes.errorbar(np.asarray(x), y.to_numpy(), yerr=yerr, elinewidth=0.8, **style)
 
@@ -208,7 +208,7 @@ def label_rows(panels: list[Axes], text: str) -> None:
 
 
 def size_legend(figure: Figure, colours: dict[int, tuple[float, ...]]) -> None:
-    """The pre-train sizes' colours, once for all panels."""
+    """One legend of the pre-train sizes' colours for all panels."""
     handles = [Line2D([], [], color=colour, label=f"{size}") for size, colour in colours.items()]
     title = "Pre-train size (images)"
     figure.legend(handles=handles, title=title, loc="outside upper center", ncols=min(len(handles), 8))

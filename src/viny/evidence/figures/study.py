@@ -97,9 +97,9 @@ def miou_difference(frame: pd.DataFrame, note: str = "") -> Figure:
 
 @kit.in_style
 def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figure:
-    """Training loss against epoch: a panel a stage, a thin line a run.
+    """Training loss against epoch: a panel per stage, a thin line per run.
 
-    Runs that differ only in their seed share colour and legend entry. Where a panel has more than
+    Runs that differ only in their seed share colour and legend entry. If a panel has more than
     `MAX_LEGEND` such groups, colour stands for one size only and the line style for the task.
 
     Args:
@@ -109,7 +109,7 @@ def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figu
         note: printed under the figure.
 
     Raises:
-        InputError: an unknown stage, or a file that is no learning curve.
+        InputError: an unknown stage, or a file that is not a learning curve.
     """
     if not curves:
         return kit.say("This study has no learning curves.", note)
@@ -131,7 +131,7 @@ def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figu
             axes.plot(
                 curve["epoch"], curve["loss"], linewidth=0.7, color=colours[getattr(run, by)],
                 linestyle=kit.task_style(run.intermediate, tasks)["linestyle"], label=run.group,
-                marker="." if len(curve) == 1 else "",  # a single epoch is no line
+                marker="." if len(curve) == 1 else "",  # a single epoch makes no line
             )  # fmt: skip
         axes.set(title=STAGES[stage], xlabel="Epoch", ylabel="Training loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -145,7 +145,7 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, reconstruction: np
     """Rows of original, masked and reconstructed image.
 
     Args:
-        original, masked, reconstruction: [N, H, W, 3] floats in [0, 1]; what is outside is clipped.
+        original, masked, reconstruction: [N, H, W, 3] floats in [0, 1]; values outside are clipped.
         note: printed under the figure.
     """
     figure, panels = kit.image_grid(len(original), ["Original", "Masked", "Reconstruction"])
@@ -164,12 +164,12 @@ def segmentations(
     classes: Sequence[str],
     note: str = "",
 ) -> Figure:
-    """Rows of image, true segmentation, and the segmentation that each of some models predicts.
+    """Rows of image, true segmentation, and the segmentation that each model predicts.
 
     Args:
         images: [N, H, W, 3] floats in [0, 1].
         truth: [N, H, W] ints, indices into `classes`, or IGNORE, which is grey.
-        predictions: the same of each model, by the title of its column; always a class.
+        predictions: the same for each model, by the title of its column; always a class.
         classes: names; a class's colour depends on its index alone.
         note: printed under the figure.
     """
@@ -183,7 +183,7 @@ def segmentations(
     for row, image, *labels in zip(panels, images, *columns.values(), strict=True):
         row[0].imshow(np.clip(image, 0, 1))
         for axes, label in zip(row[1:], labels, strict=True):
-            # A pixel of IGNORE, 255, lies above the last class whatever their number is.
+            # A pixel of IGNORE, 255, lies above the last class, however many there are.
             axes.imshow(label, cmap=colour_map, vmin=-0.5, vmax=len(classes) - 0.5, interpolation="nearest")
     counts = np.bincount(np.concatenate([labels.ravel() for labels in columns.values()]), minlength=IGNORE + 1)
     handles = [Patch(color=colours[at], label=classes[at]) for at in kit.shown_classes(counts[: len(classes)])]
@@ -196,7 +196,7 @@ def segmentations(
 
 
 def _parse(label: str) -> dict[str, str | int]:
-    """What a run's label says: its group (all but the seed), its task, and its sizes (-1 where not said)."""
+    """What a run's label says: its group (all but the seed), its task, and its sizes (-1 if not given)."""
     group = re.sub(r"_?seed-\d+$", "", label)
     task = re.search(r"mid-(.+)_fine-|^(.+)/", group)
     sizes = {key: re.search(rf"(?:^|[_/]){key}-(\d+)", group) for key in ("pre", "fine", "size")}

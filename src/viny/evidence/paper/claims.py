@@ -1,4 +1,4 @@
-"""The claims of the paper, each as a tested predicate over cells."""
+"""The paper's claims, each as a testable predicate over cells."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def images_in_words(size: int) -> str:
 
 
 def _pretraining_helps(evidence: Evidence, last: bool = False) -> Outcome:
-    """At every label size, or at each number of pre-training images' `last` one."""
+    """At every label size or, if `last`, at the largest one of each number of pre-training images."""
     comparisons = []
     for p in evidence.sizes(least=1):
         labels = [n for n in evidence.labels(p, "none") if n in evidence.labels(0, "none")]
@@ -102,7 +102,7 @@ def _pretraining_monotone(evidence: Evidence) -> Outcome:
 
 
 def _returns(sizes: Sequence[int], cell: Callable[[int], Weights], where: str, of: str, per: int) -> list[Comparison]:
-    """That the gain per `per` images is lower above each inner size than below it, and that there is a gain at all."""
+    """Whether the gain per `per` images is lower above each inner size than below it, and whether there is a gain."""
     if len(sizes) < 3:
         return []
 
@@ -119,7 +119,7 @@ def _returns(sizes: Sequence[int], cell: Callable[[int], Weights], where: str, o
 
 
 def _returns_by_doubling(sizes: Sequence[int], cell: Callable[[int], Weights], where: str) -> list[Comparison]:
-    """That the gain per doubling falls with each further doubling, and that there is a gain at all.
+    """Whether the gain per doubling falls with each further doubling, and whether there is a gain at all.
 
     The fall is minus twice the quadratic coefficient in log2 of the size.
     """
@@ -148,7 +148,7 @@ def _pretraining_diminishes(evidence: Evidence, doubling: bool) -> Outcome:
 
 
 def _regimes(evidence: Evidence) -> list[tuple[int, str]]:
-    """Pre-train sizes and tasks that curves over labels are drawn for."""
+    """Pre-train sizes and tasks, each with its curve over labels."""
     return [(p, task) for task in ("none", *evidence.tasks) for p in evidence.sizes(task)]
 
 
@@ -178,9 +178,9 @@ def _labels_diminish(evidence: Evidence, doubling: bool) -> Outcome:
 def _against_labels(
     evidence: Evidence, sizes: Iterable[int], tasks: Iterable[str], what: Callable[[int, int, str], Weights]
 ) -> list[Comparison]:
-    """That `what` falls with each doubling of labels, and is there at the fewest, for each pre-train size and task.
+    """Whether `what` falls with each doubling of labels, and is there at the fewest, by pre-train size and task.
 
-    What is there at the fewest is spread over the doublings, so that both are per doubling.
+    Its value at the fewest labels is divided by the number of doublings, so that both are per doubling.
     """
     comparisons = []
     for p in sizes:
@@ -188,7 +188,7 @@ def _against_labels(
             labels = [
                 n
                 for n in evidence.labels(p, task)
-                if all(key in evidence.keys for key in what(p, n, task))  # nothing is known of the others
+                if all(key in evidence.keys for key in what(p, n, task))  # nothing is known about the others
             ]
             if len(labels) > 1:
                 where, doublings = cell_in_words(p, task=task), np.log2(labels[-1] / labels[0])
@@ -205,7 +205,7 @@ def _worth_less_with_labels(evidence: Evidence) -> Outcome:
 
 
 def _task_cells(evidence: Evidence, tasks: Iterable[str]) -> list[tuple[int, int, str]]:
-    """Pre-train size above zero, label size and task of the cells with one of the tasks."""
+    """Pre-train size (above zero), label size and task of each cell with one of the tasks."""
     return [(p, n, task) for task in tasks for p in evidence.sizes(task, least=1) for n in evidence.labels(p, task)]
 
 
@@ -248,7 +248,7 @@ def _gain_survives(evidence: Evidence) -> Outcome:
 
 
 def _geometry_changes(evidence: Evidence, measure: str, sign: int, spatial: bool = False) -> Outcome:
-    """Whether each task moves a measure of the encoder up (sign 1) or down (-1) from the pre-trained one's."""
+    """Whether each task moves a measure of the pre-trained encoder up (sign 1) or down (-1)."""
     comparisons = [
         Comparison(cell_in_words(p, task=task), {(measure, p, task, 0): sign, (measure, p, "none", 0): -sign})
         for task in (evidence.spatial if spatial else evidence.classification)
@@ -440,7 +440,7 @@ CLAIMS = [
 
 
 def _paper_evidence() -> Means:
-    """The paper's numbers as claims are tested on them."""
+    """The paper's numbers as evidence to test claims on."""
     facts = paper_facts().rename(columns={"metric": "measure"})
     facts["measure"] = facts["measure"].replace({"probe_paper": "probe"})
     encoders = facts[facts["table"] == "2"].pivot(index=GROUP, columns="measure", values="mean").reset_index()
@@ -453,12 +453,12 @@ def _paper_evidence() -> Means:
 
 
 def claims_on_paper() -> pd.DataFrame:
-    """Which of its claims the paper's own numbers support.
+    """Which of the paper's claims its own numbers support.
 
     The paper does not define its ±; it is taken as the standard deviation of 3 independent runs.
 
     Returns:
-        A row a claim: key, words, source, estimate_is, unit, estimate, low, high, verdict, reason.
+        One row per claim: key, words, source, estimate_is, unit, estimate, low, high, verdict, reason.
     """
     evidence = _paper_evidence()
     rows = []

@@ -1,4 +1,4 @@
-"""Comparisons of cells that claims are made of, and the evidence that they are tested on."""
+"""The comparisons of cells that claims consist of, and the evidence that they are tested on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viny.evidence.tables import GROUP
 REPRODUCED, CONTRADICTED, UNTESTABLE = "reproduced", "contradicted", "not testable with this study"
 VERDICTS = (REPRODUCED, CONTRADICTED, UNTESTABLE)
 LEVEL = 0.95
-POINT = 0.01  # the largest distance of a number that counts as reproduced
+POINT = 0.01  # the largest distance at which a number counts as reproduced
 POINTS = "fraction"  # of mIoU, accuracy or variance: percentage points in Markdown
 ONE_SEED = "one seed has no spread"
 
@@ -35,11 +35,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim's test says.
+    """The outcome of a claim's test.
 
-    The estimate is of the comparison that decides: the one with the lowest interval, or where the claim is
-    contradicted, what contradicts it. It is positive where the claim holds; `low` and `high` end its 95 % interval
-    and are NaN where there is none. `n` is the number of seeds, `comparisons` how many there were.
+    The estimate is that of the deciding comparison: the one with the lowest interval or, if the claim is contradicted,
+    what contradicts it. It is positive where the claim holds; `low` and `high` are the ends of its 95 % interval, NaN
+    if there is none. `n` is the number of seeds, `comparisons` the number of comparisons.
     """
 
     estimate: float
@@ -52,21 +52,21 @@ class Outcome:
 
 
 class Evidence(ABC):
-    """Cells that claims are tested on; `keys` says which there are."""
+    """Cells that claims are tested on; `keys` lists them."""
 
     keys: list[Key]
-    tasks: Sequence[str]  # that stand for the one of version 1
+    tasks: Sequence[str]  # that stand for the task of version 1
     classification: Sequence[str]  # that stand for those of version 2
     spatial: Sequence[str]
-    without: str  # why there is no interval where there is none
+    without: str  # why there is no interval, if there is none
     noise: str  # what leaves a comparison undecided
 
     @abstractmethod
     def intervals(self, comparisons: Sequence[Comparison], level: float) -> tuple[np.ndarray, ...]:
-        """Estimates, their t intervals' ends, and the numbers of seeds.
+        """Estimates, the ends of their t intervals, and the numbers of seeds.
 
         Args:
-            comparisons: [K], of cells that there are.
+            comparisons: [K], of cells that all exist.
             level: of the intervals.
 
         Returns:
@@ -86,11 +86,11 @@ class Evidence(ABC):
         """
 
     def sizes(self, task: str = "none", least: int = 0) -> list[int]:
-        """Numbers of pre-training images with mIoU under a task, `least` or more."""
+        """Numbers of pre-training images, `least` or more, for which a task has mIoU."""
         return sorted({p for measure, p, t, _ in self.keys if (measure, t) == ("miou", task) and p >= least})
 
     def labels(self, pretrain_size: int, task: str) -> list[int]:
-        """Label sizes with mIoU at a number of pre-training images under a task."""
+        """Label sizes for which a task has mIoU at a number of pre-training images."""
         return sorted({n for m, p, t, n in self.keys if (m, p, t) == ("miou", pretrain_size, task)})
 
     def has(self, comparison: Comparison) -> bool:
@@ -127,8 +127,8 @@ class Cells(Evidence):
     def of(cls, tidy: pd.DataFrame, spatial: Collection[str] = SPATIAL) -> Cells:
         """Cells of a tidy frame.
 
-        Where the paper's tasks are missing, all classification tasks of the study stand for them. Where one is there,
-        others (such as those that differ from it in one thing each) do not count: the paper says nothing of them.
+        If the paper's tasks are missing, all of the study's classification tasks stand in for them. If one is there,
+        others (such as those that differ from it in one thing each) do not count: the paper says nothing about them.
 
         Args:
             tidy: measure, `KEYS`, value.
@@ -158,8 +158,8 @@ class Cells(Evidence):
         return mean, mean - half, mean + half, n
 
     def slope(self, x: Sequence[Comparison], y: Sequence[Comparison]) -> tuple[float, float, float, int]:
-        # A cell's noise is in both x and y of a seed, so x is taken from the other seeds (cross-fitting); else
-        # the two would go together where there is nothing but noise.
+        # A cell's noise is in both x and y of a seed, so x is taken from the other seeds (cross-fitting); otherwise
+        # noise alone would make the two correlate.
         both = np.stack([self._per_seed(x), self._per_seed(y)])
         mine, own = both[:, np.isfinite(both).all((0, 2))]  # [seeds, K]
         n = len(mine)
@@ -179,7 +179,7 @@ class Cells(Evidence):
 class Means(Evidence):
     """Published means with their spread, taken as the standard deviation of independent runs.
 
-    Intervals have the degrees of freedom of Welch (1947) and Satterthwaite (1946).
+    Intervals use the degrees of freedom of Welch (1947) and Satterthwaite (1946).
     """
 
     keys: list[Key]
@@ -193,7 +193,7 @@ class Means(Evidence):
     noise: str = field(default="3 runs", init=False)
 
     def _interval(self, estimate: np.ndarray, design: np.ndarray, level: float) -> tuple[np.ndarray, ...]:
-        """Intervals of estimates [K] that change with the means as `design` [K, cells] says."""
+        """Intervals of estimates [K], whose derivatives by the means are `design` [K, cells]."""
         # A cell without weight must not spread its NaN.
         parts = np.where(design != 0, design**2 * self.spread**2 / self.runs, 0.0)
         variance = parts.sum(1)
@@ -207,8 +207,8 @@ class Means(Evidence):
         return self._interval(design @ self.mean + offsets, design, level)
 
     def slope(self, x: Sequence[Comparison], y: Sequence[Comparison]) -> tuple[float, float, float, int]:
-        # By the delta method. What harm and gain owe to the noise that they share cannot be taken out of means alone:
-        # about the mean variance of a gain over the variance of the gains, which the paper's spreads make small.
+        # By the delta method. The noise that harm and gain share cannot be removed from means alone. It comes to about
+        # the mean variance of a gain over the variance of the gains, which is small with the paper's spreads.
         (of_x, add_x), (of_y, add_y) = self._design(x), self._design(y)
         centred = of_x @ self.mean + add_x
         centred -= centred.mean()
@@ -229,12 +229,12 @@ def everywhere(evidence: Evidence, comparisons: Sequence[Comparison], needs: str
 
     An intersection-union test (Berger 1982): reproduced only if every comparison's 95 % interval lies above zero.
     Contradicted if the interval of their mean lies below zero, or that of one of them at the level that Bonferroni's
-    correction asks for; so a true claim is contradicted in 5 % of studies at most.
+    correction requires; so a true claim is contradicted in 5 % of studies at most.
 
     Args:
         evidence: the cells.
-        comparisons: those of cells that are not there are left out.
-        needs: what the study would need, if none is left, for the reason.
+        comparisons: those with missing cells are left out.
+        needs: what the study would need; the reason given if no comparison is left.
     """
     comparisons = [c for c in comparisons if evidence.has(c)]
     count = len(comparisons)
@@ -261,7 +261,7 @@ def everywhere(evidence: Evidence, comparisons: Sequence[Comparison], needs: str
 
 
 def _lowest(low: np.ndarray, estimate: np.ndarray) -> int:
-    """Place of the lowest interval; of the lowest estimate where there are no intervals."""
+    """Place of the lowest interval, or of the lowest estimate if there are no intervals."""
     for values in (low, estimate):
         if np.isfinite(values).any():
             return int(np.nanargmin(values))

@@ -1,4 +1,4 @@
-"""The paper's numbers, held against a study's."""
+"""The paper's numbers, compared with a study's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viny.evidence.paper.comparisons import CONTRADICTED, LEVEL, ONE_SEED, POINT
 from viny.evidence.paper.facts import NAMES, REGIMES, ROUNDING, paper_facts
 from viny.evidence.tables import GROUP
 
-SHARE = 0.1  # the same for a variance, as a part of the paper's value
+SHARE = 0.1  # what `POINT` is for other numbers, for a variance: a share of the paper's value
 INCOMPARABLE = "the study's model, data or lengths differ from the paper's"
 
 
@@ -23,7 +23,7 @@ def is_number(tidy: pd.DataFrame) -> pd.Series:
 
 
 def number_rows(tidy: Mapping[str, pd.DataFrame], comparable: bool | str) -> list[dict[str, Any]]:
-    """A row a number of the paper; protocols in the order of `PROTOCOLS`."""
+    """One row per number of the paper; protocols in the order of `PROTOCOLS`."""
     numbers = {name: frame[is_number(frame)] for name, frame in tidy.items()}
     observed = {
         name: frame.groupby(["measure", *GROUP])["value"].agg(["mean", "std", "count"]).to_dict("index")
@@ -85,11 +85,11 @@ def _absent(numbers: pd.DataFrame, fact: Any) -> str:
 
 
 def _judge(fact: Any, ours: Mapping[str, float] | None, comparable: bool | str, absent: str) -> dict[str, Any]:
-    """Difference, standard errors, verdict and reason of a number.
+    """Difference, standard errors, verdict and reason for a number.
 
     Args:
         fact: a row of `paper_facts`.
-        ours: mean, std (ddof = 1; NaN for one seed), count; None where the study has no such cell.
+        ours: mean, std (ddof = 1; NaN for one seed), count; None if the study has no such cell.
         comparable: as for `scorecard`.
         absent: why `ours` is None.
     """
@@ -104,7 +104,7 @@ def _judge(fact: Any, ours: Mapping[str, float] | None, comparable: bool | str, 
     allowed, beyond = POINT, difference
     if np.isnan(fact.spread):  # one encoder, whose spread is taken to be ours
         error = sd * np.sqrt(1 / n + 1)
-        # Printed with few digits: what rounding explains is no difference.
+        # The paper prints few digits: a difference that rounding explains does not count.
         beyond = np.sign(difference) * max(abs(difference) - ROUNDING[fact.metric], 0.0)
         p = 2 * stats.t.sf(abs(beyond) / error, n - 1) if error else float(not beyond)
         if fact.metric.endswith("variance"):

@@ -1,16 +1,16 @@
-"""The scorecard: the paper's numbers and its claims in words, held against a study.
+"""The scorecard: the paper's numbers and its claims in words, compared with a study.
 
-A claim is a tested predicate over cells. It needs the structure of the paper's grid (some pre-training, an
+A claim is a testable predicate over cells. It needs the structure of the paper's grid (some pre-training, an
 intermediate task, several label sizes), not its sizes, so any study can test it, and so can the paper's own numbers.
 
-Three verdicts, for claims and numbers alike:
+There are three verdicts, for claims and numbers alike:
 
-reproduced: a claim's every comparison has its 95 % t interval on the claim's side (intersection-union test, Berger
+reproduced: every comparison of a claim has its 95 % t interval on the claim's side (intersection-union test, Berger
 1982: no correction is needed). A number is no more than a point away, and Welch's t test does not tell the two apart.
 
-contradicted: a claim's mean over all comparisons has its interval wholly on the other side, or one comparison has it
-there after Bonferroni's correction over all of them; without the correction, a true claim over many comparisons would
-often be contradicted by chance. A number that Welch's t test (two-sided, 5 %) tells from the paper's.
+contradicted: the mean of a claim's comparisons has its interval wholly on the other side, or one comparison does after
+Bonferroni's correction over all of them; without the correction, a true claim over many comparisons would often be
+contradicted by chance. A number is one that Welch's t test (two-sided, 5 %) tells from the paper's.
 
 not testable with this study: anything else, with the reason.
 
@@ -34,7 +34,7 @@ from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path
 
-PROTOCOLS = ("paper", "sound")  # the first that can tell is the one that a verdict is about
+PROTOCOLS = ("paper", "sound")  # a verdict is about the first that can tell
 GEOMETRY = ["within_image_variance", "across_image_variance", "probe_paper", "probe_accuracy", "within_share"]
 
 COLUMNS = [
@@ -52,34 +52,34 @@ def scorecard(
     comparable: bool | str = True,
     spatial: Collection[str] = SPATIAL,
 ) -> pd.DataFrame:
-    """Hold a study against the paper: its claims in words, then its numbers.
+    """Compare a study with the paper: its claims in words, then its numbers.
 
-    Numbers are compared under the paper's definitions, under both protocols: mIoU averaged over images where the frame
-    has it, and the probe's training accuracy. Claims are tested on the mIoU at the head of the protocol's tables, and
-    on the probe that it stands for: held out under 'sound', training accuracy under 'paper'. A verdict is about
-    protocol 'paper' where that study can tell, else about 'sound'.
+    Under both protocols, numbers are compared by the paper's definitions: mIoU averaged over images, if the frame has
+    it, and the probe's training accuracy. Claims are tested on the protocol's main mIoU and on its own probe: held out
+    under 'sound', training accuracy under 'paper'. A verdict is about protocol 'paper' if that study can tell,
+    otherwise about 'sound'.
 
-    The paper does not define its ±; it is taken as the standard deviation of 3 runs. Table 2 has one encoder without
-    one; it is held against the interval that one more encoder of the study would lie in (95 %), and its rounding.
+    The paper does not define its ±; it is taken as the standard deviation of 3 runs. Table 2 has one encoder and no ±;
+    it is compared with the 95 % interval in which one more encoder of the study would lie, allowing for its rounding.
 
     Args:
         frames: what `tables.read_metrics` returns, by protocol ('paper', 'sound'); one or both.
-        geometry: what `geometry.read_geometry` returns, or its rows of the output layer alone, by protocol.
-        comparable: whether numbers can be held against the paper's: False or the reason where model, data or lengths
+        geometry: what `representations.read_geometry` returns, or its rows of the output layer alone, by protocol.
+        comparable: whether numbers can be compared with the paper's: False, or the reason, if model, data or lengths
             differ. Claims are tested all the same.
         spatial: tasks whose target is each patch; they stand for version 2's spatial supervision.
 
     Returns:
-        `COLUMNS`, a row a claim and a row a number. kind is 'claim' or 'number'; table is the paper's table or section;
-        unit is of all values. Of a number, `paper` and `ours_*` are means over runs with their standard deviation
-        (ddof = 1) and, of ours, the mean's 95 % t interval; `standard_errors` is the difference (ours minus the
-        paper's) over the root of the sum of both squared standard errors. Of a claim they are the estimate and its
+        `COLUMNS`, one row per claim and one per number. kind is 'claim' or 'number'; table is the paper's table or
+        section; unit applies to all values. For a number, `paper` and `ours_*` are means over runs with their standard
+        deviation (ddof = 1) and, for ours, the mean's 95 % t interval; `standard_errors` is the difference (ours minus
+        the paper's) over the root of the sum of both squared standard errors. For a claim they are the estimate and its
         95 % interval, positive where the claim holds. `protocol` says which of ours `verdict`, `reason` and
-        `difference` are about; `under_paper` and `under_sound` are the verdicts of each, empty where not given.
+        `difference` are about; `under_paper` and `under_sound` are the verdicts of each, empty if not given.
         `paper_verdict` says whether the paper's own numbers support its claim.
 
     Raises:
-        InputError: no frame, an unknown protocol, a frame of another one, a missing column or a cell given twice.
+        InputError: no frame, an unknown protocol, a frame of another protocol, a missing column or a cell given twice.
     """
     geometry = geometry or {}
     if not frames:
@@ -105,10 +105,10 @@ def _tidy(frame: pd.DataFrame, geometry: pd.DataFrame | None, protocol: str) -> 
     cells = frame[KEYS].assign(miou=frame["miou"], number_miou=frame[as_paper], number_accuracy=frame["pixel_accuracy"])
     parts = [cells.melt(KEYS, var_name="measure")]
     if geometry is not None:
-        name = f"the geometry of protocol '{protocol}'"
+        name = f"the geometry metrics of protocol '{protocol}'"
         if "layer_name" in geometry:
             geometry = geometry[geometry["layer_name"] == "output"]
-        if geometry.empty:  # taken for 'not measured', it would hide a mistake
+        if geometry.empty:  # to treat this as 'not measured' would hide a mistake
             raise InputError(f"{name} hold no row of the output layer; pass all layers, or leave the protocol out")
         _need(geometry, ["kind", *KEYS, *GEOMETRY], name, protocol, ["kind", *KEYS])
         encoders = geometry[geometry["kind"] != "finetuned"]
@@ -128,7 +128,7 @@ def _tidy(frame: pd.DataFrame, geometry: pd.DataFrame | None, protocol: str) -> 
 def _need(
     frame: pd.DataFrame, columns: Sequence[str], name: str, protocol: str, keys: Sequence[str] = tuple(KEYS)
 ) -> None:
-    """Refuse a frame that lacks columns, is of another protocol or several studies, or holds a row twice."""
+    """Refuse a frame that lacks columns, is of another protocol or of several studies, or holds a row twice."""
     missing = [column for column in columns if column not in frame]
     if missing:
         raise InputError(f"{name} lack column '{missing[0]}'; pass the frame as it was read, with all of its columns")
@@ -145,7 +145,7 @@ def _need(
 
 
 def _claim_rows(tidy: Mapping[str, pd.DataFrame], spatial: Collection[str]) -> list[dict[str, Any]]:
-    """A row a claim; protocols in the order of `PROTOCOLS`."""
+    """One row per claim; protocols in the order of `PROTOCOLS`."""
     evidence = {name: Cells.of(frame[~is_number(frame)], spatial) for name, frame in tidy.items()}
     published = claims_on_paper().set_index("key")
     rows = []
@@ -183,12 +183,12 @@ def write_scorecard(
     Args:
         metric_paths_by_protocol: JSON files of one study's cells, by protocol.
         geometry_by_protocol: see `scorecard`.
-        out_dir: folder for both; made where it is not there.
+        out_dir: folder for both; made if missing.
         comparable: see `scorecard`.
         spatial: see `scorecard`.
 
     Raises:
-        InputError: as `tables.read_metrics` and `scorecard`.
+        InputError: as for `tables.read_metrics` and `scorecard`.
     """
     frames = {name: read_metrics(paths) for name, paths in metric_paths_by_protocol.items()}
     table = scorecard(frames, geometry_by_protocol, comparable, spatial)
@@ -269,12 +269,12 @@ def _counts(table: pd.DataFrame) -> str:
 
 
 def _columns(table: pd.DataFrame, *names: str) -> Iterable[tuple]:
-    """Rows of a unit and some columns."""
+    """The unit and some columns, row by row."""
     return table[["unit", *names]].itertuples(index=False, name=None)
 
 
 def _value(unit: str, mean: float, sd: float) -> str:
-    """Mean and standard deviation: percent, or as it is of a variance."""
+    """Mean and standard deviation in percent; a variance as it is."""
     if pd.isna(mean):
         return ""
     factor, digits = (100, 2) if unit == POINTS else (1, 3)

@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-CAPTIONS = Path(__file__).with_name("captions")  # of tables and figures; Snakemake's own report shows the same
+CAPTIONS = Path(__file__).with_name("captions")  # of tables and figures; Snakemake's own report shows the same ones

@@ -1,6 +1,6 @@
 """A study's report on one page: the question, the answer with its uncertainty, figures, scorecard, cost, provenance.
 
-It is made from the study's tables and figures, and holds its pictures itself, so that it can be sent as one file.
+It is made from the study's tables and figures and embeds its pictures, so that it can be sent as one file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     Args:
         spec: see `viny.study.specs.report_spec`.
         root: the study's folder, with its tables and figures.
-        out: HTML to write.
+        out: HTML file to write.
 
     Raises:
         InputError: a table, a figure or the provenance of a training is missing.
@@ -76,14 +76,14 @@ def percent(value: float, sign: bool = False) -> str:
 
 
 def interval(row: Mapping[str, Any], sign: bool = True) -> str:
-    """A 95 % interval in words, for a mean of fractions; why there is none, where there is none."""
+    """A 95 % interval in words, for a mean of fractions, or that there is none."""
     if pd.isna(row["low"]):
         return "no interval"
     return f"95 % interval {percent(row['low'], sign)} to {percent(row['high'], sign)}"
 
 
 def table(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame of text and numbers as the template takes it; text in columns that hold only numbers stands right."""
+    """A frame of text and numbers in the template's form; columns that hold only numbers are right-aligned."""
     columns = [{"name": name, "number": pd.api.types.is_numeric_dtype(frame[name])} for name in frame]
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": columns, "rows": rows}
@@ -109,7 +109,7 @@ class _Page:
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
     def _figure(self, name: str) -> list[dict[str, Any]]:
-        """A figure as the template takes it; nothing where the study has none of that name."""
+        """A figure in the template's form; nothing if the study has none of that name."""
         path = self.root / "figures" / f"{name}.png"
         if not path.is_file():
             return []
@@ -142,7 +142,7 @@ class _Page:
         )
 
     def answers(self) -> list[dict[str, Any]]:
-        """The study's answers, each a heading and lines that carry their uncertainty."""
+        """The study's answers, each a heading and lines that state their uncertainty."""
         found = {
             "What pre-training is worth": self._pretraining(),
             "What further labels bring": self._labels(),
@@ -218,7 +218,7 @@ class _Page:
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
         lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
-        start = [line.split("%)", 1)[0] for line in lines]  # the cell that a step leads from, the cheapest first
+        start = [line.split("%)", 1)[0] for line in lines]  # the cell that a step starts from, cheapest first
         return [line for line, cell in zip(lines, start, strict=True) if cell == start[-1]]
 
     def _miou(self, size: int, task: str, labels: int) -> float | None:
@@ -226,7 +226,7 @@ class _Page:
         return float(rows["miou_mean"].iloc[0]) if len(rows) else None
 
     def sections(self) -> list[Section]:
-        """Figures and tables in the order of reading; a section without any is left out."""
+        """Figures and tables in reading order; a section with neither is left out."""
         pictures = {
             "Labels and pre-training": ["miou_curves", "returns", "transfer"],
             "The intermediate task": ["effects", "miou_difference"],
@@ -243,7 +243,7 @@ class _Page:
             for heading, names in pictures.items()
         ]
         found.insert(2, self._cost())
-        if self.spec["segmentation"]["source"] != "folder":  # own data have nothing of the paper's to be held against
+        if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())
         return [section for section in found if section.figures or section.tables]
 
@@ -322,7 +322,7 @@ class _Page:
 
 
 def _harm(row: Mapping[str, Any]) -> str:
-    """Whether a mean effect is help, harm or neither: its interval and its test have to agree."""
+    """Whether a mean effect is help, harm or neither: its interval and its test must agree."""
     if pd.isna(row["low"]):
         return "cannot be told"
     clear = row["low"] > 0 or row["high"] < 0
@@ -334,13 +334,13 @@ def _harm(row: Mapping[str, Any]) -> str:
 
 
 def _ends(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
-    """The first and the last row in the order of a column."""
+    """The first and the last row when sorted by a column."""
     rows = frame.sort_values(by).to_dict("records")
     return rows if len(rows) < 2 else [rows[0], rows[-1]]
 
 
 def _origin(section: Mapping[str, Any]) -> str:
-    """What a section's images are called: by their folder where they are the user's own, else by the data set."""
+    """What to call a section's images: by their folder if they are the user's own, otherwise by the data set."""
     return section["path"] if section["source"] == "folder" else section["source"]
 
 

@@ -1,4 +1,4 @@
-"""A study's figures from its results: gathers what each figure shows, lets `figures` draw it."""
+"""A study's figures from its results: gathers what each figure shows and lets `figures` draw it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, threads: in
         out: folder for the figures.
         threads: CPU threads.
     """
-    every, shown = cells(spec), shown_cells(spec)  # predictions are of images of the last one's test set
+    every, shown = cells(spec), shown_cells(spec)  # predictions use the test set of the last one shown
     note = spec["note"]
     machine = Machine.choose("cpu", "float32", threads)
     frame = read_metrics([metrics_file(root, cell) for cell in every])
@@ -48,7 +48,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, threads: in
     pack = open_pack(pack_manifest(root, "segmentation"))
     split = split_record(root, *chain(shown[-1])[-1].split)
     test = read_split(split, split.with_suffix(".npz"), pack)["test"]
-    # Of the images with most classes, which is all of them where these are few, evenly spaced through the test set.
+    # Evenly spaced through the test set, among the images with the most classes; few classes can all be in one image.
     shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in pack.rows("masks", test)])
     fewest = np.sort(shown_of)[-min(spec["examples"], len(test))]
     whole = test[shown_of >= fewest]
@@ -65,7 +65,7 @@ def _channels_last(images: Tensor) -> np.ndarray:
 
 
 def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str) -> Figure:
-    """Test images, their true segmentation, and what each shown model makes of them."""
+    """Test images, their true segmentation, and what each shown model predicts."""
     predictions = {}
     for cell in shown:
         model, record = load_segmentation(chain(cell)[-1].file(root, "record"))

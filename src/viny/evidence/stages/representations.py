@@ -19,7 +19,7 @@ def write_representations(spec: Mapping[str, Any], *, root: Path, out: Path) -> 
     Args:
         spec: see `viny.study.specs.representations_spec`.
         root: the study's folder.
-        out: folder below which tables/ and figures/ stand.
+        out: folder that holds tables/ and figures/.
     """
     metrics = [metrics_file(root, cell) for cell in cells(spec)]
     every = encoders(spec)

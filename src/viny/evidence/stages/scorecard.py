@@ -1,4 +1,4 @@
-"""The stage that holds a study against the paper."""
+"""The stage that compares a study with the paper."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from viny.study.layout import geometry_file, metrics_file
 
 
 def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
-    """Hold a study, and one under the other protocol where it is named, against the paper.
+    """Compare a study, and one under the other protocol if it is named, with the paper.
 
     Args:
         spec: see `viny.study.specs.scorecard_spec`.
-        root: the study's folder; the other study's stands beside it.
-        out: folder below which tables/ stand.
+        root: the study's folder; the other study's is next to it.
+        out: folder that holds tables/.
 
     Raises:
-        InputError: the other study has no results, or the same protocol.
+        InputError: the other study has no results, or has the same protocol.
     """
     metrics = {spec["protocol"]: [metrics_file(root, cell) for cell in cells(spec)]}
     measured = {spec["protocol"]: [geometry_file(root, encoder) for encoder in encoders(spec)]}

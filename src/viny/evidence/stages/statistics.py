@@ -1,4 +1,4 @@
-"""The stage that works out effects, returns and costs of a study."""
+"""The stage that works out a study's effects, returns and costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     Args:
         spec: see `viny.study.specs.statistics_spec`.
         root: the study's folder.
-        out: folder below which tables/ and figures/ stand.
+        out: folder that holds tables/ and figures/.
     """
     every = cells(spec)
     spent = chain_costs(root, every, ModelSettings(**spec["model"]))

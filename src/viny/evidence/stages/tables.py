@@ -20,6 +20,6 @@ def gather(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
         out: folder for the tables.
 
     Raises:
-        InputError: as `write_tables`.
+        InputError: as for `write_tables`.
     """
     write_tables([metrics_file(root, cell) for cell in cells(spec)], out)

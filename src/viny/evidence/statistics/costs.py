@@ -1,4 +1,4 @@
-"""What the trainings behind each cell cost, and the next step that brings most for it."""
+"""What the trainings behind each cell cost, and what a next step would gain for its cost."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from viny.study.layout import chain
 
 
 def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict[str, dict[str, Any]]:
-    """What the chain of trainings behind each cell cost: pre-training, intermediate task and fine-tuning in sum.
+    """What the chain of trainings behind each cell cost in all: pre-training, intermediate task and fine-tuning.
 
-    An encoder that several cells share counts whole for each: it is what one would pay for that cell alone.
+    An encoder that several cells share counts in full for each: this is what that cell would cost alone.
 
     Args:
         root: the study's folder.
         every: the cells.
-        model: of the study.
+        model: the study's.
 
     Returns:
         By the cell's name: seconds of training, operations (multiplications and additions), device, and passes,
-        the images that went forward and backward.
+        the number of images that went forward and backward.
 
     Raises:
-        InputError: a training has not said what it cost.
+        InputError: a training left no record of what it cost.
     """
     operations = TRAINING * forward_operations(model)
     costs = {}
@@ -66,8 +66,8 @@ def _run(path: Path) -> Mapping[str, Any]:
 
 COSTS = [*GROUP, "n", "miou", "sd", "seconds", "operations", "device", "front", "front_seconds", "front_labels"]
 COSTS += ["verdict"]
-LABELS_STEP = 500  # labels that a gain is told for
-LEAST_HOURS = 0.1  # that a step takes, below which no sentence tells what an hour of such steps would bring
+LABELS_STEP = 500  # labels that a gain is given for
+LEAST_HOURS = 0.1  # if a step takes less, no gain per hour is given
 RATES = ["gain_per_hour", "gain_per_500_labels"]
 STEPS = [*GROUP, "miou", "move", *(f"to_{k}" for k in GROUP), "n", "gain", "low", "high"]
 STEPS += ["further_labels", "further_pretrain_images", "further_hours", "further_operations"]
@@ -75,24 +75,24 @@ STEPS += [f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")] + [
 
 
 def costs(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Cost beside benefit: mIoU against operations, seconds and labels, with the Pareto fronts of the means.
+    """Cost and benefit: mIoU against operations, seconds and labels, with the Pareto fronts of the means.
 
-    Seconds of different devices are never averaged or compared: a cell whose seeds ran on several has no seconds,
-    and front_seconds is a front for each device.
+    Seconds on different devices are never averaged or compared: a cell whose seeds ran on several devices has no
+    seconds, and front_seconds has a separate front for each device.
 
     Args:
         frame: what `tables.read_metrics` returns.
-        chain: for the name of each cell 'seconds' (s), 'operations' (FLOP) and 'device', summed over its own
-            chain: pre-training, intermediate task and fine-tuning.
+        chain: by cell name, 'seconds' (s), 'operations' (FLOP) and 'device', summed over the cell's own chain:
+            pre-training, intermediate task and fine-tuning.
 
     Returns:
-        A row per (pretrain_size, intermediate, finetune_size): n seeds; miou, the mean, and its sd (ddof=1);
-        seconds and operations, means; device; front, whether no cell has as much mIoU for fewer operations or
-        more for as many; front_seconds, the same for seconds; front_labels, the same for operations among cells
-        of equal labels; verdict, which says why there are no seconds.
+        One row per (pretrain_size, intermediate, finetune_size): n seeds; miou, the mean, and its sd (ddof=1);
+        mean seconds and operations; device; front, true if no cell has the same mIoU for fewer operations or a
+        higher one for as many; front_seconds, the same for seconds; front_labels, the same for operations among
+        cells with equal labels; verdict, which says why there are no seconds.
 
     Raises:
-        InputError: a cell that the chain lacks, or a cost that is none.
+        InputError: the chain lacks a cell, or a cost is not valid.
     """
     check_cells(frame)
     cells = frame.dropna(subset="miou")
@@ -133,7 +133,7 @@ def _chain_columns(names: pd.Series, chain: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _front(cost: pd.Series, benefit: pd.Series) -> np.ndarray:
-    """Which points no other one dominates; one without a cost is on no front."""
+    """Which points no other point dominates; a point without a cost is on no front."""
     c, b = cost.to_numpy(float), benefit.to_numpy(float)
     no_worse = (c[None] <= c[:, None]) & (b[None] >= b[:, None])
     better = (c[None] < c[:, None]) | (b[None] > b[:, None])
@@ -143,22 +143,22 @@ def _front(cost: pd.Series, benefit: pd.Series) -> np.ndarray:
 def next_step(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Where should the next hour, or the next 500 labels, go from each point of the front?
 
-    The moves from a point are to the next number of labels, to the next number of pre-training images, and, from
-    none, to each intermediate task; everything else stays. Gains are paired within seeds.
+    The moves from a point go to the next number of labels, to the next number of pre-training images and, if it has
+    no intermediate task, to each task; nothing else changes. Gains are paired within seeds.
 
     Args:
         frame: what `tables.read_metrics` returns.
         chain: as in `costs`.
 
     Returns:
-        A row for each move from a point of the Pareto front of mIoU against operations: the point and its
+        One row per move from a point of the Pareto front of mIoU against operations: the point and its
         miou; move; the point it leads to (to_ columns); n seeds; gain in mIoU with low and high, its 95 % t
-        interval (empty for one seed); further_labels, further_pretrain_images, further_hours (of one device,
-        else empty), further_operations (FLOP); gain_per_hour and gain_per_500_labels, each with _low and _high,
-        empty where nothing further is spent; words. Gains are fractions.
+        interval (empty for one seed); further_labels, further_pretrain_images, further_hours (empty unless
+        both ran on one device), further_operations (FLOP); gain_per_hour and gain_per_500_labels, each with _low
+        and _high, empty if nothing more is spent; words. Gains are fractions.
 
     Raises:
-        InputError: as `costs`.
+        InputError: as for `costs`.
     """
     table = costs(frame, chain)
     spent = table.set_index(GROUP)

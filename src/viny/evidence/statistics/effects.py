@@ -1,7 +1,8 @@
-"""Statistics of paired effects: what an intermediate task changes, how sure that is, and how much of it is image noise.
+"""Statistics of paired effects: what an intermediate task changes, how certain that is, and how much is image noise.
 
-All pairs of one pre-trained encoder, (pretrain_size, seed), share that encoder and the intermediate encoder
-made from it. They are a cluster, the unit of every resampling here. Metrics are fractions in every frame.
+All pairs from one pre-trained encoder, (pretrain_size, seed), share that encoder and the intermediate encoder
+trained from it. They form a cluster, the unit that is resampled for intervals and tests. Metrics are fractions in
+every frame.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from viny.evidence.tables import GROUP, KEYS, in_order, paired_differences
 from viny.runtime.errors import InputError
 
 LEVEL = 0.95  # of every interval
-ALPHA = 0.05  # what a p value has to reach
-LEAST_CLUSTERS = 3  # two give a bootstrap three different values, too few for an interval
-EXACT = 1 << 16  # sign flips up to which all are tried
-DRAWS = 20_000  # sign flips that are drawn beyond that
+ALPHA = 0.05  # a p value has to be this small
+LEAST_CLUSTERS = 3  # a bootstrap of two has only three distinct values, too few for an interval
+EXACT = 1 << 16  # up to this many sign flips, all are tried
+DRAWS = 20_000  # beyond that, this many are drawn
 SPREAD = ["n", "points", "mean", "sd", "se", "low", "high"]
 EFFECTS = [*GROUP, *SPREAD, "p_sign_flip", "p_least", "p_holm", "verdict"]
 OVERALL = ["intermediate", "over", "pretrain_size", "cells", "pairs", "clusters", "mean", "se", "low", "high"]
@@ -33,10 +34,10 @@ NOISE = ["difference", "se_images", "low_images", "high_images"]
 
 
 def describe(values: pd.Series) -> dict[str, float | int | str]:
-    """Mean, spread and t interval of one value a seed.
+    """Mean, spread and t interval of one value per seed.
 
     Args:
-        values: one number a seed, indexed by seed.
+        values: one number per seed, indexed by seed.
 
     Returns:
         n; points, every value as `seed:value`; mean; sd (ddof=1) and se = sd / sqrt(n) over seeds; low and
@@ -54,15 +55,15 @@ def sign_flip(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
     Args:
         values: [n], independent of each other; the statistic is their sum.
-        seed: of the flips drawn where there are more than `EXACT`.
+        seed: for the flips drawn when there are more than `EXACT`.
 
     Returns:
-        p, from all 2^n flips or from `DRAWS` of them with the +1 of Phipson and Smyth (2010); and the least p
-        that n values can give.
+        p, from all 2^n flips or from `DRAWS` of them with the +1 of Phipson and Smyth (2010); and the
+        smallest p that n values can give.
     """
     n = len(values)
     if n == 1:
-        return 1.0, 1.0  # both flips are as far from 0; scipy wants two values
+        return 1.0, 1.0  # both flips are equally far from 0; scipy wants two values
     exact = 2**n <= EXACT
     test = stats.permutation_test(
         (values,),
@@ -73,7 +74,7 @@ def sign_flip(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
         batch=1 << 14,
         rng=np.random.default_rng(seed),
     )
-    # Of the drawn, scipy doubles the smaller tail, so twice one count is the least there.
+    # For drawn flips scipy doubles the smaller tail, so the smallest p is twice one count.
     return float(test.pvalue), min(1.0, 2 / 2**n) if exact else 2 / (DRAWS + 1)
 
 
@@ -85,13 +86,13 @@ def effects(frame: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
         metric: the metric to compare.
 
     Returns:
-        A row per (pretrain_size, intermediate, finetune_size) with a pair: n pairs; points, every difference
+        One row per (pretrain_size, intermediate, finetune_size) with a pair: n pairs; points, every difference
         as `seed:value`; mean, sd (ddof=1), se; low and high of the 95 % t interval; p_sign_flip, exact;
-        p_least, the least p that n seeds can give; p_holm, Holm's (1979) correction over the rows of the
+        p_least, the smallest p that n seeds can give; p_holm, Holm's (1979) correction over the rows of the
         table; verdict in words. Differences are fractions, with the task minus without.
 
     Raises:
-        InputError: as `paired_differences`, or a metric that the frame does not have.
+        InputError: as for `paired_differences`, or the frame does not have the metric.
     """
     rows = []
     for key, cell in _pairs(frame, metric).groupby(GROUP):
@@ -111,7 +112,7 @@ def _pairs(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _verdict(row: dict[str, float], tests: int) -> str:
-    """What a row of `effects` shows; where p cannot reach `ALPHA`, that is what it says."""
+    """What a row of `effects` shows; if p cannot reach `ALPHA`, it says so."""
     points = [float(point.split(":")[1]) for point in row["points"].split()]
     n, signs = len(points), np.sign(points)
     if n == 1:
@@ -132,11 +133,11 @@ def _verdict(row: dict[str, float], tests: int) -> str:
 def overall(frame: pd.DataFrame, metric: str = "miou", resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """What an intermediate task changes on average over the grid's cells, with the encoder as the unit.
 
-    Every cell weighs the same, whatever its number of seeds. The interval is the rescaled bootstrap of Rao and
-    Wu (1988): encoders are drawn within their pre-train size, and deviations grow by sqrt(n / (n - 1)), which
-    undoes the bias of a variance from n of n. Its quantiles are stretched from the normal's to Student's
-    (Hesterberg 2015) with Satterthwaite's (1946) degrees of freedom, as a percentile interval of 3 encoders a
-    size is far too narrow. The test flips the sign of all differences of an encoder together.
+    Every cell has the same weight, whatever its number of seeds. The interval is the rescaled bootstrap of Rao and
+    Wu (1988): encoders are drawn within their pre-train size, and deviations are multiplied by sqrt(n / (n - 1)),
+    which undoes the bias of the variance when n of n are drawn. Its quantiles are stretched from the normal's to
+    Student's (Hesterberg 2015) with Satterthwaite's (1946) degrees of freedom, because a percentile interval from
+    3 encoders per size is far too narrow. The test flips the sign of all of an encoder's differences together.
 
     Args:
         frame: what `tables.read_metrics` returns.
@@ -145,13 +146,13 @@ def overall(frame: pd.DataFrame, metric: str = "miou", resamples: int = 10_000, 
         seed: of the resampling.
 
     Returns:
-        A row per (intermediate, pretrain_size), over 'one size', and one per intermediate over 'all sizes',
-        where pretrain_size is empty: cells; pairs; clusters, the number of encoders; mean; se, robust to
-        clusters; low and high of the 95 % interval; p_sign_flip; p_least; verdict, which says why where there
-        is no interval or no p below 0.05. Differences are fractions, with the task minus without.
+        One row per (intermediate, pretrain_size), over 'one size', and one per intermediate over 'all sizes',
+        where pretrain_size is empty: cells; pairs; clusters, the number of encoders; mean; se, cluster-robust;
+        low and high of the 95 % interval; p_sign_flip; p_least; verdict, which gives the reason if there is no
+        interval or p cannot be below 0.05. Differences are fractions, with the task minus without.
 
     Raises:
-        InputError: as `effects`.
+        InputError: as for `effects`.
     """
     rows = []
     for task, mine in _pairs(frame, metric).groupby("intermediate"):
@@ -164,11 +165,11 @@ def overall(frame: pd.DataFrame, metric: str = "miou", resamples: int = 10_000, 
 
 
 def _average(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, float | int | str]:
-    """The part of a row of `overall` that its pairs decide."""
+    """The part of a row of `overall` that comes from its pairs."""
     cells = pairs.groupby(["pretrain_size", "finetune_size"])["difference"]
     n = cells.transform("size")
     weight = 1 / (n * cells.ngroups)
-    # Inflated a cell at a time, as a cell with missing seeds has fewer degrees of freedom than its size.
+    # Inflated cell by cell: a cell with missing seeds has fewer degrees of freedom than its pre-train size.
     inflation = np.sqrt(n / (n - 1).where(n > 1))
     parts = pairs.assign(
         share=weight * pairs["difference"],
@@ -199,16 +200,16 @@ def _average(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, float 
 
 
 def counted(count: int, what: str) -> str:
-    """A number of things: 1 seed, 2 seeds."""
+    """A count with its noun: 1 seed, 2 seeds."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def cluster_interval(scores: list[np.ndarray], mean: float, resamples: int, seed: int) -> dict[str, float]:
-    """The interval of `overall`, from what each cluster adds to the mean's deviation.
+    """The interval of `overall`, from each cluster's contribution to the deviation of the mean.
 
     Args:
-        scores: an array [clusters] a stratum, 2 clusters or more, each of sum 0; with n clusters of equal weight w
-            they are w sqrt(n / (n - 1)) times the deviations from the stratum's mean.
+        scores: one array [clusters] per stratum, of 2 clusters or more, each with sum 0; with n clusters of equal
+            weight w they are w sqrt(n / (n - 1)) times the deviations from the stratum's mean.
         mean: the estimate.
         resamples: bootstrap samples.
         seed: of the resampling.
@@ -228,12 +229,12 @@ def cluster_interval(scores: list[np.ndarray], mean: float, resamples: int, seed
 
 
 def resample_counts(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of n units is drawn in samples of n with replacement; [resamples, n] of int."""
+    """How often each of n units is drawn in samples of n with replacement: int [resamples, n]."""
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
 def stretch(df: float) -> float:
-    """What takes a normal 95 % interval to Student's of df degrees of freedom (Hesterberg 2015)."""
+    """The factor from a normal 95 % interval to Student's with df degrees of freedom (Hesterberg 2015)."""
     return float(stats.t.ppf((1 + LEVEL) / 2, df) / stats.norm.ppf((1 + LEVEL) / 2))
 
 
@@ -241,17 +242,17 @@ def image_noise(pairs: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int =
     """How much an mIoU difference varies with the draw of test images: a paired bootstrap (Efron 1979).
 
     Args:
-        pairs: (with the task, without), confusion matrices [N, C, C] a model, true class first; both of the
-            same N images in the same order. All pairs of equal N are resampled alike.
+        pairs: (with the task, without), confusion matrices [N, C, C] of each model, true class first; both of the
+            same N images in the same order. All pairs with the same N get the same resamples.
         resamples: bootstrap samples.
         seed: of the resampling.
 
     Returns:
-        Two rows a pair: pair, its place in `pairs`; miou_is, 'dataset' or 'per_image' as in `metrics`;
+        Two rows per pair: pair, its place in `pairs`; miou_is, 'dataset' or 'per_image' as in `metrics`;
         difference; se_images; low_images and high_images, the 95 % percentile interval. All fractions.
 
     Raises:
-        InputError: the two of a pair differ in shape, or are no confusion matrices.
+        InputError: the two of a pair differ in shape, or are not confusion matrices.
     """
     drawn: dict[int, np.ndarray] = {}
     models: dict[int, dict[str, tuple[float, np.ndarray]]] = {}  # a model without a task is in several pairs
@@ -282,7 +283,7 @@ def image_noise(pairs: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int =
 
 
 def _resampled_miou(confusion: np.ndarray, counts: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
-    """Either mIoU of all images, and of each resample; counts is [resamples, N]."""
+    """Both kinds of mIoU, of all images and of each resample; counts is [resamples, N]."""
     n, classes, _ = confusion.shape
     totals = counts @ confusion.reshape(n, -1).astype(float)
     values = iou(np.concatenate([confusion.sum(0, keepdims=True), totals.reshape(-1, classes, classes)]))
@@ -295,7 +296,7 @@ def _resampled_miou(confusion: np.ndarray, counts: np.ndarray) -> dict[str, tupl
 def noise_of_images(
     metrics_dir: str | Path, frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0
 ) -> pd.DataFrame:
-    """`image_noise` of every pair of a study, for the mIoU that heads its tables.
+    """`image_noise` of every pair of a study, for the main mIoU of its tables.
 
     Args:
         metrics_dir: folder with the confusion matrices of each cell, <cell>.npz.
@@ -304,11 +305,11 @@ def noise_of_images(
         seed: of the resampling.
 
     Returns:
-        A row a pair: `KEYS`, miou_is, difference, se_images, low_images, high_images; fractions.
+        One row per pair: `KEYS`, miou_is, difference, se_images, low_images, high_images; fractions.
 
     Raises:
         InputError: a file is missing, damaged, or of other images than its partner, or does not give the
-            mIoU that the frame holds.
+            mIoU in the frame.
     """
     pairs = _pairs(frame, "miou")
     by_key = frame.set_index(KEYS)
@@ -327,8 +328,8 @@ def noise_of_images(
         partner, without, others = load((key[0], "none", *key[2:]))
         if not np.array_equal(indices, others):
             raise InputError(
-                f"{path}: is of other test images than {partner}; images can only be resampled in pairs "
-                "that share them: evaluate both cells on one split"
+                f"{path}: is of other test images than {partner}; a pair can only be resampled over the "
+                "same images: evaluate both cells on one split"
             )
         matrices.append((confusion, without))
     table = image_noise(matrices, resamples, seed)

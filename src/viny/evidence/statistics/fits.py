@@ -24,10 +24,10 @@ CURVE = ["asymptote", "scale", "rate"]  # parameters of a fit: e_inf, a, and b o
 FITS = ["intermediate", "pretrain_size", "model", "sizes", "n", "parameters"]
 FITS += [f"{name}{end}" for name in CURVE for end in ("", "_low", "_high")]
 FITS += ["rmse", "error_at_largest", "best", "verdict"]
-GRID = 121  # values of a fit's rate that are tried
-FINER = 21  # and between two of them
-WIDEST = 0.5  # of the range that an asymptote can lie in, which its interval may cover
-TINY = 1e-6  # a fraction that counts as its bound
+GRID = 121  # values of a fit's rate to try
+FINER = 21  # and then around the best of them
+WIDEST = 0.5  # of an asymptote's possible range: the most that its interval may cover
+TINY = 1e-6  # a value this close to its bound counts as on it
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Fit:
     """A form of error against labels n: asymptote + scale * shape(n, rate).
 
     Attributes:
-        shape: of n [S] and rate [..., 1].
-        asymptote: whether it has one, in [0, 1]; else that is 0. None for the log-linear form, where it is the
-            error at n = 1 and free.
-        bounds: of the rate, from the least and the largest n; None where there is no rate.
+        shape: function of n [S] and rate [..., 1].
+        asymptote: whether the form has one, in [0, 1]; if not, it is 0. None for the log-linear form, where it is
+            the error at n = 1 and unbounded.
+        bounds: of the rate, from the smallest and the largest n; None if there is no rate.
     """
 
     shape: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -51,20 +51,20 @@ class Fit:
 
     @property
     def places(self) -> dict[str, int]:
-        """Where the parameters of the table stand in what `solve` returns."""
+        """Positions of the table's parameters in what `solve` returns."""
         if self.asymptote is None:
             return {"scale": 0, "rate": 1}
         return {name: i for i, name in enumerate(CURVE) if self.asymptote or i}
 
     def solve(self, sizes: np.ndarray, errors: np.ndarray) -> np.ndarray:
-        """Least squares of many curves at once: for each rate of a grid, made finer twice, the rest is linear.
+        """Least squares for many curves at once: a grid of rates, refined twice; given a rate, the rest is linear.
 
         Args:
             sizes: [S].
             errors: [R, S].
 
         Returns:
-            [R, 3]: asymptote, scale, rate (NaN where the form has none).
+            [R, 3]: asymptote, scale, rate (NaN if the form has none).
         """
         if not self.bounds:
             base, scale, _ = self._linear(sizes, errors, np.zeros((1, 1)))
@@ -96,7 +96,7 @@ class Fit:
             centred = g - g_mean[..., None]
             scale = (y * centred).sum(-1) / (centred**2).sum(-1)
             base = y_mean - scale * g_mean
-            if self.asymptote:  # in [0, 1], and a scale of 0 or more: on an edge where the free one is outside
+            if self.asymptote:  # in [0, 1], with a scale of 0 or more: on an edge if the free one is outside
                 through_one = ((y - 1) * g).sum(-1) / (g**2).sum(-1)
                 scale = np.select([base < 0, base > 1], [through_zero, through_one], scale)
                 base = base.clip(0, 1)
@@ -105,13 +105,13 @@ class Fit:
         return base, scale, ((y - base[..., None] - scale[..., None] * g) ** 2).sum(-1)
 
     def polish(self, sizes: np.ndarray, errors: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """The fit of one curve: from the best point of the grid to the best one within the bounds."""
+        """The fit of one curve: moves from the best point of the grid to the best one within the bounds."""
         if not self.bounds:
             return start  # linear, so exact
         free = slice(0 if self.asymptote else 1, 3)
 
         def whole(p: np.ndarray) -> np.ndarray:
-            """Asymptote, scale, rate from what is free, where the rate is a logarithm."""
+            """Asymptote, scale, rate from the free parameters, whose rate is a logarithm."""
             return np.array([*([] if self.asymptote else [0.0]), *p[:-1], np.exp(p[-1])])
 
         log_low, log_high = np.log(self.bounds(sizes.min(), sizes.max()))
@@ -126,12 +126,12 @@ class Fit:
         return start if worse else whole(found.x)
 
     def predict(self, sizes: np.ndarray, fit: np.ndarray) -> np.ndarray:
-        """Error [S] at sizes [S], of a fit of `solve`."""
+        """Error [S] at sizes [S], by a fit from `solve`."""
         return fit[0] + fit[1] * self.shape(sizes, fit[2] if self.bounds else np.zeros(1))
 
 
 def _logarithm(n: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    return np.log(n) + 0 * rate  # of the shape that a rate would give
+    return np.log(n) + 0 * rate  # gives it the shape that a rate would
 
 
 def _power(n: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ def fits(frame: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataF
 
     Least squares on seed means of 'log-linear' a + b ln(n), 'power law' a n^-b, 'power law to an asymptote'
     e_inf + a n^-b (Hestness et al. 2017) and 'saturating' e_inf + a / (1 + n / k), with e_inf in [0, 1] and a, b,
-    k > 0. Each is judged by a fit without the largest size that predicts it.
+    k > 0. Each form is judged by how well a fit without the largest size predicts that size.
 
     Args:
         frame: what `tables.read_metrics` returns.
@@ -163,12 +163,12 @@ def fits(frame: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataF
         seed: of the resampling.
 
     Returns:
-        A row per (intermediate, pretrain_size, model): sizes; n, the least number of seeds at a size;
+        One row per (intermediate, pretrain_size, model): sizes; n, the smallest number of seeds at a size;
         parameters, their number; asymptote (e_inf), scale (a) and rate (b or k), each with _low and _high, the
-        95 % bootstrap interval, which takes 3 seeds; rmse of the fit; error_at_largest, predicted mIoU minus
-        the measured one at the largest size; best, whether that is the smallest in size of the identified
-        models of its curve; verdict, 'identified' or 'not identified' and why. What is not identified has no
-        parameters in the table. Errors are fractions.
+        95 % bootstrap interval, which needs 3 seeds; rmse of the fit; error_at_largest, predicted minus measured
+        mIoU at the largest size; best, whether its magnitude is the smallest among the curve's identified models;
+        verdict, 'identified' or 'not identified' and why. A model that is not identified has no parameters in the
+        table. Errors are fractions.
 
     Raises:
         InputError: a cell given more than once, or several studies.
@@ -187,7 +187,7 @@ def fits(frame: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> pd.DataF
 
 
 def _fit_curve(wide: pd.DataFrame, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """A row a model for one curve, mIoU [seeds, sizes]."""
+    """One row per model for one curve, mIoU [seeds, sizes]."""
     sizes, errors = wide.columns.to_numpy(float), 1 - wide.mean().to_numpy()
     n = int(wide.count().min())
     means, row_of_draw = resampled(wide, resamples, seed)
@@ -217,7 +217,7 @@ def _fit_curve(wide: pd.DataFrame, resamples: int, seed: int) -> list[dict[str, 
 
 
 def fitted_miou(row: Mapping[str, Any], labels: np.ndarray) -> np.ndarray:
-    """mIoU [S], a fraction, that an identified row of `fits` gives at numbers of labels [S]."""
+    """mIoU [S], a fraction, that an identified row of `fits` predicts at numbers of labels [S]."""
     model = MODELS[row["model"]]
     fit = np.zeros(3)
     for parameter, place in model.places.items():
@@ -239,7 +239,7 @@ def _unidentified(
     error: float,
     rivals: list[float],
 ) -> str:
-    """Why a fit's parameters mean nothing; empty where they do."""
+    """Why a fit's parameters are not identified; empty if they are."""
     if model.bounds:
         low, high = model.bounds(sizes.min(), sizes.max())
         if fit[1] <= TINY:

@@ -31,11 +31,11 @@ def marginal_gains(frame: pd.DataFrame) -> pd.DataFrame:
         frame: what `tables.read_metrics` returns.
 
     Returns:
-        A row for each pair of consecutive sizes of each curve. `along` is 'labels', where finetune_size is
+        One row per pair of consecutive sizes of each curve. `along` is 'labels', where finetune_size is
         empty, or 'pre-training images', where pretrain_size is empty; smaller and larger are the two sizes.
         per is 'doubling', where the difference is divided by log2(larger / smaller), or 'step', the plain
-        difference, from no pre-training to some. n seeds, points, mean, sd (ddof=1), se, low and high (95 %
-        t interval) are of the gain, a fraction; verdict in words.
+        difference from no pre-training to some. n seeds, points, mean, sd (ddof=1), se, low and high (95 %
+        t interval) describe the gain, a fraction; verdict in words.
 
     Raises:
         InputError: a cell given more than once, or several studies.
@@ -60,7 +60,7 @@ def marginal_gains(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sign(row: Mapping[str, Any]) -> str:
-    """What an interval says of a gain's sign."""
+    """What an interval says about a gain's sign."""
     if row["n"] == 0:
         return "no seed has both sizes"
     if row["n"] == 1:
@@ -73,9 +73,9 @@ def _sign(row: Mapping[str, Any]) -> str:
 def resampled(wide: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Seed means under a bootstrap over seeds: the distinct ones, and which of them each sample is.
 
-    As in `statistics.overall`: rescaled (Rao and Wu 1988) and stretched to Student's quantiles (Hesterberg
+    As in `effects.overall`: rescaled (Rao and Wu 1988) and stretched to Student's quantiles (Hesterberg
     2015), so that the percentiles of one mean are close to its t interval. Seeds are drawn for all cells
-    together: what the cells of a seed share stays shared.
+    together, so what the cells of a seed share stays shared.
 
     Args:
         wide: mIoU [seeds, cells], NaN where a seed was not run.
@@ -83,7 +83,7 @@ def resampled(wide: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray
         seed: of the resampling.
 
     Returns:
-        [D, cells], NaN for a cell of fewer than 3 seeds, and [resamples] of rows in it: few seeds give few.
+        [D, cells], NaN for a cell with fewer than 3 seeds, and [resamples], rows of it; few seeds give few rows.
     """
     values = wide.to_numpy()
     n = np.isfinite(values).sum(0)

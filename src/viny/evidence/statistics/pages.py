@@ -1,4 +1,4 @@
-"""The tables of effects, returns and costs as CSV and as pages to read."""
+"""The tables of effects, returns and costs, as CSV and as Markdown pages."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def write_statistics(
     """Write the tables of this module and of `statistics`.
 
     effects, effects_overall, fits and transfer as .csv and .md; image_noise, marginal_gains and costs as .csv;
-    next_steps.md. Every file says the study, its protocol and its note, the CSVs in columns of their own.
+    next_steps.md. Every file names the study, its protocol and its note, the CSVs in columns of their own.
 
     Args:
-        metric_paths: JSON files of one study, one a cell.
+        metric_paths: JSON files of one study, one per cell.
         confusion_dir: folder with the confusion matrices of each cell, <cell>.npz.
-        chain: as in `costs`; None where no costs are known, which the files say.
-        out_dir: folder for the tables; made where it is not there.
+        chain: as in `costs`; None if no costs are known, which the files then say.
+        out_dir: folder for the tables; made if missing.
 
     Raises:
-        InputError: as `read_metrics`, `noise_of_images` and `costs`, or cells of several studies.
+        InputError: as for `read_metrics`, `noise_of_images` and `costs`, or cells of several studies.
     """
     frame = read_metrics(metric_paths)
     tables = {

@@ -1,4 +1,4 @@
-"""Geometry of all encoders of a study: tables, version 2's Table 2, and which geometry goes with a task's harm."""
+"""Geometry of all of a study's encoders: tables, version 2's Table 2, and which geometry goes with a task's harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
 from viny.study.grid import KINDS
 
-# Metrics of a layer, each with what it is called and in which unit; shares are percent for readers.
+# Metrics of a layer, each with its heading and unit; readers see shares in percent.
 METRICS = {
     "within_image_variance": "Within-image variance",
     "across_image_variance": "Across-image variance",
@@ -43,28 +43,28 @@ RUN = ["device", "precision", "threads", "seconds", "code"]
 
 PAPER = {regime: task for task, regime in REGIMES.items()}  # of Table 2 of the paper's version 2
 RESAMPLES = 2000  # of the bootstrap over encoders
-PERMUTATIONS = 10_000  # up to which all are tried; beyond, as many are drawn
-LEAST_CELLS = 5  # below, a rank correlation says nothing
-LEAST_ENCODERS = 3  # of a pre-train size, below which resampling them says nothing
+PERMUTATIONS = 10_000  # up to this many, all are tried; beyond, this many are drawn
+LEAST_CELLS = 5  # with fewer, a rank correlation says nothing
+LEAST_ENCODERS = 3  # of a pre-train size; with fewer, resampling them says nothing
 
 
 # Tables over encoders
 
 
 def read_geometry(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Collect what `geometry.measure` wrote of several encoders.
+    """Collect what `geometry.measure` wrote for several encoders.
 
     Args:
-        paths: its JSON files, in any order; what an encoder is called comes from inside.
+        paths: its JSON files, in any order; an encoder's name is read from its file.
 
     Returns:
-        A row per (encoder, layer): study, protocol, note, name, `KEYS`, layer, layer_name, `METRICS`, those of
+        One row per (encoder, layer): study, protocol, note, name, `KEYS`, layer, layer_name, `METRICS`, those of
         `AT_OUTPUT` (NaN before the output), layer_note, images, probe_images, weights, reference_weights ('random' for
         a random start), device, precision, threads, seconds, code. Shares are fractions; NaN where undefined, and
         layer_note says why. Sorted by kind in the order of `KINDS`, sizes, task, seed, layer.
 
     Raises:
-        InputError: no files, a file that holds something else, or an encoder that two files hold.
+        InputError: no files, a file with something else in it, or an encoder that is in two files.
     """
     rows: list[dict[str, Any]] = []
     seen: dict[tuple[Any, ...], str | Path] = {}
@@ -88,7 +88,7 @@ def read_geometry(paths: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def _read_encoder(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What describes an encoder, and its layers."""
+    """An encoder's description and its layers."""
     try:
         value = read_json(path, "the geometry of an encoder")
     except OSError as error:
@@ -122,14 +122,14 @@ def _read_encoder(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
     for layer in [*every[:-1], output]:
         row = {"layer": need(layer, "layer", int), "layer_name": need(layer, "name", str)}
         for name in METRICS:
-            if not isinstance(layer, dict) or layer.get(name, "") is not None:  # null is for the undefined
+            if not isinstance(layer, dict) or layer.get(name, "") is not None:  # null means undefined
                 need(layer, name, (int, float))
         layers.append({**row, **{m: layer.get(m) for m in ALL_METRICS}, "layer_note": layer.get("note", "")})
     return about, layers
 
 
 def at_output(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `read_geometry` that tell of the output, one an encoder.
+    """The rows of `read_geometry` for the output, one per encoder.
 
     Raises:
         InputError: encoders of several studies or protocols, or one given twice.
@@ -147,7 +147,7 @@ def at_output(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def regimes(frame: pd.DataFrame) -> pd.Series:
-    """What a reader calls the regime of each row, all but its seed."""
+    """A readable name for the regime of each row: all but its seed."""
 
     def name(row: Any) -> str:
         start = f"pre-trained {row.pretrain_size}" if row.pretrain_size else "random start"
@@ -164,7 +164,7 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
         frame: what `read_geometry` returns.
 
     Returns:
-        A row per (kind, pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each metric
+        One row per (kind, pretrain_size, intermediate, finetune_size) with n, the number of seeds, and for each metric
         <metric>_mean and <metric>_sd (standard deviation, ddof = 1; NaN for one seed).
     """
     groups = at_output(frame).groupby(GROUP, sort=False)
@@ -175,7 +175,7 @@ def geometry_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_table2(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 of the paper's version 2: its four regimes in its own definitions, and the sound ones beside them.
+    """Table 2 of the paper's version 2: its four regimes by its own definitions, with the sound ones alongside.
 
     The encoders are those of the study's largest pre-train size; the paper's is 200,000.
 
@@ -183,10 +183,10 @@ def paper_table2(frame: pd.DataFrame) -> pd.DataFrame:
         frame: what `read_geometry` returns.
 
     Returns:
-        A row per regime, and one of the random start as a control. Regime, # Pre-train, Runs; each of the paper's three
-        columns, ours as mean ± standard deviation over seeds (ddof = 1), the mean alone for one seed, and the paper's
-        value; the held-out probe, its majority baseline and the within share. Probes and shares are percent. 'not
-        run' where the study has no such encoder; empty where the paper gives no value.
+        One row per regime, and one for the random start as a control. Regime, # Pre-train, Runs; for each of the
+        paper's three columns, ours as mean ± standard deviation over seeds (ddof = 1), the mean alone for one seed, and
+        the paper's value; the held-out probe, its majority baseline and the within share. Probes and shares are in
+        percent. 'not run' if the study has no such encoder; empty if the paper gives no value.
     """
     table = geometry_table(frame)
     sizes = table.loc[(table["kind"] == "pretrained"), "pretrain_size"]
@@ -243,18 +243,18 @@ def _plus_minus(metric: str, mean: float, sd: float) -> str:
 
 
 def harm(frame: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
-    """What a task changes in an encoder's output geometry, beside what it changes in mIoU after fine-tuning.
+    """What a task changes in an encoder's output geometry, and what it changes in mIoU after fine-tuning.
 
     Args:
         frame: what `read_geometry` returns.
         effects: what `tables.paired_differences` returns for mIoU.
 
     Returns:
-        A row per (pretrain_size, intermediate, finetune_size, seed) for which both are there: these keys, difference
-        (mIoU with the task minus without, a fraction) and each of `METRICS`: its value after the task minus that of
-        the encoder that the task started from, the pre-trained one or the random start of the same seed. An encoder
-        agrees with itself in full, so the change of linear_cka is that to the start minus 1; it is NaN where CKA was
-        not taken to the start.
+        One row per (pretrain_size, intermediate, finetune_size, seed) for which both exist: these keys, difference
+        (mIoU with the task minus without, a fraction) and, for each of `METRICS`, its value after the task minus that
+        of the encoder that the task started from: the pre-trained one, or the random start of the same seed. CKA of an
+        encoder with itself is 1, so the change of linear_cka is the CKA to the start minus 1; it is NaN if CKA was not
+        computed against the start.
     """
     last = at_output(frame)
     after = last[last["kind"] == "intermediate"]
@@ -271,25 +271,25 @@ def harm(frame: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
 def harm_correlation(pairs: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
     """Spearman's rank correlation of each metric's change with the mIoU difference, over cell means.
 
-    A cell is a (task, pre-train size, label size), its values are means over seeds. Cells are not independent: those of
-    one task and pre-train size share the change, and those of one pre-trained encoder share where they started.
-    So the standard error comes from a bootstrap over pre-trained encoders within each pre-train size, in the form of
-    Rao and Wu (1988): one encoder fewer is drawn than there are, which gives means the variance that few clusters would
-    else lack. The interval is rho plus and minus that times the quantile of Student's t with (encoders - sizes) degrees
-    of freedom, cut at -1 and 1. It tells of other seeds, for the tasks and sizes at hand, and is approximate: noise of
-    few seeds draws a rank correlation towards 0. The permutation test shuffles whole tasks and whole pre-train sizes
-    among each other, all cells of one together, in every way that maps the study's grid onto itself (after Mantel 1967,
-    with tasks and sizes in the place of rows and columns); it is two-sided.
+    A cell is a (task, pre-train size, label size); its values are means over seeds. Cells are not independent: those of
+    one task and pre-train size share the change, and those of one pre-trained encoder share their start. So the
+    standard error comes from a bootstrap over pre-trained encoders within each pre-train size, in the form of Rao and
+    Wu (1988): it draws one encoder fewer than there are, so that means do not vary too little when clusters are few.
+    The interval is rho plus and minus that error times the quantile of Student's t with (encoders - sizes) degrees of
+    freedom, cut at -1 and 1. It is about other seeds, for these tasks and sizes, and is approximate: with few seeds,
+    noise draws a rank correlation towards 0. The permutation test shuffles whole tasks and whole pre-train sizes,
+    keeping all cells of one together, in every way that maps the study's grid onto itself (after Mantel 1967, with
+    tasks and sizes in place of rows and columns); it is two-sided.
 
     Args:
         pairs: what `harm` returns.
         resamples: of the bootstrap.
-        seed: of its draws, and of the permutations where there are more than `PERMUTATIONS`.
+        seed: for its draws, and for the permutations if there are more than `PERMUTATIONS`.
 
     Returns:
-        A row per metric: metric, n (cells), encoders (pre-trained, with a pair), rho, se (standard error), low and high
-        (95 %), p, p_least (the smallest that the grid's permutations allow), p_holm (Holm over the metrics), verdict in
-        words. Empty where the study cannot say; verdict says why.
+        One row per metric: metric, n (cells), encoders (pre-trained, with a pair), rho, se (standard error), low and
+        high (95 %), p, p_least (the smallest that the grid's permutations allow), p_holm (Holm over the metrics),
+        verdict in words. Empty where the study cannot say; verdict says why.
     """
     rows = [_correlation(pairs.dropna(subset=[name]), name, resamples, seed) for name in METRICS]
     table = pd.DataFrame(rows)
@@ -303,7 +303,7 @@ def harm_correlation(pairs: pd.DataFrame, resamples: int = RESAMPLES, seed: int 
 
 
 def _correlation(pairs: pd.DataFrame, metric: str, resamples: int, seed: int) -> dict[str, Any]:
-    """One row of `harm_correlation`, without Holm's correction; `problem` says what cannot be told."""
+    """One row of `harm_correlation`, without Holm's correction; `problem` says what could not be computed, and why."""
     cells = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).size().index
     encoders = pairs[["pretrain_size", "seed"]].drop_duplicates().sort_values(["pretrain_size", "seed"])
     pairs = pairs.assign(encoder=pairs.groupby(["pretrain_size", "seed"]).ngroup())  # in the same order
@@ -334,12 +334,12 @@ def _correlation(pairs: pd.DataFrame, metric: str, resamples: int, seed: int) ->
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rank correlation of each row of [B, n]; pairs with a NaN are left out, NaN where one side is constant.
+    """Rank correlation of each pair of rows of [B, n]; pairs with a NaN are left out, NaN if one side is constant.
 
     `scipy.stats.spearmanr` takes one pair of rows at a time.
     """
     either = np.isnan(x) | np.isnan(y)
-    policy = "omit" if either.any() else "propagate"  # which is slow, and fast
+    policy = "omit" if either.any() else "propagate"  # 'omit' is slow, 'propagate' fast
     ranks = [rankdata(np.where(either, np.nan, v), axis=1, nan_policy=policy) for v in (x, y)]
     a, b = (r - np.nanmean(r, axis=1, keepdims=True) for r in ranks)
     scale = np.sqrt(np.nansum(a**2, axis=1) * np.nansum(b**2, axis=1))
@@ -347,7 +347,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _rescaled(strata: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each unit is drawn: [resamples, units], from each stratum of n units n - 1 with replacement."""
+    """How often each unit is drawn, [resamples, units]: n - 1 with replacement from each stratum of n units."""
     weights = np.zeros((resamples, len(strata)))
     for stratum in np.unique(strata):
         mine = np.flatnonzero(strata == stratum)
@@ -364,9 +364,9 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _permutation_p(
     x: np.ndarray, y: np.ndarray, unit_of: np.ndarray, units: pd.MultiIndex, seed: int
 ) -> tuple[float, float]:
-    """Two-sided p of the rank correlation, and the smallest that there can be.
+    """Two-sided p of the rank correlation, and the smallest possible p.
 
-    `x` [units] is permuted by tasks and by pre-train sizes, `y` [cells] stays; `unit_of` [cells] joins them.
+    `x` [units] is permuted by tasks and by pre-train sizes, `y` [cells] stays as it is; `unit_of` [cells] links them.
     """
     tasks, sizes = (sorted(set(units.get_level_values(k))) for k in range(2))
     place = np.full((len(tasks), len(sizes)), -1)
@@ -378,10 +378,10 @@ def _permutation_p(
     else:
         rng = np.random.default_rng(seed)
         orders = ((rng.permutation(place.shape[0]), rng.permutation(place.shape[1])) for _ in range(PERMUTATIONS))
-    permuted = [] if exact else [x[unit_of]]  # of drawn permutations the identity is one more
+    permuted = [] if exact else [x[unit_of]]  # the identity is added to drawn permutations
     for by_task, by_size in orders:
         moved = place[np.ix_(by_task, by_size)]
-        if ((moved < 0) == (place < 0)).all():  # a task that was not run at a size has nothing to give to it
+        if ((moved < 0) == (place < 0)).all():  # a task not run at a size has no value to move
             there = place >= 0
             order = np.empty(len(units), int)
             order[place[there]] = moved[there]
@@ -412,15 +412,15 @@ def write_geometry(
 ) -> None:
     """Write geometry.csv and .md, table2.csv and .md, harm.csv, harm_correlation.csv and .md.
 
-    Every file says the study, its protocol and its note, the CSVs in columns of their own.
+    Every file names the study, its protocol and its note, the CSVs in columns of their own.
 
     Args:
-        geometry_paths: JSON files of one study, one an encoder.
-        metric_paths: JSON files of the same study, one a cell.
-        out_dir: folder for the tables; made where it is not there.
+        geometry_paths: JSON files of one study, one per encoder.
+        metric_paths: JSON files of the same study, one per cell.
+        out_dir: folder for the tables; made if missing.
 
     Raises:
-        InputError: as `read_geometry` and `tables.read_metrics`, or of several studies.
+        InputError: as for `read_geometry` and `tables.read_metrics`, or files of several studies.
     """
     frame, cells = read_geometry(geometry_paths), read_metrics(metric_paths)
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
@@ -474,7 +474,7 @@ _HARM = (
 
 
 def _readable(summary: pd.DataFrame) -> pd.DataFrame:
-    """`geometry_table` for readers: a regime a row, a metric a column."""
+    """`geometry_table` for readers: a row per regime, a column per metric."""
     columns = {"Regime": regimes(summary), "Runs": summary["n"]}
     for metric, heading in ALL_METRICS.items():
         both = zip(summary[f"{metric}_mean"], summary[f"{metric}_sd"], strict=True)

@@ -29,8 +29,8 @@ NOT_TOLD = "what that is in labels cannot be told"
 def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Effective data transferred (Hernandez et al. 2021): how many labels is pre-training worth?
 
-    The labels that a random start (no pre-training, no intermediate task) needs for the same mIoU, from the curve
-    of its seed means, made monotone (isotonic regression) and piecewise linear in log(labels).
+    It is worth the labels that a random start (no pre-training, no intermediate task) needs for the same mIoU. They
+    come from the curve of its seed means, made monotone (isotonic regression) and piecewise linear in log(labels).
 
     Args:
         frame: what `tables.read_metrics` returns.
@@ -38,12 +38,12 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
         seed: of the resampling.
 
     Returns:
-        A row per cell that is no random start: miou, its mean; n seeds; labels_worth, the labels of a random
+        One row per cell that is not a random start: miou, its mean; n seeds; labels_worth, the labels of a random
         start with that mIoU; ratio, labels_worth / finetune_size, below 1 where pre-training hurts; low and high,
-        its 95 % bootstrap interval over 3 or more seeds, an end that lies outside of the curve empty; censored,
-        'beyond' where mIoU exceeds the whole curve, so that labels_worth and ratio are lower bounds, 'below'
-        where it is less, so that they are upper bounds, else empty; verdict in words. Empty without a random
-        start.
+        its 95 % bootstrap interval over 3 or more seeds, with an end outside the curve left empty; censored,
+        'beyond' if mIoU is above the whole curve, so that labels_worth and ratio are lower bounds, 'below' if it
+        is below the whole curve, so that they are upper bounds, otherwise empty; verdict in words. Empty without
+        a random start.
 
     Raises:
         InputError: a cell given more than once, or several studies.
@@ -74,10 +74,10 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
         low = high = np.nan
         if supported:
             low, high = np.quantile(worths[:, i], [tail, 1 - tail]) / key[2]
-            # An end that the curve's own end holds back is no end, unless it is the near one.
+            # A quantile cut off at the far end of the curve is not a bound; one at the near end is.
             low, high = np.nan if under[i] > tail else low, np.nan if over[i] > tail else high
         row |= {"low": low, "high": high}
-        # The paired difference is what the cell's own interval is of; at a censored end the ratio says less.
+        # The paired difference has an interval of its own; if the cell is censored, the ratio says less.
         same = (0, "none", key[2])
         gain = describe((others[key] - wide[same]).dropna()) if same in wide else {"low": np.nan, "high": np.nan}
         undecided = not (gain["low"] > 0 or gain["high"] < 0)
@@ -88,7 +88,7 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
 def _labels_worth(
     sizes: np.ndarray, curve: np.ndarray, mious: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels at which a curve [S] reaches mIoUs [M], held within its sizes; and which lie beyond or below it."""
+    """Labels at which a curve [S] reaches mIoUs [M], clipped to its sizes; and which lie beyond or below it."""
     if not np.isfinite(curve).all():
         return (np.full(len(mious), np.nan), *np.zeros((2, len(mious)), bool))
     fitted = optimize.isotonic_regression(curve, weights=weights).x
@@ -100,7 +100,7 @@ def _labels_worth(
 
 
 def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool) -> str:
-    """A row of `transfer` in words; undecided where its paired difference from a random start may be zero."""
+    """A row of `transfer` in words; undecided if its paired difference from a random start may be zero."""
     ratio = f"{row['ratio']:.2g}"
     if sizes < 2:
         return "the random start was run at one size, so there is no curve to compare with"
@@ -115,7 +115,7 @@ def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool)
     low, high = row["low"], row["high"]
     if (np.isnan(low) and np.isnan(high)) or (undecided and row["censored"]):
         return NOT_TOLD
-    # At an end of the curve the held-back interval touches 1, and all of it is on that side.
+    # At an end of the curve the clipped interval touches 1 and lies wholly on that side.
     if high < 1 or (high < 1 + TINY and row["censored"] == "below"):
         return f"hurts, {words}"
     if low > 1 or (low > 1 - TINY and row["censored"] == "beyond"):

@@ -23,9 +23,9 @@ class Best:
 
     Attributes:
         pretrain_size, intermediate, finetune_size: which cell it is.
-        level: its mIoU over seeds, see `statistics.describe`.
+        level: its mIoU over seeds, see `effects.describe`.
         rows: its rows of `Facts.frame`, one for each seed.
-        leads: its lead over each other cell, paired within seeds, see `statistics.describe`; by what tells cells
+        leads: its lead over each other cell, paired within seeds, see `effects.describe`; by what tells cells
             apart, the highest mean first.
     """
 

@@ -17,15 +17,15 @@ from viny.study.specs import on_segmentation_data
 from viny.study.workload import UNKNOWN, pack_bytes, parameters
 from viny.tools.forecast.rates import START, Rates, kind
 
-AROUND = 0.8  # of a job that has these, before and after: shell, command line, the process's end
-SET_UP = 1.3  # of a training beside both: pack, model, optimiser, first step, weights
+AROUND = 0.8  # before and after such a job: shell, command line, the end of the process
+SET_UP = 1.3  # of a training, on top of both: pack, model, optimiser, first step, weights
 ALONE = {
     **{"pack": 0.8, "split": 0.3, "duplicates": 0.4, "tables": 0.4, "figures": 4.5},
     **{"statistics": 5.5, "representations": 6.5, "scorecard": 3.4, "report": 2.7},
 }
-PROBES = 2.1e-7  # for each number in the tokens of all layers, of the geometry
-PACKING = 220.0  # images a second and thread, photographs; only where no file is there to try
-# Bytes of a job's results beside weights: records, curve, confusion matrices, arrays, tables, figures.
+PROBES = 2.1e-7  # of the geometry, for each number in the tokens of all layers
+PACKING = 220.0  # photographs per second and thread; only if there is no file to try
+# Bytes of a job's results besides weights: records, curve, confusion matrices, arrays, tables, figures.
 RESULTS = {"split": 13e3, **dict.fromkeys(TRAININGS, 5e3), "evaluate": 20e3, "geometry": 60e3}
 RESULTS |= {"figures": 2e6, "statistics": 1e6, "representations": 1e6, "report": 2e6}
 
@@ -40,8 +40,8 @@ class Forecast:
 
     Args:
         config: resolved settings.
-        images: of `viny.study.inventory.count_images`.
-        rates: how fast jobs go.
+        images: from `viny.study.inventory.count_images`.
+        rates: how fast jobs run.
         store: folder of packs.
     """
 
@@ -87,14 +87,14 @@ class Forecast:
         return (section["images"] + section["probe_images"]) * (model.depth + 2) * model.patches * model.dim
 
     def _rate(self, job: Job) -> float:
-        """Images a second; from the others' operations where its own kind has none."""
+        """Images per second; from the other trainings' rates if its own kind has none."""
         found = self.rates.images.get("evaluate" if job.stage == "geometry" else kind(job))
         if found:
             return found
         trained = [rate for name, rate in self.rates.images.items() if name.startswith("{")]
         if trained:
             return statistics.median(trained) * (1 if job.stage in TRAININGS else TRAINING)
-        raise InputError(f"no rate is known for {job.label}; say one by --rate")
+        raise InputError(f"no rate is known for {job.label}; give one with --rate")
 
     def bytes(self, job: Job) -> float:
         """Bytes that a job leaves on the disk."""

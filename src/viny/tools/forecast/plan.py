@@ -22,9 +22,9 @@ from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_s
 from viny.tools.forecast.schedule import Resources, most_beside
 from viny.tools.terminal import console, duration, short, table
 
-SNAKEMAKE_JOB = 0.03  # of a job: to choose and to start it
-QUIET = 0.9  # of the cores: with less, other work is worth a note
-CHECKPOINTS = 3 * 3  # times the weights: two that are kept and one that is written, each with Adam's two moments
+SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
+QUIET = 0.9  # of the cores; below this, other work is worth a note
+CHECKPOINTS = 3 * 3  # times the weights: two kept and one being written, each with Adam's two moments
 
 
 def plan(
@@ -43,18 +43,18 @@ def plan(
         config: resolved settings.
         results: folder of all studies' results.
         store: folder of packs.
-        cores: that jobs share; None for all of this machine.
-        gpus: that jobs share, one each or a share of one; None for those of this machine.
-        rate: training images of ViNy (128 px) a second of one job; None to measure.
-        seconds: that the measurement may take, beside the start of its processes.
-        use_seen: whether rates of finished jobs go before measured ones.
+        cores: that jobs share; None for all of this machine's.
+        gpus: that jobs share, each taking one or a share of one; None for this machine's.
+        rate: training images of ViNy (128 px) per second in one job; None to measure.
+        seconds: that the measurement may take, besides starting its processes.
+        use_seen: whether rates of finished jobs take precedence over measured ones.
 
     Returns:
-        Stages, totals, wall-clock hours, rates, what more would cost, and notes, as JSON takes them. Hours are
-        forecasts, but `took_hours`, which is of the finished jobs that Snakemake measured.
+        Stages, totals, wall-clock hours, rates, what more would cost, and notes, ready for JSON. Hours are forecasts,
+        except `took_hours`, which is of the finished jobs that Snakemake measured.
 
     Raises:
-        InputError: the study asks for more images than there are, or GPUs that are not here have no stated rate.
+        InputError: the study asks for more images than there are, or for GPUs that are not here without a stated rate.
     """
     root = results / config["study"]
     config = with_listings(dict(config), root)
@@ -64,7 +64,7 @@ def plan(
     stale = out_of_date(all_jobs, root)
     place = Resources.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
-        raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say by --rate how fast one is")
+        raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say with --rate how fast one is")
     device = "cuda" if place.gpus else config["compute"]["device"]
     if rate is not None:
         rates = rates_stated(all_jobs, rate)
@@ -170,7 +170,7 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
     notes = []
     if stale:
         notes.append(
-            f"out of date: {stale} of the jobs to do, whose files are there but made from other images or weights than "
+            f"out of date: {stale} of the jobs to do, whose files exist but are from other images or weights than "
             "those there now"
         )
     for name in lacking:
@@ -183,12 +183,12 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
         notes.append(f"{name}: no data set at {spec['path']}; {how}")
     if rates.share < QUIET:
         notes.append(
-            f"other work had {100 * (1 - rates.share):.0f} % of the cores while this was measured, which is taken off; "
-            f"if it stays, what was measured takes {1 / rates.share:.1f} times as long"
+            f"other work had {100 * (1 - rates.share):.0f} % of the cores during the measurement, which is allowed "
+            f"for; if it goes on, what was measured takes {1 / rates.share:.1f} times as long"
         )
     notes.append(
-        "done: the files are there, made from the images and weights that are; after changed settings or code "
-        "Snakemake may do more: `snakemake -n` decides"
+        "done: the files exist and were made from the images and weights there now; after changes to settings or "
+        "code Snakemake may do more: `snakemake -n` decides"
     )
     return notes
 
@@ -222,7 +222,7 @@ def show(planned: Mapping[str, Any]) -> None:
     rows = [
         (one["what"], *(f"{one[key]:,.0f}" for key in ("cells", "jobs")), *_amounts(one)) for one in planned["further"]
     ]
-    out.print("\nWhat more adds, beside packs:")
+    out.print("\nWhat more would add, besides packs:")
     out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
     out.print("\n" + "\n".join(f"- {note}" for note in planned["notes"]))
 

@@ -1,4 +1,4 @@
-"""How fast the jobs of a study go, and how that is known."""
+"""How fast the jobs of a study run, and how that is known."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from viny.runtime.gpus import job_environment, visible_gpus
 from viny.study.graph import TRAININGS, Job, Key
 from viny.study.specs import mask_class_count
 
-# Seconds, measured where docs/speed.md was, two jobs side by side; where START was measured, the others go with it.
-START = 1.2  # of Python with PyTorch and the stages
+# Seconds, measured where docs/speed.md was, two jobs side by side; if START is measured, the others scale with it.
+START = 1.2  # to start Python with PyTorch and the stages
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast jobs go, and how that is known.
+    """How fast jobs run, and how that is known.
 
     Attributes:
-        images: images a second of one job, by kind (see `kind`); training passes, but forward passes of 'evaluate'.
-        start: seconds until PyTorch is there.
-        beside: seconds of a training beside its steps that finished jobs tell; None where they do not.
-        whole: seconds of a job of a stage that finished jobs tell; such a stage needs no rate.
-        known: for each kind its name for people, its rate, and where that is from.
-        share: of the cores that a measurement got beside other work; the rates are those of a quiet machine.
+        images: images per second of one job, by kind (see `kind`): training passes, or forward passes of 'evaluate'.
+        start: seconds until PyTorch is loaded.
+        beside: seconds of a training besides its steps, from finished jobs; None if they do not tell.
+        whole: seconds of a job of a stage, from finished jobs; such a stage needs no rate.
+        known: for each kind, its name for people, its rate, and where that comes from.
+        share: of the cores that a measurement got alongside other work; the rates are those of a quiet machine.
     """
 
     images: dict[str, float] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Rates:
 
 
 def kind(job: Job) -> str:
-    """What jobs have in common that go equally fast, as text."""
+    """What jobs that run equally fast have in common, as text."""
     if job.stage == "pack":
         return f"pack {digest(dict(job.spec))[:12]}"
     return _kind_of_training(job.spec) if job.stage in TRAININGS else job.stage
@@ -56,13 +56,13 @@ def _kind_of_training(spec: Mapping[str, Any]) -> str:
 
 
 def _title(job: Job) -> str:
-    """A kind's name for people, after the first job of it."""
+    """A kind's name for people, from its first job."""
     name = job.name.split("/")[0] if job.stage in ("intermediate", "pack") else ""
     return f"{job.stage} {name}".strip()
 
 
 def seconds_of(job: Job, root: Path) -> float | None:
-    """What a finished job took, as Snakemake measured it; None where it did not."""
+    """What a finished job took, as Snakemake measured it; None if it did not."""
     try:
         return float(json.loads(job.benchmark(root).read_text().splitlines()[-1])["s"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -70,10 +70,10 @@ def seconds_of(job: Job, root: Path) -> float | None:
 
 
 def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -> Rates:
-    """What a study's finished jobs tell of its speed: medians over the jobs of a kind.
+    """What a study's finished jobs tell about its speed: medians over the jobs of a kind.
 
     Args:
-        all_jobs: of `viny.study.graph.jobs`; a training counts if it had the same model, batch, precision and threads.
+        all_jobs: see `viny.study.graph.jobs`; a training counts if it had the same model, batch, precision and threads.
         root: the study's folder.
         threads: of a job.
         device: 'cpu' or 'cuda' to leave out what ran elsewhere; 'auto' takes all.
@@ -113,11 +113,11 @@ def _known(title: str, found: list[tuple[float, str]]) -> dict[str, Any]:
 
 
 def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
-    """Rates from that of ViNy's training, by operations.
+    """Rates from that of ViNy's training, in proportion to operations.
 
     Args:
-        all_jobs: of `viny.study.graph.jobs`.
-        rate: images of 128 px a second that a training job of ViNy does.
+        all_jobs: see `viny.study.graph.jobs`.
+        rate: images of 128 px per second in one training job of ViNy.
     """
     operations = rate * TRAINING * forward_operations(ModelSettings())
     found, known = {}, []
@@ -131,15 +131,15 @@ def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
 def rates_measured(
     config: Mapping[str, Any], all_jobs: list[Job], beside: int, seconds: float, unpacked: set[Key], seen: Rates
 ) -> Rates:
-    """Measure what finished jobs do not tell, as many jobs beside each other as will run.
+    """Measure what finished jobs do not tell, with as many jobs side by side as will run.
 
     Args:
         config: resolved settings.
         all_jobs: those that the rates are for.
-        beside: processes.
+        beside: processes side by side.
         seconds: for all measurements together.
-        unpacked: keys of the packs that are still to be made; some of their images are packed for a trial.
-        seen: of `rates_seen`, which goes first.
+        unpacked: keys of the packs that are still to be made; some of their images are packed as a trial.
+        seen: from `rates_seen`, which takes precedence.
     """
     from viny.tools.forecast.throughput import Step, measure
 

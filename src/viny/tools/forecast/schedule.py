@@ -11,7 +11,7 @@ from typing import Any
 from viny.runtime.gpus import visible_gpus
 from viny.study.graph import PRIORITIES, TRAININGS, Job, Key
 
-SNAKEMAKE = 5.0  # of a run: from the command to the first job, and after the last
+SNAKEMAKE = 5.0  # seconds per run: from the command to the first job, and after the last
 
 
 def makespan(
@@ -19,15 +19,15 @@ def makespan(
 ) -> float:
     """Seconds from the first job's start to the last one's end, as a greedy scheduler runs them.
 
-    Whenever a job ends, those whose inputs are there start in the order of their priority while cores are free
+    Whenever a job ends, those whose inputs exist start in order of priority while cores are free
     (list scheduling, Graham 1969, doi 10.1137/0117039).
 
     Args:
-        some: in an order in which they could run; what they need beside each other is there.
+        some: in an order in which they could run; whatever else they need exists.
         seconds: of each.
         cores: to share out.
-        threads: cores that a job takes; no more than there are.
-        places: on GPUs, one for each job that computes on one; None where there are none.
+        threads: cores that a job takes; never more than there are.
+        places: on GPUs, one for each job that computes on a GPU; None if there are no GPUs.
     """
     order = {job.key: (-PRIORITIES.get(job.stage, 0), at) for at, job in enumerate(some)}
     by_key = {job.key: job for job in some}
@@ -70,7 +70,7 @@ def makespan(
 
 @dataclass(frozen=True)
 class Resources:
-    """Where a study is to run: cores, and GPUs, of which a training takes one or a share of one."""
+    """Where a study will run: cores, and GPUs, of which a training takes one or a share of one."""
 
     cores: int
     gpus: int
@@ -79,12 +79,12 @@ class Resources:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], cores: int | None, gpus: int | None) -> Resources:
-        """This machine, but for what is said.
+        """This machine, except for what is given.
 
         Args:
             config: resolved settings.
             cores: None for all that this process may use.
-            gpus: None for those of this machine; none where the study computes on CPUs.
+            gpus: None for those of this machine, or for 0 if the study computes on CPUs.
         """
         compute = config["compute"]
         found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -98,7 +98,7 @@ class Resources:
 
     @property
     def beside(self) -> int:
-        """Trainings that run side by side, if there are as many."""
+        """Trainings that run side by side, if there are that many."""
         by_cores = max(1, self.cores // self.train_threads)
         return by_cores if self.places is None else min(by_cores, self.places)
 

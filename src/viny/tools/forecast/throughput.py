@@ -1,4 +1,4 @@
-"""How fast this machine does a study's steps: the jobs' own code on made images, beside as many others as will run."""
+"""How fast this machine runs a study's steps: the jobs' own code on made images, as many side by side as will run."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from viny.runtime.signals import end_with_parent
 LEAST = 3  # blocks of steps
 LONGEST = 6.0  # seconds for one kind of step: more would not tell more
 BLOCK = 0.2  # seconds; the kernel counts a thread's time in hundredths
-SHORT, EPOCHS = 16, 2  # a training of no more batches an epoch is timed by that many epochs
+SHORT, EPOCHS = 16, 2  # a training with so few batches per epoch is timed by that many epochs
 AT_ONCE = 64  # images that are packed between two looks at the clock
-TOGETHER = 600.0  # seconds after which a process that the others wait for is given up
+TOGETHER = 600.0  # seconds after which a process that the others wait for is given up on
 _all: Any = None  # the barrier at which the processes that measure side by side meet
 _ready = 0.0  # seconds from their start until this one could begin
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
         name: of the kind of job.
         spec: of a training, see `viny.study.grid`; of a pack, see `viny.study.specs.pack_spec`.
-        images: that a job of this kind has; a batch holds no more.
+        images: how many a job of this kind has; a batch holds no more.
         side: of a packed image, pixels.
         what: 'train', 'evaluate' or 'pack'.
-        classes: of images and of masks.
+        classes: number of classes of images and of masks.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Throughput:
     """What was measured.
 
     Attributes:
-        rates: images a second of one job on a quiet machine, by the name of its step; without those that could not be
-            measured.
+        rates: images per second of one job on a quiet machine, by the name of its step; steps that could not be
+            measured are left out.
         start: seconds from a job's start until PyTorch and the stages are imported, on a quiet machine.
-        share: of the time that the processes could have computed, in which other work let them; 1 where that is not
-            known. What was measured is `rates` times `share`.
+        share: of the time in which the processes could have computed, how much other work left them; 1 if unknown. What
+            was measured is `rates` times `share`.
     """
 
     rates: dict[str, float]
@@ -75,19 +75,19 @@ class Throughput:
 def measure(
     steps: list[Step], processes: int, threads: int, seconds: float, environment: Mapping[str, str] | None = None
 ) -> Throughput:
-    """Time each step in several processes at once: the median of blocks of repetitions, and of the processes.
+    """Time each step in several processes at once: the median over blocks of repetitions and over processes.
 
-    Other work on the machine makes threads wait for a core. The kernel counts that, and it is taken off.
+    Other work on the machine makes threads wait for a core. The kernel counts the wait, and it is taken off.
 
     Args:
         steps: what to time.
         processes: side by side, as jobs will run.
         threads: of each.
-        seconds: for all steps together, beside the start of the processes; each is repeated three times at least.
-        environment: by which a process learns which GPUs there are to share, see `viny.runtime.gpus.job_environment`.
+        seconds: for all steps together, besides starting the processes; each is repeated at least three times.
+        environment: tells a process which GPUs there are to share, see `viny.runtime.gpus.job_environment`.
 
     Raises:
-        InputError: the processes cannot run side by side, as where there is too little memory.
+        InputError: the processes cannot run side by side, for example because there is too little memory.
     """
     context = multiprocessing.get_context("spawn")
     each = min(LONGEST, seconds / max(1, len(steps)))
@@ -108,8 +108,8 @@ def measure(
                 bar.update()
     except BrokenProcessPool as error:
         raise InputError(
-            f"a process that measured was killed; {processes} of them side by side may need more memory than there is: "
-            "say --cores with a smaller number, or --rate"
+            f"a measuring process was killed; {processes} of them side by side may need more memory than there is: "
+            "give a smaller number of --cores, or --rate"
         ) from error
     share = statistics.median(shares) if shares else 1.0
     medians = {name: statistics.median(found) for name, found in rates.items()}
@@ -118,16 +118,16 @@ def measure(
 
 
 def _by_all(pool: ProcessPoolExecutor, processes: int, call: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What each process of a pool returns; each takes one call, for it waits until all have theirs."""
+    """What each process of a pool returns; each takes one call, because it waits until all have theirs."""
     return [waiting.result() for waiting in [pool.submit(call, *arguments) for _ in range(processes)]]
 
 
 def _begin(barrier: Any, launched: float, parent: int, environment: Mapping[str, str]) -> None:
-    """Make a process what a job is after its imports."""
+    """Bring a process to where a job is after its imports."""
     global _all, _ready
     end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for all at once, and the parent says what there is to say
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for what the code that is measured has to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all at once, and the parent says what there is to say
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, takes whatever the measured code prints
     take_gpu(environment)
     import viny.learning.stages  # noqa: F401
 
@@ -140,7 +140,7 @@ def _started() -> float:
 
 
 def time_run() -> tuple[int, int]:
-    """Nanoseconds that this process's threads ran, and waited for a core; 0 where the kernel does not count."""
+    """Nanoseconds that this process's threads ran, and waited for a core; 0 if the kernel does not count."""
     ran = waited = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
         try:
@@ -152,15 +152,15 @@ def time_run() -> tuple[int, int]:
 
 
 def share_of_cores(before: tuple[int, int]) -> float:
-    """Share of the time since `before` (see `_ran`) in which threads that could run did."""
+    """Share of the time since `before` (see `time_run`) in which threads that could run did."""
     ran, waited = (now - then for now, then in zip(time_run(), before, strict=True))
     return ran / (ran + waited) if ran > 0 and waited > 0 else 1.0
 
 
 def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float | None]:
-    """Images a second of one step on a quiet machine, and the share of the cores that it got.
+    """Images per second of one step on a quiet machine, and the share of the cores that it got.
 
-    Of packing the rate as it is, None where it cannot be done here, and no share: its threads end too early to ask.
+    For packing, the rate as it is, None if it cannot be done here, and no share: its threads end too early to ask.
     """
     _all.wait(TOGETHER)
     if step.what == "pack":
@@ -168,7 +168,7 @@ def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float
     make = {"train": _training, "evaluate": _evaluation}[step.what]
     run = make(step, threads)
     if step.what == "evaluate" or not _is_short(step):
-        run()  # what is done once; short trainings leave their first epoch out themselves
+        run()  # for what is done once; short trainings leave their first epoch out themselves
     rates, shares, end = [], [], time.perf_counter() + seconds
     while len(rates) < LEAST or time.perf_counter() < end:
         before, images, spent = time_run(), 0, 0.0
@@ -182,7 +182,7 @@ def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float
 
 
 def _made(step: Step, count: int) -> Any:
-    """A pack of random bytes, with all that any stage reads; nothing of it is compared with a hash."""
+    """A pack of random bytes, with all that any stage reads; nothing in it is compared with a hash."""
     from viny.data.pack import Pack
 
     draw = np.random.default_rng(0)
@@ -191,11 +191,11 @@ def _made(step: Step, count: int) -> Any:
     images = draw.integers(0, 256, (count, 3, step.side, step.side), np.uint8)
     masks = draw.integers(0, len(words), (count, step.side, step.side), np.uint8)
     labels = draw.integers(0, len(words), count, np.int32)
-    shapes = np.full((count, 2), (375, 500), np.int32)  # pixels, of a usual photograph
+    shapes = np.full((count, 2), (375, 500), np.int32)  # pixels, of a typical photograph
     return Pack(Path("made"), manifest, images, shapes, labels=labels, masks=masks)
 
 
-Run = Callable[[], tuple[int, float]]  # does a part of a job's work; returns its images, and seconds
+Run = Callable[[], tuple[int, float]]  # does part of a job's work; returns its images, and seconds
 
 
 def _timed(call: Callable[[], Any], images: int, device: Any) -> Run:
@@ -216,7 +216,7 @@ def _is_short(step: Step) -> bool:
 
 
 def _training(step: Step, threads: int) -> Run:
-    """Steps of a training; whole epochs where these are so short that their ends count."""
+    """Steps of a training, or whole epochs if these are so short that their ends matter."""
     import torch
 
     from viny.learning.gradients import Gradients
@@ -258,7 +258,7 @@ def _training(step: Step, threads: int) -> Run:
 
 
 def _evaluation(step: Step, threads: int) -> Run:
-    """Forward passes as an evaluation does them, of as many images at once, of a fine-tuned model."""
+    """Forward passes of a fine-tuned model as an evaluation does them, with as many images at once."""
     import torch
 
     from viny.data.augment import labelled_images
@@ -280,7 +280,7 @@ def _evaluation(step: Step, threads: int) -> Run:
 
 
 def _packing(step: Step, seconds: float) -> float | None:
-    """Images a second that one thread packs: some of the data set's own, from all over it."""
+    """Images per second that one thread packs: some of the data set's own, from all over it."""
     from viny.data.packing import build_pack
 
     spec = dict(step.spec)
@@ -308,9 +308,9 @@ def _packing_files(spec: dict[str, Any], seconds: float) -> float | None:
             with tempfile.TemporaryDirectory() as folder:
                 pack_files(replace(listing, **lists), spec, Path(folder), 1)
             done += len(rows)
-    except InputError:  # missing or damaged files, which packing itself will tell of
+    except InputError:  # missing or damaged files, which packing itself will report
         return None
     return done / (time.perf_counter() - began)
 
 
-ROWS = ("images", "labels", "parts", "masks")  # of a listing, an entry an image
+ROWS = ("images", "labels", "parts", "masks")  # of a listing, one entry per image

@@ -17,12 +17,12 @@ class Budget:
     """How large the model and its trainings are.
 
     Attributes:
-        said: in words.
+        said: the budget in words.
         model: its dimensions; empty for ViNy's.
         image_size: pixels.
-        pretrain, task, finetune: steps, on all images, and images a step.
+        pretrain, task, finetune: steps, with all images, and images per step.
         lr: of pre-training.
-        unlabelled, labelled: images that are used at most.
+        unlabelled, labelled: the most images that are used.
     """
 
     said: str
@@ -36,7 +36,7 @@ class Budget:
     labelled: int
 
 
-# Steps: the smaller ViNy's pre-training helped after 11,000 of 32 images (README), the paper's had 35,000 of 128.
+# Steps: the smaller ViNy's pre-training helped after 11,000 of 32 images (README); the paper's took 35,000 of 128.
 BUDGETS = {
     "small": Budget(
         "a smaller ViNy, for a laptop", SMALL_VINY, 64, (10_000, 32), (1_000, 32), (1_500, 16), 0.001, 20_000, 2_000
@@ -50,9 +50,6 @@ BUDGETS = {
 }
 
 
-# Sizes and the file
-
-
 def ladder(count: int, steps: int) -> list[int]:
     """Sizes up to about `count`, each twice the one before, with few digits."""
     base = count >> (steps - 1)
@@ -61,19 +58,19 @@ def ladder(count: int, steps: int) -> list[int]:
 
 
 def held_out_of(count: int) -> int:
-    """Held-out images of `count` labelled ones: a fifth, 30 at least where that is no more than two fifths."""
+    """Held-out images of `count` labelled ones: a fifth, but at least 30 unless that is more than two fifths."""
     wanted = max(round(TEST_SHARE * count), min(TEST_LEAST, 2 * count // 5))
     return min(TEST_MOST, wanted if wanted < 100 else wanted // 10 * 10)
 
 
 def _tidy(number: int) -> int:
-    """The least number of two digits and noughts that is not below."""
+    """A number rounded up to two digits and noughts."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return -(-number // unit) * unit
 
 
 def training_lines(steps: int, batch: int, images: int, least: int, *falls: float) -> list[tuple[str, Any, str]]:
-    """Epochs that make about so many steps with all images, at least `least`; the rate falls at shares of them."""
+    """Lines for at least `least` epochs, about `steps` steps with all images; the rate falls after shares of them."""
     a_pass = math.ceil(images / batch)
     epochs = max(least, min(MOST_EPOCHS, _tidy(math.ceil(steps / a_pass))))
     return [

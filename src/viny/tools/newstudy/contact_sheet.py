@@ -17,10 +17,10 @@ from viny.evidence.figures import kit
 from viny.runtime.files import atomic_path
 
 COLUMNS = 4
-SIDE = 256  # least side of a drawn image, pixels
+SIDE = 256  # smallest side of a drawn image, pixels
 ALPHA = 0.5  # of a class's colour
-STRIPE = 6  # pixels, of what is ignored
-LETTERS = 30  # of an image's name
+STRIPE = 6  # pixels, in ignored areas
+LETTERS = 30  # of an image's name, at most
 
 
 @kit.in_style
@@ -32,14 +32,14 @@ def contact_sheet(
     shares: np.ndarray,
     title: str,
 ) -> Figure:
-    """Images under translucent class colours; the background is left as it is, striped grey is what is ignored.
+    """Images under translucent class colours; the background is left as it is, ignored areas are striped grey.
 
     Args:
         images: uint8 [N, 3, S, S].
         masks: uint8 [N, S, S], class indices or IGNORE.
         names: of the images.
-        classes: names; of many the legend has those with the largest shares.
-        shares: of all pixels that each class has, and last those without one, bars aside: float [C + 1].
+        classes: names; if there are many, the legend has those with the largest shares.
+        shares: each class's share of all pixels, then that of pixels without a class, bars aside: float [C + 1].
         title: the first line.
     """
     colours = kit.class_colours(len(classes))

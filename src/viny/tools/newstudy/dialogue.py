@@ -1,4 +1,4 @@
-"""`viny init`: what a person says of a new study, by flags or at the keyboard, and what is said in return."""
+"""`viny init`: what a person says about a new study, by flags or at the keyboard, and what is printed in reply."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from viny.tools.newstudy.study_file import unanswered, write
 from viny.tools.terminal import console, table
 
 SHOWN = 25  # mask values that are listed, or asked for
-# Names of folders that are offered as answers.
+# Folder names that are offered as answers.
 IMAGES = ("images", "imgs", "img")
 MASKS = ("masks", "labels", "annotations")
 UNLABELLED = ("unlabelled", "unlabeled")
@@ -39,16 +39,16 @@ def init(
     """Write a study file and a contact sheet for a user's own folders, and say what was found.
 
     Args:
-        given: fields of `look.Request`; None for what is not known. On a terminal, name and folders that are
-            not known are asked for, and then the rest too.
-        coco: annotations that masks are made of first; `masks` is where to, data/<name>-masks where not known.
+        given: fields of `look.Request`; None if unknown. If the name or a folder is unknown, a terminal user is asked
+            for it, and then for the rest too.
+        coco: annotations to make the masks from first; they go to `masks`, or to data/<name>-masks if that is unknown.
         panoptic: folder of their PNGs, see `viny.data.coco.convert`.
-        folder: for study file and contact sheet.
-        force: whether these, and masks made of COCO annotations, may be replaced.
+        folder: for the study file and the contact sheet.
+        force: whether these, and masks made from COCO annotations, may be replaced.
         reply: asks a question and returns the answer.
 
     Raises:
-        InputError: something that is needed is not known or not there, or a file is there already.
+        InputError: something needed is unknown or missing, or a file exists already.
     """
     given = {key: value for key, value in given.items() if value is not None}
     lacking = [key for key in ("name", "images", "masks") if key not in given and (key != "masks" or coco is None)]
@@ -93,7 +93,7 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
         f"{model['image_size']} x {model['image_size']} in patches of {model['patch_size']}, fit {fit}"
     )
     kinds = "colours" if found.values.colours else "values"
-    print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread through all:")
+    print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread evenly over all:")
     masks = found.values.masks()
     keys = {value: value_name(value, found.values.colours) for value in masks}
     known = {**found.coding.classes, **dict.fromkeys(found.coding.ignore, "ignored")}
@@ -108,7 +108,7 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
     for line in found.notes + unanswered(found):
         print(f"  note     {line}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"\n{sheet}: look whether masks and names fit\n{study}: names and sizes to change\n\nNext:")
+    print(f"\n{sheet}: check that masks and names fit\n{study}: change names and sizes here\n\nNext:")
     for command in (
         f"viny plan {study}",
         f"snakemake --cores {cores} --configfile {study}",
@@ -133,7 +133,7 @@ def read_classes(path: Path) -> dict[int | str, str]:
     """The same from a file with lines of value,name.
 
     Raises:
-        InputError: unreadable, or anything else.
+        InputError: it cannot be read, or holds anything else.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -165,7 +165,7 @@ def _named(pairs: Sequence[Sequence[str]], where: str, expected: str) -> dict[in
             raise InputError(f"{where}: {value.strip()!r} has no name; expected {expected}")
         key = parse_value(value)
         if key in found:
-            raise InputError(f"{where}: the value {key} stands twice; keep one of them")
+            raise InputError(f"{where}: the value {key} is given twice; keep one of them")
         found[key] = name.strip()
     if len(found) < 2:
         raise InputError(f"{where}: names {len(found)} values; expected two or more, as {expected}")
@@ -173,10 +173,10 @@ def _named(pairs: Sequence[Sequence[str]], where: str, expected: str) -> dict[in
 
 
 def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[str], Any]) -> Any:
-    """Ask one question until its answer can be read; Enter takes what stands in brackets.
+    """Ask one question until its answer can be read; Enter takes the answer in brackets.
 
     Raises:
-        InputError: the answers end.
+        InputError: there are no more answers.
     """
     while True:
         try:
@@ -239,16 +239,16 @@ def _budget(text: str) -> str:
 
 
 def _task_name(folder: Path) -> str:
-    """A name that a task may have, from that of its folder."""
+    """A valid name for a task, from that of its folder."""
     name = re.sub(r"[^A-Za-z0-9_]", "_", folder.resolve().name)[:27]
     return name if re.match(r"[A-Za-z]", name) else f"task_{name}"
 
 
 def study_name(text: str) -> str:
-    """A name that a study may have.
+    """A valid name for a study.
 
     Raises:
-        InputError: it may not.
+        InputError: it is not valid.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
         raise InputError(f"{text!r}: a study's name has letters, digits, - and _, no spaces, 64 at most")
@@ -256,6 +256,6 @@ def study_name(text: str) -> str:
 
 
 def _likely(names: Sequence[str], near: Path = Path()) -> str:
-    """A folder that may be meant; empty where none has such a name."""
+    """A folder that may be meant; empty if none has such a name."""
     places = [place / name for place in (near, Path("data"), Path()) for name in names]
     return next((str(path) for path in places if path.is_dir()), "")

@@ -32,29 +32,29 @@ from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
 
 SHOWN = 16  # images on the contact sheet
-ASPECTS = (0.65, 1.55)  # width over height, within which pictures are stretched: 2:3 to 3:2 and what is rounded
-PATCHES = 8  # a side, as ViNy has
-ENLARGED = 0.75  # of the model's side, below which images would be enlarged too much
+ASPECTS = (0.65, 1.55)  # width over height within which pictures are stretched: 2:3 to 3:2, with room for rounding
+PATCHES = 8  # per side, as in ViNy
+ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
 FEW_TESTS = 100  # images
-RARE = 5  # masks below which a class is called so
-LOST = 0.1  # of a class's masks, in which no pixel of it is left as packed
+RARE = 5  # masks; a class in fewer is called rare
+LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user says of a new study; what is left out is guessed.
+    """What a user says about a new study; what is left out is guessed.
 
     Attributes:
         name: of the study.
         images, masks: folders.
         unlabelled: folder of images to pre-train on.
-        tasks: folder of class folders by name of the intermediate task.
+        tasks: folder of class folders, by name of the intermediate task.
         spatial: whether the majority class of each patch is a task too.
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
         mask_suffix: see `viny.data.folders.pair`; None: guessed.
         split: file with lines of image,part.
-        budget: name of one; None: by what there is.
-        image_size, patch_size: pixels; 0: of the budget, less for small images.
+        budget: name of one; None: by whether there is a GPU.
+        image_size, patch_size: pixels; 0: from the budget, less for small images.
     """
 
     name: str
@@ -74,20 +74,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What stands in the folders.
+    """What is in the folders.
 
     Attributes:
-        wanted: with the mask suffix and the budget filled in.
+        wanted: the request, with the mask suffix and the budget filled in.
         pairs: images with their masks.
-        train, test: images of each part; `test` is 0 where no file says it.
-        shapes: heights and widths of images that were looked at, int [N, 2].
+        train, test: images of each part; `test` is 0 if no file gives it.
+        shapes: heights and widths of the images looked at, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         fit: of the labelled images, and of each task's.
-        values, coding, looked: of masks that were looked at.
-        unlabelled: how many images.
-        bad_unlabelled: of these, that probably cannot be opened.
+        values, coding, looked: of the masks looked at.
+        unlabelled: how many images there are.
+        bad_unlabelled: how many of these probably cannot be opened.
         tasks: images of each task.
-        notes: what a user should know, a sentence each.
+        notes: what a user should know, one sentence each.
     """
 
     wanted: Request
@@ -111,7 +111,7 @@ class Inspection:
 
     @property
     def held_out(self) -> int:
-        """Images to hold out for the test, where no file says it."""
+        """Images to hold out for the test, if no file gives them."""
         return 0 if self.test else held_out_of(self.train)
 
 
@@ -119,7 +119,7 @@ def inspect(wanted: Request) -> Inspection:
     """Look at a user's folders, and choose what depends on the images.
 
     Raises:
-        InputError: a folder is missing or empty, names do not match, or masks are none.
+        InputError: a folder is missing or empty, names do not match, or the masks are not masks.
     """
     notes: list[str] = []
     suffix = _suffix(wanted) if wanted.mask_suffix is None else wanted.mask_suffix
@@ -155,7 +155,7 @@ def inspect(wanted: Request) -> Inspection:
 
     if len(sample) < count:
         notes.append(
-            f"{count - len(sample):,} masks were not looked at: a value in them alone stops packing, which names it"
+            f"{count - len(sample):,} masks were not looked at: a value found only there stops packing, which names it"
         )
     unlabelled, bad_unlabelled = _unlabelled(wanted.unlabelled, pairs, notes) if wanted.unlabelled else (0, 0)
     if not unlabelled and pairs.images_without_mask:
@@ -206,7 +206,7 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
     present = _inodes(files)
     if inside := _inodes(pairs.masks) & present:
         raise InputError(
-            f"{folder}: {len(inside)} masks stand in it or below and would be unlabelled images; name a folder of "
+            f"{folder}: {len(inside)} masks are in or below it and would be unlabelled images; name a folder of "
             "images alone"
         )
     if both := _inodes(pairs.images) & present:
@@ -218,14 +218,14 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
 
 
 def _suffix(wanted: Request) -> str:
-    """What masks' names have behind those of their images; empty where they are the same, or no guess is good."""
+    """What mask names add to their images' names; empty if they are the same or no guess is good."""
     files = images_below(wanted.images)
     if wanted.images.resolve() != wanted.masks.resolve():
         masks = images_below(wanted.masks)
         known = {path.stem for path in set(files) - set(masks)}
-        # A mask's own name counts where it has an image of just that name.
+        # A mask's own name counts if an image has exactly that name.
         return "" if any(path.stem in known for path in masks) else guess_suffix(known, (path.stem for path in masks))
-    # In one folder the names with something behind another's are the masks'; digits alone make 10 of 1.
+    # In one folder, a name that adds something to another name is a mask's; digits alone would make 10 from 1.
     stems = {path.stem for path in files}
     behind = {s: next((s[at:] for at in range(len(s) - 1, 0, -1) if s[:at] in stems), "") for s in stems}
     return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
@@ -236,7 +236,7 @@ def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     budget = BUDGETS[wanted.budget or "small"]
     size = wanted.image_size
     if not size:
-        # Many more pixels than the images have would be made up.
+        # Many more pixels than the images have would be invented.
         size, side = budget.image_size, int(np.median(shapes.min(1)))
         if side < ENLARGED * size:
             size = max(2, side // PATCHES) * PATCHES
@@ -254,22 +254,22 @@ def _fit(shapes: np.ndarray) -> str:
 
 
 def _inodes(files: Sequence[Path]) -> set[tuple[int, int]]:
-    """What tells files apart, whatever links lead to them."""
+    """What identifies files, whatever links lead to them."""
     found = (os.stat(path) for path in files if path.exists())
     return {(about.st_dev, about.st_ino) for about in found}
 
 
 def _in_all(bad: int, looked_at: int, count: int) -> int:
-    """Bad files to reckon with where so many of those looked at are bad: twice their share, unless all were."""
+    """Bad files to expect among all: twice the share seen, unless all were looked at."""
     return bad if looked_at == count else math.ceil(2 * count * bad / looked_at)
 
 
 def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> list[str]:
-    """Classes that are small or rare, a sentence each."""
+    """Classes that are small or rare, one sentence each."""
     size, patch = model["image_size"], model["patch_size"]
     notes = []
     if len(coding.names) > 20 and all(name.startswith("class_") for name in coding.names):
-        notes.append(f"{len(coding.names)} classes: if values number objects instead, this study is none for them")
+        notes.append(f"{len(coding.names)} classes: if values number objects instead, this study does not suit them")
     rare, small = [], []
     for name, area, shown, lost in zip(coding.names, looked.area, looked.masks_with, looked.lost, strict=True):
         if shown + lost < RARE:

@@ -60,7 +60,7 @@ def sizes(found: Inspection) -> dict[str, list[int]]:
 
 
 def _path(path: Path) -> str:
-    """A path relative to the working folder where it stands below it, else absolute."""
+    """A path, relative to the working folder if it is below it, otherwise absolute."""
     absolute = Path(os.path.abspath(path))
     return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
 
@@ -69,7 +69,7 @@ def study_text(found: Inspection) -> str:
     """The study file: settings that fit what was found, checked, each with a comment.
 
     Raises:
-        InputError: too few images, or no valid study.
+        InputError: too few images, or the study is not valid.
     """
     body = "\n".join(_body(found)) + "\n"
     config = resolve(yaml.safe_load(body))
@@ -87,7 +87,7 @@ def _said(comment: str) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value in one line of YAML."""
+    """A value as one line of YAML."""
     text = yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
     return text.strip()[1:-1]
 
@@ -96,7 +96,7 @@ def _body(found: Inspection) -> list[str]:
     wanted, budget, grid = found.wanted, found.budget, sizes(found)
     spatial = [SPATIAL] if wanted.spatial else []
     if {*spatial} & {*found.tasks}:
-        raise InputError(f"--task {SPATIAL}: --spatial is called so too; choose another name")
+        raise InputError(f"--task {SPATIAL}: --spatial's task has that name too; choose another")
     model = ModelSettings(**found.model)
     kind = "a smaller ViNy" if budget.model else "ViNy"
     rows = [
@@ -167,7 +167,7 @@ def _segmentation(found: Inspection) -> list[str]:
 
 
 def _header(found: Inspection, config: Mapping[str, Any]) -> list[str]:
-    """What the study asks, what it cannot, and its arithmetic."""
+    """What the study asks, what it cannot answer, and its arithmetic."""
     grid = config["grid"]
     starts, seeds, tasks = (len(grid[key]) for key in ("pretrain_sizes", "seeds", "intermediates"))
     asked, stages = [], []
@@ -198,7 +198,7 @@ def many(count: float) -> str:
 
 
 def unanswered(found: Inspection) -> list[str]:
-    """What a study of what was found cannot tell, a line each."""
+    """What a study of these data cannot tell, one line each."""
     lines = []
     if not found.unlabelled:
         lines.append(
@@ -213,9 +213,9 @@ def write(found: Inspection, study: Path, sheet: Path) -> None:
     """Write the study file and its contact sheet.
 
     Raises:
-        InputError: as `study_text`.
+        InputError: as for `study_text`.
     """
-    from viny.tools.newstudy.contact_sheet import (  # costs seconds, which no question should wait for
+    from viny.tools.newstudy.contact_sheet import (  # takes seconds, which no question should wait for
         contact_sheet,
         write_contact_sheet,
     )

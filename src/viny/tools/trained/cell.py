@@ -21,7 +21,7 @@ class TrainedCell:
     """A fine-tuned cell of a study.
 
     `root` is the study's folder, `config` its settings, `record` that of the fine-tuned weights, and `manifest` the
-    segmentation pack's, None where it is not there.
+    segmentation pack's, None if it is missing.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class TrainedCell:
 
     @property
     def normalised(self) -> bool:
-        """Whether the model takes images less ImageNet's means, over its deviations."""
+        """Whether the model takes images normalised by ImageNet's means and deviations."""
         return self.record["spec"]["normalise"]
 
     @property
@@ -59,7 +59,7 @@ class TrainedCell:
         return self.config["segmentation"].get("fit", "stretch")
 
     def mask_values(self) -> list[list[int | str]] | None:
-        """Values or colours that stand for each class in the study's masks; None where its settings do not say."""
+        """Values or colours that stand for each class in the study's masks; None if its settings do not say."""
         section = self.config["segmentation"]
         if not section.get("classes"):
             return None
@@ -75,7 +75,7 @@ def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
     """Load a fine-tuned cell from the folder of its study.
 
     Args:
-        cell: its folder, results/<study>/finetune/<cell>; with `root` its bare name will do.
+        cell: its folder, results/<study>/finetune/<cell>; with `root`, just its name.
         root: the study's folder.
 
     Raises:

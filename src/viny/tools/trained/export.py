@@ -23,7 +23,7 @@ from viny.tools.trained.predict import make_room
 
 SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx"}
 OPSET = 18  # what PyTorch's exporter writes without a conversion, and onnxruntime reads since version 1.14
-AGREE = 1e-5  # largest difference of scores over the largest score, between a graph and the model that it is made from
+AGREE = 1e-5  # largest difference between the scores of a graph and its model, over the largest score
 
 
 def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: bool = False) -> list[Path]:
@@ -32,14 +32,14 @@ def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: boo
     Args:
         cell: whose model it is; left on the CPU.
         kind: 'timm', weights that timm's own `VisionTransformer` loads, or 'onnx'.
-        out: file to write; default <cell>.safetensors or <cell>.onnx here.
-        overwrite: whether files that are there may be replaced.
+        out: file to write; default <cell>.safetensors or <cell>.onnx in the working folder.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         The files, weights first.
 
     Raises:
-        InputError: another ending of the file is expected, a file is there already, or a package is missing.
+        InputError: the file's name has the wrong ending, a file exists already, or a package is missing.
     """
     suffix = SUFFIXES[kind]
     out = Path(f"{cell.name}{suffix}") if out is None else Path(out)
@@ -61,7 +61,7 @@ def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: boo
 
 
 def about(cell: TrainedCell) -> dict[str, Any]:
-    """What a program has to know of a model beside its weights."""
+    """What a program has to know about a model besides its weights."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if cell.normalised else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return {
         "cell": cell.name,
@@ -77,13 +77,13 @@ def about(cell: TrainedCell) -> dict[str, Any]:
 
 
 def timm_weights(model: Segmentation) -> dict[str, Tensor]:
-    """A model's weights under the names of timm's `VisionTransformer`, whose head is that of every patch token.
+    """A model's weights under the names of timm's `VisionTransformer`, whose head applies to every patch token.
 
     Args:
         model: with or without a class token in its sequence.
     """
     tensors = {name.removeprefix("encoder."): value for name, value in model.state_dict().items()}
-    if not model.class_token:  # it, and its position, have no part in what the model computes
+    if not model.class_token:  # the token and its position have no part in what the model computes
         del tensors["cls_token"]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
     return tensors
@@ -93,7 +93,7 @@ def timm_arguments(model: Segmentation) -> dict[str, Any]:
     """`args` of timm's `VisionTransformer`, and `head_dim`, the width of a head, which its `Attention` takes."""
     settings = model.encoder.settings
     ratio = settings.mlp_dim / settings.dim
-    if int(settings.dim * ratio) != settings.mlp_dim:  # timm rounds the product down, and this one fell below
+    if int(settings.dim * ratio) != settings.mlp_dim:  # timm rounds the product down, here to one too few
         ratio = (settings.mlp_dim + 0.5) / settings.dim
     args = {
         "img_size": settings.image_size,
@@ -111,15 +111,15 @@ def timm_arguments(model: Segmentation) -> dict[str, Any]:
 
 
 class Graph(nn.Module):
-    """A model as a graph holds it: from images in 0 to 1, which it normalises itself where it has to, to scores."""
+    """A model in the form a graph takes: from images in 0 to 1, which it normalises itself if need be, to scores."""
 
     def __init__(self, cell: TrainedCell) -> None:
         super().__init__()
         self.model = copy.deepcopy(cell.model).cpu().eval()
-        # The other form of attention is a function of its own, which no exporter knows.
+        # The other form of attention is a custom function, which no exporter knows.
         self.model.encoder.set_fused_attention(True)
         self.normalised = cell.normalised
-        # Not `augment.normalise`: it would keep the tensors that it makes while the graph is traced.
+        # Not `augment.normalise`: it would cache the tensors that it makes while the graph is traced.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -157,7 +157,7 @@ def _write_onnx(cell: TrainedCell, out: Path) -> None:
 
 
 def _forget_origins(proto: Any) -> None:
-    """Take out where in which file each operation comes from, which says more of this machine than of the model."""
+    """Remove the file and line each operation comes from: they say more about this machine than about the model."""
     graph = proto.graph
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         item.ClearField("metadata_props")
@@ -165,7 +165,7 @@ def _forget_origins(proto: Any) -> None:
 
 
 def _compare(proto: Any, cell: TrainedCell, images: Tensor) -> None:
-    """Refuse a graph whose scores are not the model's, or which takes one number of images only."""
+    """Refuse a graph whose scores are not the model's, or which takes only one batch size."""
     from onnx.reference import ReferenceEvaluator
 
     at_fault = f"torch {torch.__version__} or onnxscript is at fault; install the versions of envs/viny.txt"

@@ -39,7 +39,7 @@ FITS = {
 
 
 def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
-    """Write the card of an exported model, Markdown under Hugging Face's kind of heading.
+    """Write the card of an exported model: Markdown with a Hugging Face header.
 
     Args:
         cell: whose model it is.
@@ -75,7 +75,7 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
 
 
 def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[str]]:
-    """The trainings that the model comes from, first to last, and those whose records are not there any more."""
+    """The trainings that the model comes from, first to last, and those whose records are gone."""
     found, lost = [_stage(cell, "segmentation", cell.record, "fine-tuning")], []
     parent = cell.record["parent_sha256"]
     for training in reversed(chain(key)[:-1]):
@@ -85,7 +85,7 @@ def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[st
         except InputError:
             record = {}
         if not isinstance(record, dict) or record.get("weights_sha256") != parent or parent is None:
-            lost.append(name)  # gone, or of another training than the one that this model goes back to
+            lost.append(name)  # gone, or of another training than the one behind this model
             parent = None
             continue
         found.insert(0, _stage(cell, training.pack, record, name))
@@ -106,7 +106,7 @@ def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -
 
 
 def _results(cell: TrainedCell, key: Cell) -> dict[str, Any] | None:
-    """A cell's metrics as fractions, and their mean and deviation over the seeds of its kind; None without metrics."""
+    """A cell's metrics as fractions, with mean and deviation over all seeds of such cells; None without metrics."""
     path = metrics_file(cell.root, key)
     if not path.is_file():
         return None
@@ -138,7 +138,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _run(cell: TrainedCell) -> dict[str, Any]:
-    """When and with what the model was fine-tuned, as far as it is written down."""
+    """When and with what the model was fine-tuned, as far as is recorded."""
     path = cell.folder / "run.json"
     run = read_json(path, "a training's provenance") if path.is_file() else {}
     return {

@@ -1,4 +1,4 @@
-"""Masks of any images, from a fine-tuned cell."""
+"""Masks for any images, from a fine-tuned cell."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, write_json
 from viny.tools.trained.cell import TrainedCell
 
-BATCH = 64  # images a forward pass, and decoded at a time
+BATCH = 64  # images per forward pass, and decoded at a time
 NOT_PREDICTED = "not predicted"
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # has more letters than Pillow's own
 
 
 @torch.inference_mode()
 def class_maps(cell: TrainedCell, images: np.ndarray, machine: Machine) -> np.ndarray:
-    """Class indices of square images as packs hold them.
+    """Class indices for square images as packs hold them.
 
     Args:
         cell: whose model it is.
@@ -53,7 +53,7 @@ def class_maps(cell: TrainedCell, images: np.ndarray, machine: Machine) -> np.nd
 
 
 def at_original_size(prediction: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
-    """A square prediction laid back on the image that it was made from, by nearest neighbour.
+    """A square prediction mapped back onto the image it was made from, by nearest neighbour.
 
     Args:
         prediction: uint8 [S, S].
@@ -68,7 +68,7 @@ def at_original_size(prediction: np.ndarray, height: int, width: int, fit: str) 
     sides = (min(height, width),) * 2 if fit == "crop" else (height, width)
 
     def nearest(length: int, side: int, start: int, stop: int) -> np.ndarray:
-        """Row or column of the square in which each pixel's centre lies, in whole numbers, which do not round."""
+        """Row or column of the square in which each pixel's centre lies, in integers to avoid rounding."""
         centres = 2 * np.arange(length) + 1 - (length - side)  # in half pixels of what the square shows
         return start + centres * (stop - start) // (2 * side)
 
@@ -88,7 +88,7 @@ def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[str]) -> Image.Image:
-    """An image under translucent class colours, with a legend of the classes that it shows below it.
+    """An image under translucent class colours, with a legend of its classes below.
 
     Args:
         image: RGB.
@@ -123,7 +123,7 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colour
 
 
 def shares(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Share of a mask's pixels that each class has: float [classes]; what is IGNORE makes them sum to less than 1."""
+    """Each class's share of a mask's pixels: float [classes]; pixels of IGNORE make the sum less than 1."""
     return np.bincount(mask.ravel(), minlength=256)[:classes] / mask.size
 
 
@@ -134,17 +134,17 @@ def _percent(share: float) -> str:
 def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
     """The images to predict, and what the names of their outputs begin with, a path below `out`.
 
-    That is the image's path below its folder without its ending; with the ending where two would be the same.
+    This is the image's path below its folder without its ending, or with it if two would otherwise be the same.
 
     Args:
-        given: images, and folders of images, which are searched with all that is below them but `out`.
+        given: images, and folders of images, which are searched at any depth, except in `out`.
         out: folder of the outputs.
 
     Raises:
-        InputError: something is not there, or a folder holds no image, or none but those in `out`.
+        InputError: a file or folder is missing, or a folder holds no image, or only those in `out`.
     """
     given = list(given)
-    below: dict[Path, tuple[Path, Path]] = {}  # by what a link leads to, that each is taken once
+    below: dict[Path, tuple[Path, Path]] = {}  # by the target of links, so that each is taken once
     several = sum(path.is_dir() for path in given) > 1
     for path in given:
         if not path.exists():
@@ -162,7 +162,7 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
     if not images:
         raise InputError(f"{few(given)}: no images but those in {out}, the folder of the outputs; choose another --out")
     stems = {image: name.with_suffix("").as_posix() for image, name in images.items()}
-    alike = Counter(stem.casefold() for stem in stems.values())  # some file systems do not tell capitals from small
+    alike = Counter(stem.casefold() for stem in stems.values())  # some file systems ignore case
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for image in sorted(images, key=lambda image: alike[stems[image].casefold()]):  # first those that may keep theirs
@@ -176,26 +176,26 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
 def predict_files(
     cell: TrainedCell, given: Iterable[Path], out: Path, machine: Machine, threads: int, overwrite: bool = False
 ) -> tuple[pd.DataFrame, list[BadFileError]]:
-    """Predict the masks of images, each decoded as the images of the study were, and write them at original size.
+    """Predict masks for images, each decoded as the study's images were, and write them at original size.
 
-    Below `out` come `<name>_mask.png`, class indices with a palette; `<name>_overlay.png`; `predictions.csv`, what
-    is returned; and `classes.json`, the legend.
+    Written below `out` are `<name>_mask.png`, class indices with a palette; `<name>_overlay.png`; `predictions.csv`,
+    the returned table; and `classes.json`, the legend.
 
     Args:
         cell: whose model predicts.
         given: images and folders of images, see `output_names`.
         out: folder for the outputs.
         machine: device and precision.
-        threads: that decode and write.
-        overwrite: whether files that are there may be replaced.
+        threads: number that decode and write.
+        overwrite: whether existing files may be replaced.
 
     Returns:
-        A row an image that could be read: image, mask (below `out`), height and width in pixels, and the share of
-        pixels that each class has, `share_<class>`; with what has no prediction the shares sum to 1. And the images
-        that could not be read.
+        One row per image that could be read: image, mask (below `out`), height and width in pixels, and each class's
+        share of pixels, `share_<class>`; with the share not predicted, if any, they sum to 1. And the images that could
+        not be read.
 
     Raises:
-        InputError: an argument is no image or folder, or an output is there already.
+        InputError: an argument is not an image or a folder, or an output exists already.
     """
     names = output_names(given, out)
     legend, table = out / "classes.json", out / "predictions.csv"
@@ -254,10 +254,10 @@ def _outputs(out: Path, name: str) -> tuple[Path, Path]:
 
 
 def make_room(paths: Sequence[Path], folder: Path, overwrite: bool) -> None:
-    """Make the folder of some outputs.
+    """Make the folder for some outputs.
 
     Raises:
-        InputError: an output is there and may not be replaced, or no folder can be made.
+        InputError: an output exists and may not be replaced, or the folder cannot be made.
     """
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
