@@ -55,8 +55,8 @@ def read_arrays(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         paths: npz files, in any order.
 
     Returns:
-        One mapping per encoder: its `representations.KEYS` and name, and the arrays; in the order of `grid.KINDS`, sizes,
-        task, seed.
+        One mapping per encoder: its `representations.KEYS` and name, and the arrays; in the order of `grid.KINDS`,
+        sizes, task, seed.
 
     Raises:
         InputError: a file with something else in it.

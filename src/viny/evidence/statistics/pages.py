@@ -34,7 +34,7 @@ def write_statistics(
     chain: Mapping[str, Mapping[str, Any]] | None,
     out_dir: str | Path,
 ) -> None:
-    """Write the tables of this module and of `statistics`.
+    """Write the tables of effects, returns and costs.
 
     effects, effects_overall, fits and transfer as .csv and .md; image_noise, marginal_gains and costs as .csv;
     next_steps.md. Every file names the study, its protocol and its note, the CSVs in columns of their own.
