@@ -226,8 +226,9 @@ def test_the_worked_examples_of_extending_run(tmp_path: Path) -> None:
         edited(tmp_path, diff)
     written = []
     for block in blocks(page, "python"):
-        match = re.match(r"# (tests/\w+\.py)\n", block)
+        match = re.match(r"# (tests/\w+/\w+\.py)\n", block)
         assert match is not None, block
+        (tmp_path / match[1]).parent.mkdir(exist_ok=True)
         (tmp_path / match[1]).write_text(block.removeprefix(match[0]), encoding="utf-8")
         written.append(match[1])
     assert len(written) == 2

@@ -25,7 +25,7 @@ from viny.study import grid, layout, specs
 
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TINY = REPOSITORY / "tests" / "tiny.yaml"
 # What is summed up again after any cell's metrics have changed.
 SUMS = dict.fromkeys(("tables", "figures", "statistics", "representations", "scorecard", "report"), 1)

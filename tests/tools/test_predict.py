@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_cell import make_cell
 from PIL import Image
+from trained_cell import make_cell
 
 pytest.importorskip("jsonschema", reason="the settings that a study wrote are completed by its schema")
 

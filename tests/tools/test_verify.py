@@ -26,7 +26,7 @@ from viny.study.saved import write_study
 from viny.tools.verify.report import Report, differences
 from viny.tools.verify.verifier import verify_study
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 GRID = {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]}
 PLAIN, ADAPTED = "pre-24_mid-none_fine-8_seed-0", "pre-24_mid-scenes_fine-8_seed-0"
 

@@ -18,7 +18,7 @@ from viny.study.config import differences_from_paper, merge, resolve
 from viny.study.grid import Cell
 from viny.study.reading import read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = ModelSettings()
 
 

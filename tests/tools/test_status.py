@@ -36,7 +36,7 @@ from viny.tools.status.logs import EPOCH
 from viny.tools.status.state import Watcher
 from viny.tools.status.view import show
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 ALL_DONE, SOMETHING_WRONG, BAD_INPUT = 0, 1, 2
 CELL = "pre-0_mid-none_fine-8_seed-0"
 

@@ -16,8 +16,8 @@ from viny.study.config import resolve
 from viny.study.reading import read_config
 from viny.study.saved import read_study, saved_study, study_file, write_study
 
-TINY = Path(__file__).parent / "tiny.yaml"
-OLDER = Path(__file__).parent / "older_study.json"  # what a run of tests/tiny.yaml wrote at commit 12ee0d7
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+OLDER = Path(__file__).parents[1] / "older_study.json"  # what a run of tests/tiny.yaml wrote at commit 12ee0d7
 
 
 def test_settings_are_read_back(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from viny.cli import BAD_INPUT, main, parser
 from viny.commands import stages
 from viny.runtime.fingerprint import ENTRY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PEOPLE = ("check", "init", "predict", "export", "plan", "status", "advise", "verify")
 
 

@@ -26,7 +26,7 @@ from viny.study.saved import write_study
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 STUDY = yaml.safe_load((REPOSITORY / "tests" / "tiny.yaml").read_text())
 # Two cells, one of them pre-trained: every kind of job but an intermediate task.
 STUDY["grid"] = {"pretrain_sizes": [0, 24], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}

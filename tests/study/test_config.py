@@ -20,7 +20,7 @@ from viny.study.config import SCHEMA, least_pack_size, merge, resolve
 from viny.study.protocols import PROTOCOLS
 from viny.study.reading import read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def study(**over: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from viny.study.saved import write_study
 from viny.tools.advice.advice import Advice, as_dict, as_text
 from viny.tools.advice.adviser import advise
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # so many steps that longer training is not advised
 SECONDS = {"pretrain": 100.0, "intermediate": 10.0, "finetune": 1.0}  # of each made-up training
 Truth = Callable[[Cell], float]

@@ -36,8 +36,8 @@ from viny.tools.forecast.rates import Rates, kind, rates_seen
 from viny.tools.forecast.schedule import makespan
 from viny.tools.forecast.throughput import Step, Throughput, measure, share_of_cores, time_run
 
-TINY = Path(__file__).parent / "tiny.yaml"
-STUDIES = Path(__file__).parents[1] / "studies"
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_cell import make_cell
 from PIL import Image
 from tiny_study import Study
+from trained_cell import make_cell
 
 pytest.importorskip("jsonschema", reason="the settings that a study wrote are completed by its schema")
 
@@ -150,7 +150,7 @@ def test_a_graph_says_what_it_takes_and_nothing_of_where_it_was_made(made: Calla
     about = {item.key: item.value for item in proto.metadata_props}
     assert json.loads(about["classes"]) == ["kind 0", "kind 1"]
     assert (about["fit"], about["cell"]) == ("pad", CELL.name)
-    for private in (str(Path(__file__).parents[1]), str(tmp_path), "objectives.py"):
+    for private in (str(Path(__file__).parents[2]), str(tmp_path), "objectives.py"):
         assert private.encode() not in content
 
 

@@ -17,7 +17,7 @@ pytest.importorskip(
     "setuptools", minversion="77", reason="building the wheel needs setuptools 77, as envs/viny.txt has it"
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from viny.study.checks import MAX_CELLS
 from viny.study.config import resolve
 from viny.study.reading import MAX_ENTRIES, read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
 TEXTS = [path.read_text(encoding="utf-8") for path in STUDIES]
 # As written, and with every possible key, so that each of them gets mutated.
