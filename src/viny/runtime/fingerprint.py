@@ -30,7 +30,7 @@ ENTRY = {
 # Modules that keep the books: they are used by stages, but no number depends on them.
 BOOKKEEPING = {
     f"viny.runtime.{name}" for name in ("provenance", "fingerprint", "errors", "processes", "claims", "signals")
-}
+} | {"viny.learning.progress"}
 
 
 def _module_file(module: str) -> Path | None:

@@ -28,6 +28,7 @@ from viny.data.pack import Pack, open_pack, verify_pack
 from viny.data.splits import read_split
 from viny.evidence.metrics import summarise
 from viny.evidence.tables import read_metrics, write_tables
+from viny.learning.progress import PROGRESS
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.runtime.fingerprint import code_fingerprint
@@ -546,7 +547,7 @@ class _Verifier:
             if path.is_dir() and not path.is_symlink() and path in wanted:
                 self.strays(path)
             elif folder == self.root and path.name == "checkpoints":
-                for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+                for file in sorted(p for p in path.rglob("*") if not p.is_dir() and p.name != PROGRESS):
                     self.add(NOTE, file, "a checkpoint: a job was interrupted; the next run goes on from it")
             elif path.name.startswith(".") and ".tmp" in path.name:
                 self.add(NOTE, path, "left by a write that was interrupted; may be deleted")
