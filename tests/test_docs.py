@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from viny.data.synthetic import SEGMENTATION_CLASSES
 from viny.evidence import duplicates, tables
 from viny.evidence.paper import scorecard
 from viny.evidence.statistics import costs, effects, fits, gains, representations, transfer
+from viny.learning.progress import ProgressReport
 from viny.learning.train import CURVE_COLUMNS
 from viny.runtime.fingerprint import ENTRY
 from viny.study.config import resolve
@@ -176,6 +178,7 @@ def test_files_of_a_cell_hold_the_documented_keys(tmp_path: Path) -> None:
     classes = {f"iou_{name}" for name in SEGMENTATION_CLASSES}
     assert documented("keys: metrics") == set(metrics["metrics"]) - classes | {"iou_<class>"}
     curve = pd.read_csv(record.with_name("curve.csv"))
+    assert documented("keys: progress.json") == {field.name for field in fields(ProgressReport)}
     assert documented("columns: curve.csv") == set(curve.columns) == set(CURVE_COLUMNS)
 
 

@@ -560,7 +560,7 @@ def test_of_two_processes_at_one_stage_the_second_waits(
     fate: str, tmp_path: Path, twice: Callable[[], subprocess.Popen]
 ) -> None:
     first = twice()
-    until(lambda: list(tmp_path.glob("checkpoints/finetune/*.safetensors")), "a checkpoint of the first")
+    until(lambda: list(tmp_path.glob("checkpoints/finetune/[!.]*.safetensors")), "a checkpoint of the first")
     first.send_signal(signal.SIGSTOP)  # alive, and under way for as long as needed
     second = twice()
     command, said = second.stdout.readline(), second.stdout.readline()

@@ -23,8 +23,10 @@ from rich.console import Console
 pytest.importorskip("jsonschema")
 
 from viny.cli import main
-from viny.learning import stages, train
+from viny.learning import stages
+from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter
 from viny.runtime.claims import Claim
+from viny.runtime.processes import Owner
 from viny.study.config import resolve
 from viny.study.graph import TRAININGS, Job
 from viny.study.inventory import with_listings
@@ -32,7 +34,6 @@ from viny.study.layout import pack_manifest
 from viny.study.reading import read_config
 from viny.study.saved import study_file, write_study
 from viny.tools.forecast.plan import plan
-from viny.tools.status.logs import EPOCH
 from viny.tools.status.state import Watcher
 from viny.tools.status.view import show
 
@@ -77,6 +78,15 @@ def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
     log.write_text(f"$ python -m viny {label.split()[0]} --spec '{{}}'\n{text}\n")
     os.utime(log, (time.time() - age,) * 2)
     return log
+
+
+def write_progress(root: Path, label: str, epoch: float, age: float = 0.0, **values: Any) -> Path:
+    """A training's progress as this process writes it, written that many seconds ago."""
+    one = job(root, label)
+    steps = -(-one.work.passes // one.spec["train"]["epochs"] // one.spec["train"]["batch_size"])
+    values = {"epochs": one.spec["train"]["epochs"], "step": round(epoch % 1 * steps), "steps": steps, **values}
+    ProgressWriter(one.checkpoints(root)).write(ProgressReport(epoch, written=time.time() - age, **values))
+    return one.progress(root)
 
 
 def fill(root: Path) -> None:
@@ -141,8 +151,8 @@ def test_a_training_that_runs_says_how_far_it_is(root: Path, run: Claim, capsys:
     one = job(root, "pretrain size-24_seed-0")
     claim = Claim(one.claim(root))
     assert claim.acquire() is None
-    line = "pretrain: epoch 1/2, loss 0.6553, 1068 images/s, 100 s left"
-    log = write_log(root, one.label, f"pretrain: 24 images\n{line}", age=30)
+    log = write_log(root, one.label, "pretrain: 24 images", age=30)
+    write_progress(root, one.label, 1, age=30, loss=0.6553, images_per_second=1068.4, seconds_left=100.0)
     try:
         assert main(["status", str(root)]) == ALL_DONE
         text = capsys.readouterr().out
@@ -183,7 +193,7 @@ def test_time_left_is_shared_out_among_jobs_side_by_side(root: Path, run: Claim)
     one = job(root, f"finetune {CELL}")
     claim = Claim(one.claim(root))
     assert claim.acquire() is None
-    write_log(root, one.label, "finetune: epoch 2/3, loss 0.6, 1 images/s, 8 s left")
+    write_progress(root, one.label, 2, loss=0.6, images_per_second=1.0, seconds_left=8.0)
     try:
         alone = Watcher(root).look().seconds_left
         for done in [done for done in Watcher(root).jobs if done.stage == "intermediate"]:
@@ -211,25 +221,104 @@ def test_before_its_first_epoch_a_training_is_as_far_as_its_checkpoint(root: Pat
             root, one.label, "going on from 0123abcd_epoch-000002_step-00000003.safetensors: epoch 2, 3 steps done"
         )
         assert Watcher(root).look().running[0].epoch == 1
+        write_progress(root, one.label, 1, loss=0.7)  # as it goes on
+        assert Watcher(root).look().running[0].epoch == 1
         assert Watcher(root).look().seconds_left is None
     finally:
         claim.release()
 
 
-def test_what_a_training_logs_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(train, "LOOK", -1.0)
-    report = train._Report("finetune", 20, 0)
-    report.show({"epoch": 3, "loss": 0.45678, "images_per_second": 812.3})
-    found = EPOCH.search(capsys.readouterr().out)
-    assert found is not None
-    assert found.groups()[:6] == ("3", "20", None, None, "0.4568", "812")
-    report.within(3, 30, 120, 0.4, 811.7)
-    found = EPOCH.search(capsys.readouterr().out)
-    assert found is not None
-    assert found.groups()[:6] == ("4", "20", "30", "120", "0.4000", "812")
-    # One that was stopped after its very last step.
-    train._Report("finetune", 20, 20.0).show({"epoch": 20, "loss": 0.4, "images_per_second": 0.0})
-    assert capsys.readouterr().out == "finetune: epoch 20/20, loss 0.4000, 0 images/s, 0 s left\n"
+def test_a_training_that_goes_on_shows_its_loss_and_its_last_line(root: Path, run: Claim, capsys: Any) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    write_log(root, one.label, "going on from x.safetensors: epoch 2, 0 steps done")
+    write_progress(root, one.label, 1, loss=0.7)
+    try:
+        main(["status", str(root)])
+    finally:
+        claim.release()
+    out = capsys.readouterr().out
+    assert re.search(r"pretrain size-24_seed-0 +1/2 +0\.7000 +\d+ s ago +going on from x\.safetensors: epoch 2,", out)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text("{}"),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: change(path, epoch=None),
+        lambda path: change(path, epoch="2"),
+        lambda path: change(path, epoch=-1),
+        lambda path: change(path, epoch=3),  # of two
+        lambda path: change(path, epochs=0),
+        lambda path: change(path, epochs=True),
+        lambda path: change(path, epoch=10**400, epochs=10**400),
+        lambda path: change(path, loss=float("nan")),
+        lambda path: change(path, seconds_left=[]),
+        lambda path: change(path, written="yesterday"),
+        lambda path: change(path, process=None),
+        lambda path: change(path, process={**vars(Owner.me()), "pid": 0}),
+        lambda path: change(path, process={**vars(Owner.me()), "pid": os.getpid() + 1}),  # of an earlier attempt
+        lambda path: change(path, process={**vars(Owner.me()), "started": "1"}),
+    ],
+)
+def test_progress_that_is_missing_damaged_or_an_earlier_attempts_is_not_believed(
+    damage: Any, root: Path, run: Claim, capsys: Any
+) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    path = write_progress(root, one.label, 1.5, loss=0.5, images_per_second=10.0, seconds_left=60.0)
+    try:
+        assert Watcher(root).look().running[0].epoch == 1.5
+        damage(path)
+        (one.checkpoints(root) / "0123abcd_epoch-000002_step-00000000.safetensors").touch()
+        running = Watcher(root).look().running[0]
+        assert main(["status", str(root)]) == ALL_DONE
+    finally:
+        claim.release()
+    assert (running.epoch, running.epochs) == (1, 2)
+    assert (running.loss, running.images_per_second, running.seconds_left) == (None, None, None)
+    assert re.search(r"pretrain size-24_seed-0 +1/2 .*starting", capsys.readouterr().out)
+
+
+def test_what_a_killed_training_said_is_not_its_progress(root: Path, run: Claim) -> None:
+    """Without a claim there is nobody whose progress it could be."""
+    one = job(root, "pretrain size-24_seed-0")
+    write_progress(root, one.label, 1.5, loss=0.5, images_per_second=10.0, seconds_left=60.0)
+    assert Watcher(root).look().running == []
+    write_log(root, one.label, "pretrain: 24 images")  # the next attempt, before it claims its work
+    (running,) = Watcher(root).look().running
+    assert (running.epoch, running.loss, running.seconds_left, running.said) == (0, None, None, "pretrain: 24 images")
+
+
+def test_a_clock_that_is_ahead_leaves_no_more_than_was_said(root: Path, run: Claim) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    claim = Claim(one.claim(root))
+    assert claim.acquire() is None
+    try:
+        for age, left in ((-1000, 60.0), (1000, 0.0)):
+            write_progress(root, one.label, 1, age=age, loss=0.5, images_per_second=10.0, seconds_left=60.0)
+            assert Watcher(root).look().running[0].seconds_left == left
+    finally:
+        claim.release()
+
+
+def test_status_needs_no_pytorch(root: Path) -> None:
+    text = "import sys; from viny.cli import main; main(sys.argv[1:]); assert not {'torch', 'timm'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", text, "status", str(root)], check=True)
+
+
+def test_a_training_writes_its_progress_where_status_looks(root: Path) -> None:
+    one = job(root, f"finetune {CELL}")
+    assert ProgressWriter(one.checkpoints(root)).path == one.progress(root) == one.checkpoints(root) / PROGRESS
 
 
 def test_a_long_epoch_is_told_of_in_parts(root: Path, run: Claim) -> None:
@@ -237,7 +326,8 @@ def test_a_long_epoch_is_told_of_in_parts(root: Path, run: Claim) -> None:
     claim = Claim(one.claim(root))
     assert claim.acquire() is None
     try:
-        write_log(root, one.label, "pretrain: epoch 2/2, step 30/120, loss 0.5, 10 images/s, 60 s left")
+        told = {"step": 30, "steps": 120, "loss": 0.5, "images_per_second": 10.0, "seconds_left": 60.0}
+        write_progress(root, one.label, 1.25, **told)
         running = Watcher(root).look().running[0]
     finally:
         claim.release()
@@ -407,8 +497,8 @@ def test_a_narrow_terminal_keeps_every_job_on_its_line(root: Path, run: Claim) -
     one = job(root, "finetune pre-24_mid-scenes_fine-16_seed-1")
     claim = Claim(one.claim(root))
     assert claim.acquire() is None
-    line = "finetune: epoch 2/3, loss 0.4567, 812 images/s, 61 s left"
-    write_log(root, one.label, f"{line}")
+    write_log(root, one.label, "finetune: 16 images")
+    write_progress(root, one.label, 2, loss=0.4567, images_per_second=812.3, seconds_left=61.0)
     try:
         status = Watcher(root).look()
     finally:

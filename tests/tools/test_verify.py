@@ -17,6 +17,7 @@ import yaml
 pytest.importorskip("jsonschema")
 
 from viny.cli import main
+from viny.learning.progress import PROGRESS
 from viny.runtime.files import digest
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, specs
@@ -341,6 +342,17 @@ def test_what_does_not_belong_is_a_note(root: Path) -> None:
         ("note", "tables/.metrics.csv.ab12.tmp.csv"),
     ]
     assert "a job was interrupted; the next run goes on from it" in lines(report)[0]
+
+
+def test_progress_is_no_checkpoint(root: Path) -> None:
+    """A training that was killed before its first checkpoint has no more to go on from than none."""
+    folder = root / "checkpoints" / "finetune" / PLAIN
+    folder.mkdir(parents=True)
+    (folder / PROGRESS).write_text("{}")
+    assert lines(verify_study(root)) == []
+    (folder / "state.safetensors").touch()
+    (finding,) = verify_study(root).findings
+    assert finding.file == f"checkpoints/finetune/{PLAIN}/state.safetensors"
 
 
 def test_other_code_is_a_note_a_stage(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ class Checkpoints:
 
         Every other one that is met is reported. Returns a fresh start where there is none.
         """
-        for path in sorted(self.folder.glob("*.safetensors"), key=_position, reverse=True):
+        for path in sorted(self.folder.glob("[!.]*.safetensors"), key=_position, reverse=True):
             try:
                 about, tensors = _read(path)
             except Exception as error:  # safetensors, JSON and the file system each raise types of their own

@@ -17,13 +17,14 @@ from viny.learning.batches import BatchMaker
 from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
+from viny.learning.progress import ProgressReport, ProgressWriter
 from viny.learning.settings import TrainSettings
 from viny.runtime.errors import TrainingError
 from viny.runtime.files import atomic_path
 from viny.runtime.seeds import generator
 from viny.runtime.signals import Stopped, on_stop
 
-LOOK = 10.0  # seconds between two looks at the losses within an epoch, and between two lines in a log
+LOOK = 10.0  # seconds between two looks at the losses within an epoch, and between two reports of progress
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
 
@@ -52,7 +53,7 @@ def fit(
 
     What is random in a step is a function of (seed, stage, epoch, step) alone, so a run that was stopped at
     any step and goes on ends where an undisturbed one does. SIGTERM, SIGINT and SIGHUP end the step under way
-    and write a checkpoint.
+    and write a checkpoint. How far it is stands beside the checkpoints, see `viny.learning.progress`.
 
     Args:
         objective: a module with `loss(batch)`.
@@ -78,7 +79,7 @@ def fit(
     progress = checkpoints.load(objective, optimizer) if checkpoints else Progress()
     watch = _Watch(objective, optimizer, settings, stage, progress, checkpoints)
     steps = math.ceil(count / settings.batch_size)
-    report = _Report(stage, settings.epochs, progress.epoch + len(progress.losses) / steps)
+    report = _Report(stage, settings.epochs, steps, progress, checkpoints)
     with on_stop(watch.stop), report, Gradients(objective, machine, settings.batch_size) as gradients:
         while progress.epoch < settings.epochs:
             epoch, started, done_before = progress.epoch, time.monotonic(), len(progress.losses)
@@ -92,7 +93,7 @@ def fit(
                 if (total := watch.after_step()) is not None:
                     seen = sum(map(len, order[: step + 1]))
                     here = seen - sum(map(len, order[:done_before]))
-                    report.within(epoch, step + 1, steps, total / seen, here / (time.monotonic() - started))
+                    report.within(total / seen, here / (time.monotonic() - started))
             loss = watch.finite() / count  # the epoch's one wait for the device
             images = sum(map(len, order[done_before:]))
             row = {
@@ -187,38 +188,65 @@ class _Watch:
 
 
 class _Report:
-    """A progress bar on a terminal; in a log a line now and then, and at the end."""
+    """Shows how far a run is: a bar on a terminal, a line in a log now and then, a file beside its checkpoints."""
 
-    def __init__(self, stage: str, epochs: int, done: float) -> None:
-        self.stage, self.epochs, self.first = stage, epochs, done
-        self._began = self._shown = time.monotonic()
-        self._bar = tqdm(total=epochs, initial=int(done), desc=stage, unit="epoch", mininterval=1.0, disable=None)
+    def __init__(
+        self, stage: str, epochs: int, steps: int, progress: Progress, checkpoints: Checkpoints | None
+    ) -> None:
+        self.stage, self.epochs, self.steps, self.progress = stage, epochs, steps, progress
+        self._writer = ProgressWriter(checkpoints.folder) if checkpoints else None
+        self._first = self._done
+        self._began = self._told = time.monotonic()
+        self._loss: float | None = progress.curve[-1]["loss"] if progress.curve else None
+        self._rate: float | None = None
+        self._bar = tqdm(total=epochs, initial=progress.epoch, desc=stage, unit="epoch", mininterval=1.0, disable=None)
 
     def __enter__(self) -> None:
         self._bar.__enter__()
+        self._write()
 
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._bar.__exit__(kind, *error)
+        if kind is not None and issubclass(kind, Stopped):
+            self._write()  # as far as its checkpoint
+
+    @property
+    def _done(self) -> float:
+        return self.progress.epoch + len(self.progress.losses) / self.steps
+
+    @property
+    def _left(self) -> float:
+        done = self._done - self._first
+        # A run resumed after its very last step has nothing left to do.
+        return (time.monotonic() - self._began) / done * (self.epochs - self._done) if done > 0 else 0.0
 
     def show(self, row: dict[str, float]) -> None:
+        """Report a finished epoch."""
         self._bar.set_postfix(loss=f"{row['loss']:.4f}", images=f"{row['images_per_second']:.0f}/s")
         self._bar.update()
-        if time.monotonic() - self._shown > LOOK or row["epoch"] == self.epochs:
-            self._say(row["epoch"], f"epoch {row['epoch']}/{self.epochs}", row["loss"], row["images_per_second"])
+        self._loss, self._rate = row["loss"], row["images_per_second"]
+        if time.monotonic() - self._told > LOOK or self.progress.epoch == self.epochs:
+            self._tell(f"epoch {self.progress.epoch}/{self.epochs}")
 
-    def within(self, epoch: int, step: int, steps: int, loss: float, rate: float) -> None:
-        """Tell of a long epoch: epochs done, steps done of it, mean loss of these, images a second."""
-        if time.monotonic() - self._shown > LOOK:
-            where = f"epoch {epoch + 1}/{self.epochs}, step {step}/{steps}"
-            self._say(epoch + step / steps, where, loss, rate)
+    def within(self, loss: float, rate: float) -> None:
+        """Report from within a long epoch: its mean loss so far, images per second."""
+        self._loss, self._rate = loss, rate
+        if time.monotonic() - self._told > LOOK:
+            self._tell(f"epoch {self.progress.epoch + 1}/{self.epochs}, step {len(self.progress.losses)}/{self.steps}")
 
-    def _say(self, done: float, where: str, loss: float, rate: float) -> None:
-        if not self._bar.disable:
-            return
-        self._shown = time.monotonic()
-        # A run that goes on after the last step of all has nothing left to do.
-        left = (self._shown - self._began) / (done - self.first) * (self.epochs - done) if done > self.first else 0.0
-        print(f"{self.stage}: {where}, loss {loss:.4f}, {rate:.0f} images/s, {left:.0f} s left", flush=True)
+    def _tell(self, where: str) -> None:
+        self._told = time.monotonic()
+        if self._bar.disable:
+            speed = f"{self._rate:.0f} images/s, {self._left:.0f} s left"
+            print(f"{self.stage}: {where}, loss {self._loss:.4f}, {speed}", flush=True)
+        self._write()
+
+    def _write(self) -> None:
+        if self._writer is not None:
+            left = None if self._rate is None else self._left
+            step = len(self.progress.losses)
+            report = ProgressReport(self._done, self.epochs, step, self.steps, self._loss, self._rate, left)
+            self._writer.write(report)
 
 
 def epoch_order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:

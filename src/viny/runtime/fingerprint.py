@@ -30,7 +30,7 @@ ENTRY = {
 # Bookkeeping modules: stages use them, but no number depends on them.
 BOOKKEEPING = {
     f"viny.runtime.{name}" for name in ("provenance", "fingerprint", "errors", "processes", "claims", "signals")
-}
+} | {"viny.learning.progress"}
 
 
 def _module_file(module: str) -> Path | None:

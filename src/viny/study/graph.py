@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viny.learning.progress import PROGRESS
 from viny.runtime.claims import claim_beside
 from viny.study import grid, layout, specs
 from viny.study.grid import Encoder
@@ -65,8 +66,12 @@ class Job:
         return self._beside(root, layout.BENCHMARK)
 
     def checkpoints(self, root: Path) -> Path:
-        """Folder of a training's checkpoints; its claim and its progress are beside it."""
+        """Folder of a training's checkpoints; its claim is beside it."""
         return self._beside(root, layout.CHECKPOINTS)
+
+    def progress(self, root: Path) -> Path:
+        """What a training says of how far it is, see `viny.learning.progress`."""
+        return self.checkpoints(root) / PROGRESS
 
     def claim(self, root: Path) -> Path:
         """The claim that a training holds while it runs."""

@@ -18,7 +18,7 @@ from viny.study.saved import saved_study, study_file
 from viny.study.todo import JsonCache, out_of_date, to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import kind, rates_seen, seconds_of
-from viny.tools.status.logs import Failed, Running, done_in_checkpoints, share_done, state_of
+from viny.tools.status.running import Failed, Running, done_in_checkpoints, share_done, state_of
 
 ASK = 20.0  # seconds between two questions to Slurm
 

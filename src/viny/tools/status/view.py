@@ -16,7 +16,7 @@ from rich.text import Text
 
 from viny.runtime.signals import on_stop
 from viny.study.graph import STAGES, SUMMARIES
-from viny.tools.status.logs import Running
+from viny.tools.status.running import Running
 from viny.tools.status.state import Status, Watcher
 from viny.tools.terminal import console, duration, short, table
 
@@ -85,9 +85,8 @@ def _running_table(running: Iterable[Running], narrow: bool) -> Table:
         left = "" if one.seconds_left is None else duration(one.seconds_left)
         rate = optional(one.images_per_second, "{:.0f}")
         heard = f"{duration(one.silent)} ago"
-        rows.append(
-            [one.job.label, epoch, optional(one.loss, "{:.4f}"), rate, left, heard, "" if one.loss else one.said]
-        )
+        said = one.said if one.seconds_left is None else ""
+        rows.append([one.job.label, epoch, optional(one.loss, "{:.4f}"), rate, left, heard, said])
     if narrow:
         return table(["job", "epochs", "loss", "img/s", "left"], [row[:5] for row in rows])
     columns = ["job", "epochs done", "loss", "images/s", "left", "log written", "its last line"]

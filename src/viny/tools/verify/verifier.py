@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from viny.learning.progress import PROGRESS
 from viny.runtime.errors import InputError
 from viny.study import grid, layout
 from viny.study.grid import Cell
@@ -127,7 +128,7 @@ def _check_strays(book: Book, folder: Path) -> None:
         if path.is_dir() and not path.is_symlink() and path in wanted:
             _check_strays(book, path)
         elif of_study and path.name == CHECKPOINTS:
-            for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+            for file in sorted(p for p in path.rglob("*") if not p.is_dir() and p.name != PROGRESS):
                 book.add(NOTE, file, "a checkpoint: a job was interrupted; the next run goes on from it")
         elif path.name.startswith(".") and ".tmp" in path.name:
             book.add(NOTE, path, "left by a write that was interrupted; may be deleted")

@@ -1,4 +1,4 @@
-"""What the log and the checkpoints of a job tell of it."""
+"""What a job says about itself: by its claim, its progress, its checkpoints and the last line of its log."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viny.learning.progress import read_progress
 from viny.runtime.claims import Claim
+from viny.runtime.processes import Owner
 from viny.study.graph import TRAININGS, Job
 
 TAIL = 8192  # bytes of a log that are read
 STARTING = 120.0  # seconds after its first word that a training may take to claim its work
-EPOCH = re.compile(r"epoch (\d+)/(\d+),(?: step (\d+)/(\d+),)? loss (\S+), (\d+) images/s, (\d+) s left")
-WENT_ON = re.compile(r"going on from .*: epoch (\d+), ")
 CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
 class Running:
-    """How far a job is, as far as its log tells.
+    """How far a job is, as far as it says.
 
     Attributes:
         job: the job.
-        epoch: epochs done, also parts of one; None of what has none.
-        epochs: in all.
-        loss: of the last epoch, or part of one, that the log tells of; None before it does.
-        images_per_second: of that epoch.
-        seconds_left: as the log said, less what has passed since.
+        epoch: epochs done, fractions included; None if the job has none.
+        epochs: in total.
+        loss: of the last epoch, or part of one, that was measured; None before that.
+        images_per_second: of that epoch; None until this attempt has measured it.
+        seconds_left: as the job said, less the time since.
         silent: seconds since its log was written to.
         said: the log's last line.
     """
@@ -51,7 +51,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that ended without its outputs: what it said last, and where to read more."""
+    """A job that ended without its outputs: its last words, and where to read more."""
 
     job: Job
     said: str
@@ -63,7 +63,7 @@ def share_done(one: Running) -> float:
 
 
 def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
-    """Whole epochs of a training that its newest checkpoint holds, and the part of the next one."""
+    """Whole epochs of a training that its newest checkpoint holds, and the share of the next one."""
     images = job.work.passes / job.spec["train"]["epochs"]
     steps = math.ceil(images / job.spec["train"]["batch_size"])
     names = [CHECKPOINT.search(path.name) for path in job.checkpoints(root).glob("*.safetensors")]
@@ -72,37 +72,37 @@ def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
 
 
 def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
-    """What is known of a job that is not done; None for one that waits."""
+    """What is known about a job that is not done; None if it is waiting."""
     log = job.log(root)
-    held = job.stage in TRAININGS and Claim(job.claim(root)).holder() is not None
+    holder = Claim(job.claim(root)).holder() if job.stage in TRAININGS else None
     try:
         written = log.stat().st_mtime
         with open(log, "rb") as f:
             f.seek(max(0, log.stat().st_size - TAIL))
             said = [line.rstrip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
-        return _running(job, root, [], 0.0) if held else None
+        return _running(job, root, holder, [], 0.0) if holder else None
     words = _words(said)
     silent = max(0.0, time.time() - written)
-    if held:
-        return _running(job, root, words, silent)
+    if holder:
+        return _running(job, root, holder, words, silent)
     last = words[-1] if words else ""
     if _is_stop(last):
-        return None  # in order: the next run goes on from there
+        return None  # as it should be: the next run resumes there
     if _is_error(last, said):
         return Failed(job, last, log) if not alive or written >= begun else None
     if not alive:
         return Failed(job, f"{last or 'nothing said'} (it ended without a further word)", log)
     if written < begun:
-        return None  # of an earlier run; this one has not come to it yet
+        return None  # by an earlier run; this one has not reached the job yet
     if job.stage in TRAININGS and words and silent > STARTING:
         # Slurm may start it again by itself, on another node.
         return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
-    return _running(job, root, words, silent)
+    return _running(job, root, None, words, silent)
 
 
 def _words(said: Iterable[str]) -> list[str]:
-    """What a log says, a line each; an error of several lines is one."""
+    """What a log says, line by line; an error over several lines counts as one."""
     words: list[str] = []
     for line in said:
         if line.startswith("  ") and words and words[-1].startswith("viny: "):
@@ -120,16 +120,15 @@ def _is_error(last: str, said: list[str]) -> bool:
     return last.startswith("viny: ") or any(line.startswith("Traceback (most recent call last)") for line in said)
 
 
-def _running(job: Job, root: Path, words: list[str], silent: float) -> Running:
+def _running(job: Job, root: Path, holder: Owner | None, words: list[str], silent: float) -> Running:
     said = words[-1] if words else "starting"
     if job.stage not in TRAININGS:
         return Running(job, None, None, None, None, None, silent, said)
-    epochs = job.spec["train"]["epochs"]
-    for line in reversed(words):
-        if found := EPOCH.search(line):
-            left = max(0.0, float(found[7]) - silent)
-            done = int(found[1]) if found[3] is None else int(found[1]) - 1 + int(found[3]) / int(found[4])
-            return Running(job, done, epochs, float(found[5]), float(found[6]), left, silent, said)
-        if found := WENT_ON.search(line):
-            return Running(job, int(found[1]) - 1, epochs, None, None, None, silent, said)
-    return Running(job, done_in_checkpoints(job, root)[0], epochs, None, None, None, silent, said)
+    told = read_progress(job.progress(root))
+    if told is None or told.process != holder:  # none yet; a file that is there was left by an earlier attempt
+        epoch, epochs = done_in_checkpoints(job, root)[0], job.spec["train"]["epochs"]
+        return Running(job, epoch, epochs, None, None, None, silent, said)
+    left = told.seconds_left
+    if left is not None:
+        left = max(0.0, left - max(0.0, time.time() - told.written))  # another machine's clock may be ahead
+    return Running(job, told.epoch, told.epochs, told.loss, told.images_per_second, left, silent, said)

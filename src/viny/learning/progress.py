@@ -1,0 +1,87 @@
+"""How far a training is: a small file beside its checkpoints for whoever watches the run.
+
+Nothing resumes from it and no number depends on it. Reading it needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from viny.runtime.files import write_json
+from viny.runtime.processes import Owner
+
+PROGRESS = "progress.json"  # in the folder of a training's checkpoints
+MEASURED = ("loss", "images_per_second", "seconds_left")  # None until they are
+
+
+@dataclass(frozen=True)
+class ProgressReport:
+    """How far a training was when it last reported.
+
+    Attributes:
+        epoch: epochs done, fractions included, over all attempts.
+        epochs: in total.
+        step: steps done in the current epoch.
+        steps: per epoch.
+        loss: mean over the images that the epoch has seen, or of the last whole epoch; None before that.
+        images_per_second: measured along with the loss; None until this attempt has measured it.
+        seconds_left: of training, at the time of writing; None until this attempt has measured it.
+        written: when, in seconds since 1970 UTC.
+        process: the one that trains.
+    """
+
+    epoch: float
+    epochs: int
+    step: int
+    steps: int
+    loss: float | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    written: float = field(default_factory=time.time)
+    process: Owner = field(default_factory=Owner.me)
+
+
+class ProgressWriter:
+    """Writes a training's progress; each report replaces the one before.
+
+    Args:
+        folder: the training's checkpoints; made with the first report.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / PROGRESS
+        self._failed = False
+
+    def write(self, report: ProgressReport) -> None:
+        """Write a report, whole or not at all.
+
+        If the disk is full or fails, the report is lost and the training continues; the first loss is reported.
+        """
+        try:
+            write_json(self.path, asdict(report))
+        except OSError as error:
+            if not self._failed:
+                print(f"{self.path}: could not be written ({error.strerror}); training goes on without it", flush=True)
+            self._failed = True
+
+
+def read_progress(path: Path) -> ProgressReport | None:
+    """The last report of a training; None if there is none yet or the file is damaged.
+
+    Args:
+        path: the file.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        process = Owner.parse(json.dumps(found["process"]))
+        numbers = {one.name: found[one.name] for one in fields(ProgressReport) if one.name != "process"}
+        known = [value for name, value in numbers.items() if value is not None or name not in MEASURED]
+        sound = all(type(value) in (int, float) and math.isfinite(value) for value in known)
+        sound = sound and numbers["epochs"] > 0 and 0 <= numbers["epoch"] <= numbers["epochs"]
+    except Exception:  # the file system, JSON and values of any other kind each raise types of their own
+        return None
+    return ProgressReport(**numbers, process=process) if sound else None
