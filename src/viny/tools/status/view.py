@@ -57,7 +57,7 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
     if width:
         parts.append(ProgressBar(total=max(1, total), completed=done, width=width))
     counts = {stage: status.stages[stage] for stage in STAGES if stage in status.stages and stage not in SUMMARIES}
-    counts["sums"] = sum((status.stages[stage] for stage in SUMMARIES if stage in status.stages), Counter())
+    counts["summaries"] = sum((status.stages[stage] for stage in SUMMARIES if stage in status.stages), Counter())
     some_old = any(one["out of date"] for one in counts.values())
     names = ["done", *(["out of date"] if some_old else []), "running", "failed", "waiting"]
     rows = [[stage, *(str(one[n] or "") for n in names)] for stage, one in counts.items()]
