@@ -512,7 +512,7 @@ def test_a_narrow_terminal_keeps_every_job_on_its_line(root: Path, run: Claim) -
         r"^finetune pre-24_mid-scenes_fine-16_seed-1 +2/3 +0\.4567 +812 +\d+ s *$", shown[80], re.MULTILINE
     )
     assert "log written" in shown[160] and "log written" not in shown[80]
-    assert re.search(r"^sums +7 *$", shown[80], re.MULTILINE)  # seven rules in one row
+    assert re.search(r"^summaries +7 *$", shown[80], re.MULTILINE)  # seven rules in one row
     assert "scorecard" not in shown[80]
 
 
