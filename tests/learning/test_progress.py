@@ -1,4 +1,4 @@
-"""Progress: a training says how far it is in a file beside its checkpoints, which costs it nothing."""
+"""Progress: a training reports how far it is in a file beside its checkpoints, at no cost to the training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def file(study: Study) -> Path:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[ProgressReport]:
-    """What stands in the file after each write, in a training that reports after every step."""
+    """What the file holds after each write, in a training that reports after every step."""
     found: list[ProgressReport] = []
     write = ProgressWriter.write
 
@@ -55,7 +55,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[ProgressReport]:
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Let SIGTERM come in a step, counted from 1 over all attempts."""
+    """Send SIGTERM during a given step, counted from 1 over all attempts."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     step, count, last = train._step, 0, 0
 
@@ -107,14 +107,14 @@ def test_a_training_says_how_far_it_is(study: Study, written: list[ProgressRepor
     assert all(one.images_per_second > 0 for one in rest)
     assert all(0 <= one.seconds_left <= 10 * (times[-1] - before) for one in rest)
     assert rest[-1].seconds_left == 0
-    assert not file.parent.exists()  # a finished training leaves nothing
+    assert not file.parent.exists()  # a finished training leaves nothing behind
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
         (1.0, []),
-        (6.0, [(1, 2), (2, 2), (3, 2)]),  # after each second step
+        (6.0, [(1, 2), (2, 2), (3, 2)]),  # after every second step
         (11.0, [(0.5, 1), (1, 2), (1.5, 1), (2, 2), (2.5, 1), (3, 2)]),
     ],
 )
@@ -126,7 +126,7 @@ def test_it_says_so_no_more_often_than_its_log(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By a clock that goes on with the steps alone."""
+    """With a clock that only the steps advance."""
     step, now = train._step, 0.0
 
     def slow(*arguments: Any) -> Any:
@@ -171,7 +171,7 @@ def test_a_stopped_training_leaves_it_beside_its_checkpoint(
     assert (left.epoch, left.step) == (1.5, 1)
     (checkpoint,) = file.parent.glob("*.safetensors")
     assert checkpoint.name.endswith("epoch-000002_step-00000001.safetensors")
-    # The next attempt says first where it goes on from, and no rate of another's.
+    # The next attempt first reports where it resumes, without the last attempt's rate.
     written.clear()
     record = study.finetune(CELL, None)
     first = written[0]
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_does_not_stop_a_training(
 
     monkeypatch.setattr(progress, "write_json", full)
     record = study.finetune(CELL, None)
-    assert attempts == [file] * 10  # the disk may have room again
+    assert attempts == [file] * 10  # it keeps trying: the disk may have room again
     said = f"{file}: could not be written (No space left on device); training goes on without it\n"
     assert capsys.readouterr().out.count(said) == 1
     assert weights_of(record) == weights_of(whole)

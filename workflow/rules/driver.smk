@@ -1,5 +1,5 @@
 # The study, and everything that touches Snakemake's internals: reads the settings, claims the study for a run, tells
-# jobs about their driver, says what failed. What Snakemake does not promise is looked up with `inside`; each of these
+# jobs about their driver, says what failed. Whatever Snakemake does not guarantee is looked up with `inside`; each
 # was tried with Snakemake 9.27.1, and if a later version lacks one, the run goes on without it.
 import atexit
 import os
@@ -29,22 +29,22 @@ if int(snakemake.common.__version__.partition(".")[0]) > 9:
 
 
 def inside(path, default):
-    """An attribute of the workflow by its dotted path, or `default` if this Snakemake has no such thing."""
+    """An attribute of the workflow by its dotted path, or `default` if this Snakemake does not have it."""
     try:
         return reduce(getattr, path.split("."), workflow)
     except AttributeError:
         return default
 
 
-# 9.27.1: false in jobs that parse the workflow again, as Slurm's do. Without it, each checks the settings again.
+# 9.27.1: false in jobs that parse the workflow again, as Slurm's do. Without it, each job checks the settings again.
 IS_DRIVER = inside("is_main_process", True)
-IMAGE_COUNTS = {}  # of each pack; None if its source is not here
+IMAGE_COUNTS = {}  # by pack; None if its source is not here
 
 
 def settings():
     """The resolved study; any error in it ends the run with one message."""
     try:
-        # 9.27.1: paths of the study's files. Without them, a key given twice passes, as in Snakemake's own reader.
+        # 9.27.1: paths of the study's files. Without them, a duplicate key goes unnoticed, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
         study = resolve(config)
@@ -64,7 +64,7 @@ def settings():
 STUDY = settings()
 ROOT = f"results/{STUDY['study']}"
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
-MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm gives its own
+MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own
 
 
 def begin():
@@ -78,7 +78,7 @@ def begin():
             f"if that machine is off for good, delete {claim.path}. Nothing was started."
         )
     atexit.register(claim.release)
-    if wait_for_jobs(root):  # what they have done is not in this run's plan yet
+    if wait_for_jobs(root):  # what they did is not in this run's plan yet
         claim.release()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     write_study(root, STUDY)
@@ -87,7 +87,7 @@ def begin():
 
 
 def share_gpus_out():
-    """Let as many local jobs compute at once as there are slots on GPUs, unless --resources gpu=N says how many."""
+    """Let as many local jobs compute at once as the GPUs have slots, unless --resources gpu=N says how many."""
     # 9.27.1: whether jobs run here, and the command line's limits. Without either, jobs wait for a GPU themselves.
     if not MY_GPUS or not inside("local_exec", False) or "gpu" in inside("global_resources", {"gpu"}):
         return
@@ -97,7 +97,7 @@ def share_gpus_out():
 
 
 def name_slurm_jobs(root):
-    """Give all Slurm jobs of this run a name that contains the study's, and note it for the next run."""
+    """Give this run's Slurm jobs a name that contains the study's, and note it for the next run."""
     # 9.27.1 with the Slurm plugin 2.8.0: the name of all jobs. Without it, the next run cannot wait for jobs that
     # outlive this one.
     executor = inside("scheduler._executor", None)
@@ -110,7 +110,7 @@ def name_slurm_jobs(root):
 
 def failures():
     """A line for each failed job: the last line of its log, what Slurm says, and where the log is."""
-    # 9.27.1: the jobs, and groups of jobs, that failed. Without it, the logs are still there to look at.
+    # 9.27.1: the jobs, and groups of jobs, that failed. Without them, the logs are still there to look at.
     for failed in inside("scheduler.failed", []):
         members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
@@ -136,7 +136,7 @@ onerror:
     print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
 
 
-# What a driver tells its jobs; no result depends on it. A job ends with its driver, after a checkpoint.
+# What a driver tells its jobs; no result depends on it. A job ends when its driver does, after a checkpoint.
 JOB_ENVIRONMENT = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
@@ -145,7 +145,7 @@ JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Pa
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:
-    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive takes no value that is known only now.
+    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now.
     workflow.global_container(STUDY["compute"]["container"])
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
 # 9.27.1: those methods. Without them, jobs use this Python.

@@ -1,4 +1,4 @@
-# What a job takes: functions of its wildcards that return inputs, settings, and requests to a cluster.
+# What a job needs: functions of its wildcards that return inputs, settings and cluster requests.
 from viny.runtime.files import canonical_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import specs, workload
@@ -15,7 +15,7 @@ def spec(stage, make):
 
 
 def request(of):
-    """What a job asks a cluster for: minutes and MB for its own work, and more at every further attempt."""
+    """What a job asks a cluster for: minutes and MB for its own work, and more with each further attempt."""
     return {
         "runtime": lambda wildcards, attempt: of(wildcards).minutes(STUDY, attempt),
         "mem_mb": lambda wildcards, attempt: attempt * (of(wildcards).memory_mb + workload.LAUNCHER_MB),
@@ -69,7 +69,7 @@ def probe_split(wildcards):
     return str(layout.split_record(Path(ROOT), "finetune", subset))
 
 
-SEARCH = specs.duplicates_spec(STUDY)  # for duplicates
+SEARCH = specs.duplicates_spec(STUDY)  # the search for duplicates
 SEARCHED_PACKS = layout.searched_packs(SEARCH)
 SEARCHED_SPLITS = [str(layout.split_record(Path(ROOT), *split)) for split in layout.searched_splits(SEARCH)]
 

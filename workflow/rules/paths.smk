@@ -38,7 +38,7 @@ def drawn(names):
 TABLES, FIGURES = tables(layout.TABLES), drawn(layout.figure_names(STUDY))
 DUPLICATES = tables(layout.DUPLICATES_TABLES)
 STATISTICS, STATISTICS_FIGURES = tables(layout.STATISTICS_TABLES), drawn(layout.STATISTICS_FIGURES)
-REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # if the study measures no encoder
+REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # empty if the study measures no encoder
 if ENCODERS:
     REPRESENTATIONS = tables(layout.REPRESENTATIONS_TABLES)
     REPRESENTATIONS_FIGURES = drawn(layout.REPRESENTATIONS_FIGURES)
@@ -58,7 +58,7 @@ def checkpoints_of(stage):
 
 
 def in_report(paths, category):
-    """Flag a rule's files that have a caption for `snakemake --report`: figures as PNG, tables as CSV."""
+    """Flag those of a rule's files that have a caption, for `snakemake --report`: figures as PNG, tables as CSV."""
 
     def flagged(path):
         stem, kind = Path(path).stem, Path(path).suffix

@@ -1,7 +1,7 @@
-"""The stages that the workflow's rules call: each takes the arguments of its function.
+"""The stages that the workflow's rules call; each takes the arguments of its function.
 
-Arguments are read from the function's source, not from the function: importing a stage may take seconds, and a job
-that has to wait for a GPU does so before that.
+Arguments are read from the function's source: importing a stage may take seconds, and a job that has to wait for a
+GPU should do so first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
 from viny.runtime.gpus import give_gpu_back, take_gpu
 
 KINDS = {"Path": Path, "int": int, "float": float}
-ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # of a docstring's Args section
+ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # an entry of a docstring's Args section
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def parser(stage: str) -> argparse.ArgumentParser:
     """The command line of a stage."""
     text, found = arguments(stage)
     epilog = (
-        "A stage of the workflow: a log in results/<study>/logs begins with the command of its job, which can be run "
+        "A stage of the workflow: each log in results/<study>/logs begins with its job's command, which can be run "
         f"by hand; {EXIT_CODES}."
     )
     p = argparse.ArgumentParser(prog=f"viny {stage}", description=text, epilog=epilog)
@@ -89,7 +89,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
         given: what `parser` read.
 
     Raises:
-        InputError: the settings were made for other code than this, or as for the stage's function.
+        InputError: the settings were made for different code, or the stage's function raises it.
     """
     spec = given.pop("spec")
     code = spec.get("code")
@@ -113,7 +113,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _gpu() -> Any:
-    """A GPU, if the driver has some to share out."""
+    """Hold a GPU, if the driver has any to share out."""
     take_gpu()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints: what a stopped training goes on from, bit for bit, and nothing that it may not go on from."""
+"""Checkpoints: a stopped training resumes from its own, bit for bit, and never from a damaged one or another run's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from viny.runtime.files import atomic_path, canonical_json, digest
 
-KEPT = 2  # checkpoints of a run; the older one stands in if the newer one is damaged
+KEPT = 2  # checkpoints per run; the older one is used if the newer one is damaged
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        epoch: counted from 0; the one that is under way.
-        losses: summed loss of each batch of that epoch that is done, scalars.
+        epoch: the current one, counted from 0.
+        losses: summed loss of each finished batch of that epoch, scalars.
         curve: a row for each epoch before it.
-        seconds: spent on training, in all attempts.
+        seconds: spent training, over all attempts.
         attempts: where and how each earlier attempt ran, for the provenance.
     """
 
@@ -41,12 +41,12 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder of its own that no workflow manager deletes.
+    """The checkpoints of one run, in a folder of their own that no workflow manager deletes.
 
     Args:
-        folder: where they are; made when the first is written.
-        identity: everything that the run's weights depend on. A checkpoint with any other is not used.
-        minutes: between two checkpoints; 0 writes one after every step.
+        folder: where they are; created when the first is written.
+        identity: everything that the run's weights depend on. A checkpoint with a different one is not used.
+        minutes: between checkpoints; 0 writes one after every step.
         attempt: where and how this attempt runs.
     """
 
@@ -64,10 +64,10 @@ class Checkpoints:
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path | None:
-        """Write a checkpoint, whole or not at all, and drop all but the last two.
+        """Write a checkpoint, whole or not at all, and delete all but the last two.
 
-        A disk that is full or fails costs this checkpoint, not the training: it is reported, and those
-        before it stay. Returns the file, or None where it could not be written.
+        If the disk is full or fails, this checkpoint is lost and training continues: the failure is printed, and
+        earlier checkpoints stay. Returns the file, or None if it could not be written.
         """
         self._last = time.monotonic()
         step = len(progress.losses)
@@ -97,14 +97,14 @@ class Checkpoints:
         return path
 
     def load(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Fill model and optimiser from the newest checkpoint that is whole and of this run.
+        """Restore the model and optimiser from this run's newest undamaged checkpoint.
 
-        Every other one that is met is reported. Returns a fresh start where there is none.
+        Any other checkpoint met on the way is reported. Returns a fresh start if none can be used.
         """
         for path in sorted(self.folder.glob("[!.]*.safetensors"), key=_position, reverse=True):
             try:
                 about, tensors = _read(path)
-            except Exception as error:  # safetensors, JSON and the file system each raise types of their own
+            except Exception as error:  # safetensors, JSON and the file system all raise different types
                 print(f"{path}: damaged, not used ({error})", flush=True)
                 continue
             if about["identity"] != self.identity:
@@ -132,12 +132,12 @@ class Checkpoints:
         return sorted(self.folder.glob(f"{digest(self.identity)[:8]}_*.safetensors"), key=_position)
 
     def newest(self) -> Path | None:
-        """The newest file of this run."""
+        """This run's newest checkpoint file."""
         mine = self._mine()
         return mine[-1] if mine else None
 
     def remove(self) -> None:
-        """Drop the folder: the run has come to its end."""
+        """Delete the folder: the run is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -161,7 +161,7 @@ def _restore(tensors: Mapping[str, Tensor], objective: nn.Module, optimizer: tor
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
-            # A copy of its own: what is read lies where the file's layout put it.
+            # Copied, since a tensor that was read lies where the file's layout put it.
             state.setdefault(int(index), {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -177,18 +177,18 @@ def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of a checkpoint whose checksum holds; raises whatever the damage raises."""
+    """A checkpoint's description and tensors, if its checksum matches; raises whatever the damage raises."""
     with safe_open(path, framework="pt") as f:
         metadata = f.metadata() or {}
         about = json.loads(metadata["viny"])
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118, safe_open is no mapping
+        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118, safe_open is not a mapping
     if _checksum(about, tensors) != metadata["sha256"]:
         raise ValueError("its content does not have the checksum that it carries")
     return about, tensors
 
 
 def _differences(theirs: Any, mine: Any, key: str = "") -> list[str]:
-    """Keys, dotted, under which two values differ."""
+    """The dotted keys at which two values differ, with both values."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         pairs = [(k, theirs.get(k), mine.get(k)) for k in sorted({*theirs, *mine})]
         return [line for k, a, b in pairs for line in _differences(a, b, f"{key}.{k}" if key else k)]

@@ -1,6 +1,6 @@
-"""How far a training is: a small file beside its checkpoints for whoever watches the run.
+"""A training's progress: a small file beside its checkpoints, for whoever is watching the run.
 
-Nothing resumes from it and no number depends on it. Reading it needs no PyTorch.
+Nothing resumes from it and no result depends on it. Reading it needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from viny.runtime.files import write_json
 from viny.runtime.processes import Owner
 
 PROGRESS = "progress.json"  # in the folder of a training's checkpoints
-MEASURED = ("loss", "images_per_second", "seconds_left")  # None until they are
+MEASURED = ("loss", "images_per_second", "seconds_left")  # None until measured
 
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """How far a training was when it last reported.
+    """How far a training had got when it last reported.
 
     Attributes:
-        epoch: epochs done, fractions included, over all attempts.
+        epoch: epochs done, including fractions, over all attempts.
         epochs: in total.
         step: steps done in the current epoch.
         steps: per epoch.
-        loss: mean over the images that the epoch has seen, or of the last whole epoch; None before that.
-        images_per_second: measured along with the loss; None until this attempt has measured it.
+        loss: mean over the images seen so far in this epoch, or over the last whole epoch; None before that.
+        images_per_second: measured with the loss; None until this attempt has measured it.
         seconds_left: of training, at the time of writing; None until this attempt has measured it.
-        written: when, in seconds since 1970 UTC.
-        process: the one that trains.
+        written: time of writing, in seconds since 1970 UTC.
+        process: the one that is training.
     """
 
     epoch: float
@@ -49,7 +49,7 @@ class ProgressWriter:
     """Writes a training's progress; each report replaces the one before.
 
     Args:
-        folder: the training's checkpoints; made with the first report.
+        folder: of the training's checkpoints; created with the first report.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class ProgressWriter:
     def write(self, report: ProgressReport) -> None:
         """Write a report, whole or not at all.
 
-        If the disk is full or fails, the report is lost and the training continues; the first loss is reported.
+        If the disk is full or fails, the report is lost and training continues; only the first failure is printed.
         """
         try:
             write_json(self.path, asdict(report))
@@ -70,7 +70,7 @@ class ProgressWriter:
 
 
 def read_progress(path: Path) -> ProgressReport | None:
-    """The last report of a training; None if there is none yet or the file is damaged.
+    """A training's last report; None if there is none yet or the file is damaged.
 
     Args:
         path: the file.
@@ -82,6 +82,6 @@ def read_progress(path: Path) -> ProgressReport | None:
         known = [value for name, value in numbers.items() if value is not None or name not in MEASURED]
         sound = all(type(value) in (int, float) and math.isfinite(value) for value in known)
         sound = sound and numbers["epochs"] > 0 and 0 <= numbers["epoch"] <= numbers["epochs"]
-    except Exception:  # the file system, JSON and values of any other kind each raise types of their own
+    except Exception:  # the file system, JSON and unexpected values all raise different types
         return None
     return ProgressReport(**numbers, process=process) if sound else None

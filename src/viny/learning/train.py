@@ -1,4 +1,4 @@
-"""The one training loop of all stages."""
+"""The training loop that all stages share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from viny.runtime.files import atomic_path
 from viny.runtime.seeds import generator
 from viny.runtime.signals import Stopped, on_stop
 
-LOOK = 10.0  # seconds between two looks at the losses within an epoch, and between two reports of progress
+LOOK = 10.0  # seconds between checks of the losses within an epoch, and between progress reports
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
 
@@ -51,27 +51,27 @@ def fit(
 ) -> Progress:
     """Train an objective in place, from its newest checkpoint if it has one.
 
-    What is random in a step is a function of (seed, stage, epoch, step) alone, so a run that was stopped at
-    any step and goes on ends where an undisturbed one does. SIGTERM, SIGINT and SIGHUP end the step under way
-    and write a checkpoint. How far it is stands beside the checkpoints, see `viny.learning.progress`.
+    The random draws of a step depend on (seed, stage, epoch, step) alone, so a run that is stopped at any step
+    and resumed ends where an undisturbed one does. On SIGTERM, SIGINT or SIGHUP, the current step is finished
+    and a checkpoint written. Progress is kept beside the checkpoints, see `viny.learning.progress`.
 
     Args:
         objective: a module with `loss(batch)`.
-        batches: makes the batch of some positions in the training list.
+        batches: makes the batch for given positions in the training list.
         count: length of the training list.
         settings: epochs, optimiser, rates.
         machine: device and precision.
-        seed: of the run.
-        stage: name of the stage, for the draws and for messages.
-        curve_path: CSV to write, a row an epoch.
-        checkpoints: of this run; None for none.
+        seed: the run's.
+        stage: the stage's name, for random draws and messages.
+        curve_path: CSV to write, one row per epoch.
+        checkpoints: this run's; None to keep none.
 
     Returns:
-        The curve, the seconds that training took, and the earlier attempts.
+        The curve, the seconds spent training, and the earlier attempts.
 
     Raises:
         TrainingError: the loss or the weights became NaN or infinite.
-        Stopped: a signal came.
+        Stopped: a signal arrived.
     """
     objective.to(machine.device).train()
     objective.encoder.set_fused_attention(machine.fused_attention)
@@ -94,7 +94,7 @@ def fit(
                     seen = sum(map(len, order[: step + 1]))
                     here = seen - sum(map(len, order[:done_before]))
                     report.within(total / seen, here / (time.monotonic() - started))
-            loss = watch.finite() / count  # the epoch's one wait for the device
+            loss = watch.finite() / count  # the epoch's only wait for the device
             images = sum(map(len, order[done_before:]))
             row = {
                 "epoch": epoch + 1,
@@ -112,7 +112,7 @@ def fit(
 
 
 class _Watch:
-    """Keeps a run safe between its steps: stop signals, checkpoints, losses that are numbers."""
+    """Looks after a run between its steps: stop signals, checkpoints, losses that are not finite."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Watch:
         self._signal = self._signal or number
 
     def after_step(self) -> float | None:
-        """Do what is due; give the summed loss of the epoch so far where it was looked at. Else a step costs little."""
+        """Do what is due. Returns the epoch's summed loss so far if it was checked; if not, this costs little."""
         if self._signal:
             self._save_and_stop()
         total = None
@@ -164,7 +164,7 @@ class _Watch:
         raise Stopped(self._signal, f"{where}, step {len(self.progress.losses)}; {kept}")
 
     def finite(self) -> float:
-        """Summed loss of the epoch so far, once it and the weights are known to be numbers.
+        """The epoch's summed loss so far, once it and the weights are known to be finite.
 
         Raises:
             TrainingError: they are not.
@@ -188,7 +188,7 @@ class _Watch:
 
 
 class _Report:
-    """Shows how far a run is: a bar on a terminal, a line in a log now and then, a file beside its checkpoints."""
+    """Shows a run's progress: a bar on a terminal, a line in a log now and then, a file beside its checkpoints."""
 
     def __init__(
         self, stage: str, epochs: int, steps: int, progress: Progress, checkpoints: Checkpoints | None
@@ -208,7 +208,7 @@ class _Report:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._bar.__exit__(kind, *error)
         if kind is not None and issubclass(kind, Stopped):
-            self._write()  # as far as its checkpoint
+            self._write()  # the same progress as its checkpoint
 
     @property
     def _done(self) -> float:
@@ -229,7 +229,7 @@ class _Report:
             self._tell(f"epoch {self.progress.epoch}/{self.epochs}")
 
     def within(self, loss: float, rate: float) -> None:
-        """Report from within a long epoch: its mean loss so far, images per second."""
+        """Report in the middle of a long epoch: its mean loss so far, images per second."""
         self._loss, self._rate = loss, rate
         if time.monotonic() - self._told > LOOK:
             self._tell(f"epoch {self.progress.epoch + 1}/{self.epochs}, step {len(self.progress.losses)}/{self.steps}")

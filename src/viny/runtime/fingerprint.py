@@ -63,8 +63,8 @@ def module_tree(module: str) -> ast.Module:
 
 @functools.cache
 def _parse(module: str) -> tuple[str, tuple[str, ...]]:
-    """Hash of a module's syntax tree, without docstrings, and of the data files beside it that it names; and the
-    package's modules that it imports."""
+    """A module's hash, and the package's modules that it imports. The hash covers the module's syntax tree, without
+    docstrings, and the data files beside it that it names."""
     tree = module_tree(module)
     imports, data = set(), set()
     for node in ast.walk(_strip_docstrings(tree)):
@@ -83,7 +83,7 @@ def _parse(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _data_files(module: str, names: set[str]) -> list[Path]:
-    """Files beside a module that have one of some names, or are in a folder of one, such as templates; no code."""
+    """Files beside a module, such as templates, with one of the names or in a folder with one; never code."""
     file = _module_file(module)
     assert file is not None, module
     beside = [path for path in sorted(file.parent.iterdir()) if path.name in names and path.suffix != ".py"]
@@ -95,7 +95,7 @@ def _data_files(module: str, names: set[str]) -> list[Path]:
 def _canonical(node: Any) -> str:
     """A syntax tree as text, the same in every Python version: unlike `ast.dump`, it leaves empty fields out.
 
-    Versions differ in which empty fields a node has, and in which of them they show.
+    Versions differ in which empty fields a node has, and in which of those they show.
     """
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
@@ -106,7 +106,7 @@ def _canonical(node: Any) -> str:
 
 
 def modules_of(stage: str) -> dict[str, str]:
-    """The package's modules that a stage uses, but bookkeeping, each with a hash of its code.
+    """The package's modules that a stage uses, except bookkeeping, each with a hash of its code.
 
     Starts at the stage's entry module and follows imports within the package, including those inside functions.
     """

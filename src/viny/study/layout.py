@@ -1,6 +1,6 @@
 """Where each result is below results/<study>, and which trainings are behind a cell.
 
-Each path is written once, as a pattern: the workflow's rules use it as it is, the library fills it in.
+Each path is written once, as a pattern: the workflow's rules use it as is, and the library fills it in.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TABLE = "tables/{name}"
 FIGURE = "figures/{name}.{kind}"
 FIGURE_KINDS = ("pdf", "png")
 REPORT = "report.html"
-# Beside the results, by job: the rule and, below it, the name of what it makes.
+# Beside the results, by job: the rule, then the name of what it makes.
 LOG = "logs/{job}.log"
 BENCHMARK = "benchmarks/{job}.jsonl"
 CHECKPOINTS = "checkpoints/{job}"  # not a rule's output: Snakemake deletes a killed job's outputs
 
-# What the rules that summarise a study write: names of tables and figures.
+# Names of the tables and figures that the rules that summarise a study write.
 TABLES = (
     *("metrics.csv", "summary.csv", "paired_differences.csv"),
     *(f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")),
@@ -72,7 +72,7 @@ def figure_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def subset(size: int, seed: int) -> str:
-    """Name of the images that a training of that size and seed uses."""
+    """Name of the subset of images that a training of that size and seed uses."""
     return SUBSET.format(size=size, seed=seed)
 
 
@@ -82,7 +82,7 @@ def pack_of_split(part: str, subset: str) -> str:
 
 
 def searched_packs(spec: Mapping[str, Any]) -> list[str]:
-    """Packs that are searched for duplicates, as `specs.duplicates_spec` says; the test images' pack first."""
+    """Packs to search for duplicates, by `specs.duplicates_spec`; the test images' pack first."""
     return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
 
 
@@ -147,7 +147,7 @@ class Training:
         return root / self._fill(TRAINED[self.stage][what])
 
     def files(self) -> tuple[Path, ...]:
-        """All of these, relative to the study's folder, in this order."""
+        """Its weights, record, curve and run, in this order, relative to the study's folder."""
         return tuple(self.file(Path(), what) for what in TRAINED[self.stage])
 
     def _fill(self, pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""A study's figures from its results: gathers what each figure shows and lets `figures` draw it."""
+"""The stage that draws a study's figures: it gathers what each shows, and `figures` draws it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, threads: in
     pack = open_pack(pack_manifest(root, "segmentation"))
     split = split_record(root, *chain(shown[-1])[-1].split)
     test = read_split(split, split.with_suffix(".npz"), pack)["test"]
-    # Evenly spaced through the test set, among the images with the most classes; few classes can all be in one image.
+    # Evenly spaced through the test set, among the images with the most classes; if there are few, many have all.
     shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in pack.rows("masks", test)])
     fewest = np.sort(shown_of)[-min(spec["examples"], len(test))]
     whole = test[shown_of >= fewest]

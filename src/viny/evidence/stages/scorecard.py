@@ -15,7 +15,7 @@ from viny.study.layout import geometry_file, metrics_file
 
 
 def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
-    """Compare a study, and one under the other protocol if it is named, with the paper.
+    """Compare a study with the paper, together with one under the other protocol if named.
 
     Args:
         spec: see `viny.study.specs.scorecard_spec`.

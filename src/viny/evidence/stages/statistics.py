@@ -16,7 +16,7 @@ from viny.study.layout import metrics_file
 
 
 def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
-    """Work out effects with their uncertainty, returns and costs, as tables and figures.
+    """Work out effects and their uncertainty, returns and costs, as tables and figures.
 
     Args:
         spec: see `viny.study.specs.statistics_spec`.

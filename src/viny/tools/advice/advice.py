@@ -34,17 +34,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a study advises.
+    """The advice from a study's results.
 
     Attributes:
         study: its name.
         note: its note; empty for none.
         cells: how many its grid has.
-        evaluated: how many of them were measured on the images that the study has now.
+        evaluated: how many of them were measured on the study's current images.
         seeds: how many the grid has.
         test_images: how many there are; one number unless the test set moves.
         target: points of mIoU, see `advise`.
-        sections: in the order of reading; the first is the summary.
+        sections: in reading order; the first is the summary.
     """
 
     study: str
@@ -58,13 +58,13 @@ class Advice:
 
 
 def as_dict(advice: Advice) -> dict[str, Any]:
-    """Advice for JSON: mIoU and its differences are fractions, and what is undefined is null.
+    """Advice for JSON: mIoU and its differences are fractions, and undefined values are null.
 
     Args:
-        advice: of `advise`.
+        advice: from `advise`.
 
     Returns:
-        Its attributes; the data of an item stand beside its text.
+        Its attributes; an item's data are beside its text.
     """
     about = {key: getattr(advice, key) for key in Advice.__dataclass_fields__ if key != "sections"}
     sections = [
@@ -94,11 +94,11 @@ def as_text(advice: Advice, width: int = 100) -> str:
     """Advice as plain text.
 
     Args:
-        advice: of `advise`.
+        advice: from `advise`.
         width: of a line, in characters.
 
     Returns:
-        Wrapped lines; a heading stands alone, between a blank line and its items.
+        Wrapped lines; each heading has a line to itself, after a blank line.
     """
     lines = [title(advice)]
     for section in advice.sections:

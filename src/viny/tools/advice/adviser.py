@@ -1,6 +1,6 @@
 """Advice from a study's results: what pre-training, labels and tasks are worth, and which cells would settle the rest.
 
-Each section is made by a function of the facts; what one section finds for another is handed over as an argument.
+Each section is a function of the facts; what one section finds for another is passed as an argument.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from viny.tools.advice.warnings import outdated_items, warning_items
 def advise(
     root: Path, config: Mapping[str, Any] | None = None, target: float = TARGET, minutes_per_mask: float | None = None
 ) -> Advice:
-    """What a study's results say to someone who has to decide, and what would settle the rest.
+    """What a study's results tell someone who has to decide, and what would settle the rest.
 
     Args:
         root: the study's folder.
         config: its resolved settings; None for those in its study.json.
-        target: points of mIoU that an interval should reach to either side, and within which a difference is small.
-        minutes_per_mask: that labelling an image takes; None if not known.
+        target: points of mIoU that an interval should reach on either side; a difference within them is small.
+        minutes_per_mask: minutes to label an image; None if unknown.
 
     Returns:
-        The advice, from the cells that are evaluated.
+        The advice, from the evaluated cells.
 
     Raises:
-        InputError: no settings, no evaluated cell, none measured on the images that are there now, or a damaged file.
+        InputError: no settings, no evaluated cell, none measured on the current images, or a damaged file.
     """
     for name, value in (("--target", target), ("--minutes-per-mask", minutes_per_mask)):
         if value is not None and not 0 < value < np.inf:

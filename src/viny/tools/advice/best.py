@@ -1,4 +1,4 @@
-"""The best cell, what cannot be told from it, and whether it is better than a constant answer."""
+"""The best cell, which cells cannot be told from it, and whether it is better than a constant answer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from viny.tools.advice.facts import NEAR, Facts, listed, start_words
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """The cell with the highest mIoU, as the mean over its seeds.
+    """The cell with the highest mean mIoU over its seeds.
 
     Attributes:
         pretrain_size, intermediate, finetune_size: which cell it is.
         level: its mIoU over seeds, see `effects.describe`.
         rows: its rows of `Facts.frame`, one for each seed.
-        leads: its lead over each other cell, paired within seeds, see `effects.describe`; by what tells cells
-            apart, the highest mean first.
+        leads: its lead over each other cell, paired within seeds, see `effects.describe`; keyed by the three
+            attributes that identify a cell, the highest mean first.
     """
 
     pretrain_size: int
@@ -54,7 +54,7 @@ def best_items(best: Best) -> list[Item]:
     """The best cell, its mIoU, the cells that cannot be told from it, and its name in other commands."""
     level, others = best.level, len(best.leads)
     here = (best.pretrain_size, best.intermediate, best.finetune_size)
-    # One seed tells nothing from anything.
+    # One seed cannot tell any two cells apart.
     alike = [_cell_words(*cell) for cell, lead in best.leads.items() if not (lead["n"] > 1 and lead["low"] > 0)]
     interval = "one seed, no interval" if level["n"] < 2 else f"{bare(level['low'])} to {bare(level['high'])}"
     text = f"Best on the test images: {_cell_words(*here)}, with {bare(level['mean'])} % mIoU ({interval})."
@@ -74,10 +74,10 @@ def best_items(best: Best) -> list[Item]:
 
 
 def constant_items(facts: Facts, best: Best) -> list[Item]:
-    """Whether even the best cell is hardly better than the most frequent class everywhere.
+    """Whether even the best cell is hardly better than always answering the most frequent class.
 
     Args:
-        facts: of the study.
+        facts: the study's.
         best: its best cell.
 
     Returns:

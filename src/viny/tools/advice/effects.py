@@ -1,4 +1,4 @@
-"""What pre-training and each intermediate task are worth: their effects on mIoU, and what the advice says of them."""
+"""What pre-training and each intermediate task are worth: their effects on mIoU, and what is said about them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from viny.tools.advice.facts import Facts, interval_words, start_words, undecide
 
 
 def pretraining_effects(facts: Facts) -> list[Effect]:
-    """The effect of each pre-train size against a random start, without a task, with its verdict.
+    """The effect of each pre-train size against a random start, without a task, and its verdict.
 
     Args:
-        facts: of the study.
+        facts: the study's.
 
     Returns:
-        Effects in ascending order of size; none of a size that shares no seed with the random start.
+        Effects in ascending order of size; none for a size that shares no seed with the random start.
     """
     base = facts.curve(0, "none")
     found = []
     for size in facts.sizes:
-        # Taken for a task on a random start: then the clusters are seeds, as each seed has its own pre-training.
+        # Treated as a task on a random start, so that clusters are seeds: each seed has its own pre-training.
         treated = facts.curve(size, "none").assign(pretrain_size=0)
         found.append(compare("pre-training", size, f"pre-training on {size:,} images", treated, base, facts.images))
     effects = [effect for effect in found if effect]
@@ -37,11 +37,11 @@ def pretraining_effects(facts: Facts) -> list[Effect]:
 
 
 def pretraining_answer(facts: Facts, effects: Sequence[Effect]) -> str:
-    """Is pre-training worth it? In a sentence, for the largest size.
+    """Is pre-training worth it? One sentence, for the largest size.
 
     Args:
-        facts: of the study.
-        effects: of `pretraining_effects`.
+        facts: the study's.
+        effects: from `pretraining_effects`.
     """
     if not effects:
         return _pretraining_not_asked(facts)
@@ -52,11 +52,11 @@ def pretraining_answer(facts: Facts, effects: Sequence[Effect]) -> str:
 
 
 def pretraining_items(facts: Facts, effects: Sequence[Effect]) -> list[Item]:
-    """What pre-training is worth: by size, by number of labels for the largest size, and the next doubling of images.
+    """What pre-training is worth: by size, by number of labels for the largest size, and for the next doubling.
 
     Args:
-        facts: of the study.
-        effects: of `pretraining_effects`.
+        facts: the study's.
+        effects: from `pretraining_effects`.
     """
     if not effects:
         return [Item(_pretraining_not_asked(facts), {"asked": False})]
@@ -99,10 +99,10 @@ def _in_labels(row: pd.Series, labels: int, start: Sequence[int], may_be_zero: b
     """How many labels a random start would need for the same mIoU, in words.
 
     Args:
-        row: of `transfer`.
-        labels: that the pre-trained cell has.
+        row: from `transfer`.
+        labels: how many the pre-trained cell has.
         start: label sizes of the random start, in ascending order.
-        may_be_zero: whether the interval of the difference in mIoU holds zero.
+        may_be_zero: whether the interval of the difference in mIoU includes zero.
     """
     if len(start) < 2:
         return "what that is in labels is not known, as the random start has one label size"
@@ -125,7 +125,7 @@ def _in_labels(row: pd.Series, labels: int, start: Sequence[int], may_be_zero: b
 
 
 def _more_images(facts: Facts, effects: Sequence[Effect]) -> Item:
-    """What the next doubling of unlabelled images would bring, if it is as the last one, between the two largest."""
+    """What the next doubling of unlabelled images would bring, if it is like that between the two largest sizes."""
     sizes = [int(effect.what) for effect in effects]
     if len(sizes) < 2:
         text = "What the next doubling of unlabelled images would bring, one size above 0 cannot say."
@@ -149,13 +149,13 @@ def _more_images(facts: Facts, effects: Sequence[Effect]) -> Item:
 
 
 def task_effects(facts: Facts) -> list[Effect]:
-    """The effect of each intermediate task against the cells without one, with its verdict.
+    """The effect of each intermediate task against the cells without one, and its verdict.
 
     Args:
-        facts: of the study.
+        facts: the study's.
 
     Returns:
-        Effects in the order of the grid; none of a task that shares no seed with the cells without one.
+        Effects in the order of the grid; none for a task that shares no seed with the cells without one.
     """
     by_task = facts.frame.groupby("intermediate")
     if "none" not in by_task.groups:
@@ -172,8 +172,8 @@ def tasks_answer(facts: Facts, effects: Sequence[Effect]) -> str:
     """Will the intermediate task hurt? The tasks by verdict, with their effects.
 
     Args:
-        facts: of the study.
-        effects: of `task_effects`.
+        facts: the study's.
+        effects: from `task_effects`.
     """
     if not effects:
         return _tasks_not_asked(facts)
@@ -189,11 +189,11 @@ def task_items(facts: Facts, effects: Sequence[Effect]) -> list[Item]:
     """What each intermediate task did, and which tasks are not known yet.
 
     Args:
-        facts: of the study.
-        effects: of `task_effects`.
+        facts: the study's.
+        effects: from `task_effects`.
 
     Raises:
-        InputError: a pack manifest that is damaged.
+        InputError: a damaged pack manifest.
     """
     if not effects:
         return [Item(_tasks_not_asked(facts), {"asked": False})]

@@ -1,6 +1,6 @@
-"""What a study's results hold, read once; and the thresholds and wording that sections of the advice share.
+"""What a study's results hold, read once, and the thresholds and wording that sections of the advice share.
 
-Numbers are fractions in every frame, percent and percentage points in words.
+Frames hold fractions; text gives percent and percentage points.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from viny.study.grid import Cell, cells
 from viny.study.layout import metrics_file, pack_manifest
 from viny.tools.advice.runs import Runs, measured_on_others, read_record
 
-TARGET = 1.0  # points that an interval should reach to either side
-FEW_IMAGES = 100  # test images; fewer are warned of
+TARGET = 1.0  # points that an interval should reach on either side
+FEW_IMAGES = 100  # test images; fewer bring a warning
 LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
-FALLING = 0.05  # of the loss, from the last tenth of epochs but one to the last: a larger fall is no convergence
-RARE = 0.01  # IoU below which a class counts as missed; it is hardly ever found where half of the cells miss it
-OFTEN = 0.25  # share of the cells; a class that so many miss is often missed
-NEAR = 0.1  # of the way from a constant answer's mIoU to 1; a model within that is near the constant answer
+FALLING = 0.05  # of the loss, from the second-last tenth of epochs to the last; a larger fall means no convergence
+RARE = 0.01  # IoU below which a class counts as missed; one that half of the cells miss is hardly ever found
+OFTEN = 0.25  # share of the cells; a class that this many miss is often missed
+NEAR = 0.1  # of the way from a constant answer's mIoU to 1; a model within this is near the constant answer
 SHOWN = 4  # names in a list, before 'and n more'
-EXCESS = 1.2  # times the largest size; a smaller new one tells nothing new
+EXCESS = 1.2  # times the largest size; a new size below this tells nothing new
 
 
 @dataclass(frozen=True, eq=False)  # frames have no single truth value
@@ -39,21 +39,21 @@ class Facts:
         root: the study's folder.
         config: its resolved settings.
         target: points of mIoU, see `advise`.
-        minutes_per_mask: that labelling an image takes; None if not known.
-        cells: all of the grid.
+        minutes_per_mask: minutes to label an image; None if unknown.
+        cells: all cells of the grid.
         missing: cells without metrics.
-        outdated: cells measured on other images than the study has now.
+        outdated: cells measured on images other than the study's current ones.
         done: all other cells.
-        metrics: one row for each cell that is done, see `read_metrics`.
-        frame: those of these rows that have an mIoU.
+        metrics: one row for each cell in `done`, see `read_metrics`.
+        frame: the rows of `metrics` that have an mIoU.
         images: the noise of the test images.
         test_images: how many there are, in ascending order; one number unless the test set moves.
         sizes: pre-train sizes above 0, in ascending order.
-        tasks: intermediate tasks without `none`, in the order of the grid.
+        tasks: intermediate tasks except `none`, in the order of the grid.
         runs: the trainings.
-        falling: by stage and kind of training, the median fall of the loss at the end where it exceeds `FALLING`.
+        falling: by stage and kind of training, the median fall of the loss at the end, if above `FALLING`.
         steps_per_epoch: of pre-training, by size.
-        short: by size, the steps of pre-training in all where they are fewer than `LEAST_STEPS`.
+        short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`.
     """
 
     root: Path
@@ -80,14 +80,14 @@ class Facts:
         return self.config["grid"]
 
     def curve(self, size: int, task: str) -> pd.DataFrame:
-        """The rows of `frame` of one pre-train size and task: all label sizes and seeds."""
+        """The rows of `frame` for one pre-train size and task: all label sizes and seeds."""
         return self.frame[(self.frame["pretrain_size"] == size) & (self.frame["intermediate"] == task)]
 
     def manifest(self, pack: str) -> Mapping[str, Any] | None:
         """A pack's manifest; None before the pack is made.
 
         Raises:
-            InputError: a file that is no manifest.
+            InputError: the file is not a manifest.
         """
         path = pack_manifest(self.root, pack)
         return read_record(path, "a pack manifest") if path.is_file() else None
@@ -105,14 +105,13 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         root: the study's folder.
         config: its resolved settings.
         target: points of mIoU, see `advise`.
-        minutes_per_mask: that labelling an image takes; None if not known.
+        minutes_per_mask: minutes to label an image; None if unknown.
 
     Returns:
-        The facts, of the evaluated cells.
+        The facts from the evaluated cells.
 
     Raises:
-        InputError: no evaluated cell, none measured on the images that are there now, none with an mIoU, or a
-            damaged file.
+        InputError: no evaluated cell, none measured on the current images, none with an mIoU, or a damaged file.
     """
     every = cells(config)
     missing = [cell for cell in every if not metrics_file(root, cell).is_file()]
@@ -164,7 +163,7 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
 
 
 def undecided(row: Mapping[str, Any]) -> bool:
-    """Whether an interval from `low` to `high` holds zero, or there is none."""
+    """Whether the interval from `low` to `high` includes zero, or there is no interval."""
     return not (row["low"] > 0 or row["high"] < 0)
 
 
@@ -181,7 +180,7 @@ def interval_words(row: Mapping[str, Any]) -> str:
 
 
 def start_words(size: int, task: str = "none") -> str:
-    """What fine-tuning starts from."""
+    """What fine-tuning starts from, in words."""
     words = f"{size:,} pre-training images" if size else "a random start"
     return words if task == "none" else f"{words} and task {task}"
 

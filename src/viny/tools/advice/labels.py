@@ -1,4 +1,4 @@
-"""What the next doubling of labels would bring: the last one as measured, the next as a fit foretells it, its cost."""
+"""What the next doubling of labels would bring: the last as measured, the next as a fit predicts it, and its cost."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from viny.tools.advice.facts import EXCESS, Facts, interval_words, start_words, 
 
 @dataclass(frozen=True, eq=False)
 class LabelAdvice:
-    """What is said of the next doubling of labels.
+    """What the advice says about the next doubling of labels.
 
     Attributes:
         items: the section.
         answer: how many more masks? In short, from the best cell's curve.
-        effects: the effect of the last doubling on that curve; empty where no seed has both of its sizes.
-        foreseen: whether further label sizes need not be proposed: a fit of that curve says what comes next, or
+        effects: the effect of the last doubling on that curve; empty if no seed has both of its sizes.
+        foreseen: whether no further label sizes need proposing: a fit of that curve says what comes next, or
             missing cells of the grid's own sizes come first.
     """
 
@@ -46,8 +46,8 @@ class _Doubling:
         pretrain_size, intermediate: whose curve it is.
         smaller, larger: labels at both ends of the last doubling.
         last: what it brought, a row of `marginal_gains`.
-        trend: how that compares with the first doubling, in words; empty where it cannot be compared.
-        fit: mean, low and high of the next doubling as a fit foretells it; None where no fit can.
+        trend: how that compares with the first doubling, in words; empty if it cannot be compared.
+        fit: mean, low and high of the next doubling as a fit predicts it; None if no fit can.
         words: the same in words, or why no fit can.
     """
 
@@ -62,12 +62,12 @@ class _Doubling:
 
     @property
     def gain(self) -> Mapping[str, Any]:
-        """The next doubling, or the last where no fit foretells it."""
+        """The next doubling's gain, or the last one's if no fit predicts the next."""
         return self.fit or self.last
 
     @property
     def told(self) -> bool:
-        """Whether more labels can be told to change mIoU."""
+        """Whether it can be told that more labels change mIoU."""
         return not (undecided(self.last) or undecided(self.gain))
 
     @property
@@ -88,14 +88,14 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
     """What the next doubling would bring on the curves of the best cell, of pre-training alone and of a random start.
 
     Args:
-        facts: of the study.
+        facts: the study's.
         best: its best cell.
 
     Returns:
-        The section, and what other sections take from it.
+        The section, and what other sections use from it.
 
     Raises:
-        InputError: a pack manifest that is damaged.
+        InputError: a damaged pack manifest.
     """
     curves = [(best.pretrain_size, best.intermediate), (max(facts.sizes, default=0), "none"), (0, "none")]
     curves = [curve for curve in dict.fromkeys(curves) if facts.curve(*curve)["finetune_size"].nunique() > 1]
@@ -110,7 +110,7 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
         doubling = _last_doubling(facts, *curve)
         tail = f" {doubling.foretold}" if doubling.fit else ""
         data = _data(doubling)
-        if not effects:  # the best cell's curve, or the next one where no seed has both of its sizes
+        if not effects:  # the best cell's curve, or the next one if no seed has both of its sizes
             tail = f" {doubling.foretold}{_cost_words(doubling, facts.minutes_per_mask)}"
             if effect := _effect_of(facts, doubling):
                 effects = [effect]
@@ -128,19 +128,19 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
 
 
 def more_labels(facts: Facts) -> list[int]:
-    """The grid's label sizes with further ones: as many as a fit needs, at least one.
+    """The grid's label sizes and further ones: as many as a fit needs, but at least one.
 
-    A further size doubles the largest, as far as there are labelled images beside the test images; else it halves the
-    widest gap. Where neither gives a new size, there are fewer.
+    A further size doubles the largest, as far as there are labelled images besides the test images; otherwise it
+    halves the widest gap. If neither gives a new size, there are fewer.
 
     Args:
-        facts: of the study.
+        facts: the study's.
 
     Returns:
         Sizes in ascending order.
 
     Raises:
-        InputError: a pack manifest that is damaged.
+        InputError: a damaged pack manifest.
     """
     sizes, pool = sorted(facts.grid["finetune_sizes"]), facts.pool("segmentation")
     most = np.inf if pool is None else pool - facts.test_images[-1]
@@ -166,7 +166,7 @@ def _last_doubling(facts: Facts, size: int, task: str) -> _Doubling:
 
 
 def _trend(curve: pd.DataFrame, steps: pd.DataFrame) -> str:
-    """Whether the gain of a doubling falls along a curve: the last against the first, paired within seeds."""
+    """Whether the gain per doubling falls along a curve: the last against the first, paired within seeds."""
     if len(steps) < 2:
         return ""
     wide = curve.pivot(index="seed", columns="finetune_size", values="miou")
@@ -183,10 +183,10 @@ def _trend(curve: pd.DataFrame, steps: pd.DataFrame) -> str:
 
 
 def _foretell(curve: pd.DataFrame, largest: int) -> tuple[dict[str, float] | None, str]:
-    """What the best identified fit of a curve says of the doubling after the largest size.
+    """What the best identified fit of a curve says about the doubling after the largest size.
 
     Returns:
-        Mean, low and high, and the same in words; None and why where no fit is identified.
+        Mean, low and high, and the same in words; None and the reason if no fit is identified.
     """
     table = fits(curve)
     best = table[table["best"]]
@@ -216,7 +216,7 @@ def _foretell(curve: pd.DataFrame, largest: int) -> tuple[dict[str, float] | Non
 
 
 def _effect_of(facts: Facts, doubling: _Doubling) -> Effect | None:
-    """The effect of the last doubling with its verdict; None where no seed has both sizes."""
+    """The effect of the last doubling and its verdict; None if no seed has both sizes."""
     small, large = doubling.smaller, doubling.larger
     curve = facts.curve(doubling.pretrain_size, doubling.intermediate)
     ends = (curve[curve["finetune_size"] == n].assign(finetune_size=0) for n in (large, small))
@@ -228,9 +228,9 @@ def _effect_of(facts: Facts, doubling: _Doubling) -> Effect | None:
 
 
 def _cost_words(doubling: _Doubling, minutes: float | None) -> str:
-    """What the masks of the next doubling cost, and what a point of mIoU costs where the gain can be told.
+    """What the next doubling's masks cost, and what a point of mIoU costs if the gain can be told.
 
-    Starts with a blank; empty where the minutes for a mask are not known.
+    Starts with a space; empty if the minutes per mask are unknown.
     """
     if not minutes:
         return ""

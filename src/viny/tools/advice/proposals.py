@@ -1,4 +1,4 @@
-"""What would settle the rest: changes of the grid, what they cost, and the seeds that each open question takes."""
+"""What would settle the rest: changes to the grid, what they cost, and the seeds that each open question takes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def proposal_items(
     """What would settle the rest: proposals by rank, then a remark on each open question.
 
     Args:
-        facts: of the study.
+        facts: the study's.
         best: its best cell.
         pretraining: effects of pre-training.
-        labels: what is said of the next doubling of labels.
+        labels: the advice on the next doubling of labels.
         tasks: effects of the intermediate tasks.
 
     Raises:
-        InputError: a pack manifest that is damaged.
+        InputError: a damaged pack manifest.
     """
     proposals, remarks = [], []
     if facts.missing or facts.outdated:
@@ -46,7 +46,7 @@ def proposal_items(
         if seeds is not None:
             needs.setdefault(max(seeds, len(facts.grid["seeds"]) + 1), []).append(effect)
         remarks.append(remark)
-    # The fewest seeds that settle something, and those that settle all that seeds can.
+    # The fewest seeds that settle something, and as many as settle all that seeds can.
     for n in sorted({min(needs), max(needs)}) if needs else []:
         settled = [effect for seeds, effects in needs.items() if seeds <= n for effect in effects]
         proposals.append(_more_seeds(facts, best, n, settled))
@@ -58,7 +58,7 @@ def proposal_items(
     proposals += [proposal for proposal in further if proposal]
 
     def price(item: Item) -> float:
-        """Seconds a question; missing cells and a first interval come first, what takes an unknown time last."""
+        """Seconds per question; missing cells come first, then a first interval; an unknown time comes last."""
         if item.data["change"].startswith("finish"):
             return -np.inf
         if any(effect.name in item.data["settles"] and math.isnan(effect.low) for effect in still_open):
@@ -76,11 +76,11 @@ def _takes(seconds: float | None) -> str:
 
 
 def _proposal(facts: Facts, change: str, settles: Sequence[str], tasks: Iterable[str], **grid: Sequence[Any]) -> Item:
-    """A change of the grid, its new cells and trainings, and what they cost.
+    """A change to the grid, its new cells and trainings, and what they cost.
 
     Args:
-        facts: of the study.
-        change: in words.
+        facts: the study's.
+        change: the change, in words.
         settles: the questions that it settles.
         tasks: the intermediate tasks that these questions need.
         grid: what changes in the grid.
@@ -100,7 +100,7 @@ def _proposal(facts: Facts, change: str, settles: Sequence[str], tasks: Iterable
 
 
 def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, float | None]:
-    """New cells, trainings and seconds of a grid with changes."""
+    """New cells, trainings and seconds that a changed grid takes."""
     done = set(facts.done)
     new = [cell for cell in cells({"grid": {**facts.grid, **grid}}) if cell not in done]
     return len(new), *facts.runs.cost(new)
@@ -116,7 +116,7 @@ def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Effect]) -> 
 
 
 def _seeds(facts: Facts, effect: Effect) -> tuple[int | None, Item]:
-    """The seeds that would settle an effect, None where seeds would not; and a remark on it."""
+    """How many seeds would settle an effect, or None if seeds would not, and a remark on it."""
     name, half, images, goal = effect.name, effect.half, effect.half_images, facts.target / 100
     if math.isnan(effect.low):
         seeds = LEAST_CLUSTERS if len(facts.grid["seeds"]) < LEAST_CLUSTERS else None
@@ -161,7 +161,7 @@ def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
 
 
 def _further_images(facts: Facts, pretraining: Sequence[Effect]) -> Item | None:
-    """A second pre-train size, where there is one that does not cost mIoU."""
+    """A second pre-train size, if there is only one and it does not cost mIoU."""
     if len(facts.sizes) != 1 or not pretraining or pretraining[0].verdict == "down":
         return None
     pool, size = facts.pool("pretrain"), 2 * facts.sizes[0]
@@ -174,7 +174,7 @@ def _further_images(facts: Facts, pretraining: Sequence[Effect]) -> Item | None:
 
 
 def _further_tests(facts: Facts, still_open: Sequence[Effect]) -> Item | None:
-    """More test images, where their draw leaves effects open."""
+    """More test images, if their draw leaves effects open."""
     goal = facts.target / 100
     noisy = [effect for effect in still_open if effect.lacks == "images" or effect.half_images > goal]
     if not noisy:
@@ -194,7 +194,7 @@ def _further_tests(facts: Facts, still_open: Sequence[Effect]) -> Item | None:
 
 
 def _longer(facts: Facts) -> list[Item]:
-    """Longer trainings, where some have not converged or pre-training is short: the other verdicts wait for them."""
+    """Longer trainings, if some have not converged or pre-training is short: the other verdicts wait for them."""
     epochs: dict[str, int] = {}
     for stage, what in facts.falling:
         key = epochs_key(stage, what)
@@ -216,7 +216,7 @@ def _longer(facts: Facts) -> list[Item]:
 
 
 def _section(facts: Facts, key: str) -> Mapping[str, Any]:
-    """The settings of the stage or task whose epochs a key of `epochs_key` names."""
+    """The settings of the stage or task whose epochs a key from `epochs_key` names."""
     stage, rest = key.split(".", 1)
     section = facts.config[stage]
     return section if rest == "epochs" else section[rest.removesuffix(".epochs")]

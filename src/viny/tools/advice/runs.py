@@ -17,14 +17,14 @@ from viny.study.layout import chain, metrics_file, pack_manifest
 
 
 def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
-    """The cells that were measured on another segmentation pack than the one that is there now.
+    """The cells that were measured on a segmentation pack other than the current one.
 
     Args:
         root: the study's folder.
         some: evaluated cells.
 
     Returns:
-        Those of them with the metrics of another pack; none where there is no pack to compare with.
+        Those with metrics from another pack; none if there is no pack to compare with.
 
     Raises:
         InputError: a damaged file.
@@ -45,14 +45,14 @@ def read_record(path: Path, what: str) -> Mapping[str, Any]:
     """Read a JSON object that the workflow wrote.
 
     Args:
-        path: of the file.
-        what: it should be, in words, for the error.
+        path: the file.
+        what: what it should be, in words, for the error.
 
     Returns:
         The object.
 
     Raises:
-        InputError: no JSON, or JSON of another kind.
+        InputError: it is not JSON, or not an object.
     """
     value = read_json(path, what)
     if not isinstance(value, Mapping):
@@ -72,7 +72,7 @@ class Runs:
         root: the study's folder.
         config: its resolved settings.
         there: the evaluated cells, whose trainings are read.
-        outdated: those of them that were measured on other images than the study has now.
+        outdated: those of them that were measured on images other than the study's current ones.
 
     Raises:
         InputError: a damaged record of a training.
@@ -95,7 +95,7 @@ class Runs:
         self.like = self.known.groupby(["stage", "what"])["seconds"].mean().to_dict()
 
     def _trainings(self, some: Iterable[Cell]) -> dict[Path, tuple[str, int | str, int]]:
-        """The trainings that cells need: by folder, the stage, what tells its trainings apart, the pre-train size."""
+        """The trainings that cells need, by folder: stage, what tells its trainings apart, and pre-train size."""
         found: dict[Path, tuple[str, int | str, int]] = {}
         for cell in some:
             what = {"pretrain": f"on {cell.pretrain_size:,} images", "intermediate": cell.intermediate}
@@ -105,7 +105,7 @@ class Runs:
         return found
 
     def _seconds(self, stage: str, what: int | str, size: int) -> float:
-        """Of one training: the mean over its like, else from the image passes of its stage; NaN if not known."""
+        """Seconds of one training: the mean over its like, else by its stage's image passes; NaN if unknown."""
         if (stage, what) in self.like:
             return self.like[stage, what]
         mine = self.known[self.known["stage"] == stage]
@@ -123,10 +123,10 @@ class Runs:
         """What new cells cost.
 
         Args:
-            new: cells.
+            new: the cells.
 
         Returns:
-            How many trainings they need beyond the finished ones, and the seconds of these; None if not known.
+            How many trainings they need beyond the finished ones, and the seconds these take, None if unknown.
         """
         wanted = self._trainings(new)
         missing = [
@@ -135,13 +135,13 @@ class Runs:
         return len(missing), self._sum(missing)
 
     def anew(self, every: Iterable[Cell]) -> tuple[int, float | None]:
-        """What it costs to fine-tune cells anew.
+        """What it costs to fine-tune cells again.
 
         Args:
-            every: cells.
+            every: the cells.
 
         Returns:
-            How many fine-tunings that takes, and their seconds; None if not known.
+            How many fine-tunings that takes, and their seconds, None if unknown.
         """
         tuned = [training for training in self._trainings(every).values() if training[0] == "finetune"]
         return len(tuned), self._sum(tuned)
@@ -150,16 +150,16 @@ class Runs:
         """What it costs to train longer.
 
         Args:
-            every: cells.
-            times: by key of `epochs_key`, the factor by which its epochs grow.
+            every: the cells.
+            times: by key from `epochs_key`, the factor by which its epochs grow.
 
         Returns:
-            How many cells and trainings are done anew, and the seconds of these trainings; None if not known.
+            How many cells and trainings are redone, and the seconds these trainings take, None if unknown.
         """
         found: dict[Path, float] = {}
         touched = 0
         for cell in every:
-            anew = False  # once it is, all that follows in the chain is too
+            anew = False  # once a training is redone, so is all that follows in the chain
             for folder, training in self._trainings([cell]).items():
                 key = epochs_key(*training[:2])
                 anew |= key in times
@@ -170,11 +170,11 @@ class Runs:
         return touched, len(found), None if math.isnan(total) else float(total)
 
     def drops(self) -> dict[tuple[str, int | str], list[float]]:
-        """How far the loss still fell at the end of the trainings.
+        """How much the loss was still falling at the end of the trainings.
 
         Returns:
-            By stage and kind, for each training: the fall from the mean over the tenth of epochs before the last to
-            the mean over the last tenth, as a fraction of the former.
+            By stage and kind, for each training: the fall from the mean over the second-last tenth of epochs to the
+            mean over the last tenth, as a fraction of the former.
 
         Raises:
             InputError: a learning curve without losses.

@@ -16,14 +16,14 @@ from viny.tools.advice.facts import FALLING, FEW_IMAGES, LEAST_STEPS, OFTEN, RAR
 
 
 def warning_items(facts: Facts, best: Best) -> list[Item]:
-    """What a study's numbers suffer from.
+    """The weaknesses of a study's numbers.
 
     Args:
-        facts: of the study.
+        facts: the study's.
         best: its best cell.
 
     Returns:
-        An item for each warning that there is cause for.
+        An item for each warning that applies.
 
     Raises:
         InputError: a damaged table of duplicates.
@@ -43,7 +43,7 @@ def warning_items(facts: Facts, best: Best) -> list[Item]:
 
 
 def outdated_items(facts: Facts) -> list[Item]:
-    """How many cells are left out as they were measured on other images; nothing if none is."""
+    """How many cells are left out because they were measured on other images; empty if none are."""
     if not facts.outdated:
         return []
     evaluated = len(facts.outdated) + len(facts.done)
@@ -82,7 +82,7 @@ def _small_test_set(facts: Facts, best: Best) -> list[Item]:
 
 
 def _switches(facts: Facts) -> list[Item]:
-    """What the switches of the protocol do to the curves and their intervals."""
+    """What the protocol's switches do to the curves and their intervals."""
     items, switches = [], facts.config["switches"]
     if switches["test_set"] == "moving":
         text = "Each label size has test images of its own, so that curves mix test sets."
@@ -97,7 +97,7 @@ def _switches(facts: Facts) -> list[Item]:
 
 
 def _duplicates(facts: Facts) -> list[Item]:
-    """How many test images are also among the training images, exactly or by their look."""
+    """How many test images are also among the training images, either exactly or by their look."""
     path = facts.root / "tables" / "duplicates.csv"
     if not path.is_file():
         return []
@@ -114,7 +114,7 @@ def _duplicates(facts: Facts) -> list[Item]:
 
 
 def _classes(facts: Facts) -> list[Item]:
-    """In one item the classes that are hardly ever found or often missed, in another those that do not occur."""
+    """One item for the classes that are hardly ever found or often missed, another for those that do not occur."""
     ious = facts.metrics[[column for column in facts.metrics if column.startswith("iou_")]]
     ious = ious.rename(columns=lambda column: column.removeprefix("iou_"))
     nowhere = [name for name in ious if ious[name].isna().all()]

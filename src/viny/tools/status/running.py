@@ -1,4 +1,4 @@
-"""What a job says about itself: by its claim, its progress, its checkpoints and the last line of its log."""
+"""What a job's claim, progress file, checkpoints and last line of log say about it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from viny.runtime.claims import Claim
 from viny.runtime.processes import Owner
 from viny.study.graph import TRAININGS, Job
 
-TAIL = 8192  # bytes of a log that are read
-STARTING = 120.0  # seconds after its first word that a training may take to claim its work
+TAIL = 8192  # bytes read from the end of a log
+STARTING = 120.0  # seconds that a training may take from its first log line to claiming its work
 CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
 class Running:
-    """How far a job is, as far as it says.
+    """How far a running job has got, as far as it reports it.
 
     Attributes:
         job: the job.
-        epoch: epochs done, fractions included; None if the job has none.
+        epoch: epochs done, including fractions; None if the job has none.
         epochs: in total.
         loss: of the last epoch, or part of one, that was measured; None before that.
-        images_per_second: of that epoch; None until this attempt has measured it.
-        seconds_left: as the job said, less the time since.
-        silent: seconds since its log was written to.
+        images_per_second: in that epoch; None until this attempt has measured it.
+        seconds_left: as the job reported, less the time since then.
+        silent: seconds since its log was last written to.
         said: the log's last line.
     """
 
@@ -63,7 +63,7 @@ def share_done(one: Running) -> float:
 
 
 def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
-    """Whole epochs of a training that its newest checkpoint holds, and the share of the next one."""
+    """Whole epochs done in a training's newest checkpoint, and the share done of the next."""
     images = job.work.passes / job.spec["train"]["epochs"]
     steps = math.ceil(images / job.spec["train"]["batch_size"])
     names = [CHECKPOINT.search(path.name) for path in job.checkpoints(root).glob("*.safetensors")]
@@ -72,7 +72,7 @@ def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
 
 
 def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
-    """What is known about a job that is not done; None if it is waiting."""
+    """What is known about an unfinished job; None if it is waiting."""
     log = job.log(root)
     holder = Claim(job.claim(root)).holder() if job.stage in TRAININGS else None
     try:
@@ -88,21 +88,21 @@ def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Ru
         return _running(job, root, holder, words, silent)
     last = words[-1] if words else ""
     if _is_stop(last):
-        return None  # as it should be: the next run resumes there
+        return None  # not a failure: the next run resumes from there
     if _is_error(last, said):
         return Failed(job, last, log) if not alive or written >= begun else None
     if not alive:
         return Failed(job, f"{last or 'nothing said'} (it ended without a further word)", log)
     if written < begun:
-        return None  # by an earlier run; this one has not reached the job yet
+        return None  # written by an earlier run; this one has not reached the job yet
     if job.stage in TRAININGS and words and silent > STARTING:
-        # Slurm may start it again by itself, on another node.
+        # Slurm may restart it by itself, on another node.
         return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
     return _running(job, root, None, words, silent)
 
 
 def _words(said: Iterable[str]) -> list[str]:
-    """What a log says, line by line; an error over several lines counts as one."""
+    """What a log says, line by line; an error that spans several lines counts as one."""
     words: list[str] = []
     for line in said:
         if line.startswith("  ") and words and words[-1].startswith("viny: "):
@@ -125,7 +125,7 @@ def _running(job: Job, root: Path, holder: Owner | None, words: list[str], silen
     if job.stage not in TRAININGS:
         return Running(job, None, None, None, None, None, silent, said)
     told = read_progress(job.progress(root))
-    if told is None or told.process != holder:  # none yet; a file that is there was left by an earlier attempt
+    if told is None or told.process != holder:  # no report yet, or one left by an earlier attempt
         epoch, epochs = done_in_checkpoints(job, root)[0], job.spec["train"]["epochs"]
         return Running(job, epoch, epochs, None, None, None, silent, said)
     left = told.seconds_left

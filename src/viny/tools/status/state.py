@@ -1,4 +1,4 @@
-"""How far a study's run is: what is done, runs, failed or waits, from the files that its jobs leave and hold."""
+"""How far a study has got: which jobs are done, running, failed or waiting, from the files they leave and hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import kind, rates_seen, seconds_of
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, share_done, state_of
 
-ASK = 20.0  # seconds between two questions to Slurm
+ASK = 20.0  # seconds between queries to Slurm
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Status:
     Attributes:
         study: its name.
         cells: how many it has, and how many of them are evaluated.
-        stages: done, out of date, running, failed and waiting jobs by stage.
-        running: jobs that run.
-        failed: jobs that failed, in the order of their stages.
-        passes: image passes of all trainings, those done, and those of them that only checkpoints hold.
-        outdated: cells that were evaluated, but on or after something else than what is there now.
+        stages: how many jobs are done, out of date, running, failed and waiting, by stage.
+        running: the running jobs.
+        failed: the failed jobs, in the order of their stages.
+        passes: image passes of all trainings, those done, and those of the latter that only checkpoints hold.
+        outdated: how many cells were evaluated from data or weights other than those there now.
         seconds_left: at the rates of this study's own jobs; None before there are any, or while nothing runs.
-        holder: who runs the study, in words; empty if nobody does.
-        slurm: what Slurm's queue holds of it, in words; empty for nothing.
+        holder: who is running the study, in words; empty if nobody is.
+        slurm: its jobs in Slurm's queue, in words; empty if there are none.
     """
 
     study: str
@@ -61,7 +61,7 @@ class Status:
 
     @property
     def well(self) -> bool:
-        """Whether all is done, or runs without a failure."""
+        """Whether everything is done, or running without a failure."""
         return self.done or (self.alive and not self.failed)
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,13 +87,13 @@ class Status:
 
 
 class Watcher:
-    """Reads a study's state, again and again.
+    """Reads a study's state, as often as asked.
 
     Args:
         root: the study's folder, results/<study>.
 
     Raises:
-        InputError: it holds no study, or not its settings any more.
+        InputError: it holds no study, or no longer has its settings.
     """
 
     def __init__(self, root: Path) -> None:
@@ -101,16 +101,16 @@ class Watcher:
         self._records = JsonCache()
         self._slurm, self._asked = "", -ASK
         path = study_file(root)
-        self._read(path.stat().st_mtime if path.is_file() else 0.0)  # reading says what is wrong with the folder
+        self._read(path.stat().st_mtime if path.is_file() else 0.0)  # reading reports what is wrong with the folder
 
     def _read(self, begun: float) -> None:
-        self.begun = begun  # each run writes it anew
-        self.config = saved_study(self.root)  # an older version may have known fewer keys
+        self.begun = begun  # each run rewrites the study's file
+        self.config = saved_study(self.root)  # completed, as an older version may have known fewer keys
         self.images = count_images(self.config, self.root)
         self.jobs = jobs(self.config, self.images)
 
     def look(self) -> Status:
-        """The state now."""
+        """The current state."""
         root = self.root
         holder = Claim(root / ".claim").holder()
         begun = study_file(root).stat().st_mtime
@@ -126,7 +126,7 @@ class Watcher:
         outdated = {job.key for job in left if job.is_done(root)}
         for job in left:
             if job.key in outdated:
-                continue  # a job that begins again has no outputs any more
+                continue  # it has not begun again: its old outputs would be gone
             found = state_of(job, root, alive, begun, bool(slurm))
             if isinstance(found, Running):
                 running.append(found)
@@ -152,7 +152,7 @@ class Watcher:
         )
 
     def _queue(self) -> str:
-        """What Slurm holds of the study's last run; asked now and then, for it is everybody's."""
+        """The last run's jobs in Slurm's queue; asked only now and then, as others use Slurm too."""
         if not name_file(self.root).is_file():
             return ""
         if time.monotonic() - self._asked >= ASK:
@@ -162,7 +162,7 @@ class Watcher:
         return self._slurm
 
     def _older_sums(self) -> set[Key]:
-        """Sums from before this run, though it has done jobs anew that they are made from."""
+        """Summaries older than this run, though it has redone jobs that they are made from."""
 
         def is_new(job: Job) -> bool:
             try:
@@ -178,10 +178,10 @@ class Watcher:
         }
 
     def _kept(self, left: Iterable[Job], running: Iterable[Running]) -> dict[Key, float]:
-        """Shares of trainings that do not run, and go on from a checkpoint."""
+        """The shares done of trainings that are not running and will resume from a checkpoint."""
         keys = {job.key for job in left}
         idle = keys - {one.job.key for one in running}
-        # What is learned from a pack or weights still to come begins anew.
+        # A training whose pack or parent weights are still to be made starts from scratch.
         able = [job for job in left if job.stage in TRAININGS and job.key in idle and not keys.intersection(job.needs)]
         return {job.key: sum(done_in_checkpoints(job, self.root)) / job.spec["train"]["epochs"] for job in able}
 
@@ -193,17 +193,17 @@ class Watcher:
         return sum(trainings.values()), round(whole + part + kept), round(kept)
 
     def _beside(self, done: Iterable[Job], running: list[Running], begun: float) -> float:
-        """Jobs that run side by side: as many as now, or as this run has done so far."""
+        """How many jobs run side by side: now, or on average in this run so far, whichever is more."""
         recent = [job for job in done if (file := job.benchmark(self.root)).is_file() and file.stat().st_mtime >= begun]
         spent = sum(seconds_of(job, self.root) or 0.0 for job in recent)
         return max(len(running), spent / max(1.0, time.time() - begun))
 
     def _seconds_left(self, done: list[Job], left: list[Job], running: list[Running], begun: float) -> float | None:
-        """Seconds of what is left, shared out among the jobs that run side by side."""
+        """Seconds for what is left, shared among the jobs that run side by side."""
         if not running:
             return 0.0 if not left else None
         seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
-        for one in running:  # a stage whose first job still runs tells its rate, too
+        for one in running:  # a stage's first job gives its rate while still running
             if one.images_per_second:
                 seen.images.setdefault(kind(one.job), one.images_per_second)
         if not seen.images:

@@ -1,4 +1,4 @@
-"""A study's state as people read it: once, or live on a terminal."""
+"""A study's state for people to read: once, or live on a terminal."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from viny.tools.status.running import Running
 from viny.tools.status.state import Status, Watcher
 from viny.tools.terminal import console, duration, short, table
 
-SHOWN = 20  # failed jobs that are named
-NARROW = 120  # columns of a terminal below which a running job gets less of them
+SHOWN = 20  # failed jobs listed by name
+NARROW = 120  # characters; on a terminal narrower than this, the table of running jobs has fewer columns
 
 
 def show(status: Status, width: int | None = None, columns: int | None = None) -> Group:
-    """A study's state for people, as rich prints it.
+    """A study's state for people, for rich to print.
 
     Args:
-        status: of `Watcher.look`.
-        width: columns of the progress bar; None for none.
+        status: from `Watcher.look`.
+        width: columns of the progress bar; None for no bar.
         columns: of the place where it is shown; None for those of standard output.
     """
     total, done, kept = status.passes
@@ -94,11 +94,11 @@ def _running_table(running: Iterable[Running], narrow: bool) -> Table:
 
 
 def watch(root: Path, seconds: float = 2.0) -> Status:
-    """Show a study's state, anew every some seconds, until its run ends or Ctrl-C.
+    """Show a study's state, refreshed every few seconds, until its run ends or Ctrl-C is pressed.
 
     Args:
         root: the study's folder.
-        seconds: between two looks.
+        seconds: between refreshes.
 
     Returns:
         The last state.
@@ -108,7 +108,7 @@ def watch(root: Path, seconds: float = 2.0) -> Status:
     status = watcher.look()
 
     def shown() -> Group:
-        # The terminal writes ^C behind the last line; a full one would go on in the next, and the view with it.
+        # The terminal writes ^C after the last line; if that is full, ^C wraps and the view shifts by a line.
         hint = [Text("\nCtrl-C ends this view; the run goes on.")] if status.alive else []
         return Group(show(status, 60, out.width), *hint)
 

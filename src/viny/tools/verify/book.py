@@ -1,4 +1,4 @@
-"""The book that verify keeps of a study: its settings, its files, each read and hashed once, and what was found."""
+"""The book that verify keeps on a study: its settings, its files, each read and hashed once, and what was found."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _short(sha256: Any) -> str:
 
 
 def require_run_keys(provenance: Any, where: str = "") -> None:
-    """Check that a job's provenance says all that every job writes down.
+    """Check that a job's provenance has every key that jobs write.
 
     Args:
-        provenance: of a job, as its file has it.
+        provenance: the job's, as read from its file.
         where: what the message starts with.
 
     Raises:
@@ -48,15 +48,15 @@ class Book:
 
     Attributes:
         root: the study's folder.
-        config: resolved settings; None where they are not known.
-        store: folder of packs; None where the user named none.
+        config: resolved settings; None if unknown.
+        store: folder of packs; None if the user named none.
         report: the findings so far.
         expected: files that belong to the study, whether they are there or not.
         verified: packs whose arrays were compared, by the folder of the arrays and the manifest's digest.
         packs: opened packs, by name, once they are found whole.
         index_lists: those found whole, by part and subset.
         codes: by stage, the files and the fingerprint of the code that made each.
-        unclear: metrics whose settings cannot be told from the code that made them.
+        unclear: metrics made by other code or with other settings, where it cannot be told which.
     """
 
     root: Path
@@ -79,12 +79,12 @@ class Book:
 
         Args:
             severity: WRONG, MISSING or NOTE.
-            file: that it is about.
-            message: may start with the file and may have several lines; neither is kept.
+            file: the one it is about.
+            message: may start with the file and span several lines; the file and the line breaks are dropped.
         """
         shown = os.path.relpath(file, self.root) if file.is_absolute() == self.root.is_absolute() else str(file)
         message = " ".join(message.removeprefix(f"{file}: ").split())
-        # A name or a value from a damaged file may hold what a terminal cannot show.
+        # A name or a value from a damaged file may have characters that a terminal cannot show.
         clean = (text.encode("utf-8", "backslashreplace").decode() for text in (shown, message))
         self.report.findings.append(Finding(severity, *clean))
 
@@ -95,17 +95,17 @@ class Book:
             yield
         except InputError as error:
             self.add(WRONG, file, str(error))
-        except Exception as error:  # a damaged file can trip any reader in a way of its own
+        except Exception as error:  # a damaged file can trip up any reader in its own way
             self.add(WRONG, file, f"not what it should be ({type(error).__name__}: {error}); {AGAIN}")
 
     def same(self, file: Path, what: str, expected: Any, found: Any, advice: str) -> bool:
-        """Compare two hashes; a finding if they differ.
+        """Compare two hashes; add a finding if they differ.
 
         Args:
-            file: that the finding is about.
-            what: is hashed, in words.
+            file: the one that the finding is about.
+            what: what is hashed, in words.
             expected: hex sha256; None for none.
-            found: likewise; anything else in a damaged file.
+            found: likewise; may be anything in a damaged file.
             advice: what to do about a difference.
 
         Returns:
@@ -117,11 +117,11 @@ class Book:
         return False
 
     def agree(self, file: Path, what: str, expected: Any, found: Any, advice: str) -> None:
-        """Compare two JSON values; a finding that names the first three differences.
+        """Compare two JSON values; add a finding that names the first three differences.
 
         Args:
-            file: that the finding is about.
-            what: key under which the values stand; empty for the whole file.
+            file: the one that the finding is about.
+            what: key of the values in the file; empty for the whole file.
             expected: the value that follows from the settings or from other files.
             found: the value in the file.
             advice: what to do about a difference.
@@ -132,7 +132,7 @@ class Book:
             self.add(WRONG, file, f"{'; '.join(found_all[:3])}{more}; {advice}")
 
     def made_by(self, stage: str, file: Path, code: Any) -> None:
-        """Note which code made a file: its fingerprint, or anything else where the file names none."""
+        """Note which code made a file, by its fingerprint; anything else means that the file names none."""
         if isinstance(code, str):
             self.codes.setdefault(stage, []).append((file, code))
 
@@ -148,11 +148,11 @@ class Book:
         self.report.bytes += path.stat().st_size
 
     def there(self, path: Path, what: str) -> bool:
-        """Whether a file of the study is there; a finding if not.
+        """Whether a file of the study is there; adds a finding if not.
 
         Args:
             path: the file; from now on it belongs to the study.
-            what: it holds, in words.
+            what: what it holds, in words.
         """
         self.expected.add(path)
         if path.is_file():
@@ -192,39 +192,39 @@ class Book:
         """A split's record, as `json` reads it."""
         return self.json(layout.split_record(self.root, part, subset), "a split record")
 
-    # What a file was made from. An input that is missing has a finding of its own.
+    # What a file was made from. A missing input has a finding of its own.
 
     def same_pack(self, file: Path, name: str, hashes: Any, key: str, advice: str) -> None:
-        """Compare the hash of a pack that a file states with the pack's manifest.
+        """Compare the pack hash that a file states with the pack's manifest.
 
         Args:
-            file: that states the hash.
-            name: of the pack.
+            file: the one that states the hash.
+            name: the pack's.
             hashes: the file's mapping that holds the hash.
-            key: of the hash.
+            key: of the hash in that mapping.
             advice: what to do about a difference.
         """
         if (manifest := self.manifest(name)) is not None:
             self.same(file, f"pack '{name}'", manifest.get("sha256"), hashes[key], advice)
 
     def same_split(self, file: Path, split: tuple[str, str], hashes: Any, key: str, advice: str) -> None:
-        """Compare the hash of a split's training images that a file states with the split's record.
+        """Compare the hash that a file states for a split's training images with the split's record.
 
         Args:
-            file: that states the hash.
+            file: the one that states the hash.
             split: its part and subset.
-            hashes, key, advice: as `same_pack` has them.
+            hashes, key, advice: as for `same_pack`.
         """
         if (record := self.split_record(*split)) is not None:
             self.same(file, f"split {'/'.join(split)}", record["parts"]["train"]["sha256"], hashes[key], advice)
 
     def same_parent(self, file: Path, training: Training, hashes: Any, key: str, advice: str) -> None:
-        """Compare the hash of the weights that a training started from, which a file states, with these weights.
+        """Compare the hash that a file states for the weights a training started from with those weights.
 
         Args:
-            file: that states the hash.
+            file: the one that states the hash.
             training: the training; one from a random start has no parent weights, and no hash.
-            hashes, key, advice: as `same_pack` has them.
+            hashes, key, advice: as for `same_pack`.
         """
         if training.parent is None:
             self.same(file, "parent weights", None, hashes[key], advice)

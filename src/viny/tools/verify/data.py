@@ -17,12 +17,12 @@ from viny.tools.verify.report import MISSING, NOTE
 
 
 def check_pack(book: Book, name: str) -> None:
-    """Hold a pack's manifest against the settings and its source in the store, and its arrays against the manifest.
+    """Check a pack's manifest against the settings and its source in the store, and its arrays against the manifest.
 
-    A pack that is whole is kept, opened, in the book.
+    A whole pack is opened and kept in the book.
 
     Args:
-        book: of the study.
+        book: the study's.
         name: pretrain, segmentation or a task.
     """
     path, link = layout.pack_manifest(book.root, name), book.path(layout.IMAGES, pack=name)
@@ -56,7 +56,7 @@ def check_pack(book: Book, name: str) -> None:
 
 
 def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: Path) -> Path | None:
-    """The folder of a pack's arrays: where the study's link leads; for a study that was moved, one in a store."""
+    """The folder of a pack's arrays: where the study's link leads or, if the study was moved, one in a store."""
 
     def whole(folder: Path) -> bool:
         return all((folder / f"{array}.npy").is_file() for array in manifest["arrays"])
@@ -91,17 +91,17 @@ def _stores(book: Book) -> list[Path]:
     if book.store is not None:
         return [book.store]
     named = book.config.get("pack_store", "packs") if book.config is not None else "packs"
-    # Below the working folder, and below the folder that results/<study> stands in.
+    # Below the working folder, and below the folder that results/<study> is in.
     return [Path(named), Path(os.path.abspath(book.root)).parents[1] / named] if isinstance(named, str) else []
 
 
 def check_split(book: Book, part: str, subset: str) -> None:
-    """Hold a split's record against the settings, its index lists and its pack.
+    """Check a split's record against the settings, its index lists and its pack.
 
-    Index lists that are whole are kept in the book.
+    Whole index lists are kept in the book.
 
     Args:
-        book: of the study; `check_pack` has run on the split's pack.
+        book: the study's; `check_pack` has run on the split's pack.
         part: pretrain, finetune or intermediate.
         subset: name of the subset, or of the task.
     """

@@ -21,7 +21,7 @@ from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING, NOTE, SHORT
 
-# Made from more than metrics, and not worked out again.
+# Made from more than metrics, and not recomputed.
 OTHER_TABLES = (
     *layout.DUPLICATES_TABLES,
     *layout.STATISTICS_TABLES,
@@ -31,11 +31,11 @@ OTHER_TABLES = (
 
 
 def check_metrics(book: Book, cell: Cell) -> None:
-    """Hold a cell's metrics against the settings, its model, its data and its confusion matrices.
+    """Check a cell's metrics against the settings, its model, its data and its confusion matrices.
 
     Args:
-        book: of the study; `check_split` has run on the split of the cell's fine-tuning.
-        cell: whose metrics are checked.
+        book: the study's; `check_split` has run on the split of the cell's fine-tuning.
+        cell: the one whose metrics are checked.
     """
     training = layout.chain(cell)[-1]
     path, confusion = layout.metrics_file(book.root, cell), book.path(layout.CONFUSION, cell=cell.name)
@@ -69,7 +69,7 @@ def check_metrics(book: Book, cell: Cell) -> None:
 
 
 def _check_evaluation(book: Book, path: Path, cell: Cell, value: Mapping[str, Any]) -> None:
-    """Hold what a cell's evaluation was asked for against the settings."""
+    """Check what a cell's evaluation was asked to do against the settings."""
     made_by = value["provenance"].get("fingerprint")
     book.made_by("evaluate", path, made_by)
     if book.config is None:
@@ -83,7 +83,7 @@ def _check_evaluation(book: Book, path: Path, cell: Cell, value: Mapping[str, An
         return  # the hash of the settings cannot match either
     stated = value["hashes"]["spec"]
     code = code_fingerprint("evaluate")
-    # Metrics without a fingerprint were made by a tool that gives none, or before fingerprints were recorded.
+    # Metrics without a fingerprint come from a tool that gives none, or from before fingerprints were recorded.
     candidates = [made_by] if made_by else [code, None]
     if stated in [digest({**spec, "code": c} if c else spec) for c in candidates]:
         return
@@ -94,7 +94,7 @@ def _check_evaluation(book: Book, path: Path, cell: Cell, value: Mapping[str, An
 
 
 def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, value: Mapping[str, Any]) -> None:
-    """Hold confusion matrices against the metrics that follow from them and the split's test images.
+    """Check confusion matrices against the metrics that follow from them and against the split's test images.
 
     Raises:
         InputError: the matrices are not those of the test images.
@@ -119,11 +119,11 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
 
 
 def check_geometry(book: Book, encoder: Encoder) -> None:
-    """Hold an encoder's geometry against the weights and the images that it was measured on.
+    """Check an encoder's geometry against the weights and the images that it was measured on.
 
     Args:
-        book: of the study.
-        encoder: whose geometry is checked.
+        book: the study's.
+        encoder: the one whose geometry is checked.
     """
     path, arrays = layout.geometry_file(book.root, encoder), book.path(layout.GEOMETRY_ARRAYS, encoder=encoder.name)
     book.expected |= {path, arrays}
@@ -148,11 +148,11 @@ def check_geometry(book: Book, encoder: Encoder) -> None:
 
 
 def check_tables(book: Book, cells: Iterable[Cell]) -> None:
-    """Hold the tables that are made from metrics alone against what the metrics give now.
+    """Check the tables that are made from metrics alone against what the metrics give now.
 
     Args:
-        book: of the study.
-        cells: of the study.
+        book: the study's.
+        cells: the study's.
     """
     folder = (book.root / layout.TABLE).parent
     book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
@@ -175,10 +175,10 @@ def check_tables(book: Book, cells: Iterable[Cell]) -> None:
 
 
 def _check_table(fresh: Path, path: Path) -> None:
-    """Hold a table against the one that the metrics give.
+    """Check a table against the one that the metrics give.
 
     Raises:
-        InputError: names the first line that differs.
+        InputError: they differ; it names the first line that does.
     """
     expected, found = fresh.read_bytes().splitlines(), path.read_bytes().splitlines()
     if expected != found:
@@ -191,10 +191,10 @@ def _check_table(fresh: Path, path: Path) -> None:
 
 
 def check_codes(book: Book) -> None:
-    """Note what other code than today's made, once a stage: it may well be sound, but the workflow would remake it.
+    """Note, once per stage, files made by code other than today's: they may be sound, but would be made again.
 
     Args:
-        book: of the study, after all checks of files.
+        book: the study's, after all checks of files.
     """
     for stage, made in book.codes.items():
         now = code_fingerprint(stage)

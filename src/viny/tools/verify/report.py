@@ -14,7 +14,7 @@ SHORT.maxstring = 100  # characters
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not fit.
+    """One thing that is wrong, missing or worth noting.
 
     Attributes:
         severity: WRONG, MISSING or NOTE.
@@ -36,9 +36,9 @@ class Report:
 
     Attributes:
         findings: in the order of the checks.
-        files: checked, each once.
-        bytes: of these files.
-        seconds: that the checks took.
+        files: how many were checked, each counted once.
+        bytes: in these files.
+        seconds: how long the checks took.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Report:
         return all(f.severity == NOTE for f in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON takes it, with the number of findings by severity."""
+        """The report for JSON, with the number of findings by severity."""
         counts = {severity: self.count(severity) for severity in (WRONG, MISSING, NOTE)}
         about = {"files": self.files, "bytes": self.bytes, "seconds": self.seconds}
         return {"findings": [asdict(f) for f in self.findings], **counts, **about}
@@ -75,10 +75,10 @@ def differences(expected: Any, found: Any, key: str = "") -> Iterator[str]:
     Args:
         expected: a JSON value.
         found: likewise; a boolean never equals a number.
-        key: under which both stand; empty for whole files.
+        key: of both values; empty for whole files.
 
     Yields:
-        A phrase for each key that differs, mappings compared key by key, in the order of the keys.
+        A phrase for each key that differs, in the order of the keys; mappings are compared key by key.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for name in sorted({*expected, *found}, key=str):

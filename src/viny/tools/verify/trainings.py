@@ -20,11 +20,11 @@ from viny.tools.verify.report import MISSING
 
 
 def check_training(book: Book, training: Training) -> None:
-    """Hold a training's record against the settings, its weights, curve and provenance, its data and its parent.
+    """Check a training's record against the settings, its weights, curve and provenance, its data and its parent.
 
     Args:
-        book: of the study.
-        training: whose files are checked; where there are none of them, that is one finding.
+        book: the study's.
+        training: the one whose files are checked; if it has none, that is one finding.
     """
     folder = training.folder(book.root)
     weights, path, curve, run = (training.file(book.root, what) for what in ("weights", "record", "curve", "run"))
@@ -66,7 +66,7 @@ def check_training(book: Book, training: Training) -> None:
 
 
 def _check_inputs(book: Book, path: Path, training: Training, record: Mapping[str, Any], again: str) -> None:
-    """Hold the hashes of what a training started from against the files themselves."""
+    """Check the hashes of what a training started from against the files themselves."""
     book.same_pack(path, training.pack, record, "pack_sha256", again)
     book.same_split(path, training.split, record, "split_sha256", again)
     if (split := book.split_record(*training.split)) is not None:
@@ -75,10 +75,10 @@ def _check_inputs(book: Book, path: Path, training: Training, record: Mapping[st
 
 
 def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
-    """Hold a learning curve against the epochs and the last loss of its training's record.
+    """Check a learning curve against the epochs and the last loss in its training's record.
 
     Raises:
-        InputError: rows are missing, a value is not finite, or the last loss is another.
+        InputError: rows are missing, a value is not finite, or the last loss differs.
     """
     with open(path, newline="", encoding="utf-8") as f:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f, strict=True)]
@@ -97,7 +97,7 @@ def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _check_provenance(book: Book, path: Path, provenance: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Hold a run's provenance against its training's record.
+    """Check a run's provenance against its training's record.
 
     Raises:
         InputError: a key is missing.

@@ -1,4 +1,4 @@
-"""Check a study's results: recompute every hash, and hold every file against those that it belongs to.
+"""Check a study's results: recompute every hash, and compare every file with those that it belongs to.
 
 Nothing is written. A damaged file is a finding, never an exception. Figures, logs, benchmarks and the report, on
 which nothing depends, are not checked.
@@ -25,7 +25,7 @@ from viny.tools.verify.evaluated import check_codes, check_geometry, check_metri
 from viny.tools.verify.report import MISSING, NOTE, Report, differences
 from viny.tools.verify.trainings import check_training
 
-# Names in the study's folder that are not looked into, and of the folder of checkpoints.
+# Names in the study's folder that are skipped, and the name of the folder of checkpoints.
 UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.FIGURE, layout.LOG, layout.BENCHMARK, layout.REPORT)}
 CHECKPOINTS = Path(layout.CHECKPOINTS).parts[0]
 
@@ -34,15 +34,15 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
     """Check a study's results.
 
     Args:
-        root: the study's folder, wherever it stands now.
-        config: resolved settings; None for those of the study's own study.json, if it has one.
-        store: folder of packs; None for where the study's links lead, else the place that the settings name.
+        root: the study's folder, wherever it is now.
+        config: resolved settings; None for those in the study's own study.json, if it has one.
+        store: folder of packs; None for where the study's links lead, or else the place that the settings name.
 
     Returns:
-        Findings, in the order settings, packs, splits, trainings, metrics, geometry, tables, code, strays.
+        Findings, in this order: settings, packs, splits, trainings, metrics, geometry, tables, code, strays.
 
     Raises:
-        InputError: `root` is no folder, or holds no study; `store` is no folder.
+        InputError: `root` is not a folder or holds no study, or `store` is not a folder.
     """
     began = time.monotonic()
     if not root.is_dir():
@@ -62,14 +62,14 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
 
 
 def cells_of_files(root: Path) -> list[Cell]:
-    """The cells that a study's files name, for a study whose settings are not known."""
+    """The cells that a study's files name, for a study whose settings are unknown."""
     names = [path.name for path in root.glob(layout.FOLDERS["finetune"].format(cell="*"))]
     names += [path.stem for path in root.glob(layout.METRICS.format(cell="*"))]
     return sorted({cell for name in names if (cell := Cell.parse(name))})
 
 
 def _check_settings(book: Book) -> None:
-    """Take the study's own settings where the user gave none, else compare them with those given."""
+    """Take the study's own settings if the user gave none, or else compare them with those given."""
     path = study_file(book.root)
     book.expected.add(path)
     if not path.is_file():
@@ -87,15 +87,15 @@ def _check_settings(book: Book) -> None:
         config = saved_study(book.root)
         if book.config is None:
             book.config = config
-        # The run noted what stood in the user's folders; a study file does not say that.
+        # The run noted what was in the user's folders, which a study file does not say.
         elif found := list(differences(book.config, {k: v for k, v in config.items() if k != "listings"})):
             book.add(NOTE, path, f"holds other settings than those given, which were used ({'; '.join(found[:3])})")
 
 
 def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None]]]:
-    """All checks in their order, each with the file that a fault in the check itself is reported under.
+    """All checks in order, each with the file under which a fault in the check itself is reported.
 
-    Inputs come before what is made from them, so that a check finds in the book what those before it left there.
+    Inputs come before what is made from them, so that a check finds in the book what earlier ones left there.
     """
     root, trainings = book.root, layout.trainings(cells)
     checks: list[tuple[Path, Callable[[], None]]] = []
@@ -119,7 +119,7 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
 
 
 def _check_strays(book: Book, folder: Path) -> None:
-    """Note what does not belong to the study; a folder that holds nothing of the study is one note."""
+    """Note what does not belong to the study; a folder with nothing of the study's is one note."""
     of_study = folder == book.root
     wanted = {parent for path in book.expected for parent in path.parents}
     for path in sorted(folder.iterdir()):
