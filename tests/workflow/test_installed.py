@@ -39,18 +39,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(site: Path, *arguments: Any, cwd: Path, timeout: float = 120) -> str:
-    """What Python says with the installed package before any other on its path; standard error too."""
+    """What Python prints with the installed package before any other on its path."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VINY_", "SNAKEMAKE_"))}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**inherited, "PYTHONPATH": str(site)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         timeout=timeout,
     )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     return done.stdout
 
 
