@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from viny.runtime import fingerprint
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
 
 TRAININGS = {"pretrain", "intermediate", "finetune"}
@@ -49,3 +54,43 @@ def test_no_result_depends_on_what_plans_or_shows_it(room: str) -> None:
 def test_stages_of_one_function_have_one_fingerprint() -> None:
     assert len({code_fingerprint(stage) for stage in TRAININGS}) == 1
     assert len({code_fingerprint(stage) for stage in ENTRY}) == len(ENTRY) - len(TRAININGS) + 1
+
+
+@pytest.fixture
+def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
+    """Stages whose fingerprint changes when a line is added to a file of a copy of the package."""
+    copy = tmp_path / "viny"
+    shutil.copytree(fingerprint.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "PACKAGE", copy)
+
+    def now() -> dict[str, str]:
+        fingerprint._parse.cache_clear()
+        return {stage: "".join(modules_of(stage).values()) for stage in ENTRY}
+
+    def touch(file: str) -> set[str]:
+        before = now()
+        path = copy / file
+        path.write_text(path.read_text(encoding="utf-8") + "\n# One more line.\n", encoding="utf-8")
+        after = now()
+        fingerprint._parse.cache_clear()
+        return {stage for stage in ENTRY if before[stage] != after[stage]}
+
+    return touch
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("evidence/paper/paper.csv", {"representations", "scorecard", "report"}),
+        ("evidence/report/page.html.j2", {"report"}),
+        ("evidence/report/captions/effects.rst", {"report"}),
+        ("evidence/figures/viny.mplstyle", {"figures", "statistics", "representations"}),
+        ("study/schema.yaml", set()),
+        ("tools/trained/model_card.md.j2", set()),
+        ("learning/train.py", set()),  # the line is a comment
+    ],
+)
+def test_an_edited_data_file_touches_what_reads_it(
+    file: str, stages: set[str], touched: Callable[[str], set[str]]
+) -> None:
+    assert touched(file) == stages
