@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import importlib
 import json
 import re
@@ -36,7 +37,8 @@ class Argument:
     text: str
 
 
-def arguments(stage: str) -> tuple[str, list[Argument]]:
+@functools.cache
+def arguments(stage: str) -> tuple[str, tuple[Argument, ...]]:
     """What a stage does, in a sentence, and the arguments of its function except `spec`.
 
     An argument whose annotation allows None is optional.
@@ -51,7 +53,7 @@ def arguments(stage: str) -> tuple[str, list[Argument]]:
         kind = ast.unparse(node.annotation).removesuffix(" | None") if node.annotation else ""
         value = None if default is None else ast.literal_eval(default)
         found.append(Argument(node.arg, KINDS[kind], default is None, value, texts[node.arg]))
-    return doc.partition("\n")[0], found
+    return doc.partition("\n")[0], tuple(found)
 
 
 def parser(stage: str) -> argparse.ArgumentParser:
