@@ -1,7 +1,4 @@
-import sys
-
-from viny.cli import Log, main
+from viny.cli import main
 
 if __name__ == "__main__":
-    sys.stdout, sys.stderr = Log(sys.stdout), Log(sys.stderr)
     raise SystemExit(main())

@@ -7,11 +7,13 @@ Heavy imports are inside the commands, so that each job loads only what it needs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, Peopl
 from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.fingerprint import ENTRY
 from viny.runtime.signals import Stopped, end_with_parent, leave, on_stop
+from viny.runtime.text import visible
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
@@ -70,16 +73,31 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Log:
-    """Standard output or error on which a full disk cannot end a training: what does not fit is lost."""
+    """Standard output or error, on which text from files is only text: what a terminal would obey is written out.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    What the stream's encoding lacks is written out as well, since a name must not end a command.
+
+    Args:
+        stream: to write to.
+        lossy: whether what does not fit on a full disk is lost, rather than an error that ends a training.
+    """
+
+    def __init__(self, stream: Any, lossy: bool = True) -> None:
+        self._stream, self._lossy = stream, lossy
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
+    @property
+    def controls(self) -> Any:
+        """The stream for what moves the cursor itself, and sees to it that text does not; see `tools.terminal`."""
+        return self._stream
+
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        bar = text[:1] == "\r"  # of progress, which is drawn over itself
+        self._try(self._stream.write, "\r" * bar + visible(text[bar:]))
         return len(text)
 
     def flush(self) -> None:
@@ -89,16 +107,48 @@ class Log:
         try:
             call(*arguments)
         except OSError as error:
-            if error.errno not in DISK_FAULTS:
+            if not self._lossy or error.errno not in DISK_FAULTS:
                 raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    stage = given[0] if given and given[0] in ENTRY else None
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, Log):
+            setattr(sys, name, Log(stream, lossy=stage is not None))
+    try:
+        try:
+            return _run(given, stage)
+        finally:
+            _flush()
+    except BrokenPipeError:  # whoever read this has seen enough, as `head` does
+        _let_go()
+        return SIGNALLED + signal.SIGPIPE
+
+
+def _flush() -> None:
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # said already, to standard error
+        _let_go()
+
+
+def _let_go() -> None:
+    """Let the last flush, at the interpreter's end, go nowhere: it would complain once more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(given: list[str], stage: str | None) -> int:
+    """Run one command or stage; returns the exit code."""
     try:
         with on_stop(leave):
-            given = list(sys.argv[1:] if arguments is None else arguments)
-            stage = given[0] if given and given[0] in ENTRY else None
             commands = stages.parser(stage) if stage else parser()
             if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
                 import argcomplete
@@ -113,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"$ {shlex.join(['python', '-m', 'viny', *given])}", flush=True)
                 stages.run(stage, vars(args))
                 return 0
-            return args.run_command(args) or 0
+            code = args.run_command(args) or 0
+            print(end="", flush=True)
+            return code
     except InputError as error:
         print(f"viny: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -121,8 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"viny: {stop}", file=sys.stderr)
         return SIGNALLED + stop.signal
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            return FAILED
         if error.errno not in DISK_FAULTS:
             raise
         where = error.filename or "output"

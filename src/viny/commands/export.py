@@ -25,13 +25,12 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
+    from viny.tools.terminal import console
     from viny.tools.trained.cell import load_cell
     from viny.tools.trained.export import export
 
     cell = load_cell(args.cell, args.root)
-    with Console(stderr=True).status(f"writing {args.format}"):  # takes some seconds; seen on a terminal only
+    with console(errors=True).status(f"writing {args.format}"):  # takes some seconds; seen on a terminal only
         files = export(cell, args.format, args.out, args.overwrite)
     for file in files:
         print(file)

@@ -1,22 +1,27 @@
-"""Study files (YAML) read as plain values, before anything is done with them."""
+"""Study files (YAML or JSON) read as plain values, before anything is done with them."""
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import reprlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from viny.runtime.errors import InputError
+from viny.runtime.text import visible
 
 MAX_DEPTH = 16  # mappings and lists inside each other
 MAX_ENTRIES = 1000  # in a mapping or list
 MAX_VALUES = 10_000  # in all
 MAX_TEXT = 2000  # characters
 MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers may round
+CODE = "__use_yte__"  # asks Snakemake to evaluate the Python in a configuration file
 
 
 SHORT = reprlib.Repr()
@@ -47,14 +52,27 @@ class _StudyLoader(yaml.SafeLoader):
         node.value = list(last.values())
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON's keys and values, if no key is given twice."""
+    found = dict(pairs)
+    for key in found if len(found) < len(pairs) else ():
+        if sum(key == other for other, _ in pairs) > 1:
+            raise ValueError(f"the key {SHORT.repr(key)} is given twice; keep one of them")
+    return found
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Parse a study file (YAML).
+    """Parse a study file (YAML, or JSON, which is tried first, since YAML takes 1e-3 for text).
 
     Raises:
-        InputError: missing, not YAML, with a key given twice, not a mapping, or absurdly large.
+        InputError: missing, not YAML, with a key given twice or with code, not a mapping, or absurdly large.
     """
     try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StudyLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            value = json.loads(text, object_pairs_hook=_each_once)
+        except json.JSONDecodeError:
+            value = yaml.load(text, Loader=_StudyLoader)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such study file") from error
     except OSError as error:
@@ -66,6 +84,31 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return value
+
+
+def only_data(reader: Callable[..., Any]) -> Callable[..., Any]:
+    """A workflow manager's reader of configuration files that reads study files as `read_config` does, and nothing else.
+
+    Args:
+        reader: takes a path or a file object, and may evaluate code in it; kept for what is not a path.
+
+    Returns:
+        A reader that ends the program with one sentence if a study file is at fault.
+    """
+
+    if hasattr(reader, "__wrapped__"):
+        return reader  # it is one already
+
+    @functools.wraps(reader)
+    def read(file: Any, *arguments: Any, **named: Any) -> Any:
+        if not isinstance(file, str | Path):
+            return reader(file, *arguments, **named)
+        try:
+            return read_config(file)
+        except InputError as error:
+            sys.exit(f"The study's settings are at fault.\n{visible(str(error))}")
+
+    return read
 
 
 def check_extent(value: Any) -> None:
@@ -90,6 +133,8 @@ def check_extent(value: Any) -> None:
         prefix = f"{where}." if where else ""
         if isinstance(item, Mapping):
             for key, inner in item.items():
+                if not where and key == CODE:
+                    raise InputError(f"{CODE}: a study file holds settings and no code; take it out, and read the rest")
                 if isinstance(key, int) and not isinstance(key, bool) and 0 <= key <= MAX_NUMBER:
                     key = str(key)  # a mask value; `resolve` turns it into text
                 if not isinstance(key, str):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from viny.runtime.text import visible
 
 PIPED = 200  # width of a table that goes to a file or another program: nothing is wrapped
 
@@ -26,11 +29,24 @@ class _Trimmed:
         return getattr(self._file, name)
 
 
-def console() -> Console:
-    """Standard output; rich leaves colours out if it is not a terminal or NO_COLOR is set."""
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=PIPED, file=_Trimmed(sys.stdout))  # type: ignore[arg-type]
+class _Shown(Console):
+    """A console on which text is only text: brackets are no markup, and what a terminal would obey is written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+def console(errors: bool = False) -> Console:
+    """Standard output or error; rich leaves colours out if it is not a terminal or NO_COLOR is set."""
+    stream = sys.stderr if errors else sys.stdout
+    stream = getattr(stream, "controls", stream)
+    if stream.isatty():
+        return _Shown(file=stream)
+    return _Shown(width=PIPED, file=_Trimmed(stream))
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] | None = None) -> Table:

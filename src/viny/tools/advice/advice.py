@@ -116,4 +116,4 @@ def show(advice: Advice) -> None:
     out = console()
     heads = {title(advice), *(section.heading for section in advice.sections)}
     for line in as_text(advice, min(100, out.width)).splitlines():
-        out.print(line, style="bold" if line in heads else None, markup=False, soft_wrap=True)
+        out.print(line, style="bold" if line in heads else None, soft_wrap=True)
