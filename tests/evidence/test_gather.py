@@ -52,7 +52,7 @@ def test_a_chain_costs_what_its_trainings_cost(tmp_path: Path) -> None:
 def test_a_training_that_does_not_say_its_cost_is_named(tmp_path: Path) -> None:
     cell = Cell(0, "none", 8, 0)
     write_run(layout.chain(cell)[-1].folder(tmp_path), training_seconds=None)
-    with pytest.raises(InputError, match=r"fine-8_seed-0/run\.json: 'training_seconds' is missing or holds None"):
+    with pytest.raises(InputError, match=r"fine-8_seed-0/run\.json: .*'training_seconds' is None, expected"):
         costs.chain_costs(tmp_path, [cell], MODEL)
 
 

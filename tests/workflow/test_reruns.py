@@ -276,7 +276,7 @@ def test_a_failed_cell_costs_itself_alone(tmp_path: Path) -> None:
     said = project.run(code=1)
     assert finished_jobs(said) == {"finetune": 1, "evaluate": 1}
     assert "Error in rule finetune" in said
-    assert "size-16_seed-0.npz: not readable index lists" in said  # the failed job's log
+    assert "size-16_seed-0.npz: no readable index lists" in said  # the failed job's log
     assert "size-8_seed-0.npz: not readable" not in said
     indices.write_bytes(sound)
     expected = {"finetune": 1, "evaluate": 1, "duplicates": 1, **SUMS}

@@ -18,6 +18,7 @@ from viny.runtime.claims import Claim
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
+from viny.runtime.text import visible
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.inventory import count_images, with_listings
@@ -56,7 +57,7 @@ def settings():
         check_sizes(study, images.limits)
         study = with_listings(study, root)
     except InputError as error:
-        sys.exit(f"The study's settings are at fault.\n{error}")
+        sys.exit(f"The study's settings are at fault.\n{visible(str(error))}")
     export_settings(root, study)
     return study
 
@@ -120,7 +121,7 @@ def failures():
         named = "_".join(map(str, job.wildcards))
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
         slurm = complaint(Path(".snakemake", "slurm_logs", kind))
-        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
+        yield visible(f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})")
 
 
 onstart:

@@ -6,10 +6,13 @@ from viny.study.config import differences_from_paper
 
 
 def spec(stage, make):
-    """A rule's one parameter: the settings that it depends on and a fingerprint of its code, as canonical JSON."""
+    """A rule's one parameter: the settings that it depends on and a fingerprint of its code, as canonical JSON.
+
+    Without <, since `snakemake --report` puts it into a script of its page, where "</script>" would end that.
+    """
 
     def of(wildcards):
-        return canonical_json({**make(wildcards), "code": code_fingerprint(stage)})
+        return canonical_json({**make(wildcards), "code": code_fingerprint(stage)}).replace("<", r"\u003c")
 
     return of
 

@@ -13,7 +13,7 @@ import numpy as np
 from viny.data.folders import rank
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, atomic_path, digest, read_json, write_json
+from viny.runtime.files import array_sha256, atomic_path, digest, load_arrays, read_json, write_json
 from viny.runtime.provenance import Provenance
 
 LISTS = ("train", "test")  # in every split
@@ -156,24 +156,14 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
         InputError: damaged, or cut from another pack.
     """
     record = read_json(record_path, "a split record")
-
-    def need(condition: bool, what: str) -> None:
-        if not condition:
-            raise InputError(f"{record_path}: not a split record: {what}; delete it and rerun")
-
-    need(isinstance(record, dict), "not a mapping")
-    need(isinstance(record.get("pack_sha256"), str), "'pack_sha256' is missing or not text")
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{record_path}: was cut from another pack than {pack.folder}; delete it and rerun")
-    parts = record.get("parts")
-    need(isinstance(parts, dict) and set(parts) == set(LISTS), f"'parts' does not hold {' and '.join(LISTS)}")
-    for name, about in parts.items():
-        need(isinstance(about, dict) and isinstance(about.get("sha256"), str), f"'parts.{name}' has no sha256")
-    try:
-        with np.load(indices_path, allow_pickle=False) as f:
-            split = {k: f[k] for k in LISTS}
-    except Exception as error:  # zip, header and key errors each have their own type
-        raise InputError(f"{indices_path}: not readable index lists ({error}); delete it and rerun") from error
+    parts = record["parts"]
+    if set(parts) != set(LISTS):
+        raise InputError(
+            f"{record_path}: not a split record: 'parts' does not hold {' and '.join(LISTS)}; delete it and rerun"
+        )
+    split = load_arrays(indices_path, "index lists", LISTS)
     for name, indices in split.items():
         if array_sha256(indices) != parts[name]["sha256"]:
             raise InputError(f"{indices_path}: '{name}' is not what {record_path} says; delete both and rerun")

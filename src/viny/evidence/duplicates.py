@@ -17,6 +17,7 @@ import numpy as np
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.runtime.files import atomic_path
+from viny.runtime.text import cell_text
 from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
@@ -142,7 +143,7 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
             keep = _among(pairs.rows, pairs.tests, finetune)
         for i in np.flatnonzero(keep).tolist():
             names = pack.name(int(pairs.rows[i])), test.name(int(pairs.tests[i]))
-            lines.append((role, *names, "exact" if pairs.exact[i] else "near", int(pairs.distances[i])))
+            lines.append((role, *map(cell_text, names), "exact" if pairs.exact[i] else "near", int(pairs.distances[i])))
         exact, near = (np.unique(pairs.tests[keep & kind]) for kind in (pairs.exact, ~pairs.exact))
         pair_counts = int((keep & pairs.exact).sum()), int((keep & ~pairs.exact).sum())
         counts.append((role, len(rows), *pair_counts, len(np.union1d(exact, near))))

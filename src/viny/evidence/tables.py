@@ -14,6 +14,7 @@ import pandas as pd
 
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
+from viny.runtime.text import cell_text, markdown
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
 GROUP = KEYS[:3]
@@ -204,7 +205,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
         if pd.isna(value):
             return ""
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        return " ".join(shown.replace("|", r"\|").split())
+        return markdown(shown)
 
     rules = ["--:" if pd.api.types.is_numeric_dtype(dtype) else ":--" for dtype in frame.dtypes]
     rows = [map(text, frame.columns), rules]
@@ -249,7 +250,13 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table without its index, whole or not at all; equal tables give equal files."""
+    """Write a table without its index, whole or not at all; equal tables give equal files.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe.
+    """
+    words = {name for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)}
+    safe = {name: table[name].map(lambda v: cell_text(v) if isinstance(v, str) else v) for name in words}
+    table = table.assign(**safe).rename(columns=cell_text)
     with atomic_path(path) as tmp:
         table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
 
@@ -266,10 +273,10 @@ def about_numbers(frame: pd.DataFrame, units: str = "") -> str:
     averaged = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
     return " ".join(
         [
-            f"Study {first['study']}, protocol {first['protocol']}.",
+            f"Study {markdown(first['study'])}, protocol {markdown(first['protocol'])}.",
             *filter(None, [units]),
-            f"mIoU is {averaged.get(first['miou_is'], first['miou_is'])}.",
+            f"mIoU is {averaged.get(first['miou_is'], markdown(first['miou_is']))}.",
             f"Test images: {images}.",
-            *frame["note"].unique(),
+            *map(markdown, frame["note"].unique()),
         ]
     ).strip()

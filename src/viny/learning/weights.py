@@ -22,11 +22,20 @@ from viny.runtime.seeds import derive
 
 
 def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
-    """A fine-tuned model, ready to predict, and its record."""
+    """A fine-tuned model, ready to predict, and its record.
+
+    Raises:
+        InputError: as `read_weights`, or the weights are for another model than the record describes.
+    """
     tensors, record = read_weights(record_path)
     spec = record["spec"]
-    model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
-    model.load_state_dict(tensors)
+    try:
+        model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
+        model.load_state_dict(tensors)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
     return model.eval(), record
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 
 from viny.runtime.errors import InputError
 from viny.runtime.processes import unfinished
+from viny.runtime.shapes import NUMBERS, Record, check_plain, check_shape
 from viny.runtime.signals import leave, on_stop
 
 
@@ -95,6 +99,32 @@ def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     return h.hexdigest()
 
 
+MAX_ARRAYS = 1 << 32  # bytes, unpacked; confusion matrices of 255 classes and 10,000 images have 2.6e9
+
+
+def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Read arrays from an npz file, which may hold far more than its own size says.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the error message.
+        names: of the arrays; none for all that there are.
+
+    Raises:
+        InputError: missing, damaged, without one of them, or too large to be one of ours.
+    """
+    try:
+        with zipfile.ZipFile(path) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > MAX_ARRAYS:
+            raise ValueError(f"{unpacked / 1e9:.1f} GB when unpacked, expected at most {MAX_ARRAYS / 1e9:.1f}")
+        with np.load(path, allow_pickle=False) as f:
+            return {name: f[name] for name in (tuple(names) or f.files)}
+    except Exception as error:  # files, zip, compression, headers and keys each have types of their own
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: no readable {what} ({reason}); delete it and rerun") from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
@@ -105,14 +135,30 @@ def read_json(path: str | Path, what: str) -> Any:
 
     Args:
         path: the file.
-        what: what it should be, for the error message, e.g. "a pack manifest".
+        what: what it should be, e.g. "a pack manifest". It is checked to have the shape of that kind, if
+            `viny.runtime.shapes` has one.
+
+    Returns:
+        The value; each object in it is a `Record`.
 
     Raises:
-        InputError: missing or not JSON.
+        InputError: missing, not JSON, or of another shape.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=functools.partial(Record, f"{path}: not {what}"), **NUMBERS)
+        json.dumps(value, ensure_ascii=False).encode()  # fails at half a character, which nothing can write
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected {what}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected {what}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); expected {what}; delete it and rerun") from error
+    try:
+        check_plain(value)
+        check_shape(value, what)
+    except InputError as error:
+        raise InputError(f"{path}: not {what}: {error}; delete it and rerun") from error
+    return value

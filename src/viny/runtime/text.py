@@ -8,7 +8,8 @@ import re
 # other line breaks; and halves of characters, which cannot be written.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MARKUP = re.compile(r"[|\\]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<=\])[(\[:]")
-FORMULA = re.compile(r"[=+@\t\r-]")
+# What a spreadsheet takes for the beginning of a formula, unless the whole is a number, perhaps with its spread.
+FORMULA = re.compile(r"(?![-+]?\d[\d.,eE%± +-]*$)[=+@\t\r\uff1d\uff0b\uff0d\uff20-]")
 
 
 def visible(text: str) -> str:

@@ -23,6 +23,7 @@ from viny.evidence.figures import kit
 from viny.evidence.statistics.representations import KEYS, METRICS, SHARES, harm_correlation, regimes
 from viny.evidence.token_metrics import REFERENCES
 from viny.runtime.errors import InputError
+from viny.runtime.files import load_arrays
 from viny.study.grid import KINDS
 
 MAX_REGIMES = 8  # lines or columns that can be told apart: two starts and the six built-in tasks on real images
@@ -64,8 +65,7 @@ def read_arrays(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as f:
-                arrays = {key: f[key] for key in f.files}
+            arrays = load_arrays(path, "arrays")
             found.append({**arrays, **json.loads(str(arrays["encoder"]))})
             order = (KINDS.index(found[-1]["kind"]), *(found[-1][key] for key in KEYS[1:]))
         except Exception as error:  # zip, header and key errors each have a type of their own

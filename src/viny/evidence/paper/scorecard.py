@@ -33,6 +33,7 @@ from viny.evidence.paper.numbers import SHARE, is_number, number_rows
 from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path
+from viny.runtime.text import markdown
 
 PROTOCOLS = ("paper", "sound")  # a verdict is about the first that can tell
 GEOMETRY = ["within_image_variance", "across_image_variance", "probe_paper", "probe_accuracy", "within_share"]
@@ -221,7 +222,7 @@ def _markdown(table: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> str:
     parts = ["# Scorecard against the paper", _counts(table)]
     for name in given:
         first = frames[name].iloc[0]
-        parts.append(f"Protocol {name}: study {first['study']}. {first['note']}".strip())
+        parts.append(f"Protocol {name}: study {markdown(first['study'])}. {markdown(first['note'])}".strip())
     parts.append(READING)
     claims = table[table["kind"] == "claim"]
     parts.append("## Claims")

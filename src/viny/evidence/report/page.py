@@ -29,6 +29,20 @@ QUESTION = (
     "returns diminish, and when does the intermediate task hurt?"
 )
 CLASSES = {REPRODUCED: "reproduced", CONTRADICTED: "contradicted", UNTESTABLE: "open"}
+# The columns that the page shows of each table, all but `WORDS` numbers.
+READ = {
+    "summary": ("pretrain_size", "intermediate", "finetune_size", "miou_mean"),
+    "transfer": ("pretrain_size", "intermediate", "finetune_size", "miou", "verdict"),
+    "marginal_gains": (
+        *("along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "mean", "low", "high"),
+    ),
+    "effects_overall": ("intermediate", "over", "mean", "low", "high", "p_sign_flip"),
+    "harm_correlation": ("metric", "n", "rho", "verdict"),
+    "scorecard": ("kind", "what", "verdict", "reason", "paper_verdict"),
+    "duplicates": ("kind",),
+}
+WORDS = ("intermediate", "verdict", "along", "over", "metric", "kind", "what", "reason", "paper_verdict")
+AGAIN = "delete it and run the workflow, which writes it anew"
 
 
 @dataclass
@@ -106,7 +120,12 @@ class _Page:
         path = self.root / "tables" / f"{name}.csv"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        try:
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            numbers = [column for column in READ[name] if column not in WORDS]
+            return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})[[*READ[name]]]
+        except (ValueError, KeyError, OverflowError) as error:
+            raise InputError(f"{path}: not the table that the workflow writes ({error}); {AGAIN}") from error
 
     def _figure(self, name: str) -> list[dict[str, Any]]:
         """A figure in the template's form; nothing if the study has none of that name."""
@@ -114,6 +133,8 @@ class _Page:
         if not path.is_file():
             return []
         content = path.read_bytes()
+        if not content.startswith(b"\x89PNG") or len(content) < 24:
+            raise InputError(f"{path}: not a PNG file; {AGAIN}")
         width, height = struct.unpack(">II", content[16:24])
         caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
         return [
@@ -217,7 +238,10 @@ class _Page:
         path = self.root / "tables" / "next_steps.md"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
-        lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [line[2:] for line in text.splitlines() if line.startswith("- ")]
+        if not lines:
+            return []
         start = [line.split("%)", 1)[0] for line in lines]  # the cell that a step starts from, cheapest first
         return [line for line, cell in zip(lines, start, strict=True) if cell == start[-1]]
 

@@ -7,7 +7,6 @@ every frame.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from viny.evidence.metrics import iou
 from viny.evidence.tables import GROUP, KEYS, in_order, paired_differences
 from viny.runtime.errors import InputError
+from viny.runtime.files import load_arrays
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # a p value has to be this small
@@ -350,11 +350,9 @@ def _kind(frame: pd.DataFrame) -> str:
 
 def read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices [N, C, C] and the images' indices [N]."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            confusion, indices = arrays["confusion"], arrays["indices"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: no readable confusion matrices ({error}); evaluate its cell again") from error
+    confusion, indices = load_arrays(path, "confusion matrices", ("confusion", "indices")).values()
+    if confusion.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        raise InputError(f"{path}: not whole numbers; evaluate its cell again")
     square = confusion.ndim == 3 and confusion.shape[1] == confusion.shape[2]
     if not square or indices.shape != confusion.shape[:1]:
         raise InputError(

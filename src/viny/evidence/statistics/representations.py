@@ -18,6 +18,7 @@ from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
+from viny.runtime.text import markdown
 from viny.study.grid import KINDS
 
 # Metrics of a layer, each with its heading and unit; readers see shares in percent.
@@ -506,7 +507,7 @@ def _readable_correlation(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_markdown(path: Path, title: str, lines: list[str], table: pd.DataFrame, last: str) -> None:
-    heading = " ".join(filter(None, lines))
+    heading = " ".join(markdown(line) for line in lines if line)
     body = to_markdown(table) + (f"\n{last}\n" if last else "")
     with atomic_path(path) as tmp:
         tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")

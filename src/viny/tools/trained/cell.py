@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from viny.learning.objectives import Segmentation
 from viny.learning.weights import load_segmentation
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
+from viny.study.grid import Cell
 from viny.study.layout import pack_manifest
 from viny.study.saved import saved_study
+
+LONGEST = 200  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,37 @@ def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
             f"or a cell's name and --root results/<study>.{hint}"
         )
     record = read_json(path, "the record of a fine-tuned model")
-    if not isinstance(record, dict) or record.get("stage") != "finetune":
+    if record.get("stage") != "finetune":
         raise InputError(
             f"{path}: expected the record of a fine-tuned model; delete its folder and run the study again"
         )
-    model, record = load_segmentation(path)
+    _check_names(path, record)
     study = folder.parents[1]
     config = saved_study(study)
     manifest_path, manifest = pack_manifest(study, "segmentation"), None
     if manifest_path.is_file():
         manifest = read_json(manifest_path, "a pack manifest")
-    packed = record["pack_sha256"] if manifest is None else manifest.get("sha256")
+    packed = record["pack_sha256"] if manifest is None else manifest["sha256"]
     if record["spec"]["model"] != config["model"] or record["pack_sha256"] != packed:
         raise InputError(
             f"{path}: was trained under other settings or on other images than {study} has now; run the study again"
         )
+    model, record = load_segmentation(path)
     return TrainedCell(folder, study, config, record, manifest, model)
+
+
+def _check_names(path: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a record with a cell's name that is not its cell's, as files are named after it, or with odd classes.
+
+    Raises:
+        InputError: names the key.
+    """
+    stated, classes = record["spec"]["cell"], record["mask_classes"]
+    cell = Cell.parse(stated["name"])
+    if cell is None or cell.as_dict() != stated:
+        raise InputError(f"{path}: 'spec.cell' does not have the name of its cell; delete its folder and run again")
+    if not 0 < len(set(classes)) == len(classes) <= IGNORE or max(map(len, classes)) > LONGEST:
+        raise InputError(
+            f"{path}: 'mask_classes' is not 1 to {IGNORE} different names of up to {LONGEST} characters; "
+            "delete its folder and run again"
+        )

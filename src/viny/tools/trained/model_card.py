@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from viny.evidence.tables import read_metrics
 from viny.learning.model import count_parameters
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
+from viny.runtime.text import markdown
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
 from viny.tools.trained.cell import TrainedCell
@@ -30,6 +32,7 @@ METRICS = {
     "miou_per_image": "mIoU, mean over images, absent classes counting 0",
     "miou_two_class_dataset": "mIoU without the border, from one confusion matrix",
 }
+SHA256 = ("weights_sha256", "pack_sha256", "split_sha256")  # of a record
 PACKAGES = ("numpy", "pillow", "torch")  # that a model's weights depend on
 FITS = {
     "stretch": "stretched to a square, its aspect lost",
@@ -47,8 +50,10 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
         files: as `viny.tools.trained.export.export` returns them: weights, for timm the arguments, and the card itself.
     """
     cell_key = Cell(**{k: v for k, v in cell.record["spec"]["cell"].items() if k != "name"})
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["percent"] = _percent
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_plain
+    )
+    environment.filters |= {"percent": _percent, "json": json.dumps}
     stages, lost = _stages(cell, cell_key)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         cell=cell,
@@ -84,7 +89,7 @@ def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[st
             record = read_json(training.file(cell.root, "record"), "a weights record")
         except InputError:
             record = {}
-        if not isinstance(record, dict) or record.get("weights_sha256") != parent or parent is None:
+        if record.get("weights_sha256") != parent or parent is None:
             lost.append(name)  # gone, or of another training than the one behind this model
             parent = None
             continue
@@ -100,7 +105,10 @@ def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -
         manifest = {}
     shown = ("target", "labels", "pooling", "mixup", "mask_ratio", "crop_scale", "contrast", "augmentation")
     spec = record["spec"]
-    return {"name": name, "record": record, "train": spec["train"], "manifest": manifest} | {
+    said = {key: record[key] for key in ("images", "precision", "final_loss", *SHA256)}
+    if "held_out_accuracy" in record:
+        said["held_out_accuracy"] = record["held_out_accuracy"]
+    return {"name": name, "record": said, "train": spec["train"], "manifest": manifest} | {
         "more": {k: spec[k] for k in (*shown, "segmentation_loss", "normalise", "class_token") if k in spec}
     }
 
@@ -133,6 +141,12 @@ def _results(cell: TrainedCell, key: Cell) -> dict[str, Any] | None:
     }
 
 
+def _plain(value: Any) -> Any:
+    """A value as the card shows it: text is text, except what the template itself made."""
+    is_ours = hasattr(value, "__html__") or isinstance(value, jinja2.Undefined)
+    return value if is_ours else markdown(str(value))
+
+
 def _percent(fraction: float | None) -> str:
     return "undefined" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
 
@@ -140,7 +154,7 @@ def _percent(fraction: float | None) -> str:
 def _run(cell: TrainedCell) -> dict[str, Any]:
     """When and with what the model was fine-tuned, as far as is recorded."""
     path = cell.folder / "run.json"
-    run = read_json(path, "a training's provenance") if path.is_file() else {}
+    run = read_json(path, "the provenance of a training") if path.is_file() else {}
     return {
         "code": run.get("code", "unknown"),
         "ended": str(run.get("ended", "unknown"))[:10],

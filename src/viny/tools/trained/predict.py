@@ -25,6 +25,7 @@ from viny.evidence.figures import kit
 from viny.learning.machine import Machine
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, write_json
+from viny.runtime.text import cell_text
 from viny.tools.trained.cell import TrainedCell
 
 BATCH = 64  # images per forward pass, and decoded at a time
@@ -225,7 +226,7 @@ def predict_files(
         found = {f"share_{name}": share for name, share in zip(cell.classes, shares(mask, len(colours)), strict=True)}
         if cell.fit == "crop":
             found["share_not_predicted"] = float((mask == IGNORE).mean())
-        about = {"image": str(image), "mask": mask_path.relative_to(out).as_posix()}
+        about = {"image": _path_cell(image), "mask": _path_cell(mask_path.relative_to(out))}
         return about | {"height": shape[0], "width": shape[1]} | found
 
     images = list(names)
@@ -251,6 +252,12 @@ def predict_files(
 
 def _outputs(out: Path, name: str) -> tuple[Path, Path]:
     return out / f"{name}_mask.png", out / f"{name}_overlay.png"
+
+
+def _path_cell(path: Path) -> str:
+    """A path as a cell of a CSV file, which no spreadsheet takes for a formula and which stays a path."""
+    text = path.as_posix()
+    return text if cell_text(text) == text else f"./{text}"
 
 
 def make_room(paths: Sequence[Path], folder: Path, overwrite: bool) -> None:
