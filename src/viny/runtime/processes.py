@@ -59,7 +59,10 @@ class Owner:
     @classmethod
     def parse(cls, text: str) -> Owner:
         """Read what `asdict` wrote; ValueError for anything else."""
-        value = json.loads(text)
+        try:
+            value = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("not an owner") from error
         kinds = {"host": str, "place": str, "pid": int, "started": str}
         if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != kinds:
             raise ValueError("not an owner")

@@ -87,7 +87,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def only_data(reader: Callable[..., Any]) -> Callable[..., Any]:
-    """A workflow manager's reader of configuration files that reads study files as `read_config` does, and nothing else.
+    """A workflow manager's reader of configuration files, made to read them as `read_config` does.
 
     Args:
         reader: takes a path or a file object, and may evaluate code in it; kept for what is not a path.

@@ -14,6 +14,7 @@ from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
+from viny.runtime.shapes import NUMBERS
 from viny.study.graph import TRAININGS, Job, Key
 from viny.study.specs import mask_class_count
 
@@ -64,9 +65,10 @@ def _title(job: Job) -> str:
 def seconds_of(job: Job, root: Path) -> float | None:
     """What a finished job took, as Snakemake measured it; None if it did not."""
     try:
-        return float(json.loads(job.benchmark(root).read_text().splitlines()[-1])["s"])
-    except (OSError, ValueError, LookupError, TypeError):
+        took = json.loads(job.benchmark(root).read_text().splitlines()[-1], **NUMBERS)["s"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    return float(took) if type(took) in (int, float) and took >= 0 else None
 
 
 def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -> Rates:
@@ -93,8 +95,11 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
             spec = read_json(root / job.outputs[1], "a weights record")["spec"]
             same = _kind_of_training(spec) == kind(job) and run["threads"] == threads
             if same and (device == "auto" or run["device"].startswith(device)):
+                rate = run["image_passes"] / run["training_seconds"]
+                if rate <= 0:
+                    continue
                 titles.setdefault(kind(job), _title(job))
-                seen.setdefault(kind(job), []).append((run["image_passes"] / run["training_seconds"], run["host"]))
+                seen.setdefault(kind(job), []).append((rate, run.get("host")))
                 if took is not None and not run["earlier_attempts"]:
                     beside.append(max(0.0, took - run["training_seconds"]))
         except (InputError, LookupError, TypeError, ZeroDivisionError):
