@@ -1,11 +1,12 @@
-# make run: the default study; make test: the tests; make faults: the full fault campaign; make test-slurm and make slurm-faults:
-# the same on a real Slurm; make bench: speed against a peer. All first set up the environment if it is missing or out of date.
+# make run: the default study; make test: the tests; make faults: the full fault campaign; make fuzz: 2,000 examples a reader;
+# make test-slurm and make slurm-faults: the same on a real Slurm; make bench: speed against a peer. All first set up the
+# environment if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test test-slurm faults slurm-faults bench lint setup setup-test clean
+.PHONY: run test test-slurm faults fuzz slurm-faults bench lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,6 +21,9 @@ test-slurm: setup-test $(VENV)/slurm
 
 faults: setup-test
 	$(BIN)/python tests/faults/campaign.py
+
+fuzz: setup-test
+	VINY_FUZZ=2000 $(BIN)/python -m pytest tests/fuzz
 
 slurm-faults: setup-test $(VENV)/slurm
 	PYTHONPATH=$(abspath $(VENV)/slurm) $(BIN)/python tests/slurm/campaign.py

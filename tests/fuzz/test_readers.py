@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.model import ViNy
 from viny.learning.progress import read_progress
 from viny.learning.settings import ModelSettings
-from viny.learning.weights import load_weights
+from viny.learning.weights import load_segmentation, load_weights
+from viny.runtime import files
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, load_arrays, read_json, write_json
 from viny.runtime.processes import Owner
@@ -318,8 +320,8 @@ def test_all_is_well_with_the_study_itself(study: tuple[Path, Cell]) -> None:
 def test_results_of_any_content(study: tuple[Path, Cell], at: int, how: Any) -> None:
     root, cell = study
     kinds = (".json", ".csv", ".jsonl", ".npz", ".safetensors")
-    files = sorted(path for path in root.rglob("*") if path.suffix in kinds)
-    path = files[at % len(files)]
+    some = sorted(path for path in root.rglob("*") if path.suffix in kinds)
+    path = some[at % len(some)]
     content = changed(path.read_bytes(), how)
     if path.name == "study.json" and at % 5:  # settings with the hash that they should have
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -352,8 +354,8 @@ def test_packs_and_splits_of_any_content(study: tuple[Path, Cell], at: int, how:
     manifest = layout.pack_manifest(root, "segmentation")
     record = layout.split_record(root, "finetune", layout.subset(cell.finetune_size, cell.seed))
     pack: Pack = open_pack(manifest)
-    files = [*sorted(manifest.parent.iterdir()), record, record.with_suffix(".npz")]
-    path = files[at % len(files)]
+    some = [*sorted(manifest.parent.iterdir()), record, record.with_suffix(".npz")]
+    path = some[at % len(some)]
     with holding(path, changed(path.read_bytes(), how)):
         ends_well(lambda: open_pack(manifest))
         ends_well(lambda: read_split(record, record.with_suffix(".npz"), pack))
@@ -400,3 +402,49 @@ def test_a_cells_name_that_is_a_path_is_refused(tmp_path: Path) -> None:
     write_json(folder / "model.json", record)
     with pytest.raises(InputError, match=r"spec\.cell"):
         load_cell(folder)
+
+
+def test_sizes_that_a_file_only_states_get_no_memory(study: tuple[Path, Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that unpack to more than any of ours, and a model far larger than its weights."""
+    root, cell = study
+    folder = layout.chain(cell)[-1].folder(root)
+    monkeypatch.setattr(files, "MAX_ARRAYS", 100)
+    with pytest.raises(InputError, match=r"no readable arrays \(0\.0 GB when unpacked"):
+        load_arrays(layout.metrics_file(root, cell).with_suffix(".npz"), "arrays")
+    for key, value in (("dim", 2**40), ("depth", 2**40), ("image_size", 2**30), ("patch_size", 0), ("heads", -1)):
+        record = json.loads((folder / "model.json").read_text())
+        record["spec"]["model"][key] = value
+        with holding(folder / "model.json", json.dumps(record).encode()):
+            with pytest.raises(InputError, match="does not fit the model"):
+                load_segmentation(folder / "model.json")
+            with pytest.raises(InputError, match="under other settings"):
+                load_cell(folder)
+
+
+EVIL = "</script><script>alert(1)</script> a|b [c](javascript:d)\n\n# e"
+
+
+def test_text_of_others_is_text_in_the_report_and_the_card(study: tuple[Path, Cell]) -> None:
+    root, cell = study
+    folder = layout.chain(cell)[-1].folder(root)
+    config = json.loads((root / "study.json").read_text())["config"] | {"note": EVIL}
+    record, run = (json.loads((folder / name).read_text()) for name in ("model.json", "run.json"))
+    record["mask_classes"] = [EVIL, "<b>", "|"]
+    record["spec"]["contrast"] = EVIL
+    run |= {"device_name": EVIL, "code": EVIL, "packages": {"torch": EVIL}}
+    out = root.parent / "card.safetensors"
+    with (
+        holding(folder / "model.json", json.dumps(record).encode()),
+        holding(folder / "run.json", json.dumps(run).encode()),
+        holding(root / "study.json", json.dumps({"config": config, "sha256": digest(config)}).encode()),
+    ):
+        export(load_cell(folder), "timm", out, overwrite=True)
+        page = root.parent / "page.html"
+        write_page(specs.report_spec(config), root=root, out=page)
+    assert "<script" not in page.read_text()
+    assert page.read_text().count("&lt;script&gt;") >= 2
+    card = out.with_name(f"{out.name}.md").read_text()
+    assert card.count(r"\</script>\<script>alert(1)") >= 4
+    assert not re.search(r"(?<!\\)<(script|b>)|\]\(|^# e", card, re.MULTILINE)
+    rows = [line for line in card.splitlines() if line.startswith("| ") and "alert" in line]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]

@@ -28,13 +28,17 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
         InputError: as `read_weights`, or the weights are for another model than the record describes.
     """
     tensors, record = read_weights(record_path)
-    spec = record["spec"]
+    spec, classes = record["spec"], len(record["mask_classes"])
     try:
-        model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), len(record["mask_classes"]))
+        if spec["model"]["depth"] > len(tensors):
+            raise ValueError(f"{len(tensors)} tensors are too few for its {spec['model']['depth']} layers")
+        with torch.device("meta"):  # no memory is asked for before the sizes are known to be those of the file
+            make_segmentation(spec, ViNy(ModelSettings(**spec["model"])), classes).load_state_dict(tensors, assign=True)
+        model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), classes)
         model.load_state_dict(tensors)
     except InputError:
         raise
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
     return model.eval(), record
 

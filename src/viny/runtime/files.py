@@ -99,7 +99,7 @@ def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     return h.hexdigest()
 
 
-MAX_ARRAYS = 1 << 32  # bytes, unpacked; confusion matrices of 255 classes and 10,000 images have 2.6e9
+MAX_ARRAYS = 1 << 32  # bytes when unpacked; confusion matrices of 255 classes and 10,000 images have 2.6e9
 
 
 def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
