@@ -53,11 +53,15 @@ from viny.runtime.processes import Owner
 from viny.runtime.shapes import SHAPES
 from viny.study import layout, specs
 from viny.study.config import differences_from_paper, merge, resolve
+from viny.study.graph import jobs
 from viny.study.grid import Cell
+from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.saved import write_study
 from viny.tools.advice.advice import as_text
 from viny.tools.advice.adviser import advise
+from viny.tools.forecast.plan import plan
+from viny.tools.forecast.rates import rates_seen
 from viny.tools.newstudy.dialogue import read_classes
 from viny.tools.status.state import Watcher
 from viny.tools.status.view import show
@@ -257,14 +261,18 @@ def test_lists_of_any_text(tmp_path_factory: pytest.TempPathFactory, how: Any) -
 # Results
 
 
+def config_of(cell: Cell) -> dict[str, Any]:
+    """The settings of a study of one cell."""
+    grid = {"pretrain_sizes": [cell.pretrain_size], "intermediates": [cell.intermediate]}
+    grid |= {"finetune_sizes": [cell.finetune_size], "seeds": [cell.seed]}
+    return resolve(merge(TREE, {"grid": grid, "geometry": {"encoders": "none"}, "figures": {"examples": 1}}))
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cell]:
     """A study of one cell from a random start, made by the stages themselves; its report needs no figures."""
     cell = Cell(0, "none", 8, 0)
-    grid = {"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [8], "seeds": [0]}
-    store = tmp_path_factory.mktemp("packs")
-    changes = {"grid": grid, "geometry": {"encoders": "none"}, "pack_store": str(store), "figures": {"examples": 1}}
-    config = resolve(merge(TREE, changes))
+    config = config_of(cell)
     made = Study(tmp_path_factory.mktemp("results") / "tiny", config)
     root = made.root
     write_study(root, config)
@@ -293,12 +301,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cell]:
 def uses(root: Path, cell: Cell) -> dict[str, Callable[[], Any]]:
     """What people do with results."""
     folder = layout.chain(cell)[-1].folder(root)
-    spec = specs.report_spec(resolve(merge(TREE, {"grid": {"pretrain_sizes": [0], "intermediates": ["none"]}})))
-    spec["grid"] |= {"finetune_sizes": [8], "seeds": [0]}
+    config = config_of(cell)
+    spec = specs.report_spec(config)
     return {
         "status": lambda: console().print(show(Watcher(root).look())),
         "status, JSON": lambda: json.dumps(Watcher(root).look().as_dict()),
         "advise": lambda: as_text(advise(root)),
+        "plan": lambda: json.dumps(plan(config, root.parent, root.parent, cores=2, gpus=0, rate=100.0)),
+        "rates, for plan": lambda: rates_seen(jobs(config, count_images(config, root)), root, 1, "cpu"),
         "export": lambda: export(load_cell(folder), "timm", root.parent / "out.safetensors", overwrite=True),
         "report": lambda: write_page(spec, root=root, out=root.parent / "report.html"),
         "verify": lambda: verify_study(root, None, None).summary(),

@@ -52,3 +52,10 @@ def test_slurm_s_own_word_for_the_end_of_a_job(tmp_path: Path) -> None:
     assert complaint(tmp_path) == "*** STEP 3.0 CANCELLED ***"
     (tmp_path / "12.log").write_text("Building DAG\n")  # the newest attempt
     assert complaint(tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "a;rm -r .", "a\n", "a\0", "\x1b[2J", "x" * 300])
+def test_a_name_that_no_run_has_is_not_asked_for(name: str, queue: Path, tmp_path: Path) -> None:
+    queue.write_text("17 RUNNING\n")
+    assert active_jobs(name) == []
+    assert not (tmp_path / "asked").exists()

@@ -29,7 +29,8 @@ ENTRY = {
 }
 # Bookkeeping modules: stages use them, but no number depends on them.
 BOOKKEEPING = {
-    f"viny.runtime.{name}" for name in ("provenance", "fingerprint", "errors", "processes", "claims", "shapes", "signals")
+    f"viny.runtime.{name}"
+    for name in ("provenance", "fingerprint", "errors", "processes", "claims", "shapes", "signals")
 } | {"viny.learning.progress"}
 
 

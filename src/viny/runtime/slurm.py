@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from pathlib import Path
 
 POLL = 10.0  # seconds between looks at the queue
+NAME = re.compile(r"[\w.][\w.-]{0,255}", re.ASCII)
 
 
 def name_file(root: Path) -> Path:
@@ -15,7 +17,12 @@ def name_file(root: Path) -> Path:
 
 
 def active_jobs(name: str) -> list[str]:
-    """Numbers and states of the waiting or running jobs with that name; none if there is no Slurm to ask."""
+    """Numbers and states of the waiting or running jobs with that name; none if there is no Slurm to ask.
+
+    A name that no run of ours has, as somebody else's files may hold, is not asked for, and none is shown.
+    """
+    if not NAME.fullmatch(name):
+        return []
     command = ["squeue", "--noheader", "--name", name, "--format", "%i %T"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
