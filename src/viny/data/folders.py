@@ -284,20 +284,3 @@ def hold_out(names: Sequence[str], labels: Sequence[int], share: float) -> list[
         for at in sorted(rows, key=lambda i: rank(names[i], "held out"))[:count]:
             parts[at] = PARTS["test"]
     return parts
-
-
-def files_digest(files: Mapping[Path, Sequence[Path]], content: Path | None = None) -> str:
-    """Hex sha256 that changes when a file is added, removed or changes size.
-
-    Args:
-        files: by the folder that they are below; their paths below it and their sizes count.
-        content: a small file whose bytes count.
-    """
-    h = hashlib.sha256()
-    for folder, paths in files.items():
-        for path in paths:
-            h.update(f"{name_below(path, folder)}\0{path.stat().st_size}\n".encode())
-        h.update(b"\n")
-    if content is not None:
-        h.update(content.read_bytes())
-    return h.hexdigest()

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from viny.data.contents import read_contents, untouched
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
 from viny.data.masks import BACKGROUNDS
-from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
+from viny.data.pack import ARRAYS, BY_ROW, CONTENTS, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.runtime.errors import InputError
 from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
@@ -34,6 +35,7 @@ ASPECTS = {
 }
 CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
+AGAIN = "give the same command again once nothing writes there"
 OTHER_STORE = "set pack_store to a folder on another disk"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a full quota
 
@@ -268,7 +270,7 @@ def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tupl
     return arrays, [], {"classes": list(SCENES if scenes else KINDS), "mask_classes": list(SEGMENTATION_CLASSES)}
 
 
-def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+def build_pack(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None = None) -> dict[str, Any]:
     """Pack one data set into an empty folder.
 
     Args:
@@ -276,24 +278,32 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
             `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
         folder: an existing folder to fill.
         threads: workers.
+        store: folder of packs, where files' hashes are remembered; None to read every file.
 
     Returns:
         The manifest, as written to `folder`/manifest.json.
 
     Raises:
-        InputError: data are missing (see `viny.data.sources`), files are bad, or the disk is full.
+        InputError: data are missing (see `viny.data.sources`), files are bad or changed meanwhile, or the disk is full.
     """
     with _full_disk_is_input(folder.parent):
-        return _build(spec, folder, threads)
+        return _build(spec, folder, threads, store)
 
 
-def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+def _build(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None) -> dict[str, Any]:
+    files = None
     if spec["source"] == "synthetic":
         arrays, names, more = _pack_synthetic(spec, folder, threads)
     else:
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
-        arrays, names, more = pack_files(list_source(spec), spec, folder, threads)
+        listing = list_source(spec)
+        files = read_contents(listing, spec, store)
+        if spec.get("listing", files.sha256) != files.sha256:
+            raise InputError(f"{spec['path']}: files in it changed after the run had begun; {AGAIN}")
+        arrays, names, more = pack_files(listing, spec, folder, threads)
+        if not untouched(listing, files):
+            raise InputError(f"{spec['path']}: files in it changed while they were packed; {AGAIN}")
     manifest = {
         "format": FORMAT,
         "source": spec["source"],
@@ -312,8 +322,9 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         if spec["source"] != "folder" and "border" in manifest["mask_classes"]:  # a user's own border is a class
             manifest["border_class"] = manifest["mask_classes"].index("border")
         manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])
-    if "listing" in spec:
-        manifest["listing"] = spec["listing"]
+    if files is not None:
+        (folder / CONTENTS).write_text(files.text, encoding="utf-8")
+        manifest["contents"] = files.sha256
     manifest["sha256"] = manifest_sha256(manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -383,7 +394,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
-            build_pack(spec, tmp, threads)
+            build_pack(spec, tmp, threads, store)
             os.chmod(tmp, 0o755)
             _put_in_place(tmp, folder)
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):

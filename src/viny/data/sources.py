@@ -17,7 +17,6 @@ from typing import Any
 from viny.data.folders import (
     IMAGE_SUFFIXES,
     check_name,
-    files_digest,
     hold_out,
     images_below,
     name_below,
@@ -35,7 +34,8 @@ class Listing:
     `labels`, `parts` (TRAIN or TEST, the official split) and `masks` are empty if a source has none. `mask_values`
     maps a value in a mask file to a class index or IGNORE, and `colours` says whether the values are colours.
     `masks_without_image` counts masks whose image is not listed, `images_without_mask` images that are not listed
-    because they have no mask; both are noted but are not faults.
+    because they have no mask; both are noted but are not faults. `lists` are the files that say which images there
+    are and in which part.
     """
 
     images: list[Path]
@@ -48,6 +48,7 @@ class Listing:
     colours: bool = False
     masks_without_image: int = 0
     images_without_mask: int = 0
+    lists: list[Path] = field(default_factory=list)
 
 
 HOW_TO_GET = {
@@ -137,6 +138,7 @@ def list_pets(path: Path) -> Listing:
     for part, file in ((TRAIN, notes / "trainval.txt"), (TEST, notes / "test.txt")):
         if not file.is_file():
             raise _missing("pets", path, file)
+        out.lists.append(file)
         for number, stem, label in _pets_lines(file):
             if stem in listed:
                 raise InputError(f"{file}, line {number}: '{stem}' is in {listed[stem]} too; remove one of them")
@@ -301,6 +303,7 @@ def _classes_below(path: Path) -> Listing:
 def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = ()) -> None:
     """Set the parts of a listing from a split file, and drop images that are in no part."""
     parts = split_by_file(Path(file), listing.images, folder, others)
+    listing.lists.append(Path(file))
     kept = [at for at, part in enumerate(parts) if part is not None]
     for name in ("images", "labels", "masks"):
         values = getattr(listing, name)
@@ -308,14 +311,6 @@ def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = (
     listing.parts = [parts[at] for at in kept]
     if len(set(listing.parts)) < 2:
         raise InputError(f"{file}: expected images in both train and test, found only one of them")
-
-
-def listing_digest(spec: Mapping[str, Any]) -> str | None:
-    """Hex sha256 of what is in a user's own folders; None for other sources, and for folders that are not here."""
-    if spec["source"] != "folder" or not Path(spec["path"]).is_dir():
-        return None
-    files = {Path(folder): images_below(Path(folder)) for folder in (spec["path"], spec.get("masks")) if folder}
-    return files_digest(files, Path(spec["split"]) if spec.get("split") else None)
 
 
 LISTERS = {"imagenet": list_imagenet, "intel": list_intel, "pets": list_pets}

@@ -38,6 +38,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         made = config["synthetic"]
         return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
     spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
+    if listing := config.get("listings", {}).get(name):
+        spec["listing"] = listing
     if name != "pretrain" and section["fit"] != "stretch":
         spec["fit"] = section["fit"]
     if section["source"] == "folder":
@@ -58,8 +60,6 @@ def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any
         spec = {"holds": "classes", "held_out": section["held_out"]}
     if name != "pretrain":
         spec["split"] = section.get("split", "")
-    if listing := config.get("listings", {}).get(name):
-        spec["listing"] = listing
     return spec
 
 
@@ -70,8 +70,8 @@ def mask_class_count(config: Mapping[str, Any]) -> int:
 
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
     """Whether an intermediate task learns from the same images that are segmented."""
-    mine, target = pack_spec(config, task), pack_spec(config, "segmentation")
-    return mine == target
+    unread = {**config, "listings": {}}
+    return pack_spec(unread, task) == pack_spec(unread, "segmentation")
 
 
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
