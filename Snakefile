@@ -33,3 +33,4 @@ rule all:
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
         report=REPORT,
+        summaries=SUMMARIES,

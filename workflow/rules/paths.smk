@@ -45,6 +45,14 @@ if ENCODERS:
 SCORECARD = tables(layout.SCORECARD_TABLES)
 
 
+def summary_of(stage):
+    """The record of a rule that summarises the study."""
+    return below(layout.SUMMARY, stage=stage)
+
+
+SUMMARIES = [summary_of(stage) for stage in layout.SUMMARIES if ENCODERS or stage != "representations"]
+
+
 def log_of(stage, *name):
     return below(layout.LOG, job="/".join([stage, *name]))
 
