@@ -74,7 +74,7 @@ def make_study(folder: Path) -> Path:
             metrics=metrics,
             arrays=metrics.with_suffix(".npz"),
         )
-    run("tables", specs.tables_spec(config), root=root, out=root / "tables")
+    run("tables", specs.tables_spec(config), root=root, out=root, record=root / "summaries" / "tables.json")
     return root
 
 

@@ -2,7 +2,6 @@
 from viny.runtime.files import canonical_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import specs, workload
-from viny.study.config import differences_from_paper
 
 
 def spec(stage, make):

@@ -15,11 +15,10 @@ from viny.runtime.claims import claim_beside
 from viny.study import grid, layout, specs
 from viny.study.grid import Encoder
 from viny.study.inventory import Images
-from viny.study.layout import TRAININGS, Training
+from viny.study.layout import SUMMARIES, TRAININGS, Training
 from viny.study.specs import training_spec
 from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload
 
-SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
 STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMMARIES)  # each needs only those before it
 PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
@@ -151,11 +150,9 @@ def _summaries(
 ):
     """The jobs that summarise a study."""
 
-    def tables(names: Iterable[str]) -> list[Path]:
-        return [Path(layout.TABLE.format(name=name)) for name in names]
-
-    def figures(names: Iterable[str]) -> list[Path]:
-        return [Path(layout.FIGURE.format(name=name, kind=kind)) for name in names for kind in layout.FIGURE_KINDS]
+    def summary(stage: str, needs: Iterable[Key]) -> Key:
+        outputs = [*layout.summarised(stage, config), Path(layout.SUMMARY.format(stage=stage))]
+        return add(stage, "", outputs, needs, specs.summary_spec(config, stage))
 
     spec = specs.duplicates_spec(config)
     searched = [pack(name) for name in layout.searched_packs(spec)]
@@ -163,31 +160,16 @@ def _summaries(
     trained = [key for key in before if key[0] in TRAININGS]
     shown = grid.shown_cells(config)
     labels = split("finetune", layout.subset(shown[-1].finetune_size, shown[-1].seed))
-    drawn = {("finetune", cell.name) for cell in shown}
-    drawn.add(("pretrain", layout.subset(max(config["grid"]["pretrain_sizes"]), config["grid"]["seeds"][0])))
     made = [
-        add("duplicates", "", tables(layout.DUPLICATES_TABLES), searched),
-        add("tables", "", tables(layout.TABLES), evaluated),
-        add(
-            "figures",
-            "",
-            figures(layout.figure_names(config)),
-            [*evaluated, *trained, pack("segmentation"), labels],
-            glances=frozenset(trained) - drawn,
-        ),
-        add(
-            "statistics",
-            "",
-            [*tables(layout.STATISTICS_TABLES), *figures(layout.STATISTICS_FIGURES)],
-            [*evaluated, *trained],
-            glances=frozenset(trained),
-        ),
-        add("scorecard", "", tables(layout.SCORECARD_TABLES), [*evaluated, *measured]),
+        summary("duplicates", searched),
+        summary("tables", evaluated),
+        summary("figures", [*evaluated, *trained, pack("segmentation"), labels]),
+        summary("statistics", [*evaluated, *trained]),
+        summary("scorecard", [*evaluated, *measured]),
     ]
     if measured:
-        outputs = [*tables(layout.REPRESENTATIONS_TABLES), *figures(layout.REPRESENTATIONS_FIGURES)]
-        made.append(add("representations", "", outputs, [*measured, *evaluated]))
-    add("report", "", [Path(layout.REPORT)], made)
+        made.append(summary("representations", [*measured, *evaluated]))
+    summary("report", made)
 
 
 def up_to(all_jobs: Iterable[Job], targets: Iterable[str]) -> set[Key]:

@@ -173,7 +173,7 @@ def with_listings(config: dict[str, Any], root: Path, files: Mapping[str, Conten
 
 
 def _packed_listing(root: Path, name: str) -> str | None:
-    """What a pack's manifest says of the files that it was made from; None if there is no manifest, or a damaged one."""
+    """What a pack's manifest says of the files that it was made from; None if it cannot be read."""
     try:
         listing = read_json(pack_manifest(root, name), "a pack manifest").get("contents")
     except (InputError, AttributeError):

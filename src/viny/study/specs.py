@@ -7,6 +7,7 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
+from viny.study.config import differences_from_paper
 from viny.study.grid import Cell, Encoder
 from viny.study.layout import Training
 
@@ -245,18 +246,13 @@ def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("grid", "note", "geometry")}
 
 
-def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[str, Any]:
-    """What the comparison with the paper depends on besides the results.
-
-    Args:
-        config: resolved settings.
-        differences: see `viny.study.config.differences_from_paper`.
-    """
+def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the comparison with the paper depends on besides the results."""
     return {
         **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
         "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
-        "differences": differences,
+        "differences": differences_from_paper(config),
     }
 
 
@@ -292,3 +288,17 @@ def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": grid["seeds"],
         "distance": config["duplicates"]["distance"],
     }
+
+
+def summary_spec(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """What a job that summarises the study depends on besides the results; `stage` is its rule."""
+    make = {
+        "duplicates": duplicates_spec,
+        "tables": tables_spec,
+        "figures": figures_spec,
+        "statistics": statistics_spec,
+        "representations": representations_spec,
+        "scorecard": scorecard_spec,
+        "report": report_spec,
+    }
+    return make[stage](config)

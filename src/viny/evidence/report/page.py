@@ -18,6 +18,7 @@ import pandas as pd
 from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
 from viny.evidence.statistics.effects import ALPHA
+from viny.evidence.summary import Summary
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
 from viny.study.grid import cells
@@ -41,18 +42,20 @@ class Section:
     figures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
     """Write a study's report as one HTML file that needs no network.
 
     Args:
         spec: see `viny.study.specs.report_spec`.
         root: the study's folder, with its tables and figures.
         out: HTML file to write.
+        record: JSON file to write, what was read and written.
 
     Raises:
         InputError: a table, a figure or the provenance of a training is missing.
     """
-    page = _Page(spec, root)
+    summary = Summary("report", spec, root)
+    page = _Page(spec, root, summary)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -68,6 +71,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     )
     with atomic_path(out) as tmp:
         tmp.write_text(text, encoding="utf-8")
+    summary.write(record, [out])
 
 
 def percent(value: float, sign: bool = False) -> str:
@@ -90,22 +94,27 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 class _Page:
-    def __init__(self, spec: Mapping[str, Any], root: Path) -> None:
-        self.spec, self.root = spec, root
+    def __init__(self, spec: Mapping[str, Any], root: Path, record: Summary) -> None:
+        self.spec, self.root, self.record = spec, root, record
         self.grid = spec["grid"]
         self.cells = cells(spec)
         self.sizes = sorted(size for size in self.grid["pretrain_sizes"] if size)
         self.tasks = [task for task in self.grid["intermediates"] if task != "none"]
         self.summary = self._read("summary")
         self.runs = [
-            (training.stage, read_json(training.file(root, "run"), "the provenance of a training"))
+            (training.stage, self._json(training.file(root, "run"), "the provenance of a training"))
             for training in trainings(self.cells)
         ]
+
+    def _json(self, path: Path, what: str) -> Any:
+        self.record.reads(path)
+        return read_json(path, what)
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.root / "tables" / f"{name}.csv"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
+        self.record.reads(path)
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
     def _figure(self, name: str) -> list[dict[str, Any]]:
@@ -113,6 +122,7 @@ class _Page:
         path = self.root / "figures" / f"{name}.png"
         if not path.is_file():
             return []
+        self.record.reads(path)
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])
         caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
@@ -129,7 +139,7 @@ class _Page:
 
     def setting(self) -> str:
         """What was run, in one sentence."""
-        first = read_json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
+        first = self._json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
         grid, model = self.grid, self.spec["model"]
         labels = f"{_listed(grid['finetune_sizes'])} labelled images of {_origin(self.spec['segmentation'])}"
         unlabelled = f"pre-training on {_listed(grid['pretrain_sizes'])} images of {_origin(self.spec['pretrain'])}"
@@ -217,6 +227,7 @@ class _Page:
         path = self.root / "tables" / "next_steps.md"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
+        self.record.reads(path)
         lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
         start = [line.split("%)", 1)[0] for line in lines]  # the cell that a step starts from, cheapest first
         return [line for line, cell in zip(lines, start, strict=True) if cell == start[-1]]

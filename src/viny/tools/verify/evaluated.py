@@ -156,6 +156,7 @@ def check_tables(book: Book, cells: Iterable[Cell]) -> None:
     """
     folder = (book.root / layout.TABLE).parent
     book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
+    book.expected |= {book.path(layout.SUMMARY, stage=stage) for stage in layout.SUMMARIES}
     paths = [layout.metrics_file(book.root, cell) for cell in cells]
     with tempfile.TemporaryDirectory() as made:
         try:
