@@ -270,15 +270,14 @@ def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tupl
     return arrays, [], {"classes": list(SCENES if scenes else KINDS), "mask_classes": list(SEGMENTATION_CLASSES)}
 
 
-def build_pack(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None = None) -> dict[str, Any]:
+def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     """Pack one data set into an empty folder.
 
     Args:
         spec: source, path, size, resize, and for files on_bad_image and all_background, see
             `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
-        folder: an existing folder to fill.
+        folder: an existing folder to fill, in the store of packs.
         threads: workers.
-        store: folder of packs, where files' hashes are remembered; None to read every file.
 
     Returns:
         The manifest, as written to `folder`/manifest.json.
@@ -287,10 +286,10 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int, store: Path 
         InputError: data are missing (see `viny.data.sources`), files are bad or changed meanwhile, or the disk is full.
     """
     with _full_disk_is_input(folder.parent):
-        return _build(spec, folder, threads, store)
+        return _build(spec, folder, threads)
 
 
-def _build(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None) -> dict[str, Any]:
+def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     files = None
     if spec["source"] == "synthetic":
         arrays, names, more = _pack_synthetic(spec, folder, threads)
@@ -298,7 +297,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | No
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
         listing = list_source(spec)
-        files = read_contents(listing, spec, store)
+        files = read_contents(listing, spec, folder.parent)
         if spec.get("listing", files.sha256) != files.sha256:
             raise InputError(f"{spec['path']}: files in it changed after the run had begun; {AGAIN}")
         arrays, names, more = pack_files(listing, spec, folder, threads)
@@ -394,7 +393,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
-            build_pack(spec, tmp, threads, store)
+            build_pack(spec, tmp, threads)
             os.chmod(tmp, 0o755)
             _put_in_place(tmp, folder)
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 from viny.data.pack import stored_at
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_json
+from viny.runtime.files import digest, read_json, seal_of
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 from viny.study.layout import IMAGES
 
 SETTINGS, CODE, INPUTS, DAMAGED = "other settings", "other code", "other images or weights", "a damaged record"
+# Settings that metrics and geometry state besides the hash of all.
+STATED = ("study", "note", "protocol", "switches", "cell", "encoder", "normalise", "class_token")
 SMALL = 1_000_000  # bytes; larger files are hashed by `viny verify` alone
 
 
@@ -56,7 +59,9 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         found = read_json(path, "a record")
     except (OSError, InputError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict) or ("sha256" in found and found["sha256"] != seal_of(found)):
+        return None
+    return found
 
 
 def _small_sha256(path: Path) -> str | None:
@@ -78,9 +83,7 @@ def _weights_metadata(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def out_of_date(
-    all_jobs: Iterable[Job], root: Path, store: Path, records: JsonCache | None = None
-) -> dict[Key, str]:
+def out_of_date(all_jobs: Iterable[Job], root: Path, store: Path, records: JsonCache | None = None) -> dict[Key, str]:
     """The jobs whose outputs say that they do not belong to the study as it is now, and why.
 
     That is, those of other settings or other code than the study's, a pack made from other files, a job that read
@@ -162,7 +165,7 @@ def _spec_reason(job: Job, record: Mapping[str, Any]) -> str:
         return ""
     if isinstance(code, str) and stated == digest({**job.spec, "code": code}):
         return CODE
-    said = {key: record[key] for key in job.spec if key in record}
+    said = {key: record[key] for key in STATED if key in job.spec and key in record}
     return _difference({key: job.spec[key] for key in said}, said) or SETTINGS
 
 
@@ -170,7 +173,7 @@ def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """SETTINGS and the first difference; empty if there is none."""
     # As JSON has it: a record cannot tell a tuple from a list.
     first = next(differences(json.loads(json.dumps(expected)), found), "")
-    return first and f"{SETTINGS} ({first})"
+    return first and f"{SETTINGS} ({textwrap.shorten(first, 160, placeholder=' ...')})"
 
 
 def _sources(
