@@ -104,7 +104,7 @@ def test_instances_are_painted_in_their_order_with_crowds_ignored_below_them(tmp
     assert not read(tmp_path / "out" / "c.png").any()
     assert made.masks == 3
     said = "\n".join(made.notes)
-    for part in ("1 of 3 categories have no", "gone.jpg", "1 images have no annotations", "1 annotations have a box"):
+    for part in ("1 of 3 categories have no", "gone.jpg", "1 of 3 images have no annotations", "1 annotations have a box"):
         assert part in said
     assert (tmp_path / "out" / LEGEND).read_text() == "0,background\n1,cat\n2,door_ left\n"
 
@@ -136,7 +136,7 @@ def test_panoptic_segments_become_their_categories_and_void_is_ignored(tmp_path:
     wanted = np.full((HEIGHT, WIDTH), 255, np.uint8)
     wanted[:10], wanted[10:, :5] = 2, 1
     assert np.array_equal(read(tmp_path / "out" / "a.png"), wanted)
-    assert any("not annotated: b.jpg" in note for note in made.notes)
+    assert any("not annotated and left out: b.jpg" in note for note in made.notes)
     segments.pop()
     written(tmp_path / "pan.json", images=images, annotations=notes)
     with pytest.raises(InputError, match="segments 5, which"):
