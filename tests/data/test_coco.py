@@ -23,7 +23,7 @@ from viny.runtime.errors import InputError
 from viny.study.config import resolve
 from viny.study.reading import read_config
 from viny.study.specs import pack_spec
-from viny.tools.newstudy.dialogue import read_classes
+from viny.tools.newstudy.class_lists import read_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 HEIGHT, WIDTH = 20, 30

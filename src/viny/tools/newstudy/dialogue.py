@@ -12,7 +12,7 @@ from typing import Any
 
 from viny.data.coco import convert
 from viny.data.folders import images_below
-from viny.data.masks import IGNORE, MAX_CLASSES, value_name
+from viny.data.masks import IGNORE, value_name
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
@@ -116,60 +116,6 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
         f"viny advise results/{name}",
     ):
         print(f"  {command}")
-
-
-def parse_classes(text: str) -> dict[int | str, str]:
-    """Names of mask values from '0=ground,255=object', '#000000=ground,#ff0000=object', or a number of classes.
-
-    Raises:
-        InputError: anything else.
-    """
-    if text.strip().isdecimal() and 2 <= int(text) <= MAX_CLASSES:
-        return {value: f"class_{value}" for value in range(int(text))}
-    return _named([part.partition("=")[::2] for part in text.split(",") if part.strip()], "--classes", "value=name")
-
-
-def read_classes(path: Path) -> dict[int | str, str]:
-    """The same from a file with lines of value,name.
-
-    Raises:
-        InputError: it cannot be read, or holds anything else.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected lines of value,name") from error
-    pairs = [line.partition(",")[::2] for line in lines if line.strip()]
-    header = bool(pairs) and pairs[0][0].strip() == "value"
-    return _named(pairs[header:], str(path), "lines of value,name")
-
-
-def parse_value(text: str) -> int | str:
-    """A mask value or a colour.
-
-    Raises:
-        InputError: anything else.
-    """
-    text = text.strip()
-    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        return text.lower()
-    if re.fullmatch(r"[0-9]{1,5}", text):
-        return int(text)
-    raise InputError(f"{text!r}: expected a mask value, 0 to 65535, or a colour '#rrggbb'")
-
-
-def _named(pairs: Sequence[Sequence[str]], where: str, expected: str) -> dict[int | str, str]:
-    found: dict[int | str, str] = {}
-    for value, name in pairs:
-        if not name.strip():
-            raise InputError(f"{where}: {value.strip()!r} has no name; expected {expected}")
-        key = parse_value(value)
-        if key in found:
-            raise InputError(f"{where}: the value {key} is given twice; keep one of them")
-        found[key] = name.strip()
-    if len(found) < 2:
-        raise InputError(f"{where}: names {len(found)} values; expected two or more, as {expected}")
-    return found
 
 
 def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[str], Any]) -> Any:
