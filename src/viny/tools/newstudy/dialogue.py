@@ -16,6 +16,9 @@ from viny.data.masks import IGNORE, value_name
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.study.absent import absent_report
+from viny.study.config import resolve
+from viny.study.reading import read_config
 from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.look import Inspection, Request, inspect
 from viny.tools.newstudy.study_file import unanswered, write
@@ -77,11 +80,11 @@ def init(
         if named != found.coding.classes:
             found = inspect(replace(found.wanted, classes=named, ignore=found.coding.ignore))
     write(found, study, sheet)
-    report(found, study, sheet)
+    report(found, study, sheet, absent_report(resolve(read_config(study))))
 
 
-def report(found: Inspection, study: Path, sheet: Path) -> None:
-    """Print what was found, and what comes next."""
+def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()) -> None:
+    """Print what was found, more notes on it, and what comes next."""
     looked, name = found.looked, found.wanted.name
     counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
@@ -105,7 +108,7 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
     console().print(table(("           value", "class", "masks", "of pixels"), rows[:SHOWN], right=(2, 3)))
     if len(rows) > SHOWN:
         print(f"           and {len(rows) - SHOWN} more, in {study}")
-    for line in found.notes + unanswered(found):
+    for line in (*found.notes, *more, *unanswered(found)):
         print(f"  note     {line}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"\n{sheet}: check that masks and names fit\n{study}: change names and sizes here\n\nNext:")
