@@ -109,7 +109,7 @@ def test_a_class_of_a_task_without_images_in_a_part_is_said(tmp_path: Path) -> N
     for at in range(12):
         (tmp_path / "kinds" / f"k{at % 3}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "kinds" / f"k{at % 3}" / f"{at}.png")
-        lines.append(f"{at}.png,{'train' if at % 3 == 1 or at < 6 and at % 3 else 'test'}\n")
+        lines.append(f"{at}.png,{'train' if at % 3 == 1 or (at < 6 and at % 3) else 'test'}\n")
     (tmp_path / "split.csv").write_text("".join(lines))
     task = {"source": "folder", "path": str(tmp_path / "kinds"), "split": str(tmp_path / "split.csv")}
     grid = {"intermediates": ["none", "kinds"]}

@@ -26,8 +26,9 @@ AT_ONCE = 64  # masks read before it is asked whether every class is found
 def absent_report(config: Mapping[str, Any]) -> list[str]:
     """Classes of which no training or no test mask of a study has a pixel once it is packed, a line for each part.
 
-    So are classes of which a task's training or test part has no image. Masks are read, as packing reads them, until each part has every class: few, unless a class is rare or absent.
-    Those that cannot be read show none; packing says which they are.
+    So are classes of which a task's training or test part has no image. Masks are read, as packing reads them, until
+    each part has every class: few, unless a class is rare or absent. Those that cannot be read show none; packing
+    says which they are.
 
     Args:
         config: resolved settings.
@@ -63,8 +64,8 @@ def _of_masks(config: Mapping[str, Any]) -> list[str]:
         lacking = [name for name, one in zip(listing.mask_classes, there, strict=True) if not one]
         if lacking:
             lines.append(
-                f"segmentation: no pixel of {few(lacking)} in the {len(parts[part]):,} {part} masks as packed: {then[part]}; give "
-                "that part masks with it, or leave it out of the classes"
+                f"segmentation: no pixel of {few(lacking)} in the {len(parts[part]):,} {part} masks as packed: "
+                f"{then[part]}; give that part masks with it, or leave it out of the classes"
             )
     return lines
 
