@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from viny.cli import main
@@ -338,6 +341,16 @@ def test_a_list_of_classes_that_is_none_is_refused_with_its_line(tmp_path: Path,
     with pytest.raises(InputError) as caught:
         read_classes(tmp_path / "c.csv")
     assert said in str(caught.value) and str(tmp_path / "c.csv") in str(caught.value)
+
+
+@given(st.one_of(st.binary(max_size=60), st.from_regex(r"([#0-9a-f,: ]{0,9}\n){1,4}").map(str.encode)))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_list_of_classes_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "c.csv").write_bytes(data)
+    with suppress(InputError):
+        found = read_classes(tmp_path / "c.csv")
+        assert len(found) >= 2 and len({type(value) for value in found}) == 1
+        assert all(name.isprintable() and "," not in name for name in found.values())
 
 
 def test_a_list_of_classes_that_cannot_be_read_is_named(tmp_path: Path) -> None:
