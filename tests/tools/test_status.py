@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from left_behind import change, finish
 from PIL import Image
 from rich.console import Console
 
@@ -26,10 +27,9 @@ from viny.cli import main
 from viny.learning import stages
 from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter
 from viny.runtime.claims import Claim
-from viny.runtime.files import digest, seal_of
 from viny.runtime.processes import Owner
 from viny.study.config import resolve
-from viny.study.graph import TRAININGS, Job
+from viny.study.graph import Job
 from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.layout import pack_manifest
 from viny.study.reading import read_config
@@ -64,49 +64,6 @@ def job(root: Path, label: str) -> Job:
     return next(one for one in Watcher(root).jobs if one.label == label)
 
 
-def finish(root: Path, *stages: str) -> None:
-    """Leave what the jobs of these stages, or of all, leave: each record names what it was made from."""
-    watcher = Watcher(root)
-    by_key = {one.key: one for one in watcher.jobs}
-    for one in watcher.jobs:
-        if stages and one.stage not in stages:
-            continue
-        for output in one.outputs:
-            (root / output).parent.mkdir(parents=True, exist_ok=True)
-            (root / output).touch()
-        read = {key: records_of(root, by_key[key]) for key in one.needs}
-        pack = next((of.get("sha256") for key, of in read.items() if key[0] == "pack"), None)
-        parent = next((read[key].get("weights_sha256") for key in reversed(one.needs) if key[0] in TRAININGS), None)
-        if one.stage == "pack":
-            record: dict[str, Any] = {"name": one.name, "contents": one.spec.get("listing")}
-            record["sha256"] = seal_of(record)
-        elif one.stage in TRAININGS:
-            record = {"pack_sha256": pack, "parent_sha256": parent, "weights_sha256": f"weights {one.label}"}
-        elif one.stage in ("evaluate", "geometry"):
-            asked = {"spec": digest(dict(one.spec)), "pack": pack, "weights": parent}
-            record = {"hashes": asked, "provenance": {}}
-        else:
-            record = {"pack_sha256": pack, "inputs": {}}
-        if one.stage not in ("pack", "evaluate", "geometry"):
-            record["spec"] = one.spec
-        leave(root / one.record, record)
-
-
-def records_of(root: Path, one: Job) -> dict[str, Any]:
-    path = root / one.record
-    return json.loads(path.read_text()) if path.is_file() and path.stat().st_size else {}
-
-
-def leave(path: Path, record: dict[str, Any]) -> None:
-    """A record, and beside that of a training the header of weights that hold it."""
-    path.write_text(json.dumps(record))
-    weights = path.with_suffix(".safetensors")
-    if weights.exists():
-        inner = {key: value for key, value in record.items() if key != "weights_sha256"}
-        header = json.dumps({"__metadata__": {"viny": json.dumps(inner)}}).encode()
-        weights.write_bytes(len(header).to_bytes(8, "little") + header)
-
-
 def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
     """A job's log, last written that many seconds ago."""
     log = job(root, label).log(root)
@@ -123,12 +80,6 @@ def write_progress(root: Path, label: str, epoch: float, age: float = 0.0, **val
     values = {"epochs": one.spec["train"]["epochs"], "step": round(epoch % 1 * steps), "steps": steps, **values}
     ProgressWriter(one.checkpoints(root)).write(ProgressReport(epoch, written=time.time() - age, **values))
     return one.progress(root)
-
-
-def change(path: Path, **values: Any) -> None:
-    """Rewrite a record as another job would have written it."""
-    record = {**json.loads(path.read_text()), **values}
-    leave(path, {**record, "sha256": seal_of(record)} if "sha256" in record else record)
 
 
 def state(root: Path, label: str) -> str:
