@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viny.data.conventions import LOOKED_AT, Heads, decide, scales
+from viny.data.conventions import said as said_of
 from viny.data.folders import few, pair
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import list_source, listing_digest
@@ -102,7 +104,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    lines = []
+    lines, whites = [], {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
@@ -121,7 +123,10 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if spec["holds"] == "masks":
             matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
             lines += [f"{name}: {line}" for line in matched.report()]
-    return lines
+        read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
+        lines += [f"{name}: {line}" for line in said_of(read.about)]
+        whites[name] = read.white
+    return lines + scales(whites)
 
 
 def with_listings(config: dict[str, Any], root: Path) -> dict[str, Any]:

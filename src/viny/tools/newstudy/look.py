@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from viny.data.conventions import LOOKED_AT, Heads, decide, said, scales, spread
 from viny.data.folders import Pairs, few, guess_suffix, images_below, pair, split_by_file
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import Listing, list_folder
 from viny.data.survey import (
     LEAST,
-    LOOKED_AT,
     PIXELS,
     Coding,
     Looked,
@@ -25,7 +25,6 @@ from viny.data.survey import (
     image_shapes,
     look_at_pairs,
     read_values,
-    spread,
 )
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
@@ -37,6 +36,7 @@ PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
 FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
+DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -137,13 +137,19 @@ def inspect(wanted: Request) -> Inspection:
     fit = {"segmentation": _fit(shapes)}
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
-    sample = list(zip(spread(pairs.images, opened), spread(pairs.masks, opened), strict=True))
+    heads = Heads.read(pairs.images, pairs.masks)
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
-    values = read_values([mask for _, mask in sample], colours)
+    values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
-    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN)
-    notes += coding.said + _about_classes(looked, coding, model)
+    read = decide(heads, coding.indices, values.colours, LOOKED_AT)
+    sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
+    notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
+    if looked.brightest < DARK:
+        notes.append(
+            f"images are dark: the brightest sample is {looked.brightest} of 255; were they made for a screen?"
+        )
     if looked.refused:
         notes.append(
             f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
@@ -157,7 +163,9 @@ def inspect(wanted: Request) -> Inspection:
         notes.append(
             f"{count - len(sample):,} masks were not looked at: a value found only there stops packing, which names it"
         )
-    unlabelled, bad_unlabelled = _unlabelled(wanted.unlabelled, pairs, notes) if wanted.unlabelled else (0, 0)
+    unlabelled, bad_unlabelled, whites = 0, 0, {"labelled": read.white}
+    if wanted.unlabelled:
+        unlabelled, bad_unlabelled, whites["unlabelled"] = _unlabelled(wanted.unlabelled, pairs, notes)
     if not unlabelled and pairs.images_without_mask:
         notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
@@ -165,6 +173,10 @@ def inspect(wanted: Request) -> Inspection:
         tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
         shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
         fit[name] = _fit(shown) if len(shown) else "stretch"
+        theirs = decide(Heads.read(tasks[name].images), most=LOOKED_AT)
+        whites[name] = theirs.white
+        notes += [f"{name}: {line}" for line in said(theirs.about)]
+    notes += scales(whites)
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
     if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
         notes.append(
@@ -188,8 +200,9 @@ def inspect(wanted: Request) -> Inspection:
     )
 
 
-def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]:
-    """How many images there are to pre-train on, and how many of them are probably bad; adds to the notes."""
+def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int, int | None]:
+    """How many images there are to pre-train on, how many of them are probably bad, and the value that is white in
+    those with 16 bits, if any; adds to the notes."""
     files = images_below(folder)
     shown = spread(files, LOOKED_AT)
     unopened = image_shapes(shown)[1]
@@ -214,7 +227,9 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
             "not their masks; tables/duplicates.md will count them"
         )
-    return len(files), _in_all(len(unopened), len(shown), len(files))
+    read = decide(Heads.read(files), most=LOOKED_AT)
+    notes += [f"unlabelled: {line}" for line in said(read.about)]
+    return len(files), _in_all(len(unopened), len(shown), len(files)), read.white
 
 
 def _suffix(wanted: Request) -> str:

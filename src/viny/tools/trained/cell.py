@@ -58,6 +58,12 @@ class TrainedCell:
         """How images become squares, see `viny.data.decoding.squared`."""
         return self.config["segmentation"].get("fit", "stretch")
 
+    @property
+    def white(self) -> int | None:
+        """The value of 16-bit images that was white in training; None if there were none."""
+        conventions = (self.manifest or {}).get("conventions", {})
+        return conventions.get("sixteen_bit", {}).get("white")
+
     def mask_values(self) -> list[list[int | str]] | None:
         """Values or colours that stand for each class in the study's masks; None if its settings do not say."""
         section = self.config["segmentation"]
