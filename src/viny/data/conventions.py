@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from viny.data.decoding import (
@@ -21,6 +22,7 @@ from viny.data.decoding import (
     BadFileError,
     bits_per_sample,
     further_pages,
+    mask_values,
     open_picture,
     orientation,
     palette_of,
@@ -162,6 +164,14 @@ class Heads:
         found = each(read_head, files, "read headers", "file", threads)
         return cls(list(images), list(masks), found[: len(images)], found[len(images) :])
 
+    def shapes(self) -> np.ndarray:
+        """Heights and widths of the upright images whose header can be read, int [N, 2], pixels."""
+        return np.array([head.upright for head in self.of_images if head], int).reshape(-1, 2)
+
+    def unreadable(self) -> list[Path]:
+        """The images whose header cannot be read."""
+        return [path for path, head in zip(self.images, self.of_images, strict=True) if head is None]
+
     def palettes(self) -> list[tuple[Path, bytes]]:
         """The palettes of those masks that have one."""
         return [(path, head.palette) for path, head in self.known_masks() if head.palette is not None]
@@ -287,7 +297,10 @@ def _turns(heads: Heads) -> tuple[list[int], dict[str, Any]]:
 
 
 def _place(ways: Collection[str]) -> str:
-    return "as stored" if ways == {STORED} else "upright"
+    """How a mask fits its image if it fits only in these ways."""
+    if ways == {STORED}:
+        return "as stored"
+    return "upright" if UPRIGHT in ways else "turned by its own EXIF orientation"
 
 
 def _pages(heads: Heads) -> dict[str, Any]:
@@ -317,7 +330,7 @@ def _palettes(heads: Heads, values: Collection[int]) -> dict[str, Any]:
         return {}
     # Grey palettes beside grey masks: an index and a grey level must put classes in the same order.
     greys = [path for path, head in heads.known_masks() if head.palette is None and head.mode in ("1", "L")]
-    for path, palette in with_palette if greys else ():
+    for palette, path in _distinct(with_palette).items() if greys else ():
         entries = [palette[3 * v : 3 * v + 3] for v in sorted(values) if 3 * v < len(palette)]
         levels = [entry[0] for entry in entries]
         if all(len(set(entry)) == 1 for entry in entries) and levels != sorted(levels):
@@ -328,27 +341,44 @@ def _palettes(heads: Heads, values: Collection[int]) -> dict[str, Any]:
     return {"palettes": {"masks": len(with_palette), "without": len(heads.known_masks()) - len(with_palette)}}
 
 
-def palettes_clash(
-    masks: Iterable[tuple[Path, bytes]], values: Collection[int]
-) -> tuple[Path, Path, int, str, str] | None:
-    """Two masks in whose palettes an index has two colours: their paths, the index, its colours; None if none do.
+Clash = tuple[Path, Path, int, str, str]
+
+
+def palettes_clash(masks: Sequence[tuple[Path, bytes]], values: Collection[int]) -> Clash | None:
+    """Two masks that show an index in two colours: their paths, the index, its colours; None if there are none.
 
     Args:
         masks: palettes, three bytes a colour.
         values: indices that count.
     """
-    known: dict[int, tuple[bytes, Path]] = {}
-    seen: set[bytes] = set()
-    counted = sorted(value for value in values if value < 256)
+    if _clash((path, palette, values) for palette, path in _distinct(masks).items()) is None:
+        return None
+
+    def read(path: Path) -> set[int]:
+        try:
+            return set(mask_values(path, False).tolist()) & set(values)
+        except BadFileError:  # packing says why
+            return set()
+
+    used = each(read, [path for path, _ in masks], "read palette masks", "mask")  # what no pixel has says nothing
+    return _clash((path, palette, mine) for (path, palette), mine in zip(masks, used, strict=True))
+
+
+def _distinct(masks: Iterable[tuple[Path, bytes]]) -> dict[bytes, Path]:
+    """Each palette, with the first mask that has it."""
+    found: dict[bytes, Path] = {}
     for path, palette in masks:
-        if palette in seen:
-            continue
-        seen.add(palette)
-        for value in counted:
+        found.setdefault(palette, path)
+    return found
+
+
+def _clash(masks: Iterable[tuple[Path, bytes, Collection[int]]]) -> Clash | None:
+    """The same, of masks with the indices that count in each."""
+    known: dict[int, tuple[bytes, Path]] = {}
+    for path, palette, values in masks:
+        for value in sorted(values):
             colour = palette[3 * value : 3 * value + 3]
-            if len(colour) < 3:
-                continue
-            before, first = known.setdefault(value, (colour, path))
+            before, first = known.setdefault(value, (colour, path)) if len(colour) == 3 else (colour, path)
             if before != colour:
                 return first, path, value, f"#{before.hex()}", f"#{colour.hex()}"
     return None

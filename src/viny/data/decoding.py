@@ -471,7 +471,7 @@ def _is_grey_16(image: Image.Image) -> bool:
 
 def bits_per_sample(image: Image.Image) -> int:
     """Bits of a sample of an opened picture that has more than 8 and at most 16; else 0."""
-    if not _is_grey_16(image) and ";16" not in raw_mode(image):
+    if not _is_grey_16(image) and (";16" not in raw_mode(image) or image.mode == "I"):  # signed ones are I
         return 0
     return min(16, max(9, image.tag_v2.get(258, (16,))[0])) if image.format == "TIFF" else 16
 
@@ -489,7 +489,7 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
     """
     if image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == _SIGNED and image.mode == "L":
         if np.asarray(image).max() > 127:
-            raise BadFileError(path, "signed 8-bit samples below 0, which no grey level is; convert it to 0 to 255")
+            raise BadFileError(path, "signed 8-bit samples below 0; convert it to 0 to 255")
         return None
     if not bits_per_sample(image):
         return None

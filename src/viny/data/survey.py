@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viny.data.conventions import each, palettes_clash, read_head, spread
+from viny.data.conventions import each, palettes_clash, spread
 from viny.data.decoding import BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
@@ -31,13 +31,6 @@ def percent(share: float) -> str:
     if share >= 0.1:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
-
-
-def image_shapes(images: Sequence[Path]) -> tuple[np.ndarray, list[Path]]:
-    """Heights and widths of upright images from their headers, int [N, 2], pixels; and files without a readable one."""
-    heads = [read_head(path) for path in images]
-    found = np.array([head.upright for head in heads if head], int).reshape(-1, 2)
-    return found, [path for path, head in zip(images, heads, strict=True) if head is None]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from viny.data.survey import (
     Values,
     check_labels,
     find_coding,
-    image_shapes,
     look_at_pairs,
     read_values,
 )
@@ -80,7 +79,7 @@ class Inspection:
         wanted: the request, with the mask suffix and the budget filled in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if no file gives it.
-        shapes: heights and widths of the images looked at, int [N, 2].
+        shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         fit: of the labelled images, and of each task's.
         values, coding, looked: of the masks looked at.
@@ -128,16 +127,16 @@ def inspect(wanted: Request) -> Inspection:
     pairs = pair(wanted.images, wanted.masks, suffix)
     notes += pairs.report()
     count = len(pairs.images)
-    shapes, _ = image_shapes(spread(pairs.images, LOOKED_AT))
+    heads = Heads.read(pairs.images, pairs.masks)
+    shapes = heads.shapes()
     if not len(shapes):
-        raise InputError(f"{wanted.images}: none of the images that were looked at can be opened; replace them")
+        raise InputError(f"{wanted.images}: none of the images can be opened; replace them")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
     wanted = replace(wanted, mask_suffix=suffix, budget=budget)
     model = _model(wanted, shapes)
     fit = {"segmentation": _fit(shapes)}
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
-    heads = Heads.read(pairs.images, pairs.masks)
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
     values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
@@ -147,9 +146,7 @@ def inspect(wanted: Request) -> Inspection:
     looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
     if looked.brightest < DARK:
-        notes.append(
-            f"images are dark: the brightest sample is {looked.brightest} of 255; were they made for a screen?"
-        )
+        notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
     if looked.refused:
         notes.append(
             f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
@@ -171,11 +168,11 @@ def inspect(wanted: Request) -> Inspection:
     tasks = {}
     for name, folder in wanted.tasks.items():
         tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
-        shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
-        fit[name] = _fit(shown) if len(shown) else "stretch"
-        theirs = decide(Heads.read(tasks[name].images), most=LOOKED_AT)
+        shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
+        fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
+        theirs = decide(shown)
         whites[name] = theirs.white
-        notes += [f"{name}: {line}" for line in said(theirs.about)]
+        notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(theirs.about)]
     notes += scales(whites)
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
     if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
@@ -205,7 +202,8 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int,
     those with 16 bits, if any; adds to the notes."""
     files = images_below(folder)
     shown = spread(files, LOOKED_AT)
-    unopened = image_shapes(shown)[1]
+    heads = Heads.read(shown)
+    unopened = heads.unreadable()
     if 2 * len(unopened) > len(shown):
         raise InputError(
             f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
@@ -227,8 +225,8 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int,
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
             "not their masks; tables/duplicates.md will count them"
         )
-    read = decide(Heads.read(files), most=LOOKED_AT)
-    notes += [f"unlabelled: {line}" for line in said(read.about)]
+    read = decide(heads)
+    notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(read.about)]
     return len(files), _in_all(len(unopened), len(shown), len(files)), read.white
 
 
