@@ -132,12 +132,19 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def deep_png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray, kind: int, before: bytes = b"") -> bytes:
+    """A PNG of a colour type, written by hand, with chunks before its pixels, [H, W] or [H, W, C]."""
+    height, width = pixels.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
+    body = chunk(b"IHDR", head) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def deep_png(pixels: np.ndarray, before: bytes = b"") -> bytes:
     """A PNG with 16 bits a channel, of [H, W] greys or [H, W, C], which Pillow cannot write."""
-    height, width, count = (*pixels.shape, 1)[:3]
-    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[count], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    count = (*pixels.shape, 1)[2]
+    return png(pixels.astype(np.uint16), {1: 0, 2: 4, 3: 2, 4: 6}[count], before)
 
 
 # EXIF orientation
@@ -274,8 +281,6 @@ def test_16_bit_colours_keep_their_low_bytes(count: int, photometric: int) -> No
     deep("images/a.png", pixels)
     if count > 2:
         Path("images/b.tif").write_bytes(tiff(pixels, photometric, **({"t338": 2} if count == 4 else {})))
-        Image.open("images/b.tif").load()
-        Image.open("images/b.tif").close()
     found = decide(Heads.read(files("images")))
     assert found.about["sixteen_bit"]["white"] == found.white == 1023
     levels = pixels[..., : count - (count in (2, 4))].astype(int)
@@ -292,6 +297,16 @@ def test_alpha_of_16_bits_may_use_fewer_too() -> None:
     deep("images/a.png", pixels)
     shown = decode(Path("images/a.png"), 8, "nearest", white=1023).pixels
     assert (shown[:, :4] == 255).all() and (shown[:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_transparent_colour_of_16_bits_is_laid_on_white(count: int) -> None:
+    pixels = np.full((8, 8, count) if count > 1 else (8, 8), 1000, np.uint16)
+    pixels[:4] = 7
+    key = chunk(b"tRNS", struct.pack(f">{count}H", *[7] * count))
+    Path("images/a.png").write_bytes(deep_png(pixels, key))
+    shown = decode(Path("images/a.png"), 8, "nearest", white=1023).pixels
+    assert (shown[:, :4] == 255).all() and (shown[:, 4:] == 249).all()
 
 
 def test_a_tiff_that_states_12_bits_has_them() -> None:
@@ -391,6 +406,11 @@ def test_masks_whose_white_is_zero_are_said_or_refused_if_others_are_not() -> No
         looked()
 
 
+def test_values_of_16_bits_are_turned_over_too() -> None:
+    Path("masks/a.tif").write_bytes(tiff(65535 - scene().astype(np.uint16), photometric=0))
+    assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
+
+
 def test_one_bit_masks_are_what_they_show_whatever_their_encoder_says() -> None:
     Image.fromarray(scene() > 0).save("masks/0.tif", compression="group4")
     Image.fromarray(scene() > 0).save("masks/1.tif")
@@ -432,10 +452,16 @@ def test_palettes_in_any_order_are_the_same_colours(orders: list[list[int]], kin
         found = decode_mask(path, 36, values, colours=True).pixels
         assert np.array_equal(found, decode_upright(np.array(of_class, np.uint8)[truth]))
     if len(set(map(tuple, orders))) == 1:
-        assert read(range(3)).about["palettes"] == {"masks": len(orders), "without": 0}
+        assert read(range(3)).about["palettes"] == {"masks": len(orders), "without": 0, "transparent": 0}
     else:
         with pytest.raises(InputError, match=r"masks/0\..*: its palette's colour \d is #.*, but #.* in masks/"):
             read(range(3))
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tif", "gif"])
+def test_a_palette_is_read_from_a_header_in_any_format(kind: str) -> None:
+    palette_mask(f"masks/a.{kind}", scene(), [(1, 2, 3), (40, 50, 60)])
+    assert read_head(Path(f"masks/a.{kind}")).palette[:6] == bytes([1, 2, 3, 40, 50, 60])
 
 
 def clashing(count: int = 8) -> None:
@@ -470,7 +496,7 @@ def test_what_no_pixel_has_says_nothing_about_a_palette() -> None:
     palette_mask("masks/2.png", scene(), [BLACK, RED, *[BLACK] * 254])
     palette_mask("masks/3.png", scene() * 2, [BLACK, RED, BLUE])
     found = read(range(3))
-    assert found.about == {"palettes": {"masks": 4, "without": 0}}
+    assert set(found.about) == {"palettes"}
     assert said(found.about) == ["4 masks have a palette; its indices are their values"]
 
 
@@ -484,14 +510,22 @@ def test_grey_palettes_beside_grey_masks() -> None:
 
 
 def test_a_pixel_beyond_its_palette_is_refused() -> None:
-    palette_mask("masks/a.bmp", scene(), [BLACK, RED])
-    data = bytearray(Path("masks/a.bmp").read_bytes())
-    data[-1] = 200
-    Path("masks/a.bmp").write_bytes(bytes(data))
-    image = Image.open("masks/a.bmp")
-    if len(image.palette.getdata()[1]) < 3 * 200:
-        with pytest.raises(BadFileError, match="has pixels of colour 200 of a palette of 2"):
-            mask_values(Path("masks/a.bmp"), True)
+    Path("masks/a.png").write_bytes(png(scene() * 200, 3, chunk(b"PLTE", bytes([*BLACK, *RED]))))
+    assert mask_values(Path("masks/a.png"), False).tolist() == [0, 200]
+    with pytest.raises(BadFileError, match="has pixels of colour 200 of a palette of 2; export it again"):
+        mask_values(Path("masks/a.png"), True)
+
+
+def test_greys_of_few_bits_are_said() -> None:
+    head = struct.pack(">IIBBBBB", 8, 4, 2, 0, 0, 0, 0)
+    rows = zlib.compress(bytes([0, 0b00011011, 0b00011011]) * 4)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    Path("masks/a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert mask_values(Path("masks/a.png"), False).tolist() == [0, 85, 170, 255]
+    found = decide(Heads.read([], files("masks")), (0, 85, 170, 255))
+    assert said(found.about) == [
+        "1 masks have 2 or 4 bits per grey level; their values are read as they are shown, stretched to 0 to 255"
+    ]
 
 
 # Transparency
@@ -535,7 +569,7 @@ def test_a_transparent_ground_is_the_ground() -> None:
     assert "1 masks have partly transparent pixels, which count as if they were opaque" in looked().notes
 
 
-def test_opaque_alpha_and_transparent_indices_need_no_word() -> None:
+def test_opaque_alpha_needs_no_word_and_a_transparent_index_is_one_like_others() -> None:
     for i in range(4):
         Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
         layered(f"masks/{i}.png", red(), np.full_like(scene(), 255))
@@ -543,7 +577,14 @@ def test_opaque_alpha_and_transparent_indices_need_no_word() -> None:
     empty("masks")
     for i in range(4):
         palette_mask(f"masks/{i}.png", scene(), [BLACK, RED], transparency=0)
-    assert set(read().about) == {"palettes"}
+    assert said(read().about) == [
+        "4 masks have a palette; its indices are their values; 4 have transparent ones, which count like others"
+    ]
+    painted = scene() * (np.arange(36) < 6).astype(np.uint8)
+    for i in range(4):  # by colour, what is erased and what is painted are the same red
+        palette_mask(f"masks/{i}.png", scene() + painted, [BLACK, RED, RED], transparency=2)
+    with pytest.raises(InputError, match=r"masks/0\.png: has transparent pixels over #ff0000"):
+        read((0, 0xFF0000), True)
 
 
 def test_masks_with_16_bits_a_channel_keep_their_values() -> None:

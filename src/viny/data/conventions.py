@@ -78,6 +78,7 @@ class Head:
         shape: height and width as stored, pixels.
         turn: EXIF orientation, 1 to 8.
         bits: of a sample, if more than 8, else 0.
+        stretched: whether it is a grey of 2 or 4 bits, whose levels are read as 0 to 255.
         pages: further pages or frames, thumbnails aside.
         channels: those that are not read, beyond red, green, blue and alpha.
         alpha: whether some pixels may be transparent.
@@ -89,6 +90,7 @@ class Head:
     shape: tuple[int, int]
     turn: int
     bits: int
+    stretched: bool
     pages: int
     channels: int
     alpha: bool
@@ -124,6 +126,7 @@ def read_head(path: Path) -> Head | None:
                 shape=(width, height) if lies else (height, width),
                 turn=turn,
                 bits=bits_per_sample(image),
+                stretched=raw.startswith(("L;2", "L;4")),
                 pages=further_pages(image),
                 channels=max(0, stated - read) if raw.startswith("RGB") else 0,
                 alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
@@ -161,7 +164,13 @@ class Heads:
     def read(cls, images: Sequence[Path], masks: Sequence[Path] = (), threads: int | None = None) -> Heads:
         """Read them."""
         files = [*images, *masks]
-        found = each(read_head, files, "read headers", "file", threads)
+        shared: dict[Head | None, Head | None] = {}  # most headers of a folder are alike
+
+        def read(path: Path) -> Head | None:
+            head = read_head(path)
+            return shared.setdefault(head, head)
+
+        found = each(read, files, "read headers", "file", threads)
         return cls(list(images), list(masks), found[: len(images)], found[len(images) :])
 
     def shapes(self) -> np.ndarray:
@@ -219,6 +228,8 @@ def decide(
     turns, turning = _turns(heads)
     about = depth | turning | _pages(heads)
     if heads.masks:
+        if few := sum(head.stretched for _, head in heads.known_masks()):
+            about["few_bits"] = {"masks": few}
         if not colours:
             about |= _palettes(heads, values)
         about |= _white_is_zero(heads) | _transparency(heads, values, colours, most, threads)
@@ -338,7 +349,9 @@ def _palettes(heads: Heads, values: Collection[int]) -> dict[str, Any]:
                 f"{path}: a palette puts its grey levels in another order than {greys[0]}, which has none; save all "
                 "masks as grey levels: Image.open(old).convert('L').save(new)"
             )
-    return {"palettes": {"masks": len(with_palette), "without": len(heads.known_masks()) - len(with_palette)}}
+    clear = sum(head.alpha for _, head in heads.known_masks() if head.palette is not None)
+    without = len(heads.known_masks()) - len(with_palette)
+    return {"palettes": {"masks": len(with_palette), "without": without, "transparent": clear}}
 
 
 Clash = tuple[Path, Path, int, str, str]
@@ -470,7 +483,13 @@ def said(about: Mapping[str, Any]) -> list[str]:
         lines.append(f"{one['images']} images have further channels; only red, green and blue are used")
     if one := about.get("palettes"):
         mixed = f"; {one['without']} have none, and their values are taken for the same" if one["without"] else ""
-        lines.append(f"{one['masks']} masks have a palette; its indices are their values{mixed}")
+        clear = f"; {one['transparent']} have transparent ones, which count like others" if one["transparent"] else ""
+        lines.append(f"{one['masks']} masks have a palette; its indices are their values{clear}{mixed}")
+    if one := about.get("few_bits"):
+        lines.append(
+            f"{one['masks']} masks have 2 or 4 bits per grey level; their values are read as they are shown, stretched "
+            "to 0 to 255"
+        )
     if one := about.get("white_is_zero"):
         lines.append(f"{one['masks']} masks are TIFFs whose 0 means white; their values are read as they are shown")
     if one := about.get("transparent"):

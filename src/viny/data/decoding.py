@@ -226,15 +226,18 @@ def _values(path: Path, loaded: _Loaded, colours: bool) -> np.ndarray:
         return channels[..., 0]
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
+    if wide is not None and white_is_zero(image):  # as Pillow does with fewer bits
+        return 65535 - wide
     raw = np.asarray(image)
     return raw.astype(np.uint8) if image.mode == "1" else raw
 
 
 def palette_of(image: Image.Image) -> bytes:
     """The colours of a palette image, three bytes each."""
-    kind = image.palette.mode
-    data = bytes(image.palette.getdata()[1])
-    return data if len(kind) == 3 else b"".join(data[i : i + 3] for i in range(0, len(data), len(kind)))
+    order, data = image.palette.getdata()  # as in the file, until the image is loaded: 'RGB', 'BGRX', 'RGB;L', ...
+    one = Image.new("P", (1, 1))
+    one.putpalette(data, order)
+    return bytes(one.getpalette("RGB")[: 3 * (len(data) // len(order.partition(";")[0]))])
 
 
 def mask_values(path: Path, colours: bool) -> np.ndarray:
@@ -542,12 +545,16 @@ def _white(path: Path, greatest: int, white: int | None) -> int:
 def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int | None) -> Image.Image:
     """A loaded image of any mode as RGB."""
     if samples is not None:
+        clear = image.info.get("transparency")  # the one value or colour that is transparent
         if samples.ndim == 2:
             grey = _eight_bits(samples, _white(path, int(samples.max()), white))
-            return Image.fromarray(255 - grey if white_is_zero(image) else grey).convert("RGB")
+            grey = 255 - grey if white_is_zero(image) else grey
+            return Image.fromarray(grey if clear is None else np.where(samples == clear, 255, grey)).convert("RGB")
         levels, alpha = _apart(samples)
         white = _white(path, int(levels.max()), white)
         opaque = white if alpha.size and alpha.max() <= white else WHITES[-1]  # some programs always use all 16 bits
+        if clear is not None:
+            alpha = np.where((levels == clear).all(2, keepdims=True), 0, opaque)
         image = Image.fromarray(np.concatenate([_eight_bits(levels, white), _eight_bits(alpha, opaque)], axis=2))
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
