@@ -334,6 +334,8 @@ def test_16_bit_images_are_said_everywhere_and_packed_bright(tmp_path: Path) -> 
     assert packed(tmp_path, 1, threads=1).sha256 == pack.sha256
     sampled = decide(Heads.read(files("images")), most=3).about
     assert "to 700 in the 3 looked at" in said(sampled)[0]
+    sampled = decide(Heads.read(files("images")), most=3, also=files("images")[-1:]).about
+    assert "to 900 in the 4 looked at" in said(sampled)[0]
 
 
 def test_scales_that_differ_within_a_study_are_said() -> None:

@@ -211,6 +211,7 @@ def decide(
     colours: bool = False,
     most: int | None = None,
     threads: int | None = None,
+    also: Collection[Path] = (),
 ) -> Conventions:
     """Decide how a data set's files are to be read.
 
@@ -220,11 +221,12 @@ def decide(
         colours: whether they are colours.
         most: of how many 16-bit images, and masks with transparency, pixels are read, evenly spaced; None: of all.
         threads: that read them.
+        also: images whose pixels are read in any case, if they have 16 bits.
 
     Raises:
         InputError: the files contradict each other; names two of them, and says what to do.
     """
-    white, depth = _depth(heads, most, threads)
+    white, depth = _depth(heads, most, threads, also)
     turns, turning = _turns(heads)
     about = depth | turning | _pages(heads)
     if heads.masks:
@@ -236,7 +238,9 @@ def decide(
     return Conventions(white, turns, about)
 
 
-def _depth(heads: Heads, most: int | None, threads: int | None) -> tuple[int | None, dict[str, Any]]:
+def _depth(
+    heads: Heads, most: int | None, threads: int | None, also: Collection[Path]
+) -> tuple[int | None, dict[str, Any]]:
     """Which value of 16-bit images is white."""
     deep = [(path, head.bits) for path, head in zip(heads.images, heads.of_images, strict=True) if head and head.bits]
     if not deep:
@@ -249,7 +253,8 @@ def _depth(heads: Heads, most: int | None, threads: int | None) -> tuple[int | N
             return None
 
     paths = [path for path, _ in deep]
-    looked = paths if most is None else spread(paths, most)
+    picked = {*also, *(paths if most is None else spread(paths, most))}
+    looked = [path for path in paths if path in picked]
     ranges = [found for found in each(read, looked, "read 16-bit images", "image", threads) if found]
     greatest = max((high for _, high in ranges), default=WHITES[-1])
     stated = max((bits for _, bits in deep if bits < 16), default=0)

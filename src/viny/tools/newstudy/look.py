@@ -141,7 +141,7 @@ def inspect(wanted: Request) -> Inspection:
     values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
-    read = decide(heads, coding.indices, values.colours, LOOKED_AT)
+    read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
     looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
