@@ -344,8 +344,15 @@ def test_scales_that_differ_within_a_study_are_said() -> None:
         deep(f"images/{i}.png", scene().astype(int) * 1000)
         deep(f"more/{i}.png", scene().astype(int) * 3000)
         Image.fromarray(scene()).save(f"masks/{i}.png")
-    said_ = "white differs between 16-bit images of one kind (labelled 1,023, unlabelled 4,095)"
-    assert any(said_ in note for note in looked(unlabelled=Path("more")).notes)
+    notes = looked(unlabelled=Path("more")).notes
+    assert any("unlabelled, of 8 looked at: 8 images have 16 bits" in note and "4,095" in note for note in notes)
+    config = study()
+    config["pretrain"] |= {"source": "folder", "path": "more"}
+    config["grid"]["pretrain_sizes"] = [0, 8]
+    assert (
+        "white differs between 16-bit images of one kind (pretrain 4,095, segmentation 1,023): the same value has "
+        "another brightness there"
+    ) in folder_report(config)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.conventions import LOOKED_AT, Heads, decide, scales
-from viny.data.conventions import said as said_of
+from viny.data.conventions import said as decided
 from viny.data.folders import few, pair
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import list_source, listing_digest
@@ -124,7 +124,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
             matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
             lines += [f"{name}: {line}" for line in matched.report()]
         read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
-        lines += [f"{name}: {line}" for line in said_of(read.about)]
+        lines += [f"{name}: {line}" for line in decided(read.about)]
         whites[name] = read.white
     return lines + scales(whites)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viny.data.conventions import LOOKED_AT, Heads, decide, said, scales, spread
+from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
 from viny.data.folders import Pairs, few, guess_suffix, images_below, pair, split_by_file
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import Listing, list_folder
@@ -160,9 +160,7 @@ def inspect(wanted: Request) -> Inspection:
         notes.append(
             f"{count - len(sample):,} masks were not looked at: a value found only there stops packing, which names it"
         )
-    unlabelled, bad_unlabelled, whites = 0, 0, {"labelled": read.white}
-    if wanted.unlabelled:
-        unlabelled, bad_unlabelled, whites["unlabelled"] = _unlabelled(wanted.unlabelled, pairs, notes)
+    unlabelled, bad_unlabelled = _unlabelled(wanted.unlabelled, pairs, notes) if wanted.unlabelled else (0, 0)
     if not unlabelled and pairs.images_without_mask:
         notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
@@ -170,10 +168,7 @@ def inspect(wanted: Request) -> Inspection:
         tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
         shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
         fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
-        theirs = decide(shown)
-        whites[name] = theirs.white
-        notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(theirs.about)]
-    notes += scales(whites)
+        notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
     if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
         notes.append(
@@ -197,9 +192,8 @@ def inspect(wanted: Request) -> Inspection:
     )
 
 
-def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int, int | None]:
-    """How many images there are to pre-train on, how many of them are probably bad, and the value that is white in
-    those with 16 bits, if any; adds to the notes."""
+def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]:
+    """How many images there are to pre-train on, and how many of them are probably bad; adds to the notes."""
     files = images_below(folder)
     shown = spread(files, LOOKED_AT)
     heads = Heads.read(shown)
@@ -225,9 +219,8 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int,
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
             "not their masks; tables/duplicates.md will count them"
         )
-    read = decide(heads)
-    notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(read.about)]
-    return len(files), _in_all(len(unopened), len(shown), len(files)), read.white
+    notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(decide(heads).about)]
+    return len(files), _in_all(len(unopened), len(shown), len(files))
 
 
 def _suffix(wanted: Request) -> str:
