@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from viny.data.contents import read_contents, untouched
+from viny.data.conventions import Heads, decide, said
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
 from viny.data.masks import BACKGROUNDS
 from viny.data.pack import ARRAYS, BY_ROW, CONTENTS, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
@@ -180,13 +181,14 @@ def pack_files(
     background = next((listing.mask_classes.index(name) for name in BACKGROUNDS if name in listing.mask_classes), None)
     refused: dict[int, BadFileError] = {}
     blank: set[int] = set()  # images whose mask is all background
-    unrotated: set[int] = set()
+    heads = Heads.read(listing.images, listing.masks, threads)
+    found = decide(heads, listing.mask_values, listing.colours, threads=threads)
 
     def pack_one(i: int) -> np.ndarray:
         mask = None
         if listing.masks:
-            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit)
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit)
+            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit, found.turns[i])
+        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
@@ -194,8 +196,6 @@ def pack_files(
             arrays.put("masks", i, mask.pixels)
             if background is not None and mask.only == background:
                 blank.add(i)
-        if picture.unrotated:
-            unrotated.add(i)
         return picture.grey
 
     def work(chunk: range) -> None:
@@ -217,8 +217,9 @@ def pack_files(
         reason = {"reason": "the mask shows nothing but background"}
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
     more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    more["conventions"] = found.about
     if listing.masks:
-        more |= {"unrotated": len(unrotated), "masks_without_image": listing.masks_without_image}
+        more["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
             more["images_without_mask"] = listing.images_without_mask
         if background is not None:
@@ -426,11 +427,11 @@ def describe(manifest: Mapping[str, Any]) -> str:
     """A few lines for a log: what the pack is, and what was noticed while making it."""
     lines = [json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})]
     counts = {
-        "unrotated": "images whose EXIF orientation was ignored, because their masks fit without it",
         "all_background": "masks that show nothing but background",
         "masks_without_image": "masks whose image is not listed",
         "images_without_mask": "images without a mask, left out",
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
+    lines += said(manifest.get("conventions", {}))
     lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]
     return "\n".join(lines)
