@@ -299,6 +299,20 @@ def images_below(folder: Path) -> list[Path]:
     return found.images
 
 
+def same_files(some: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """Those files that are among others too, whatever links lead to them; not their copies."""
+    known = set(map(_identity, others))
+    return [path for path in some if _identity(path) in known]
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+    try:
+        about = os.stat(path)
+    except OSError:  # gone since it was listed
+        return path
+    return about.st_dev, about.st_ino
+
+
 def name_below(path: Path, folder: Path) -> str:
     """A file's path below a folder, with '/' on every system."""
     return path.relative_to(folder).as_posix()
@@ -371,25 +385,25 @@ def _in_two(images: Path, masks: Path, mask_suffix: str) -> tuple[dict[Path, str
         named = [dict(zip(one.images, map(composed, one.names), strict=True)) for one in found]
         return _apart(named[0], masks), _apart(named[1], images), found
     one = list_below(images)
-    image_files, mask_files = {}, {}
     names = dict(zip(one.images, map(composed, one.names), strict=True))
-    if mask_suffix:
-        for path, name in names.items():
-            (mask_files if name.rpartition(".")[0].endswith(composed(mask_suffix)) else image_files)[path] = name
-        return image_files, mask_files, [one]
-    # <part>/images/x.jpg and <part>/masks/x.png
-    for path, name in names.items():
+    image_files, mask_files = {}, {}
+    for path, name in names.items():  # <part>/images/x.jpg and <part>/masks/x.png
         *above, last = name.split("/")
         for kind, files in ((IMAGE_FOLDERS, image_files), (MASK_FOLDERS, mask_files)):
             at = [i for i, folder in enumerate(above) if folder.lower() in kind]
             if len(at) == 1:
                 files[path] = "/".join([*above[: at[0]], *above[at[0] + 1 :], last])
-    if not image_files or not mask_files or len(image_files) + len(mask_files) != len(names):
+    apart = not image_files.keys() & mask_files.keys() and len(image_files) + len(mask_files) == len(names)
+    if image_files and mask_files and apart:
+        return image_files, mask_files, [one]
+    if not mask_suffix:
         raise InputError(
             f"{images}: images and masks are in one folder; set segmentation.mask_suffix to what tells a mask's "
             "name from its image's, such as _mask, or put them in subfolders images and masks"
         )
-    return image_files, mask_files, [one]
+    suffix = composed(mask_suffix)
+    mask_files = {path: name for path, name in names.items() if name.rpartition(".")[0].endswith(suffix)}
+    return {path: name for path, name in names.items() if path not in mask_files}, mask_files, [one]
 
 
 def pair(images: Path, masks: Path, mask_suffix: str = "", skip_missing: bool = False) -> Pairs:

@@ -66,6 +66,10 @@ class Listing:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def images_in(self, part: int) -> list[Path]:
+        """The images of one part, TRAIN or TEST."""
+        return [image for image, other in zip(self.images, self.parts, strict=True) if other == part]
+
     @property
     def missing(self) -> list[Path]:
         return [path for one in self.found for path in one.missing]

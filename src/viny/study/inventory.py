@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.data.folders import few, pair
+from viny.data.folders import few, same_files
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import list_source, listing_digest
 from viny.data.synthetic import is_held_out
@@ -27,7 +27,7 @@ class Images:
         trained: by intermediate task, those that it trains on.
         room: labelled images besides the test images.
         tested: test images.
-        given: labelled images in the training and test parts, if a file gives them.
+        given: labelled images in the training and test parts, if a file or their folders give them.
     """
 
     packed: dict[str, int | None]
@@ -102,7 +102,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    lines = []
+    lines, listings = [], {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
@@ -118,9 +118,16 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if listing.parts:
             said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
         lines.append(said)
-        if spec["holds"] == "masks":
-            matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
-            lines += [f"{name}: {line}" for line in matched.report()]
+        lines += [f"{name}: {line}" for line in listing.report()]
+        listings[name] = listing
+    if {"pretrain", "segmentation"} <= set(listings):
+        labelled, unlabelled = listings["segmentation"], listings["pretrain"]
+        if both := same_files(labelled.images, unlabelled.images):
+            tested = len(same_files(labelled.images_in(TEST), unlabelled.images)) if labelled.parts else "some"
+            lines.append(
+                f"pretrain: {len(both)} labelled images, {tested} for the test, are among the unlabelled ones: "
+                "pre-training sees them, not their masks"
+            )
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.coco import convert
-from viny.data.folders import images_below
+from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, MAX_CLASSES, value_name
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
@@ -224,7 +224,7 @@ def _folder(text: str) -> Path:
     if not text:
         raise InputError("expected a folder")
     path = Path(text).expanduser()
-    images_below(path)
+    check_some(list_below(path))
     return path
 
 
