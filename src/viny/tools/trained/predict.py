@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from viny.data.augment import labelled_images
 from viny.data.decoding import BadFileError, Picture, decode, inner_box, upright
-from viny.data.folders import check_name, few, images_below, name_below
+from viny.data.folders import check_name, check_some, few, list_below, name_below
 from viny.data.masks import IGNORE
 from viny.evidence.figures import kit
 from viny.learning.machine import Machine
@@ -154,7 +154,9 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
             below.setdefault(path.resolve(), (path, Path(path.name)))
             continue
         folder, outputs = path.resolve(), out.resolve()
-        for image in images_below(path):
+        found = list_below(path)
+        check_some(found)
+        for image in sorted(found.images + found.missing):  # the latter are refused one by one, as they cannot be read
             name = Path(name_below(image, path))
             if not (outputs.is_relative_to(folder) and (folder / name).is_relative_to(outputs)):
                 below.setdefault(image.resolve(), (image, folder.name / name if several else name))
