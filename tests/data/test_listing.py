@@ -32,6 +32,8 @@ from viny.runtime.errors import InputError
 from viny.study.config import resolve
 from viny.study.inventory import count_images, folder_report
 from viny.study.specs import pack_spec
+from viny.tools.newstudy.look import Request, inspect
+from viny.tools.newstudy.study_file import study_text
 
 ACCENT = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
 APART = unicodedata.normalize("NFD", ACCENT)  # as macOS may write it
@@ -169,11 +171,13 @@ def test_links_to_no_file_end_in_a_sentence_or_are_left_out(
     )
     (tmp_path / where / "3.png").unlink()
     (tmp_path / where / "3.png").symlink_to("../.annex/SHA256-3")
-    flags = ["--images", "images", "--masks", "masks", "--unlabelled", "more", "--task", "kinds=kinds"]
-    assert main(["init", "s", *flags]) == 0
-    assert "links that lead to no file, left out: 3.png" in capsys.readouterr().out
-    text = Path("studies/s.yaml").read_text()
+    wanted = Request("s", Path("images"), Path("masks"), unlabelled=Path("more"), tasks={"kinds": Path("kinds")})
+    found = inspect(wanted)
+    assert any("links that lead to no file, left out: 3.png" in note for note in found.notes)
+    text = study_text(found)
     assert "on_bad_image: skip" in text
+    Path("studies").mkdir()
+    Path("studies/s.yaml").write_text(text)
     assert main(["check", "studies/s.yaml"]) == 0
     assert "links that lead to no file, left out: 3.png" in capsys.readouterr().out
     name = {"more": "pretrain", "kinds/a": "kinds"}.get(where, "segmentation")
@@ -269,7 +273,7 @@ def test_a_path_longer_than_the_system_allows_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [b"a\xff.jpg", b"a\n.jpg", b"\x1b[31m.jpg", "a\u2028.jpg".encode()])
 def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path, name: bytes) -> None:
-    for folder, make in ((b"/", None), (b"/links/", "/nowhere")):
+    for folder, make in ((b"/", None), (b"/links/", ".annex/none")):
         where = os.fsencode(tmp_path) + b"/" + str(len(folder)).encode()
         os.makedirs(where)
         if make:
@@ -399,7 +403,6 @@ LAYOUTS: dict[str, tuple[str, str, str, str]] = {  # images, masks, and where ea
 def test_init_keeps_the_authors_split(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
     layout: str,
     parts: dict[str, int],
 ) -> None:
@@ -408,11 +411,10 @@ def test_init_keeps_the_authors_split(
     for part, count in parts.items():
         for i in range(count):
             drawn(tmp_path, f"{images}/{image.format(part=part, i=i)}", f"{masks}/{mask.format(part=part, i=i)}")
-    assert main(["init", "s", "--images", images, "--masks", masks]) == 0
-    said = capsys.readouterr().out
+    found = inspect(Request("s", Path(images), Path(masks)))
     held = parts.get("test", parts.get("valid"))
-    assert "the author's split is kept (train 12, val" in said
-    text = Path("studies/s.yaml").read_text()
+    assert any("the author's split is kept (train 12, val" in note for note in found.notes)
+    text = study_text(found)
     assert (
         f"split: {BY_FOLDERS} # by the folders train, val and test, as the author did; the test part has {held}" in text
     )
@@ -422,8 +424,7 @@ def test_init_keeps_the_authors_split(
     wrong = [p for p, code in zip(listing.images, listing.parts, strict=True) if ("rain" in str(p)) != (code == TRAIN)]
     assert not wrong
     assert count_images(config, tmp_path).given == (12, held)
-    assert main(["check", "studies/s.yaml"]) == 0
-    said = capsys.readouterr().out
+    said = "\n".join(folder_report(config))
     assert f"12 for training, {held} held out" in said and "the author's split is kept" in said
     if "test" in parts:
         assert "3 images in val are left out, neither trained nor tested on" in said
@@ -487,6 +488,27 @@ def test_parts_of_class_folders_are_kept_or_counted(
     (tmp_path / "kinds" / "test").rename(tmp_path / "aside")
     listing = list_source(pack_spec(config, "kinds"))
     assert listing.parts.count(TEST) == 4 and listing.left_out == {"more": 1}
+    touch(tmp_path, "kinds/test/1.jpg", "kinds/test/2.jpg")  # a test part whose classes nobody tells
+    listing = list_source(pack_spec(config, "kinds"))
+    assert listing.parts.count(TEST) == 4 and listing.left_out == {"test": 2, "more": 1}
+
+
+def test_a_known_data_set_that_is_there_but_broken_is_not_passed_over(tmp_path: Path) -> None:
+    config = study(pretrain={"source": "imagenet", "path": str(tmp_path)})
+    assert count_images(_without_own(config), tmp_path).packed["pretrain"] is None
+    touch(tmp_path, "train/n01/a.JPEG", "train/n01/b.heic", "train/n02/a.JPEG", "train/n02/deeper/c.JPEG")
+    said = [line for line in folder_report(_without_own(config)) if line.startswith("pretrain")]
+    assert "pretrain" in said[0] and "folders in a class folder are left out: deeper" in said[0]
+    assert "1 files have formats that are not read and are passed over: 1 .heic" in said[1]
+    (tmp_path / "train/n01/gone.JPEG").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"1 of 3 images are links that lead to no file"):
+        count_images(_without_own(config), tmp_path)
+
+
+def _without_own(config: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with labelled images that the project makes."""
+    synthetic = resolve({"study": "own", "segmentation": {"source": "synthetic"}})
+    return config | {"segmentation": synthetic["segmentation"], "synthetic": synthetic["synthetic"]}
 
 
 @pytest.mark.parametrize("tops", [["val", "test"], ["train"], ["train", "train2"]])

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     cell = load_cell(args.cell, args.root)
     for path in args.images:
-        for line in list_below(path).report() if path.is_dir() else []:
+        for line in list_below(path).report() if os.path.isdir(path) else []:
             print(f"viny: {line}", file=sys.stderr)
     machine = Machine.choose(args.device, args.precision, args.threads)
     frame, refused = predict_files(cell, args.images, args.out, machine, args.threads, args.overwrite)

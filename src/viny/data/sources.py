@@ -108,8 +108,12 @@ HOW_TO_GET = {
 INTEL = {"seg_train": TRAIN, "seg_test": TEST}  # folders of its parts
 
 
-def _missing(source: str, path: Path, lacking: Path) -> InputError:
-    return InputError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
+class MissingError(InputError):
+    """A known data set is not where it should be."""
+
+
+def _missing(source: str, path: Path, lacking: Path) -> MissingError:
+    return MissingError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
 
 
 def _subfolders(folder: Path) -> Found:
@@ -130,6 +134,8 @@ def _class_folders(folder: Path, source: str, path: Path) -> Listing:
         found.append(list_below(sub, deep=False))
         if not found[-1].images and not found[-1].missing:
             raise InputError(f"{sub}: class folder without images; remove it or fill it")
+        if nested := found[-1].subfolders:
+            out.notes.append(f"{sub}: folders in a class folder are left out: {few(inner.name for inner in nested)}")
         out.classes.append(composed(sub.name))
         out.images += found[-1].images
         out.labels += [label] * len(found[-1].images)
@@ -185,7 +191,7 @@ def list_pets(path: Path, skip_missing: bool = False) -> Listing:
     names: dict[int, str] = {}
     listed: dict[str, str] = {}  # where each image is listed
     for part, file in ((TRAIN, notes / "trainval.txt"), (TEST, notes / "test.txt")):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise _missing("pets", path, file)
         for number, stem, label in _pets_lines(file):
             if stem in listed:
@@ -366,7 +372,9 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
     tops: dict[str, list[Path]] = {}
     for sub in top.subfolders:
         tops.setdefault(part_of(sub.name) or "none", []).append(sub)
-    held_out = next((part for part in ("test", "val") if part in tops), None)
+    # A part of images without class folders, as a competition's test part, holds no labels.
+    labelled = [part for part in ("test", "val") if any(_subfolders(sub).subfolders for sub in tops.get(part, []))]
+    held_out = next(iter(labelled), None)
     split, others = spec["split"], tops.pop("none", [])
     if "train" not in tops or not held_out:
         if split == BY_FOLDERS or (tops and not others):
@@ -381,7 +389,7 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
             out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
         out.notes += _beside(path)
         return out
-    used = ("train", held_out) if split in ("", BY_FOLDERS) else tuple(tops)
+    used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
     for part in used:
         if len(tops[part]) > 1:
             raise InputError(f"{path}: {few(tops[part])} all look like the {part} part; keep one of them")

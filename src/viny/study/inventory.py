@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from viny.data.folders import few, same_files
 from viny.data.pack import TEST, TRAIN
-from viny.data.sources import list_source, listing_digest
+from viny.data.sources import MissingError, list_source, listing_digest
 from viny.data.synthetic import is_held_out
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
@@ -50,7 +51,7 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         root: the study's folder, which need not exist.
 
     Raises:
-        InputError: one of the user's own folders exists, but something in it is wrong.
+        InputError: a data set exists, but something in it is wrong.
     """
     asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
     found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
@@ -73,8 +74,10 @@ def _parts(spec: Mapping[str, Any]) -> tuple[int, int] | None:
         return spec["count"] - held_out, held_out
     try:
         listing = list_source(spec)
+    except MissingError:
+        return None
     except InputError:
-        if spec["source"] == "folder" and Path(spec["path"]).is_dir():
+        if spec["source"] != "folder" or os.path.isdir(spec["path"]):
             raise
         return None
     training = listing.parts.count(TRAIN) if listing.parts else len(listing.images)
@@ -107,9 +110,15 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
         needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
-        if spec["source"] != "folder" or not own_masks or not needed:
+        if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
-        listing = list_source(spec)
+        try:
+            listing = list_source(spec)
+        except MissingError:
+            continue
+        if spec["source"] != "folder":
+            lines += [f"{name}: {line}" for line in listing.report()]
+            continue
         said = f"{name}: {spec['path']}: {len(listing.images)} images"
         if listing.masks:
             said += f" with masks of {len(listing.mask_classes)} classes"

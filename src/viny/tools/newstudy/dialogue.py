@@ -258,4 +258,4 @@ def study_name(text: str) -> str:
 def _likely(names: Sequence[str], near: Path = Path()) -> str:
     """A folder that may be meant; empty if none has such a name."""
     places = [place / name for place in (near, Path("data"), Path()) for name in names]
-    return next((str(path) for path in places if path.is_dir()), "")
+    return next((str(path) for path in places if os.path.isdir(path)), "")

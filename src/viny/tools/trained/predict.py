@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,11 +146,11 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
     """
     given = list(given)
     below: dict[Path, tuple[Path, Path]] = {}  # by the target of links, so that each is taken once
-    several = sum(path.is_dir() for path in given) > 1
+    several = sum(map(os.path.isdir, given)) > 1
     for path in given:
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"{path}: no such file or folder; expected images and folders of images")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             check_name(path.name, path.parent)
             below.setdefault(path.resolve(), (path, Path(path.name)))
             continue
