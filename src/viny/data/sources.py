@@ -145,20 +145,17 @@ def _class_folders(folder: Path, source: str, path: Path) -> Listing:
     return out
 
 
-def list_imagenet(path: Path, skip_missing: bool = False) -> Listing:
+def list_imagenet(path: Path) -> Listing:
     """Class folders in `path`/train (torchvision's ImageNet), or directly in `path` (an ImageFolder)."""
     out = _class_folders(path / "train" if os.path.isdir(path / "train") else path, "imagenet", path)
-    check_missing(out.found, skip_missing)
     out.parts = [TRAIN] * len(out.images)
     return out
 
 
-def list_intel(path: Path, skip_missing: bool = False) -> Listing:
+def list_intel(path: Path) -> Listing:
     """The Kaggle archive's layout: seg_train/seg_train/<class> and seg_test/seg_test/<class>."""
     parts = {(name, code): _class_folders(path / name / name, "intel", path) for name, code in INTEL.items()}
-    out = _joined(path, parts)
-    check_missing(out.found, skip_missing)
-    return out
+    return _joined(path, parts)
 
 
 def _joined(path: Path, parts: Mapping[tuple[str, int], Listing]) -> Listing:
@@ -180,11 +177,8 @@ def _joined(path: Path, parts: Mapping[tuple[str, int], Listing]) -> Listing:
     return out
 
 
-def list_pets(path: Path, skip_missing: bool = False) -> Listing:
-    """Oxford-IIIT Pet in torchvision's layout: trainval first, then test, each in its list file's order.
-
-    An image that is missing is noticed when it is read, with `skip_missing` or without.
-    """
+def list_pets(path: Path) -> Listing:
+    """Oxford-IIIT Pet in torchvision's layout: trainval first, then test, each in its list file's order."""
     base = path / "oxford-iiit-pet"
     notes = base / "annotations"
     out = Listing([], mask_classes=["pet", "background", "border"], mask_values={1: 0, 2: 1, 3: 2})
@@ -477,4 +471,6 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     """
     if spec["source"] == "folder":
         return list_folder(spec)
-    return LISTERS[spec["source"]](Path(spec["path"]), spec.get("on_bad_image") == "skip")
+    out = LISTERS[spec["source"]](Path(spec["path"]))
+    check_missing(out.found, spec.get("on_bad_image") == "skip")
+    return out
