@@ -156,7 +156,7 @@ def test_links_to_no_file_are_named_and_refused(tmp_path: Path) -> None:
     found = list_below(tmp_path)
     assert names(found.missing) == ["folder", "gone.jpg", "loop.jpg"]
     assert len(found.images) == 3
-    with pytest.raises(InputError, match=r"3 of 6 images are links .*gone\.jpg.*fetch .* or set on_bad_image: skip"):
+    with pytest.raises(InputError, match=r"3 of 6 files are links .*gone\.jpg.*fetch .* or set on_bad_image: skip"):
         images_below(tmp_path)
 
 
@@ -173,18 +173,18 @@ def test_links_to_no_file_end_in_a_sentence_or_are_left_out(
     (tmp_path / where / "3.png").symlink_to("../.annex/SHA256-3")
     wanted = Request("s", Path("images"), Path("masks"), unlabelled=Path("more"), tasks={"kinds": Path("kinds")})
     found = inspect(wanted)
-    assert any("links that lead to no file, left out: 3.png" in note for note in found.notes)
+    assert any("links that lead nowhere, left out: 3.png" in note for note in found.notes)
     text = study_text(found)
     assert "on_bad_image: skip" in text
     Path("studies").mkdir()
     Path("studies/s.yaml").write_text(text)
     assert main(["check", "studies/s.yaml"]) == 0
-    assert "links that lead to no file, left out: 3.png" in capsys.readouterr().out
+    assert "links that lead nowhere, left out: 3.png" in capsys.readouterr().out
     name = {"more": "pretrain", "kinds/a": "kinds"}.get(where, "segmentation")
     config = resolve({**study(), **yaml.safe_load(text)})
     (tmp_path / "pack").mkdir()
     manifest = build_pack(pack_spec(config, name), tmp_path / "pack", threads=1)
-    assert manifest["skipped"][0]["reason"] == "a link that leads to no file"
+    assert manifest["skipped"][0]["reason"] == "a link that leads nowhere"
     assert "3.png" in describe(manifest)
     Path("studies/s.yaml").write_text(text.replace("on_bad_image: skip", "on_bad_image: error"))
     assert main(["check", "studies/s.yaml"]) == 2
@@ -197,7 +197,7 @@ def test_more_links_to_no_file_than_files_are_never_skipped(tmp_path: Path) -> N
     for i in range(2):
         (tmp_path / f"{i}.jpg").symlink_to("nowhere")
     spec = {"source": "folder", "path": str(tmp_path), "holds": "images", "on_bad_image": "skip"}
-    with pytest.raises(InputError, match=r"2 of 3 images are links .*more than half"):
+    with pytest.raises(InputError, match=r"2 of 3 files are links .*more than half"):
         list_source(spec)
 
 
@@ -444,6 +444,9 @@ def test_a_study_that_names_no_split_pools_the_folders_and_says_so(
     assert list_source(pack_spec(config, "segmentation")).parts == []
     (line,) = [line for line in folder_report(config) if "author" in line]
     assert "(train 6, val 3), which this study pools and splits anew; segmentation.split: folders keeps it" in line
+    assert line in count_images(config, tmp_path).notes  # which a plan and a run print
+    kept = study(segmentation={"split": BY_FOLDERS, "test_size": 0})
+    assert count_images(kept, tmp_path).notes == ()
     drawn(tmp_path, "images/extra.png", "masks/extra.png")
     assert any("with 1 images in neither" in line for line in folder_report(config))
     with pytest.raises(InputError, match="1 of 10 images are in no folder called train"):
@@ -501,7 +504,7 @@ def test_a_known_data_set_that_is_there_but_broken_is_not_passed_over(tmp_path: 
     assert "pretrain" in said[0] and "folders in a class folder are left out: deeper" in said[0]
     assert "1 files have formats that are not read and are passed over: 1 .heic" in said[1]
     (tmp_path / "train/n01/gone.JPEG").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"1 of 3 images are links that lead to no file"):
+    with pytest.raises(InputError, match=r"1 of 3 files are links that lead nowhere"):
         count_images(_without_own(config), tmp_path)
 
 

@@ -54,6 +54,8 @@ def settings():
         images = count_images(study, root)
         IMAGE_COUNTS.update(images.packed)
         check_sizes(study, images.limits)
+        for note in images.notes:
+            print(f"Note: {note}", file=sys.stderr)
         study = with_listings(study, root)
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")

@@ -105,7 +105,7 @@ class Found:
         lines = []
         if self.missing:
             lines.append(
-                f"{self.folder}: {len(self.missing)} images are links that lead to no file, left out: "
+                f"{self.folder}: {len(self.missing)} links that lead nowhere, left out: "
                 f"{few(path.name for path in self.missing)}"
             )
         if pictures := self.pictures:
@@ -271,7 +271,7 @@ def check_missing(found: Sequence[Found], skip: bool = False) -> None:
     if not skip:
         way_out = "or set on_bad_image: skip to leave them out"
     raise InputError(
-        f"{found[0].folder}: {len(missing)} of {count} images are links that lead to no file ({few(missing)}); fetch "
+        f"{found[0].folder}: {len(missing)} of {count} files are links that lead nowhere ({few(missing)}); fetch "
         f"their content (git annex get, dvc pull), or remove the links; {way_out}"
     )
 

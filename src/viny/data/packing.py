@@ -215,7 +215,7 @@ def pack_files(
         reason = {"reason": "the mask shows nothing but background"}
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
     absent = [os.path.relpath(path, base) for path in listing.missing]
-    skipped = [{"image": name, "file": name, "reason": "a link that leads to no file"} for name in absent]
+    skipped = [{"image": name, "file": name, "reason": "a link that leads nowhere"} for name in absent]
     more: dict[str, Any] = {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
     # Only what might have been packed: other files come and go.
     for key, counts in (("passed_over", listing.passed_over()), ("left_out", listing.left_out)):

@@ -48,7 +48,7 @@ class Listing:
     `masks_without_image` counts masks whose image is not listed, `images_without_mask` images that are not listed
     because they have no mask; both are noted but are not faults. `found` says what else is in the folders, `missing`
     names links to images that are not there, `left_out` counts images by the author's parts that are not used, and
-    `notes` has what else a user should know, one sentence each.
+    `kept` says which split of the author's is kept, if any, and `notes` what else a user should know, a sentence each.
     """
 
     images: list[Path]
@@ -64,6 +64,7 @@ class Listing:
     found: list[Found] = field(default_factory=list)
     pairs: Pairs | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    kept: str = ""
     notes: list[str] = field(default_factory=list)
 
     def images_in(self, part: int) -> list[Path]:
@@ -77,7 +78,7 @@ class Listing:
     def report(self) -> list[str]:
         """What was left out, passed over or does not match, one line each; nothing if there is none."""
         more = self.pairs.report() if self.pairs else [line for one in self.found for line in one.report()]
-        return self.notes + more
+        return [self.kept] * bool(self.kept) + self.notes + more
 
     def passed_over(self) -> dict[str, int]:
         """How many files have formats of pictures that are not read, by ending."""
@@ -310,38 +311,41 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     )
     if spec["split"]:
         _split(out, spec["split"], path, pairs.images_without_mask)
-    out.notes += about_parts(pairs.names, path, spec["split"])
+    out.kept = kept_split(pairs.names, spec["split"])
+    out.notes += pooled_split(pairs.names, spec["split"]) + beside(path)
     return out
 
 
-def about_parts(names: Sequence[str], folder: Path, split: str) -> list[str]:
-    """What a user should know about folders that look like the author's split of labelled images, one sentence each.
-
-    Args:
-        names: paths of the images with masks, below their folder.
-        folder: their folder.
-        split: as in the study: empty, a file's name or `BY_FOLDERS`.
-    """
-    notes = _beside(folder)
+def kept_split(names: Sequence[str], split: str) -> str:
+    """A sentence on the author's split, if a study's `split` keeps it; `names` are the images' paths."""
+    if split != BY_FOLDERS:
+        return ""
     counts = own_split(names)
-    said = ", ".join(f"{part} {count}" for part, count in counts.items() if part != "none")
-    if counts and not split:
-        outside = f", with {counts['none']} images in neither" if "none" in counts else ""
-        notes.append(
-            f"images lie in folders that look like their author's split ({said}{outside}), which this study pools and "
-            f"splits anew; segmentation.split: {BY_FOLDERS} keeps it"
-        )
-    elif counts and split == BY_FOLDERS:
-        kept = "train and test as in their folders"
-        if "test" not in counts:
-            kept = "train as in its folder, and val as the test part"
-        elif "val" in counts:
-            kept += f"; {counts['val']} images in val are left out, neither trained nor tested on"
-        notes.append(f"the author's split is kept ({said}): {kept}")
-    return notes
+    kept = "train and test as in their folders"
+    if "test" not in counts:
+        kept = "train as in its folder, and val as the test part"
+    elif "val" in counts:
+        kept += f"; {counts['val']} images in val are left out, neither trained nor tested on"
+    return f"the author's split is kept ({_listed(counts)}): {kept}"
 
 
-def _beside(folder: Path) -> list[str]:
+def pooled_split(names: Sequence[str], split: str) -> list[str]:
+    """A note on images in folders that look like an author's split, if a study's `split` is empty."""
+    counts = own_split(names)
+    if not counts or split:
+        return []
+    outside = f", with {counts['none']} images in neither" if "none" in counts else ""
+    return [
+        f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
+        f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
+    ]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in counts.items() if part != "none")
+
+
+def beside(folder: Path) -> list[str]:
     """A note on folders for testing that lie beside the one for training; empty if there are none."""
     place = Path(os.path.abspath(folder))
     for above in (place, *place.parents[:2]):
@@ -381,7 +385,7 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
             _split(out, split, path)
         else:
             out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
-        out.notes += _beside(path)
+        out.notes += beside(path)
         return out
     used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
     for part in used:

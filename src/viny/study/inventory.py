@@ -29,6 +29,7 @@ class Images:
         room: labelled images besides the test images.
         tested: test images.
         given: labelled images in the training and test parts, if a file or their folders give them.
+        notes: what of the data is not used, or not as its folders suggest, one sentence each.
     """
 
     packed: dict[str, int | None]
@@ -36,6 +37,7 @@ class Images:
     room: int | None
     tested: int
     given: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -54,8 +56,13 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         InputError: a data set exists, but something in it is wrong.
     """
     asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
-    found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
-    parts = {name: found[canonical_json(spec)] for name, spec in asked.items()}
+    found, parts, notes = {}, {}, []
+    for name, spec in asked.items():
+        text = canonical_json(spec)
+        if text not in found:
+            found[text], said = _parts(json.loads(text))
+            notes += [f"{name}: {line}" for line in said]
+        parts[name] = found[text]
     packed = {name: sum(two) if two else None for name, two in parts.items()}
     tested, own = config["segmentation"]["test_size"], parts["segmentation"]
     given = own if split_is_given(config) else None
@@ -64,24 +71,24 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     else:
         room = sum(own) - tested if own else None
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
-    return Images(packed, trained, room, tested, given)
+    return Images(packed, trained, room, tested, given, tuple(notes))
 
 
-def _parts(spec: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Images in a data set's training part and in the rest; None if the data set is not there."""
+def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, list[str]]:
+    """Images in a data set's training part and in the rest, None if the data set is not there; and notes on it."""
     if spec["source"] == "synthetic":
         held_out = sum(is_held_out(i, spec["count"]) for i in range(spec["count"]))
-        return spec["count"] - held_out, held_out
+        return (spec["count"] - held_out, held_out), []
     try:
         listing = list_source(spec)
     except MissingError:
-        return None
+        return None, []
     except InputError:
         if spec["source"] != "folder" or os.path.isdir(spec["path"]):
             raise
-        return None
+        return None, []
     training = listing.parts.count(TRAIN) if listing.parts else len(listing.images)
-    return training, len(listing.images) - training
+    return (training, len(listing.images) - training), listing.notes
 
 
 def _trained(

@@ -26,7 +26,7 @@ from viny.data.folders import (
     split_by_folders,
 )
 from viny.data.pack import TEST, TRAIN
-from viny.data.sources import Listing, about_parts, list_folder
+from viny.data.sources import Listing, beside, kept_split, list_folder, pooled_split
 from viny.data.survey import (
     LEAST,
     LOOKED_AT,
@@ -152,7 +152,9 @@ def inspect(wanted: Request) -> Inspection:
     counts = own_split(pairs.names)
     split = Path(BY_FOLDERS) if wanted.split is None and counts and "none" not in counts else wanted.split
     wanted = replace(wanted, mask_suffix=suffix, budget=budget, split=split)
-    notes += about_parts(pairs.names, wanted.images, str(split or ""))
+    given = str(split or "")
+    kept = kept_split(pairs.names, given)
+    notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images)
     model = _model(wanted, shapes)
     fit = {"segmentation": _fit(shapes)}
 
