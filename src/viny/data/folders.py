@@ -271,7 +271,7 @@ def check_missing(found: Sequence[Found], skip: bool = False) -> None:
     if not skip:
         way_out = "or set on_bad_image: skip to leave them out"
     raise InputError(
-        f"{found[0].folder}: {len(missing)} of {count} files are links that lead nowhere ({few(missing)}); fetch "
+        f"{missing[0].parent}: {len(missing)} of {count} files are links that lead nowhere ({few(missing)}); fetch "
         f"their content (git annex get, dvc pull), or remove the links; {way_out}"
     )
 
@@ -372,7 +372,8 @@ class Pairs:
 def _further(pairs: Pairs) -> list[Path]:
     """Masks without an image whose names begin with that of an image with a mask, as when each object has a mask."""
     known = {composed(path.stem) for path in pairs.images}
-    rest = [(path, composed(path.stem)) for path in pairs.masks_without_image if path not in {*pairs.several}]
+    several = set(pairs.several)
+    rest = [(path, composed(path.stem)) for path in pairs.masks_without_image if path not in several]
     return [
         path for path, stem in rest if any(stem[:at] in known and not stem[at].isalnum() for at in range(1, len(stem)))
     ]
@@ -382,8 +383,7 @@ def _in_two(images: Path, masks: Path, mask_suffix: str) -> tuple[dict[Path, str
     """The images, and the masks, of one folder or two, each with the name by which they are matched."""
     if not (os.path.isdir(images) and os.path.isdir(masks) and os.path.samefile(images, masks)):
         found = [list_below(images), list_below(masks)]
-        named = [dict(zip(one.images, map(composed, one.names), strict=True)) for one in found]
-        return _apart(named[0], masks), _apart(named[1], images), found
+        return _apart(found[0], masks), _apart(found[1], images), found
     one = list_below(images)
     names = dict(zip(one.images, map(composed, one.names), strict=True))
     image_files, mask_files = {}, {}
@@ -453,8 +453,9 @@ def pair(images: Path, masks: Path, mask_suffix: str = "", skip_missing: bool = 
             if fits and (certain or not (any_case or any_folder)):
                 _join(of_image, fits, mask)
                 other_case += [mask] * any_case
-                above = [files[path].rpartition("/")[0] for files, path in ((image_files, fits[0]), (mask_files, mask))]
-                elsewhere += [mask] * (any_folder and all(above) and above[0] != above[1])
+                if any_folder:
+                    above = image_files[fits[0]].rpartition("/")[0], mask_files[mask].rpartition("/")[0]
+                    elsewhere += [mask] * (all(above) and above[0] != above[1])
                 continue
             left.append(mask)
             if fits and not any_case:
@@ -493,11 +494,15 @@ def _hint(images: Sequence[str], masks: Sequence[str], several: bool) -> str:
     return "names must be the same except for their extension"
 
 
-def _apart(files: dict[Path, str], other: Path) -> dict[Path, str]:
-    """The files that are not below another folder, unless all are."""
+def _apart(found: Found, other: Path) -> dict[Path, str]:
+    """The files of a folder that are not below another, unless all are, each with the name by which it is matched."""
     resolved = other.resolve()
-    inside = {folder: folder.resolve().is_relative_to(resolved) for folder in {path.parent for path in files}}
-    return {path: name for path, name in files.items() if not inside[path.parent]} or files
+    above = {name.rpartition("/")[0] for name in found.names}
+    inside = {folder for folder in above if (found.folder / folder).resolve().is_relative_to(resolved)}
+    every = zip(found.images, found.names, strict=True)
+    if inside < above:
+        every = ((path, name) for path, name in every if name.rpartition("/")[0] not in inside)
+    return {path: composed(name) for path, name in every}
 
 
 def _join(of_image: dict[Path, Path], fitting: Sequence[Path], mask: Path) -> None:
