@@ -153,7 +153,7 @@ def test_what_is_not_predicted_is_counted(folder: Path, tmp_path: Path, capsys: 
     images = tmp_path / "images"
     picture(images / "good.png")
     (images / "phone.HEIC").touch()
-    (images / "gone.png").symlink_to("nowhere")
+    (images / "gone.png").symlink_to("gone.png")  # to itself
     assert run(folder, images, "--out", tmp_path / "out", "--json") == 1
     said = capsys.readouterr()
     found = json.loads(said.out)

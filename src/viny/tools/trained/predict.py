@@ -160,7 +160,7 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
         for image in sorted(found.images + found.missing):  # the latter are refused one by one, as they cannot be read
             name = Path(name_below(image, path))
             if not (outputs.is_relative_to(folder) and (folder / name).is_relative_to(outputs)):
-                below.setdefault(image.resolve(), (image, folder.name / name if several else name))
+                below.setdefault(Path(os.path.realpath(image)), (image, folder.name / name if several else name))
     images = dict(below.values())
     if not images:
         raise InputError(f"{few(given)}: no images but those in {out}, the folder of the outputs; choose another --out")
