@@ -101,7 +101,7 @@ def test_an_ending_never_brings_odd_characters_into_a_line(tmp_path: Path) -> No
 
 def test_a_folder_of_unread_formats_alone_says_so(tmp_path: Path) -> None:
     touch(tmp_path, "a.heic", "b.heic")
-    with pytest.raises(InputError, match=r"no images in it or below.*; 2 \.heic cannot be read, convert them"):
+    with pytest.raises(InputError, match=r"no images in it or below.*, found 2 \.heic; convert them"):
         images_below(tmp_path)
 
 
@@ -457,6 +457,32 @@ def test_a_study_that_names_no_split_pools_the_folders_and_says_so(
     assert not any("author" in line for line in folder_report(study(segmentation={"split": "split.csv"})))
 
 
+@pytest.mark.parametrize("place", ["", "images", "ImageSets/Segmentation"])
+def test_lists_of_the_authors_split_are_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(12)))
+    touch(tmp_path, f"{place}/train.txt".lstrip("/"))
+    assert not any("lists" in line for line in folder_report(study()))
+    touch(tmp_path, f"{place}/val.txt".lstrip("/"))
+    said = [line for line in folder_report(study()) if "lists that look like the author's split are not used" in line]
+    assert len(said) == 1 and "val.txt; split takes one file with lines image,part" in said[0]
+    assert said[0] in count_images(study(), tmp_path).notes
+    assert any("lists that look like" in note for note in inspect(Request("s", Path("images"), Path("masks"))).notes)
+    (tmp_path / "split.csv").write_text("".join(f"{i},{'test' if i < 3 else 'train'}\n" for i in range(12)))
+    assert not any("lists" in line for line in folder_report(study(segmentation={"split": "split.csv"})))
+
+
+def test_names_that_begin_like_a_split_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{part}_{i}.png" for part, count in (("train", 6), ("val", 3)) for i in range(count)]
+    drawn(tmp_path, *(f"{folder}/{file}" for folder in ("images", "masks") for file in files))
+    assert any("names begin like their author's split (train 6, val 3)" in line for line in folder_report(study()))
+    drawn(tmp_path, "images/other.png", "masks/other.png")
+    assert not any("author" in line for line in folder_report(study()))
+
+
 def test_a_part_beside_the_folder_that_is_named_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     drawn(
@@ -540,9 +566,7 @@ def test_labelled_images_among_the_unlabelled_ones_are_counted(tmp_path: Path, m
     drawn(tmp_path, *(f"masks/{p}/{p}{i}.png" for p in ("train", "test") for i in range(6)))
     segmentation = {"images": "all", "split": BY_FOLDERS, "test_size": 0}
     config = study(segmentation=segmentation, pretrain={"source": "folder", "path": "all"})
-    assert any(
-        "12 labelled images, 6 for the test, are among the unlabelled ones" in line for line in folder_report(config)
-    )
+    assert any("12 labelled images, 6 for the test, are among its images" in line for line in folder_report(config))
 
 
 def test_listing_asks_the_system_about_folders_not_about_each_file(

@@ -247,9 +247,11 @@ def check_some(found: Found) -> None:
         InputError: there are none.
     """
     if not found.images and not found.missing:
-        passed = f"; {_counts(found.pictures)} cannot be read, convert them" if found.pictures else ""
+        passed = f", found {_counts(dict(found.passed_over.most_common(SHOWN)))}" if found.passed_over else ""
+        convert = "; convert them to JPEG or PNG" if found.pictures else ""
         raise InputError(
             f"{found.folder}: no images in it or below; expected files ending in {', '.join(IMAGE_SUFFIXES)}{passed}"
+            f"{convert}"
         )
 
 
@@ -565,6 +567,15 @@ def own_split(names: Sequence[str]) -> dict[str, int]:
     found = Counter(part or "none" for part in parts_of(names))
     whole = found["train"] and (found["val"] or found["test"])
     return {part: found[part] for part in ("train", "val", "test", "none") if found[part]} if whole else {}
+
+
+def split_in_names(names: Iterable[str]) -> dict[str, int]:
+    """How many images have names that begin with train, val or test, such as train_01.jpg, if that is a split of all."""
+    found: Counter[str] = Counter()
+    for start, count in Counter(re.split("[-_. ]", name.rpartition("/")[2], maxsplit=1)[0] for name in names).items():
+        found[part_of(start) or "none"] += count
+    whole = found["train"] and (found["val"] or found["test"]) and not found["none"]
+    return {part: found[part] for part in ("train", "val", "test") if found[part]} if whole else {}
 
 
 def split_by_folders(names: Sequence[str], folder: Path) -> tuple[list[int | None], dict[str, int]]:

@@ -33,6 +33,7 @@ from viny.data.folders import (
     part_of,
     split_by_file,
     split_by_folders,
+    split_in_names,
     together,
 )
 from viny.data.pack import TEST, TRAIN
@@ -106,6 +107,7 @@ HOW_TO_GET = {
 }
 
 
+LISTS = ("", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists", "meta")  # folders of lists of parts
 INTEL = {"seg_train": TRAIN, "seg_test": TEST}  # folders of its parts
 
 
@@ -312,7 +314,7 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     if spec["split"]:
         _split(out, spec["split"], path, pairs.images_without_mask)
     out.kept = kept_split(pairs.names, spec["split"])
-    out.notes += pooled_split(pairs.names, spec["split"]) + beside(path)
+    out.notes += pooled_split(pairs.names, spec["split"]) + beside(path, spec["split"])
     return out
 
 
@@ -330,24 +332,47 @@ def kept_split(names: Sequence[str], split: str) -> str:
 
 
 def pooled_split(names: Sequence[str], split: str) -> list[str]:
-    """A note on images in folders that look like an author's split, if a study's `split` is empty."""
-    counts = own_split(names)
-    if not counts or split:
+    """A note on images whose folders or names look like an author's split, if a study's `split` is empty."""
+    if split:
         return []
-    outside = f", with {counts['none']} images in neither" if "none" in counts else ""
-    return [
-        f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
-        f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
-    ]
+    if counts := own_split(names):
+        outside = f", with {counts['none']} images in neither" if "none" in counts else ""
+        return [
+            f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
+            f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
+        ]
+    if counts := split_in_names(names):
+        return [
+            f"images' names begin like their author's split ({_listed(counts)}), which this study pools and splits "
+            "anew; a file with lines image,part as segmentation.split keeps it"
+        ]
+    return []
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{part} {count}" for part, count in counts.items() if part != "none")
 
 
-def beside(folder: Path) -> list[str]:
-    """A note on folders for testing that lie beside the one for training; empty if there are none."""
+def beside(folder: Path, split: str) -> list[str]:
+    """Notes on what of an author's split is not used: its lists, unless `split` is set, and folders beside this one."""
     place = Path(os.path.abspath(folder))
+    notes = []
+    for near in (place, place.parent):
+        for lists in LISTS:
+            files = [
+                near / lists / f"{part}.{ending}" for part in ("train", "val", "test") for ending in ("txt", "csv")
+            ]
+            files = [str(file) for file in files if os.path.isfile(file)]
+            if len(files) > 1 and not split:
+                notes.append(
+                    f"lists that look like the author's split are not used: {', '.join(files)}; split takes one "
+                    "file with lines image,part"
+                )
+    return notes + _parts_beside(place)
+
+
+def _parts_beside(place: Path) -> list[str]:
+    """A note on folders for testing that lie beside the one for training; empty if there are none."""
     for above in (place, *place.parents[:2]):
         if part_of(above.name) != "train":
             continue
@@ -385,7 +410,7 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
             _split(out, split, path)
         else:
             out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
-        out.notes += beside(path)
+        out.notes += beside(path, split)
         return out
     used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
     for part in used:

@@ -136,14 +136,11 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         lines.append(said)
         lines += [f"{name}: {line}" for line in listing.report()]
         listings[name] = listing
-    if {"pretrain", "segmentation"} <= set(listings):
-        labelled, unlabelled = listings["segmentation"], listings["pretrain"]
-        if both := same_files(labelled.images, unlabelled.images):
-            tested = len(same_files(labelled.images_in(TEST), unlabelled.images)) if labelled.parts else "some"
-            lines.append(
-                f"pretrain: {len(both)} labelled images, {tested} for the test, are among the unlabelled ones: "
-                "pre-training sees them, not their masks"
-            )
+    labelled = listings.pop("segmentation", None)
+    for name, listing in listings.items() if labelled else ():
+        if both := same_files(labelled.images, listing.images):
+            tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
+            lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
     return lines
 
 

@@ -154,7 +154,7 @@ def inspect(wanted: Request) -> Inspection:
     wanted = replace(wanted, mask_suffix=suffix, budget=budget, split=split)
     given = str(split or "")
     kept = kept_split(pairs.names, given)
-    notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images)
+    notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
     model = _model(wanted, shapes)
     fit = {"segmentation": _fit(shapes)}
 
@@ -190,6 +190,8 @@ def inspect(wanted: Request) -> Inspection:
         spec = {"path": str(folder), "holds": "classes", "held_out": 0.2, "split": "", "on_bad_image": "skip"}
         tasks[name] = list_folder(spec)
         notes += tasks[name].report()
+        if both := same_files(pairs.images, tasks[name].images):
+            notes.append(f"{name}: {len(both)} labelled images, some for the test, are among its images")
         missing += len(tasks[name].missing)
         shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
         fit[name] = _fit(shown) if len(shown) else "stretch"
