@@ -570,7 +570,7 @@ def own_split(names: Sequence[str]) -> dict[str, int]:
 
 
 def split_in_names(names: Iterable[str]) -> dict[str, int]:
-    """How many images have names that begin with train, val or test, such as train_01.jpg, if that is a split of all."""
+    """How many images have names that begin with train, val or test, as train_01.jpg, if that is a split of all."""
     found: Counter[str] = Counter()
     for start, count in Counter(re.split("[-_. ]", name.rpartition("/")[2], maxsplit=1)[0] for name in names).items():
         found[part_of(start) or "none"] += count
