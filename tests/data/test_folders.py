@@ -481,7 +481,7 @@ def test_sizes_are_held_against_own_data(tmp_path: Path, monkeypatch: pytest.Mon
         (
             "grid__finetune_sizes",
             [8],
-            "grid.finetune_sizes: 8 is larger than the train part that split.csv gives, 7 im",
+            r"grid.finetune_sizes: 8 is larger than the train part that segmentation.split \(split.csv\) gives, 7 im",
         ),
         ("segmentation__test_size", 6, "segmentation.test_size: 6 is larger than the test part"),
     ):

@@ -264,6 +264,42 @@ def test_a_file_that_is_no_image_is_said_and_skipped(tmp_path: Path, capsys: pyt
     assert len(packed(tmp_path, config)) == 19
 
 
+def test_one_mask_with_its_images_name_does_not_hide_the_suffix_of_the_others(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), suffix="_mask")
+    grey([0, 255])(truth(0), tmp_path / "masks" / "i00.png")
+    found = inspect(Request("mine", Path("images"), Path("masks")))
+    assert (found.wanted.mask_suffix, found.pairs) == ("_mask", 12)
+
+
+def test_what_lies_beside_the_images_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]))
+    for at in range(20):
+        for name in (f"u{at}.jpg", f"thumbs/u{at}.jpg", f"@eaDir/u{at}.jpg", f".old/u{at}.jpg"):
+            (tmp_path / "more" / name).parent.mkdir(parents=True, exist_ok=True)
+            picture(at).save(tmp_path / "more" / name)
+        (tmp_path / "more" / f"h{at}.HEIC").write_bytes(b"ftypheic")
+        (tmp_path / "images" / f"x{at}.dng").write_bytes(b"raw")
+    for part, count in (("train", 9), ("val", 4), ("test", 5)):
+        for kind in "ab":
+            (tmp_path / "kinds" / part / kind).mkdir(parents=True)
+            for at in range(count):
+                picture(at).save(tmp_path / "kinds" / part / kind / f"{at}.png")
+    flags = ["--unlabelled", "more", "--task", "kinds=kinds"]
+    assert run(*flags) == 0
+    said = [capsys.readouterr().out]
+    assert main(["check", "studies/mine.yaml"]) == 0
+    said.append(capsys.readouterr().out)
+    for text in said:
+        assert "20 .heic" in text and "20 .dng" in text
+        assert "folder .old (20 images)" in text and "folder @eaDir (20 images)" in text
+        assert "20 images are named as thumbnails" in text
+        assert "kinds/val: 8 images, neither trained nor tested on" in text
+    assert study()["pretrain"]["epochs"] and "40 unlabelled" in said[0]
+    manifest = packed(tmp_path, study(), "pretrain").manifest
+    assert (manifest["count"], manifest["passed_over"]) == (40, {"heic": 20})
+    assert packed(tmp_path, study(), "kinds").manifest["left_out"] == {"val": 8}
+
+
 def test_mostly_bad_pairs_are_refused(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
     for file in (tmp_path / "images").rglob("*.*"):

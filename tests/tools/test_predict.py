@@ -167,6 +167,18 @@ def test_bad_files_are_named_and_the_others_done(
     assert sum(found["mean_shares"].values()) == pytest.approx(1)
 
 
+def test_what_is_not_predicted_is_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    picture(images / "good.png")
+    (images / "phone.HEIC").touch()
+    (images / "gone.png").symlink_to("gone.png")  # to itself
+    assert run(folder, images, "--out", tmp_path / "out", "--json") == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["images"], [Path(bad["image"]).name for bad in found["refused"]]) == (1, ["gone.png"])
+    assert "1 .heic" in said.err
+
+
 def test_outputs_are_replaced_only_when_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(tmp_path / "a.png")
     out = tmp_path / "out"

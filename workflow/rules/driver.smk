@@ -52,6 +52,8 @@ def settings():
         root = Path("results", study["study"])
         images = count_images(study, root)
         check_sizes(study, images.limits)
+        for note in images.notes:
+            print(f"Note: {note}", file=sys.stderr)
         files = read_files(study, images)
         study = with_listings(study, root, files)
     except InputError as error:

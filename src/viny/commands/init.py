@@ -49,7 +49,12 @@ def add(people: People) -> None:
         metavar="VALUE",
         help="mask value or colour without a class; may be repeated",
     )
-    p.add_argument("--split", type=Path, metavar="FILE", help="lines of image,part; part is train, test or none")
+    p.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="lines of image,part; part is train, test or none (default: folders called train, val or test, if any)",
+    )
     p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks from")
     p.add_argument(
         "--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic annotations (default: beside them, same name)"

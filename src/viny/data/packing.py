@@ -216,8 +216,14 @@ def pack_files(
     if spec.get("all_background") == "skip":
         reason = {"reason": "the mask shows nothing but background"}
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
-    more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    absent = [os.path.relpath(path, base) for path in listing.missing]
+    skipped = [{"image": name, "file": name, "reason": "a link that leads nowhere"} for name in absent]
+    more: dict[str, Any] = {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
     more["conventions"] = found.about
+    # Only what might have been packed: other files come and go.
+    for key, counts in (("passed_over", listing.passed_over()), ("left_out", listing.left_out)):
+        if counts:
+            more[key] = counts
     if listing.masks:
         more["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
@@ -433,5 +439,11 @@ def describe(manifest: Mapping[str, Any]) -> str:
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
     lines += said(manifest.get("conventions", {}))
+    for key, text in (
+        ("passed_over", "files of formats that are not read"),
+        ("left_out", "images in no part that is used"),
+    ):
+        if manifest.get(key):
+            lines.append(f"{text}: {', '.join(f'{name} {count}' for name, count in manifest[key].items())}")
     lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]
     return "\n".join(lines)

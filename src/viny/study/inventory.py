@@ -12,9 +12,9 @@ from typing import Any
 from viny.data.contents import Contents, differences, read_contents
 from viny.data.conventions import LOOKED_AT, Heads, decide, scales
 from viny.data.conventions import said as decided
-from viny.data.folders import few, pair
+from viny.data.folders import few, same_files
 from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
-from viny.data.sources import Listing, list_source
+from viny.data.sources import Listing, MissingError, list_source
 from viny.data.synthetic import is_held_out
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
@@ -32,7 +32,8 @@ class Images:
         trained: by intermediate task, those that it trains on.
         room: labelled images besides the test images.
         tested: test images.
-        given: labelled images in the training and test parts, if a file gives them.
+        given: labelled images in the training and test parts, if a file or their folders give them.
+        notes: what of the data is not used, or not as its folders suggest, one sentence each.
         listings: what the data sets on disk hold, by pack; those that are made, or not here, are left out.
     """
 
@@ -41,6 +42,7 @@ class Images:
     room: int | None
     tested: int
     given: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
     listings: Mapping[str, Listing] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -57,10 +59,17 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         root: the study's folder, which need not exist.
 
     Raises:
-        InputError: one of the user's own folders exists, but something in it is wrong.
+        InputError: a data set exists, but something in it is wrong.
     """
     asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
-    found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
+    found: dict[str, tuple[tuple[int, int] | None, Listing | None]] = {}
+    notes: list[str] = []
+    for name, spec in asked.items():
+        text = canonical_json(spec)
+        if text not in found:
+            found[text] = _parts(spec)
+            listing = found[text][1]
+            notes += [f"{name}: {line}" for line in (listing.notes if listing else ())]
     parts, listings = ({name: found[canonical_json(spec)][at] for name, spec in asked.items()} for at in (0, 1))
     packed = {name: sum(two) if two else None for name, two in parts.items()}
     tested, own = config["segmentation"]["test_size"], parts["segmentation"]
@@ -71,7 +80,7 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         room = sum(own) - tested if own else None
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
     here = {name: listing for name, listing in listings.items() if listing is not None}
-    return Images(packed, trained, room, tested, given, here)
+    return Images(packed, trained, room, tested, given, tuple(notes), here)
 
 
 def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, Listing | None]:
@@ -81,8 +90,10 @@ def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, Listing | N
         return (spec["count"] - held_out, held_out), None
     try:
         listing = list_source(spec)
+    except MissingError:
+        return None, None
     except InputError:
-        if spec["source"] == "folder" and Path(spec["path"]).is_dir():
+        if spec["source"] != "folder" or os.path.isdir(spec["path"]):
             raise
         return None, None
     training = listing.parts.count(TRAIN) if listing.parts else len(listing.images)
@@ -110,14 +121,20 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    lines, whites = [], {}
+    lines, whites, listings = [], {}, {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
         needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
-        if spec["source"] != "folder" or not own_masks or not needed:
+        if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
-        listing = list_source(spec)
+        try:
+            listing = list_source(spec)
+        except MissingError:
+            continue
+        if spec["source"] != "folder":
+            lines += [f"{name}: {line}" for line in listing.report()]
+            continue
         said = f"{name}: {spec['path']}: {len(listing.images)} images"
         if listing.masks:
             said += f" with masks of {len(listing.mask_classes)} classes"
@@ -126,12 +143,15 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if listing.parts:
             said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
         lines.append(said)
-        if spec["holds"] == "masks":
-            matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
-            lines += [f"{name}: {line}" for line in matched.report()]
+        lines += [f"{name}: {line}" for line in listing.report()]
         read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
         lines += [f"{name}: {line}" for line in decided(read.about)]
-        whites[name] = read.white
+        listings[name], whites[name] = listing, read.white
+    labelled = listings.pop("segmentation", None)
+    for name, listing in listings.items() if labelled else ():
+        if both := same_files(labelled.images, listing.images):
+            tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
+            lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
     return lines + scales(whites)
 
 

@@ -99,7 +99,7 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
 
 
 def split_is_given(config: Mapping[str, Any]) -> bool:
-    """Whether a file says which labelled images are for training and which for testing."""
+    """Whether a file, or their folders, say which labelled images are for training and which for testing."""
     return bool(config["segmentation"].get("split"))
 
 

@@ -167,7 +167,7 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
 def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) -> list[str]:
     used = set(images.packed) - ({"pretrain"} if not max(config["grid"]["pretrain_sizes"]) else set())
     lacking = [name for name, n in images.packed.items() if n is None and name in used]
-    notes = []
+    notes = list(images.notes)
     if stale:
         notes.append(
             f"out of date: {stale} of the jobs to do, whose files exist but are from other images or weights than "

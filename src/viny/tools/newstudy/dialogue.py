@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.coco import convert
-from viny.data.folders import images_below
+from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, value_name
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
@@ -173,7 +173,7 @@ def _folder(text: str) -> Path:
     if not text:
         raise InputError("expected a folder")
     path = Path(text).expanduser()
-    images_below(path)
+    check_some(list_below(path))
     return path
 
 
@@ -207,4 +207,4 @@ def study_name(text: str) -> str:
 def _likely(names: Sequence[str], near: Path = Path()) -> str:
     """A folder that may be meant; empty if none has such a name."""
     places = [place / name for place in (near, Path("data"), Path()) for name in names]
-    return next((str(path) for path in places if path.is_dir()), "")
+    return next((str(path) for path in places if os.path.isdir(path)), "")
