@@ -15,6 +15,7 @@ report: "workflow/report/study.rst"
 include: "workflow/rules/driver.smk"
 include: "workflow/rules/paths.smk"
 include: "workflow/rules/inputs.smk"
+include: "workflow/rules/belongs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/intermediate.smk"
@@ -27,9 +28,12 @@ include: "workflow/rules/aggregate.smk"
 rule all:
     """Run every cell of the study and write its tables, figures and report."""
     default_target: True
-    input:  # everything a user looks at, so that deleted files are made again
+    input:  # all but the packs, so that deleted files are made again
+        splits=SPLITS,
+        trainings=TRAININGS,
         cells=expand(METRICS, cell=CELLS),
         geometry=expand(GEOMETRY, encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
         report=REPORT,
+        summaries=SUMMARIES,

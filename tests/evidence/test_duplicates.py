@@ -171,7 +171,8 @@ def study(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str]]:
             write_split(record, record.with_suffix(".npz"), split, {"pack_sha256": pack.sha256})
         sizes = [int(name.split("_")[0].removeprefix("size-")) for name in splits if name != "classes"]
         spec = {"study": "s", "pretrain": True, "tasks": ["classes"], "finetune_sizes": sizes, "seeds": [0]}
-        write_duplicates({**spec, "distance": 4, **over}, root=root, out=tmp_path / "tables")
+        record = tmp_path / "duplicates.json"
+        write_duplicates({**spec, "distance": 4, **over}, root=root, out=tmp_path, record=record)
         with open(tmp_path / "tables" / "duplicates.csv", newline="") as f:
             rows = list(csv.DictReader(f))
         return rows, (tmp_path / "tables" / "duplicates.md").read_text()

@@ -48,11 +48,11 @@ from viny.learning.settings import ModelSettings
 from viny.learning.weights import load_segmentation, load_weights
 from viny.runtime import files
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, load_arrays, read_json, write_json
+from viny.runtime.files import digest, load_arrays, read_json, seal_of, write_json
 from viny.runtime.processes import Owner
 from viny.runtime.shapes import SHAPES
 from viny.study import layout, specs
-from viny.study.config import differences_from_paper, merge, resolve
+from viny.study.config import merge, resolve
 from viny.study.graph import jobs
 from viny.study.grid import Cell
 from viny.study.inventory import count_images
@@ -62,7 +62,7 @@ from viny.tools.advice.advice import as_text
 from viny.tools.advice.adviser import advise
 from viny.tools.forecast.plan import plan
 from viny.tools.forecast.rates import rates_seen
-from viny.tools.newstudy.dialogue import read_classes
+from viny.tools.newstudy.class_lists import read_classes
 from viny.tools.status.state import Watcher
 from viny.tools.status.view import show
 from viny.tools.terminal import console
@@ -71,6 +71,7 @@ from viny.tools.trained.export import export
 from viny.tools.verify.verifier import verify_study
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore")
 MEMORY = 24 << 30  # bytes of address space, of which PyTorch alone takes several
 MANY = int(os.environ.get("VINY_FUZZ", "0"))
 FUZZ = {"derandomize": not MANY, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -290,7 +291,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cell]:
     write_tables([metrics], root / "tables")
     spent = chain_costs(root, [cell], ModelSettings(**config["model"]))
     write_statistics([metrics], root / "metrics", spent, root / "tables")
-    write_scorecard(specs.scorecard_spec(config, differences_from_paper(config)), root=root, out=root)
+    write_scorecard(
+        specs.scorecard_spec(config), root=root, out=root, record=root / layout.SUMMARY.format(stage="scorecard")
+    )
     (root / "tables" / "duplicates.csv").write_text("role,image,test_image,kind,distance\n")
     benchmark = root / "benchmarks" / "finetune" / f"{cell.name}.jsonl"
     benchmark.parent.mkdir(parents=True)
@@ -310,21 +313,21 @@ def uses(root: Path, cell: Cell) -> dict[str, Callable[[], Any]]:
         "plan": lambda: json.dumps(plan(config, root.parent, root.parent, cores=2, gpus=0, rate=100.0)),
         "rates, for plan": lambda: rates_seen(jobs(config, count_images(config, root)), root, 1, "cpu"),
         "export": lambda: export(load_cell(folder), "timm", root.parent / "out.safetensors", overwrite=True),
-        "report": lambda: write_page(spec, root=root, out=root.parent / "report.html"),
+        "report": lambda: write_page(
+            spec, root=root, out=root.parent / "report.html", record=root.parent / "report.json"
+        ),
         "verify": lambda: verify_study(root, None, None).summary(),
         "costs": lambda: chain_costs(root, [cell], ModelSettings()),
         "metrics": lambda: read_metrics([layout.metrics_file(root, cell)]),
     }
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_all_is_well_with_the_study_itself(study: tuple[Path, Cell]) -> None:
     for name, use in uses(*study).items():
         with contextlib.redirect_stdout(io.StringIO()):
             assert use() is not None or name in ("status", "report"), name
 
 
-@pytest.mark.filterwarnings("ignore")
 @SLOW
 @given(st.integers(0, 10**6), st.one_of(EDITS, BYTES))
 def test_results_of_any_content(study: tuple[Path, Cell], at: int, how: Any) -> None:
@@ -334,7 +337,7 @@ def test_results_of_any_content(study: tuple[Path, Cell], at: int, how: Any) -> 
     path = some[at % len(some)]
     content = changed(path.read_bytes(), how)
     if path.name == "study.json" and at % 5:  # settings with the hash that they should have
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             value = json.loads(content)
             content = json.dumps(value | {"sha256": digest(value["config"])}).encode()
     with holding(path, content):
@@ -431,6 +434,19 @@ def test_sizes_that_a_file_only_states_get_no_memory(study: tuple[Path, Cell], m
                 load_cell(folder)
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "../pipe", "../../../../../../dev/zero", "", "a\0b", 3])
+def test_a_file_that_a_record_names_cannot_hold_status_up(study: tuple[Path, Cell], name: Any) -> None:
+    root, _ = study
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(root.parent / "pipe")
+    path = root / layout.SUMMARY.format(stage="scorecard")
+    record = json.loads(path.read_text())
+    record["inputs"] = {str(name): "0" * 64, "x": name}
+    record["sha256"] = seal_of(record)
+    with holding(path, json.dumps(record).encode()):
+        ends_well(lambda: Watcher(root).look())
+
+
 EVIL = "</script><script>alert(1)</script> a|b [c](javascript:d)\n\n# e"
 
 
@@ -450,7 +466,7 @@ def test_text_of_others_is_text_in_the_report_and_the_card(study: tuple[Path, Ce
     ):
         export(load_cell(folder), "timm", out, overwrite=True)
         page = root.parent / "page.html"
-        write_page(specs.report_spec(config), root=root, out=page)
+        write_page(specs.report_spec(config), root=root, out=page, record=root.parent / "page.json")
     assert "<script" not in page.read_text()
     assert page.read_text().count("&lt;script&gt;") >= 2
     card = out.with_name(f"{out.name}.md").read_text()

@@ -19,8 +19,9 @@ from tiny_study import Study
 
 from viny.learning import checkpoint, stages, train
 from viny.learning.checkpoint import Checkpoints, Progress
-from viny.learning.weights import file_sha256, weights_beside
+from viny.learning.weights import weights_beside
 from viny.runtime.errors import TrainingError
+from viny.runtime.files import file_sha256
 from viny.runtime.signals import Stopped
 from viny.study.grid import Cell
 

@@ -26,7 +26,6 @@ from viny.learning.objectives import Classification, PatchClassification
 from viny.learning.settings import ModelSettings
 from viny.learning.stages import held_out_accuracy
 from viny.learning.weights import (
-    file_sha256,
     load_encoder,
     load_segmentation,
     load_weights,
@@ -35,7 +34,7 @@ from viny.learning.weights import (
     weights_beside,
 )
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest
+from viny.runtime.files import digest, file_sha256
 from viny.study import specs
 from viny.study.grid import Cell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_a_turned_photograph_is_predicted_upright(folder: Path, tmp_path: Path) 
             assert np.array_equal(pixels(out / f"turned{tag}_{kind}.png"), pixels(out / f"a_{kind}.png"))
 
 
+def test_16_bit_images_are_scaled_as_the_training_scaled_its_own(folder: Path, tmp_path: Path) -> None:
+    """An image of 10 bits is predicted as the same image of 8 bits, and one beyond the training's range is refused."""
+    cell = load_cell(folder)
+    assert cell.white is None
+    cell = replace(cell, manifest={**(cell.manifest or {}), "conventions": {"sixteen_bit": {"white": 1023}}})
+    levels = np.asarray(picture(tmp_path / "a.png").convert("L")).astype(np.uint16)
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(((levels.astype(int) * 1023 + 127) // 255).astype(np.uint16)).save(tmp_path / "b.tif")
+    Image.fromarray(levels * 5).save(tmp_path / "c.tif")
+    machine = Machine.choose("cpu", "float32", 1)
+    frame, refused = predict.predict_files(cell, sorted(tmp_path.glob("[abc].*")), tmp_path / "out", machine, 1)
+    assert [Path(image).name for image in frame["image"]] == ["a.png", "b.tif"]
+    assert np.array_equal(pixels(tmp_path / "out" / "a_mask.png"), pixels(tmp_path / "out" / "b_mask.png"))
+    assert [error.path.name for error in refused] == ["c.tif"]
+    assert "where 1,023 is white in the images that were packed" in refused[0].reason
+
+
 def test_bad_files_are_named_and_the_others_done(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +165,18 @@ def test_bad_files_are_named_and_the_others_done(
         *("predictions.csv", "classes.json"),
     }
     assert sum(found["mean_shares"].values()) == pytest.approx(1)
+
+
+def test_what_is_not_predicted_is_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    picture(images / "good.png")
+    (images / "phone.HEIC").touch()
+    (images / "gone.png").symlink_to("gone.png")  # to itself
+    assert run(folder, images, "--out", tmp_path / "out", "--json") == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["images"], [Path(bad["image"]).name for bad in found["refused"]]) == (1, ["gone.png"])
+    assert "1 .heic" in said.err
 
 
 def test_outputs_are_replaced_only_when_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

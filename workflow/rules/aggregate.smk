@@ -1,5 +1,5 @@
 # in:  metrics/<cell>.{json,npz} of every cell, geometry/<encoder>.{json,npz}; for the figures curves, encoders and models too
-# out: tables/*.{csv,md}, figures/*.{pdf,png}, report.html
+# out: tables/*.{csv,md}, figures/*.{pdf,png}, report.html; of each rule its record, summaries/<rule>.json
 
 
 rule tables:
@@ -8,6 +8,7 @@ rule tables:
         metrics=expand(METRICS, cell=CELLS),
     output:
         tables=in_report(TABLES, "Means over seeds"),
+        record=summary_of("tables"),
     log:
         log_of("tables"),
     benchmark:
@@ -19,11 +20,11 @@ rule tables:
         mem_mb=1000,
         runtime=20,
     params:
-        spec=spec("tables", lambda w: specs.tables_spec(STUDY)),
+        spec=spec("tables", lambda w: specs.summary_spec(STUDY, "tables")),
         root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
         "exec python -m viny tables --spec {params.spec:q} --root {params.root:q}"
-        " --out {params.root:q}/tables > {log:q} 2>&1"
+        " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 rule figures:
@@ -41,6 +42,7 @@ rule figures:
         models_weights=ancient([path for model in SHOWN_MODELS for path in file_of(model, "weights")]),
     output:
         figures=in_report(FIGURES, "The study"),
+        record=summary_of("figures"),
     log:
         log_of("figures"),
     benchmark:
@@ -52,11 +54,11 @@ rule figures:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("figures", lambda w: specs.figures_spec(STUDY)),
+        spec=spec("figures", lambda w: specs.summary_spec(STUDY, "figures")),
         root=lambda w, input: Path(input.metrics[0]).parents[1],
     shell:
         "exec python -m viny figures --spec {params.spec:q} --root {params.root:q}"
-        " --out {params.root:q}/figures > {log:q} 2>&1"
+        " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 rule statistics:
@@ -68,6 +70,7 @@ rule statistics:
     output:
         tables=in_report(STATISTICS, "Effects and returns"),
         figures=in_report(STATISTICS_FIGURES, "Effects and returns"),
+        record=summary_of("statistics"),
     log:
         log_of("statistics"),
     benchmark:
@@ -79,10 +82,11 @@ rule statistics:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("statistics", lambda w: specs.statistics_spec(STUDY)),
+        spec=spec("statistics", lambda w: specs.summary_spec(STUDY, "statistics")),
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
-        "exec python -m viny statistics --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+        "exec python -m viny statistics --spec {params.spec:q} --root {params.root:q}"
+        " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 if ENCODERS:
@@ -96,6 +100,7 @@ if ENCODERS:
         output:
             tables=in_report(REPRESENTATIONS, "Geometry"),
             figures=in_report(REPRESENTATIONS_FIGURES, "Geometry"),
+            record=summary_of("representations"),
         log:
             log_of("representations"),
         benchmark:
@@ -107,10 +112,11 @@ if ENCODERS:
             mem_mb=2000,
             runtime=30,
         params:
-            spec=spec("representations", lambda w: specs.representations_spec(STUDY)),
+            spec=spec("representations", lambda w: specs.summary_spec(STUDY, "representations")),
             root=lambda w, output: Path(output.tables[0]).parents[1],
         shell:
-            "exec python -m viny representations --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+            "exec python -m viny representations --spec {params.spec:q} --root {params.root:q}"
+            " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 rule scorecard:
@@ -121,6 +127,7 @@ rule scorecard:
         other=other_study,
     output:
         tables=in_report(SCORECARD, "Against the paper"),
+        record=summary_of("scorecard"),
     log:
         log_of("scorecard"),
     benchmark:
@@ -132,10 +139,11 @@ rule scorecard:
         mem_mb=2000,
         runtime=30,
     params:
-        spec=spec("scorecard", lambda w: specs.scorecard_spec(STUDY, differences_from_paper(STUDY))),
+        spec=spec("scorecard", lambda w: specs.summary_spec(STUDY, "scorecard")),
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
-        "exec python -m viny scorecard --spec {params.spec:q} --root {params.root:q} --out {params.root:q} > {log:q} 2>&1"
+        "exec python -m viny scorecard --spec {params.spec:q} --root {params.root:q}"
+        " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -145,6 +153,7 @@ rule report:
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
     output:
         page=REPORT,
+        record=summary_of("report"),
     log:
         log_of("report"),
     benchmark:
@@ -156,7 +165,8 @@ rule report:
         mem_mb=1000,
         runtime=20,
     params:
-        spec=spec("report", lambda w: specs.report_spec(STUDY)),
+        spec=spec("report", lambda w: specs.summary_spec(STUDY, "report")),
         root=lambda w, output: Path(output.page).parent,
     shell:
-        "exec python -m viny report --spec {params.spec:q} --root {params.root:q} --out {output.page:q} > {log:q} 2>&1"
+        "exec python -m viny report --spec {params.spec:q} --root {params.root:q}"
+        " --out {output.page:q} --record {output.record:q} > {log:q} 2>&1"

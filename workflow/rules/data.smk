@@ -1,9 +1,11 @@
 # in:  the data sets named in the study (or none, for the synthetic source)
-# out: packs/<pack>/{manifest.json, images.npy}, splits/<part>/<subset>.{json,npz}, tables/duplicates.{csv,md}
+# out: packs/<pack>/{manifest.json, images.npy}, splits/<part>/<subset>.{json,npz}, tables/duplicates.{csv,md}, summaries/duplicates.json
 
 
 rule pack:
     """Decode a data set once into memory-mapped arrays, shared between studies."""
+    input:
+        redo=belongs,
     output:
         manifest=MANIFEST,
         images=PACKED,
@@ -61,6 +63,7 @@ rule duplicates:
         images=ancient(expand(PACKED, pack=SEARCHED_PACKS)),
     output:
         tables=DUPLICATES,
+        record=summary_of("duplicates"),
     log:
         log_of("duplicates"),
     benchmark:
@@ -76,4 +79,4 @@ rule duplicates:
         root=lambda w, output: Path(output.tables[0]).parents[1],
     shell:
         "exec python -m viny duplicates --spec {params.spec:q} --root {params.root:q}"
-        " --out {params.root:q}/tables > {log:q} 2>&1"
+        " --out {params.root:q} --record {output.record:q} > {log:q} 2>&1"

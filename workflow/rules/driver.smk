@@ -21,7 +21,7 @@ from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.runtime.text import visible
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
-from viny.study.inventory import count_images, with_listings
+from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, submitted_settings, write_study
 
@@ -37,32 +37,38 @@ def inside(path, default):
         return default
 
 
+def say(text):
+    """Print a message to standard error; what a terminal would obey in it is written out."""
+    print(visible(text), file=sys.stderr)
+
+
 # 9.27.1: false in jobs that parse the workflow again, as Slurm's do. Without it, each job checks the settings again.
 IS_DRIVER = inside("is_main_process", True)
-IMAGE_COUNTS = {}  # by pack; None if its source is not here
 
 
 def settings():
-    """The resolved study; any error in it ends the run with one message."""
+    """The resolved study, how many images it has, and their files; any error ends the run with one message."""
     try:
         # 9.27.1: paths of the study's files. Without them, a duplicate key goes unnoticed, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
         study = resolve(config)
         if not IS_DRIVER:
-            return submitted_settings(study)
+            return submitted_settings(study), None, {}
         root = Path("results", study["study"])
         images = count_images(study, root)
-        IMAGE_COUNTS.update(images.packed)
         check_sizes(study, images.limits)
-        study = with_listings(study, root)
+        for note in images.notes:
+            say(f"Note: {note}")
+        files = read_files(study, images)
+        study = with_listings(study, root, files)
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{visible(str(error))}")
     export_settings(root, study)
-    return study
+    return study, images, files
 
 
-STUDY = settings()
+STUDY, IMAGES, FILES = settings()
 ROOT = f"results/{STUDY['study']}"
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own
@@ -121,7 +127,7 @@ def failures():
         named = "_".join(map(str, job.wildcards))
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
         slurm = complaint(Path(".snakemake", "slurm_logs", kind))
-        yield visible(f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})")
+        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
 
 
 onstart:
@@ -130,11 +136,11 @@ onstart:
 
 onsuccess:
     if Path(REPORT).is_file():
-        print(f"Done: {REPORT}; viny advise {ROOT}", file=sys.stderr)
+        say(f"Done: {REPORT}; viny advise {ROOT}")
 
 
 onerror:
-    print("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]), file=sys.stderr)
+    say("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]))
 
 
 # What a driver tells its jobs; no result depends on it. A job ends when its driver does, after a checkpoint.

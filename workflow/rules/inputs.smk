@@ -2,7 +2,6 @@
 from viny.runtime.files import canonical_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import specs, workload
-from viny.study.config import differences_from_paper
 
 
 def spec(stage, make):
@@ -25,8 +24,13 @@ def request(of):
     }
 
 
+def images_in(pack):
+    """How many images a pack's data set has; None if it is not here, or in a job, whose request is settled."""
+    return IMAGES.packed[pack] if IMAGES else None
+
+
 def pack_minutes(wildcards, threads, attempt):
-    return workload.pack_minutes(IMAGE_COUNTS.get(wildcards.pack), threads, attempt)
+    return workload.pack_minutes(images_in(wildcards.pack), threads, attempt)
 
 
 def file_of(training, what):

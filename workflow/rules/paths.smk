@@ -27,6 +27,10 @@ ARRAYS = below(layout.GEOMETRY_ARRAYS)
 REPORT = below(layout.REPORT)
 
 
+SPLITS = [f"{ROOT}/{path}" for path in layout.split_files(STUDY)]
+TRAININGS = [f"{ROOT}/{path}" for one in layout.trainings(ALL_CELLS.values()) for path in one.files()]
+
+
 def tables(names):
     return expand(below(layout.TABLE), name=names)
 
@@ -43,6 +47,14 @@ if ENCODERS:
     REPRESENTATIONS = tables(layout.REPRESENTATIONS_TABLES)
     REPRESENTATIONS_FIGURES = drawn(layout.REPRESENTATIONS_FIGURES)
 SCORECARD = tables(layout.SCORECARD_TABLES)
+
+
+def summary_of(stage):
+    """The record of a rule that summarises the study."""
+    return below(layout.SUMMARY, stage=stage)
+
+
+SUMMARIES = [summary_of(stage) for stage in layout.SUMMARIES if ENCODERS or stage != "representations"]
 
 
 def log_of(stage, *name):

@@ -36,7 +36,12 @@ def add(people: People) -> None:
     )
     p.add_argument("--spatial", action="store_true", help="an intermediate task: each patch's class, from the masks")
     p.add_argument("--classes", metavar="VALUE=NAME,...", help="names of mask values, or of colours '#rrggbb'")
-    p.add_argument("--classes-file", type=Path, metavar="FILE", help="the same, as lines of value,name")
+    p.add_argument(
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="the same in a file: lines of value,name, or what Roboflow or CVAT wrote",
+    )
     p.add_argument(
         "--ignore",
         action="append",
@@ -44,7 +49,12 @@ def add(people: People) -> None:
         metavar="VALUE",
         help="mask value or colour without a class; may be repeated",
     )
-    p.add_argument("--split", type=Path, metavar="FILE", help="lines of image,part; part is train, test or none")
+    p.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="lines of image,part; part is train, test or none (default: folders called train, val or test, if any)",
+    )
     p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks from")
     p.add_argument(
         "--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic annotations (default: beside them, same name)"
@@ -68,7 +78,8 @@ def _task(text: str) -> tuple[str, Path]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from viny.tools.newstudy.dialogue import init, parse_classes, parse_value, read_classes
+    from viny.tools.newstudy.class_lists import parse_classes, parse_value, read_classes
+    from viny.tools.newstudy.dialogue import init
 
     classes = read_classes(args.classes_file) if args.classes_file else None
     if args.classes:

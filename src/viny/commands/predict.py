@@ -35,11 +35,15 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from viny.data.folders import list_below
     from viny.learning.machine import Machine
     from viny.tools.trained.cell import load_cell
     from viny.tools.trained.predict import predict_files
 
     cell = load_cell(args.cell, args.root)
+    for path in args.images:
+        for line in list_below(path).report() if os.path.isdir(path) else []:
+            print(f"viny: {line}", file=sys.stderr)
     machine = Machine.choose(args.device, args.precision, args.threads)
     frame, refused = predict_files(cell, args.images, args.out, machine, args.threads, args.overwrite)
     for error in refused:

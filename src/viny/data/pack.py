@@ -2,8 +2,8 @@
 
 A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals);
 labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S] if the source has them; files.sums
-[N, 16] and images.phash [N] for the search for duplicates; a names.txt; and a manifest.json that holds only
-what the content determines. `viny.data.packing` makes packs.
+[N, 16] and images.phash [N] for the search for duplicates; a names.txt and a contents.txt (hashes of the files that
+it was made from); and a manifest.json that holds only what the content determines. `viny.data.packing` makes packs.
 
 images.npy and masks.npy are large, so a hash of each row is kept beside them (images.sums.npy, masks.sums.npy,
 uint8 [N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` checks each row the first time
@@ -48,6 +48,7 @@ ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "labels": ("<i4", ("N",)),
     "parts": ("|u1", ("N",)),
 }
+CONTENTS = "contents.txt"
 NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")
 
 
@@ -211,8 +212,8 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
     lacking = [name for name in NEEDED if name not in out]
     lacking += ["masks.sums"] if "masks" in out and "masks.sums" not in out else []
     need(not lacking, f"'arrays' lacks {', '.join(lacking)}")
-    names = manifest.get("names_sha256")
-    need(names is None or isinstance(names, str), "'names_sha256' is not text")
+    for key in ("names_sha256", "contents"):
+        need(manifest.get(key) is None or isinstance(manifest[key], str), f"'{key}' is not text")
     return out
 
 
@@ -311,17 +312,23 @@ def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
 
 
 def _name_lines(folder: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> bytes:
-    if manifest.get("names_sha256") is None:
-        return b""
     file = folder / "names.txt"
+    data = _checked_text(file, manifest_path, manifest.get("names_sha256"), "the images' names")
+    if data and data.count(b"\n") != manifest["count"]:
+        raise InputError(f"{file}: does not hold {manifest['count']} names; {_again(folder)}")
+    return data
+
+
+def _checked_text(file: Path, manifest_path: Path, sha256: str | None, what: str) -> bytes:
+    """What a small file of a pack holds, whose hash is in the manifest; nothing if there is none."""
+    if sha256 is None:
+        return b""
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; expected the images' names; {_again(folder)}") from error
-    if hashlib.sha256(data).hexdigest() != manifest["names_sha256"]:
-        raise InputError(f"{file}: content differs from {manifest_path}; {_again(folder)}")
-    if data.count(b"\n") != manifest["count"]:
-        raise InputError(f"{file}: does not hold {manifest['count']} names; {_again(folder)}")
+        raise InputError(f"{file}: {error.strerror}; expected {what}; {_again(file.parent)}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{file}: content differs from {manifest_path}; {_again(file.parent)}")
     return data
 
 
@@ -339,6 +346,7 @@ def verify_pack(manifest_path: str | Path) -> None:
         InputError: names the file that differs, and for images and masks the row and the image.
     """
     pack = open_pack(manifest_path)
+    _checked_text(pack.folder / CONTENTS, Path(manifest_path), pack.manifest.get("contents"), "the files' hashes")
     for name in pack.sums:
         for start in range(0, len(pack), BLOCK):
             pack.rows(name, np.arange(start, min(start + BLOCK, len(pack))))

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from viny.data.contents import read_contents, untouched
+from viny.data.conventions import Heads, decide, said
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
 from viny.data.masks import BACKGROUNDS
-from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
+from viny.data.pack import ARRAYS, BY_ROW, CONTENTS, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.runtime.errors import InputError
 from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
@@ -34,6 +36,7 @@ ASPECTS = {
 }
 CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
+AGAIN = "give the same command again once nothing writes there"
 OTHER_STORE = "set pack_store to a folder on another disk"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a full quota
 
@@ -178,13 +181,14 @@ def pack_files(
     background = next((listing.mask_classes.index(name) for name in BACKGROUNDS if name in listing.mask_classes), None)
     refused: dict[int, BadFileError] = {}
     blank: set[int] = set()  # images whose mask is all background
-    unrotated: set[int] = set()
+    heads = Heads.read(listing.images, listing.masks, threads)
+    found = decide(heads, listing.mask_values, listing.colours, threads=threads)
 
     def pack_one(i: int) -> np.ndarray:
         mask = None
         if listing.masks:
-            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit)
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit)
+            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit, found.turns[i])
+        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
@@ -192,8 +196,6 @@ def pack_files(
             arrays.put("masks", i, mask.pixels)
             if background is not None and mask.only == background:
                 blank.add(i)
-        if picture.unrotated:
-            unrotated.add(i)
         return picture.grey
 
     def work(chunk: range) -> None:
@@ -214,9 +216,16 @@ def pack_files(
     if spec.get("all_background") == "skip":
         reason = {"reason": "the mask shows nothing but background"}
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
-    more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    absent = [os.path.relpath(path, base) for path in listing.missing]
+    skipped = [{"image": name, "file": name, "reason": "a link that leads nowhere"} for name in absent]
+    more: dict[str, Any] = {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    more["conventions"] = found.about
+    # Only what might have been packed: other files come and go.
+    for key, counts in (("passed_over", listing.passed_over()), ("left_out", listing.left_out)):
+        if counts:
+            more[key] = counts
     if listing.masks:
-        more |= {"unrotated": len(unrotated), "masks_without_image": listing.masks_without_image}
+        more["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
             more["images_without_mask"] = listing.images_without_mask
         if background is not None:
@@ -274,26 +283,33 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
     Args:
         spec: source, path, size, resize, and for files on_bad_image and all_background, see
             `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
-        folder: an existing folder to fill.
+        folder: an existing folder to fill, in the store of packs.
         threads: workers.
 
     Returns:
         The manifest, as written to `folder`/manifest.json.
 
     Raises:
-        InputError: data are missing (see `viny.data.sources`), files are bad, or the disk is full.
+        InputError: data are missing (see `viny.data.sources`), files are bad or changed meanwhile, or the disk is full.
     """
     with _full_disk_is_input(folder.parent):
         return _build(spec, folder, threads)
 
 
 def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+    files = None
     if spec["source"] == "synthetic":
         arrays, names, more = _pack_synthetic(spec, folder, threads)
     else:
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
-        arrays, names, more = pack_files(list_source(spec), spec, folder, threads)
+        listing = list_source(spec)
+        files = read_contents(listing, spec, folder.parent)
+        if spec.get("listing", files.sha256) != files.sha256:
+            raise InputError(f"{spec['path']}: files in it changed after the run had begun; {AGAIN}")
+        arrays, names, more = pack_files(listing, spec, folder, threads)
+        if not untouched(listing, files):
+            raise InputError(f"{spec['path']}: files in it changed while they were packed; {AGAIN}")
     manifest = {
         "format": FORMAT,
         "source": spec["source"],
@@ -312,8 +328,9 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         if spec["source"] != "folder" and "border" in manifest["mask_classes"]:  # a user's own border is a class
             manifest["border_class"] = manifest["mask_classes"].index("border")
         manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])
-    if "listing" in spec:
-        manifest["listing"] = spec["listing"]
+    if files is not None:
+        (folder / CONTENTS).write_text(files.text, encoding="utf-8")
+        manifest["contents"] = files.sha256
     manifest["sha256"] = manifest_sha256(manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -416,11 +433,17 @@ def describe(manifest: Mapping[str, Any]) -> str:
     """A few lines for a log: what the pack is, and what was noticed while making it."""
     lines = [json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})]
     counts = {
-        "unrotated": "images whose EXIF orientation was ignored, because their masks fit without it",
         "all_background": "masks that show nothing but background",
         "masks_without_image": "masks whose image is not listed",
         "images_without_mask": "images without a mask, left out",
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
+    lines += said(manifest.get("conventions", {}))
+    for key, text in (
+        ("passed_over", "files of formats that are not read"),
+        ("left_out", "images in no part that is used"),
+    ):
+        if manifest.get(key):
+            lines.append(f"{text}: {', '.join(f'{name} {count}' for name, count in manifest[key].items())}")
     lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.folders import (
-    IMAGE_SUFFIXES,
+    BY_FOLDERS,
+    Found,
+    Pairs,
+    check_missing,
     check_name,
-    files_digest,
+    check_some,
+    composed,
+    few,
     hold_out,
-    images_below,
+    list_below,
     name_below,
+    own_split,
     pair,
+    part_of,
     split_by_file,
+    split_by_folders,
+    split_in_names,
+    together,
 )
 from viny.data.pack import TEST, TRAIN
 from viny.runtime.errors import InputError
@@ -35,7 +46,10 @@ class Listing:
     `labels`, `parts` (TRAIN or TEST, the official split) and `masks` are empty if a source has none. `mask_values`
     maps a value in a mask file to a class index or IGNORE, and `colours` says whether the values are colours.
     `masks_without_image` counts masks whose image is not listed, `images_without_mask` images that are not listed
-    because they have no mask; both are noted but are not faults.
+    because they have no mask; both are noted but are not faults. `lists` are the files that say which images there
+    are and in which part. `found` says what else is in the folders, `missing` names links to images that are not there,
+    `left_out` counts images by the author's parts that are not used, and `kept` says which split of the author's is
+    kept, if any, and `notes` what else a user should know, a sentence each.
     """
 
     images: list[Path]
@@ -48,6 +62,32 @@ class Listing:
     colours: bool = False
     masks_without_image: int = 0
     images_without_mask: int = 0
+    lists: list[Path] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+    pairs: Pairs | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    kept: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def images_in(self, part: int) -> list[Path]:
+        """The images of one part, TRAIN or TEST."""
+        return [image for image, other in zip(self.images, self.parts, strict=True) if other == part]
+
+    @property
+    def missing(self) -> list[Path]:
+        return [path for one in self.found for path in one.missing]
+
+    def report(self) -> list[str]:
+        """What was left out, passed over or does not match, one line each; nothing if there is none."""
+        more = self.pairs.report() if self.pairs else [line for one in self.found for line in one.report()]
+        return [self.kept] * bool(self.kept) + self.notes + more
+
+    def passed_over(self) -> dict[str, int]:
+        """How many files have formats of pictures that are not read, by ending."""
+        total: Counter[str] = Counter()
+        for one in self.found:
+            total.update(one.pictures)
+        return dict(sorted(total.items()))
 
 
 HOW_TO_GET = {
@@ -68,63 +108,77 @@ HOW_TO_GET = {
 }
 
 
-def _missing(source: str, path: Path, lacking: Path) -> InputError:
-    return InputError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
+LISTS = ("", "ImageSets", "ImageSets/Segmentation", "splits", "split", "lists", "meta")  # folders of lists of parts
+INTEL = {"seg_train": TRAIN, "seg_test": TEST}  # folders of its parts
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    found = sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
-    for sub in found:
-        check_name(sub.name, folder)
+class MissingError(InputError):
+    """A known data set is not where it should be."""
+
+
+def _missing(source: str, path: Path, lacking: Path) -> MissingError:
+    return MissingError(f"{lacking}: not found. Source '{source}' at {path} expects {HOW_TO_GET[source]}.")
+
+
+def _subfolders(folder: Path) -> Found:
+    """What is directly in a folder of class folders; two that are one in Unicode's composed form are refused."""
+    found = list_below(folder, deep=False)
+    names = [composed(sub.name) for sub in found.subfolders]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{folder}: two folders are called {few(twice)}, with accents encoded differently; join them")
     return found
 
 
-def _images_in(folder: Path) -> list[Path]:
-    found = [
-        Path(e.path)
-        for e in os.scandir(folder)
-        if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
-    ]
-    for path in found:
-        check_name(path.name, folder)
-    return sorted(found)
-
-
-def _class_folders(folder: Path, source: str, path: Path) -> tuple[list[Path], list[str], list[int]]:
-    if not folder.is_dir():
+def _class_folders(folder: Path, source: str, path: Path) -> Listing:
+    """A known data set's class folders, whose images lie directly in them."""
+    if not os.path.isdir(folder):
         raise _missing(source, path, folder)
-    images: list[Path] = []
-    labels: list[int] = []
-    classes = _subfolders(folder)
-    for label, sub in enumerate(classes):
-        found = _images_in(sub)
-        if not found:
+    out, found = Listing([]), [_subfolders(folder)]
+    for label, sub in enumerate(found[0].subfolders):
+        found.append(list_below(sub, deep=False))
+        if not found[-1].images and not found[-1].missing:
             raise InputError(f"{sub}: class folder without images; remove it or fill it")
-        images += found
-        labels += [label] * len(found)
-    if not images:
+        if nested := found[-1].subfolders:
+            out.notes.append(f"{sub}: folders in a class folder are left out: {few(inner.name for inner in nested)}")
+        out.classes.append(composed(sub.name))
+        out.images += found[-1].images
+        out.labels += [label] * len(found[-1].images)
+    if not out.classes:
         raise _missing(source, path, folder / "<class>")
-    return images, [c.name for c in classes], labels
+    out.found = [together(folder, found)]
+    return out
 
 
 def list_imagenet(path: Path) -> Listing:
     """Class folders in `path`/train (torchvision's ImageNet), or directly in `path` (an ImageFolder)."""
-    folder = path / "train" if (path / "train").is_dir() else path
-    images, classes, labels = _class_folders(folder, "imagenet", path)
-    return Listing(images, classes, labels, [TRAIN] * len(images))
+    out = _class_folders(path / "train" if os.path.isdir(path / "train") else path, "imagenet", path)
+    out.parts = [TRAIN] * len(out.images)
+    return out
 
 
 def list_intel(path: Path) -> Listing:
     """The Kaggle archive's layout: seg_train/seg_train/<class> and seg_test/seg_test/<class>."""
-    images, classes, labels = _class_folders(path / "seg_train" / "seg_train", "intel", path)
-    test_images, test_classes, test_labels = _class_folders(path / "seg_test" / "seg_test", "intel", path)
-    if classes != test_classes:
-        raise InputError(
-            f"{path}: seg_train has classes {', '.join(classes)} but seg_test {', '.join(test_classes)}; "
-            "they must be the same"
-        )
-    parts = [TRAIN] * len(images) + [TEST] * len(test_images)
-    return Listing(images + test_images, classes, labels + test_labels, parts)
+    parts = {(name, code): _class_folders(path / name / name, "intel", path) for name, code in INTEL.items()}
+    return _joined(path, parts)
+
+
+def _joined(path: Path, parts: Mapping[tuple[str, int], Listing]) -> Listing:
+    """One listing of several parts, by their folders' names and TRAIN or TEST; they must have the same classes."""
+    ((first, _), base), *rest = parts.items()
+    out = Listing([], base.classes)
+    for (name, _), other in rest:
+        if other.classes != base.classes:
+            raise InputError(
+                f"{path}: {first} has classes {', '.join(base.classes)} but {name} {', '.join(other.classes)}; they "
+                "must be the same"
+            )
+    for (_, code), one in parts.items():
+        out.images += one.images
+        out.labels += one.labels
+        out.parts += [code] * len(one.images)
+        out.found += one.found
+        out.notes += one.notes
+    return out
 
 
 def list_pets(path: Path) -> Listing:
@@ -135,8 +189,9 @@ def list_pets(path: Path) -> Listing:
     names: dict[int, str] = {}
     listed: dict[str, str] = {}  # where each image is listed
     for part, file in ((TRAIN, notes / "trainval.txt"), (TEST, notes / "test.txt")):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise _missing("pets", path, file)
+        out.lists.append(file)
         for number, stem, label in _pets_lines(file):
             if stem in listed:
                 raise InputError(f"{file}, line {number}: '{stem}' is in {listed[stem]} too; remove one of them")
@@ -154,11 +209,9 @@ def list_pets(path: Path) -> Listing:
             "classes are counted from 1"
         )
     out.classes = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
-    trimaps = notes / "trimaps"
-    present = os.listdir(trimaps) if trimaps.is_dir() else []
-    # macOS puts '._<name>' beside each file in the archives it makes.
-    spare = [n for n in present if n.endswith(".png") and not n.startswith("._") and n[:-4] not in listed]
-    out.masks_without_image = len(spare)
+    if os.path.isdir(notes / "trimaps"):
+        present = list_below(notes / "trimaps", deep=False).names
+        out.masks_without_image = sum(n.endswith(".png") and n[:-4] not in listed for n in present)
     return out
 
 
@@ -229,10 +282,6 @@ def fetch_pets(path: Path) -> None:
         ) from error
 
 
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
-
-
 def list_folder(spec: Mapping[str, Any]) -> Listing:
     """A user's own folder: images, images with masks, or images in class folders, as `spec['holds']` says.
 
@@ -242,12 +291,17 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    path = Path(spec["path"])
+    path, skip_missing = Path(spec["path"]), spec.get("on_bad_image") == "skip"
     if spec["holds"] == "images":
-        return Listing(images_below(path))
+        found = list_below(path)
+        check_some(found)
+        check_missing([found], skip_missing)
+        return Listing(found.images, found=[found])
     if spec["holds"] == "classes":
-        return _list_classes(path, spec)
-    pairs = pair(path, Path(spec["masks"]), spec["mask_suffix"])
+        out = _list_classes(path, spec)
+        check_missing(out.found, skip_missing)
+        return out
+    pairs = pair(path, Path(spec["masks"]), spec["mask_suffix"], skip_missing)
     out = Listing(
         pairs.images,
         masks=pairs.masks,
@@ -256,66 +310,175 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
         colours=spec["colours"],
         masks_without_image=len(pairs.masks_without_image),
         images_without_mask=len(pairs.images_without_mask),
+        found=pairs.found,
+        pairs=pairs,
     )
     if spec["split"]:
         _split(out, spec["split"], path, pairs.images_without_mask)
+    out.kept = kept_split(pairs.names, spec["split"])
+    out.notes += pooled_split(pairs.names, spec["split"]) + beside(path, spec["split"])
     return out
+
+
+def kept_split(names: Sequence[str], split: str) -> str:
+    """A sentence on the author's split, if a study's `split` keeps it; `names` are the images' paths."""
+    if split != BY_FOLDERS:
+        return ""
+    counts = own_split(names)
+    kept = "train and test as in their folders"
+    if "test" not in counts:
+        kept = "train as in its folder, and val as the test part"
+    elif "val" in counts:
+        kept += f"; {counts['val']} images in val are left out, neither trained nor tested on"
+    return f"the author's split is kept ({_listed(counts)}): {kept}"
+
+
+def pooled_split(names: Sequence[str], split: str) -> list[str]:
+    """A note on images whose folders or names look like an author's split, if a study's `split` is empty."""
+    if split:
+        return []
+    if counts := own_split(names):
+        outside = f", with {counts['none']} images in neither" if "none" in counts else ""
+        return [
+            f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
+            f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
+        ]
+    if counts := split_in_names(names):
+        return [
+            f"images' names begin like their author's split ({_listed(counts)}), which this study pools and splits "
+            "anew; a file with lines image,part as segmentation.split keeps it"
+        ]
+    return []
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in counts.items() if part != "none")
+
+
+def beside(folder: Path, split: str) -> list[str]:
+    """Notes on what of an author's split is not used: its lists, unless `split` is set, and folders beside this one."""
+    place = Path(os.path.abspath(folder))
+    notes = []
+    for near in (place, place.parent):
+        for lists in LISTS:
+            files = [
+                near / lists / f"{part}.{ending}" for part in ("train", "val", "test") for ending in ("txt", "csv")
+            ]
+            files = [str(file) for file in files if os.path.isfile(file)]
+            if len(files) > 1 and not split:
+                notes.append(
+                    f"lists that look like the author's split are not used: {', '.join(files)}; split takes one "
+                    "file with lines image,part"
+                )
+    return notes + _parts_beside(place)
+
+
+def _parts_beside(place: Path) -> list[str]:
+    """A note on folders for testing that lie beside the one for training; empty if there are none."""
+    for above in (place, *place.parents[:2]):
+        if part_of(above.name) != "train":
+            continue
+        try:
+            near = [other / place.relative_to(above) for other in list_below(above.parent, deep=False).subfolders]
+        except InputError:  # where this user may not look
+            continue
+        near = [other for other in near if part_of(os.path.relpath(other, above.parent).split(os.sep)[0])]
+        others = [str(other) for other in near if other != place and os.path.isdir(other)]
+        if others:
+            return [f"{place} is used, but not what lies beside it: {few(others)}; to use both, name the folder above"]
+    return []
 
 
 def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
     """Class folders and all their subfolders; directly in `path`, or in its train and test folders."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path}: no such folder; expected class folders of images, <path>/<class>/**/*.jpg")
-    tops = {sub.name.lower(): sub for sub in _subfolders(path)}
-    train = next((tops[name] for name in TRAIN_FOLDERS if name in tops), None)
-    test = next((tops[name] for name in TEST_FOLDERS if name in tops), None)
-    if train and test and not spec["split"]:
-        mine, other = _classes_below(train), _classes_below(test)
-        if mine.classes != other.classes:
+    top = _subfolders(path)
+    tops: dict[str, list[Path]] = {}
+    for sub in top.subfolders:
+        tops.setdefault(part_of(sub.name) or "none", []).append(sub)
+    # A part of images without class folders, as a competition's test part, holds no labels.
+    labelled = [part for part in ("test", "val") if any(_subfolders(sub).subfolders for sub in tops.get(part, []))]
+    held_out = next(iter(labelled), None)
+    split, others = spec["split"], tops.pop("none", [])
+    if "train" not in tops or not held_out:
+        if split == BY_FOLDERS or (tops and not others):
             raise InputError(
-                f"{path}: {train.name} has classes {', '.join(mine.classes)} but {test.name} "
-                f"{', '.join(other.classes)}; they must be the same"
+                f"{path}: expected folders train and test, or train and val, of class folders, or class folders alone; "
+                f"found {few(sub.name for sub in top.subfolders)}"
             )
-        parts = [TRAIN] * len(mine.images) + [TEST] * len(other.images)
-        return Listing(mine.images + other.images, mine.classes, mine.labels + other.labels, parts)
-    out = _classes_below(path)
-    if spec["split"]:
-        _split(out, spec["split"], path)
-    else:
-        out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
+        out = _classes_below(path, top)
+        if split:
+            _split(out, split, path)
+        else:
+            out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
+        out.notes += beside(path, split)
+        return out
+    used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
+    for part in used:
+        if len(tops[part]) > 1:
+            raise InputError(f"{path}: {few(tops[part])} all look like the {part} part; keep one of them")
+    codes = {part: TRAIN if part == "train" else TEST for part in used}
+    out = _joined(path, {(tops[part][0].name, code): _classes_below(tops[part][0]) for part, code in codes.items()})
+    if split not in ("", BY_FOLDERS):
+        _split(out, split, path)
+    for sub in (*(sub for part, subs in tops.items() if part not in used for sub in subs), *others):
+        if count := len(list_below(sub).images):
+            out.left_out[composed(sub.name)] = count
+            kept = " and ".join(tops[part][0].name for part in used)
+            out.notes.append(f"{sub}: {count} images, neither trained nor tested on, as {kept} are used")
+    out.found.append(top)
+    if top.images:
+        out.notes.append(_loose(top))
     return out
 
 
-def _classes_below(path: Path) -> Listing:
-    out = Listing([])
-    for label, folder in enumerate(_subfolders(path)):
-        found = images_below(folder)
-        out.images += found
-        out.labels += [label] * len(found)
-        out.classes.append(folder.name)
+def _loose(top: Found) -> str:
+    images = few(image.name for image in top.images)
+    return f"{top.folder}: {len(top.images)} images are in no class folder, left out: {images}"
+
+
+def _classes_below(path: Path, top: Found | None = None) -> Listing:
+    """The images in class folders, whatever their part; `top` is what is directly in `path`, if known."""
+    top = top or _subfolders(path)
+    out, every = Listing([]), [top]
+    for label, folder in enumerate(top.subfolders):
+        found = list_below(folder)
+        check_some(found)
+        every.append(found)
+        out.images += found.images
+        out.labels += [label] * len(found.images)
+        out.classes.append(composed(folder.name))
     if len(out.classes) < 2:
         raise InputError(f"{path}: {len(out.classes)} class folders; expected two or more, <path>/<class>/**/*.jpg")
+    out.found = [together(path, every)]
+    if top.images:
+        out.notes.append(_loose(top))
     return out
 
 
-def _split(listing: Listing, file: str, folder: Path, others: Sequence[Path] = ()) -> None:
-    """Set the parts of a listing from a split file, and drop images that are in no part."""
-    parts = split_by_file(Path(file), listing.images, folder, others)
+def _split(listing: Listing, split: str, folder: Path, others: Sequence[Path] = ()) -> None:
+    """Set the parts of a listing from a split file or its folders, and drop images that are in no part."""
+    if split == BY_FOLDERS and listing.pairs:
+        parts, counts = split_by_folders(listing.pairs.names, folder)
+        if counts.get("val") and counts.get("test"):
+            listing.left_out["val"] = counts["val"]
+    else:
+        parts = split_by_file(Path(split), listing.images, folder, others)
+        listing.lists.append(Path(split))
     kept = [at for at, part in enumerate(parts) if part is not None]
     for name in ("images", "labels", "masks"):
         values = getattr(listing, name)
         setattr(listing, name, [values[at] for at in kept] if values else values)
     listing.parts = [parts[at] for at in kept]
     if len(set(listing.parts)) < 2:
-        raise InputError(f"{file}: expected images in both train and test, found only one of them")
+        raise InputError(f"{split}: expected images in both train and test, found only one of them")
 
 
-def listing_digest(spec: Mapping[str, Any]) -> str | None:
-    """Hex sha256 of what is in a user's own folders; None for other sources, and for folders that are not here."""
-    if spec["source"] != "folder" or not Path(spec["path"]).is_dir():
-        return None
-    files = {Path(folder): images_below(Path(folder)) for folder in (spec["path"], spec.get("masks")) if folder}
-    return files_digest(files, Path(spec["split"]) if spec.get("split") else None)
+def split_file(spec: Mapping[str, Any]) -> Path | None:
+    """The file that says which images are for training; None if none does."""
+    split = spec.get("split", "")
+    return Path(split) if split not in ("", BY_FOLDERS) else None
 
 
 LISTERS = {"imagenet": list_imagenet, "intel": list_intel, "pets": list_pets}
@@ -332,4 +495,6 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     """
     if spec["source"] == "folder":
         return list_folder(spec)
-    return LISTERS[spec["source"]](Path(spec["path"]))
+    out = LISTERS[spec["source"]](Path(spec["path"]))
+    check_missing(out.found, spec.get("on_bad_image") == "skip")
+    return out

@@ -16,9 +16,10 @@ import numpy as np
 
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
+from viny.evidence.summary import Summary
 from viny.runtime.files import atomic_path
 from viny.runtime.text import cell_text
-from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record
+from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record, summarised
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
 BLOCK = 1 << 22  # pairs compared at a time: 32 MB of differences
@@ -104,7 +105,7 @@ def _among(rows: np.ndarray, tests: np.ndarray, splits: Iterable[Mapping[str, np
     return found
 
 
-def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
     """Look for training images among the test images.
 
     The roles are 'pretrain', the whole pre-training pack; each intermediate task, the images it trains on; and
@@ -114,17 +115,20 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     Args:
         spec: see `viny.study.specs.duplicates_spec`.
         root: the study's folder.
-        out: folder for duplicates.csv (one pair per line) and duplicates.md (their counts).
+        out: folder that holds tables/, with duplicates.csv (one pair per line) and duplicates.md (their counts).
+        record: JSON file to write, what was read and written.
 
     Raises:
         InputError: a pack or a split is missing or damaged.
     """
-    packs = {name: open_pack(pack_manifest(root, name)) for name in searched_packs(spec)}
+    summary, records = Summary("duplicates", spec, root), [split_record(root, *one) for one in searched_splits(spec)]
+    manifests = {name: pack_manifest(root, name) for name in searched_packs(spec)}
+    summary.reads(*manifests.values(), *records, *(path.with_suffix(".npz") for path in records))
+    packs = {name: open_pack(path) for name, path in manifests.items()}
     test = packs["segmentation"]
     finetune, tasks = [], {}
-    for part, subset in searched_splits(spec):
-        record = split_record(root, part, subset)
-        split = read_split(record, record.with_suffix(".npz"), test if part == "finetune" else packs[subset])
+    for (part, subset), path in zip(searched_splits(spec), records, strict=True):
+        split = read_split(path, path.with_suffix(".npz"), test if part == "finetune" else packs[subset])
         if part == "finetune":
             finetune.append(split)
         else:
@@ -147,13 +151,15 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
         exact, near = (np.unique(pairs.tests[keep & kind]) for kind in (pairs.exact, ~pairs.exact))
         pair_counts = int((keep & pairs.exact).sum()), int((keep & ~pairs.exact).sum())
         counts.append((role, len(rows), *pair_counts, len(np.union1d(exact, near))))
-    with atomic_path(out / "duplicates.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
+    table, page = (out / made for made in summarised("duplicates", spec))
+    with atomic_path(table) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(lines)
     text = _markdown(spec, counts, len(tests))
-    with atomic_path(out / "duplicates.md") as tmp:
+    with atomic_path(page) as tmp:
         tmp.write_text(text, encoding="utf-8")
+    summary.write(record, [table, page])
     print(text)
 
 

@@ -17,7 +17,7 @@ from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import atomic_path, file_sha256, read_json
 from viny.runtime.seeds import derive
 
 
@@ -69,11 +69,6 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{path}: not a readable ViNy weights file ({error}); delete it and run the stage again"
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def weights_beside(record: Path) -> Path:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,17 @@ def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     return h.hexdigest()
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def json_text(value: Any) -> str:
+    """A JSON file's content, as `write_json` writes it."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 MAX_ARRAYS = 1 << 32  # bytes when unpacked; confusion matrices of 255 classes and 10,000 images have 2.6e9
 
 
@@ -127,7 +138,17 @@ def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[
 
 def write_json(path: str | Path, value: Any) -> None:
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        tmp.write_text(json_text(value), encoding="utf-8")
+
+
+def seal_of(value: Mapping[str, Any]) -> str:
+    """Hex sha256 of everything that a sealed mapping holds besides its own `sha256`."""
+    return digest({key: inner for key, inner in value.items() if key != "sha256"})
+
+
+def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON together with `sha256`, the hash of the rest, by which a later change is noticed."""
+    write_json(path, {**value, "sha256": seal_of(value)})
 
 
 def read_json(path: str | Path, what: str) -> Any:

@@ -57,6 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("study", "protocol", "miou_is"), str),
         "cell": CELL,
         "metrics": {"*": (*NUMBER, NoneType)},
+        "classes": {"*": [str]},
         "test_images": int,
         "parameters": int,
         "note": TEXT,
@@ -71,8 +72,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hashes": {"*": HASH},
         "parts": {"*": {"count": int, "sha256": str}},
         "spec": dict,
-        **dict.fromkeys(("sha256", "pack_sha256", "split_sha256", "weights_sha256"), str),
-        "parent_sha256": HASH,
+        **dict.fromkeys(("sha256", "pack_sha256", "split_sha256", "parent_sha256", "weights_sha256"), HASH),
+        "inputs": {"*": str},
     },
 }
 WORDS: dict[Any, str] = {

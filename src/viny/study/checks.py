@@ -205,7 +205,8 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
         ):
             if wanted > counts[part]:
                 raise InputError(
-                    f"{key}: {wanted} is larger than the {part} part that {config['segmentation']['split']} gives, "
+                    f"{key}: {wanted} is larger than the {part} part that segmentation.split "
+                    f"({config['segmentation']['split']}) gives, "
                     f"{counts[part]} images"
                 )
     elif "segmentation" in counts:

@@ -15,11 +15,10 @@ from viny.runtime.claims import claim_beside
 from viny.study import grid, layout, specs
 from viny.study.grid import Encoder
 from viny.study.inventory import Images
-from viny.study.layout import TRAININGS, Training
+from viny.study.layout import SUMMARIES, TRAININGS, Training
 from viny.study.specs import training_spec
 from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload
 
-SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
 STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMMARIES)  # each needs only those before it
 PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
@@ -35,10 +34,9 @@ class Job:
         name: what its log and its benchmark are called below the stage's; empty for a rule that runs once.
         outputs: files below the study's folder.
         needs: keys of the jobs whose outputs it reads.
-        spec: its stage's settings, see `viny.study.specs`; empty if they are not needed here.
+        spec: its stage's settings, see `viny.study.specs`, without the fingerprint of its code.
         work: how much work it is, for a training, an evaluation or the geometry.
-        target: whether the study itself asks for its outputs, not only the jobs that read them.
-        glances: those of its needs, all trainings, of which it reads only the curve and the provenance.
+        target: whether the study itself asks for its outputs, not only the jobs that read them: all but the packs'.
     """
 
     stage: str
@@ -48,7 +46,6 @@ class Job:
     spec: Mapping[str, Any]
     work: Workload | None = None
     target: bool = True
-    glances: frozenset[Key] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -57,6 +54,11 @@ class Job:
     @property
     def label(self) -> str:
         return f"{self.stage} {self.name}".strip()
+
+    @property
+    def record(self) -> Path:
+        """The output that says what the job was asked and what it was made from, in JSON."""
+        return self.outputs[1 if self.stage in TRAININGS else -1 if self.stage in SUMMARIES else 0]
 
     def log(self, root: Path) -> Path:
         return self._beside(root, layout.LOG)
@@ -94,20 +96,21 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
     found: dict[Key, Job] = {}
 
     def add(
-        stage: str, name: str, outputs: Iterable[Path], needs: Iterable[Key] = (), spec: Any = None, **more: Any
+        stage: str, name: str, outputs: Iterable[Path], needs: Iterable[Key], spec: Mapping[str, Any], **more: Any
     ) -> Key:
         key = (stage, name)
         if key not in found:
-            found[key] = Job(stage, name, tuple(outputs), tuple(dict.fromkeys(needs)), spec or {}, **more)
+            found[key] = Job(stage, name, tuple(outputs), tuple(dict.fromkeys(needs)), spec, **more)
         return key
 
     def pack(name: str) -> Key:
         outputs = (Path(pattern.format(pack=name)) for pattern in (layout.MANIFEST, layout.IMAGES))
-        return add("pack", name, outputs, spec=specs.pack_spec(config, name), target=False)
+        return add("pack", name, outputs, [], specs.pack_spec(config, name), target=False)
 
     def split(part: str, subset: str) -> Key:
         outputs = (Path(pattern.format(part=part, subset=subset)) for pattern in (layout.SPLIT, layout.INDICES))
-        return add("split", f"{part}/{subset}", outputs, [pack(layout.pack_of_split(part, subset))], target=False)
+        needs, spec = [pack(layout.pack_of_split(part, subset))], specs.split_spec(config, part, subset)
+        return add("split", f"{part}/{subset}", outputs, needs, spec)
 
     def trained(training: Training | None) -> list[Key]:
         """A training's job and, before it, its parent's; none for a random start."""
@@ -115,7 +118,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
             return []
         needs = [pack(training.pack), split(*training.split), *trained(training.parent)]
         spec, work = training_spec(config, training), training_workload(config, training, images.trained)
-        return [add(training.stage, training.name, training.files(), needs, spec, work=work, target=False)]
+        return [add(training.stage, training.name, training.files(), needs, spec, work=work)]
 
     def subset(size: int, seed: int) -> Key:
         return split("finetune", layout.subset(size, seed))
@@ -127,14 +130,15 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         reference, own = trained(layout.reference_of(one)), trained(layout.training_of(one))
         needs = [pack("segmentation"), subset(grid.probe_size(config), one.seed), *reference, *own]
         outputs = both(one.name, layout.GEOMETRY, layout.GEOMETRY_ARRAYS)
-        return add("geometry", one.name, outputs, needs, work=geometry_workload(config))
+        spec = specs.geometry_spec(config, one)
+        return add("geometry", one.name, outputs, needs, spec, work=geometry_workload(config))
 
     all_cells = grid.cells(config)
     evaluated = []
     for cell in all_cells:
         needs = [pack("segmentation"), subset(cell.finetune_size, cell.seed), *trained(layout.chain(cell)[-1])]
         outputs, work = both(cell.name, layout.METRICS, layout.CONFUSION), evaluate_workload(config, images.tested)
-        evaluated.append(add("evaluate", cell.name, outputs, needs, work=work))
+        evaluated.append(add("evaluate", cell.name, outputs, needs, specs.evaluate_spec(config, cell), work=work))
     geometries = [measured(one) for one in grid.encoders(config)]
     if all_cells:
         _summaries(config, add, pack, split, list(found), evaluated, geometries)
@@ -146,11 +150,9 @@ def _summaries(
 ):
     """The jobs that summarise a study."""
 
-    def tables(names: Iterable[str]) -> list[Path]:
-        return [Path(layout.TABLE.format(name=name)) for name in names]
-
-    def figures(names: Iterable[str]) -> list[Path]:
-        return [Path(layout.FIGURE.format(name=name, kind=kind)) for name in names for kind in layout.FIGURE_KINDS]
+    def summary(stage: str, needs: Iterable[Key]) -> Key:
+        outputs = [*layout.summarised(stage, config), Path(layout.SUMMARY.format(stage=stage))]
+        return add(stage, "", outputs, needs, specs.summary_spec(config, stage))
 
     spec = specs.duplicates_spec(config)
     searched = [pack(name) for name in layout.searched_packs(spec)]
@@ -158,28 +160,32 @@ def _summaries(
     trained = [key for key in before if key[0] in TRAININGS]
     shown = grid.shown_cells(config)
     labels = split("finetune", layout.subset(shown[-1].finetune_size, shown[-1].seed))
-    drawn = {("finetune", cell.name) for cell in shown}
-    drawn.add(("pretrain", layout.subset(max(config["grid"]["pretrain_sizes"]), config["grid"]["seeds"][0])))
     made = [
-        add("duplicates", "", tables(layout.DUPLICATES_TABLES), searched),
-        add("tables", "", tables(layout.TABLES), evaluated),
-        add(
-            "figures",
-            "",
-            figures(layout.figure_names(config)),
-            [*evaluated, *trained, pack("segmentation"), labels],
-            glances=frozenset(trained) - drawn,
-        ),
-        add(
-            "statistics",
-            "",
-            [*tables(layout.STATISTICS_TABLES), *figures(layout.STATISTICS_FIGURES)],
-            [*evaluated, *trained],
-            glances=frozenset(trained),
-        ),
-        add("scorecard", "", tables(layout.SCORECARD_TABLES), [*evaluated, *measured]),
+        summary("duplicates", searched),
+        summary("tables", evaluated),
+        summary("figures", [*evaluated, *trained, pack("segmentation"), labels]),
+        summary("statistics", [*evaluated, *trained]),
+        summary("scorecard", [*evaluated, *measured]),
     ]
     if measured:
-        outputs = [*tables(layout.REPRESENTATIONS_TABLES), *figures(layout.REPRESENTATIONS_FIGURES)]
-        made.append(add("representations", "", outputs, [*measured, *evaluated]))
-    add("report", "", [Path(layout.REPORT)], made)
+        made.append(summary("representations", [*measured, *evaluated]))
+    summary("report", made)
+
+
+def up_to(all_jobs: Iterable[Job], targets: Iterable[str]) -> set[Key]:
+    """Keys of the jobs that a run of some targets may do: those that make them, and all that these need.
+
+    Args:
+        all_jobs: what `jobs` returns.
+        targets: stages, files below the study's folder, or 'all'.
+    """
+    names = set(targets)
+    by_key = {job.key: job for job in all_jobs}
+    todo = [job.key for job in by_key.values() if {"all", job.stage, *map(str, job.outputs)} & names]
+    found: set[Key] = set()
+    while todo:
+        key = todo.pop()
+        if key not in found:
+            found.add(key)
+            todo += by_key[key].needs
+    return found

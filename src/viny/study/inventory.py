@@ -1,20 +1,25 @@
-"""What is here: how many images a study's data sets hold, and what has changed in a user's own folders."""
+"""What is here: how many images a study's data sets hold, and which of their files have changed."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viny.data.folders import few, pair
-from viny.data.pack import TEST, TRAIN
-from viny.data.sources import list_source, listing_digest
+from viny.data.contents import Contents, differences, read_contents
+from viny.data.conventions import LOOKED_AT, Heads, decide, scales
+from viny.data.conventions import said as decided
+from viny.data.folders import few, same_files
+from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
+from viny.data.sources import Listing, MissingError, list_source
 from viny.data.synthetic import is_held_out
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
-from viny.study.layout import pack_manifest, split_record
+from viny.runtime.fingerprint import code_fingerprint
+from viny.study.layout import IMAGES, pack_manifest, split_record
 from viny.study.specs import pack_spec, split_is_given, task_split_spec
 
 
@@ -27,7 +32,9 @@ class Images:
         trained: by intermediate task, those that it trains on.
         room: labelled images besides the test images.
         tested: test images.
-        given: labelled images in the training and test parts, if a file gives them.
+        given: labelled images in the training and test parts, if a file or their folders give them.
+        notes: what of the data is not used, or not as its folders suggest, one sentence each.
+        listings: what the data sets on disk hold, by pack; those that are made, or not here, are left out.
     """
 
     packed: dict[str, int | None]
@@ -35,6 +42,8 @@ class Images:
     room: int | None
     tested: int
     given: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
+    listings: Mapping[str, Listing] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -50,11 +59,18 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         root: the study's folder, which need not exist.
 
     Raises:
-        InputError: one of the user's own folders exists, but something in it is wrong.
+        InputError: a data set exists, but something in it is wrong.
     """
     asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
-    found = {text: _parts(json.loads(text)) for text in {canonical_json(spec) for spec in asked.values()}}
-    parts = {name: found[canonical_json(spec)] for name, spec in asked.items()}
+    found: dict[str, tuple[tuple[int, int] | None, Listing | None]] = {}
+    notes: list[str] = []
+    for name, spec in asked.items():
+        text = canonical_json(spec)
+        if text not in found:
+            found[text] = _parts(spec)
+            listing = found[text][1]
+            notes += [f"{name}: {line}" for line in (listing.notes if listing else ())]
+    parts, listings = ({name: found[canonical_json(spec)][at] for name, spec in asked.items()} for at in (0, 1))
     packed = {name: sum(two) if two else None for name, two in parts.items()}
     tested, own = config["segmentation"]["test_size"], parts["segmentation"]
     given = own if split_is_given(config) else None
@@ -63,22 +79,25 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     else:
         room = sum(own) - tested if own else None
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
-    return Images(packed, trained, room, tested, given)
+    here = {name: listing for name, listing in listings.items() if listing is not None}
+    return Images(packed, trained, room, tested, given, tuple(notes), here)
 
 
-def _parts(spec: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Images in a data set's training part and in the rest; None if the data set is not there."""
+def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, Listing | None]:
+    """Images in a data set's training part and in the rest, and its listing; None if it is not there."""
     if spec["source"] == "synthetic":
         held_out = sum(is_held_out(i, spec["count"]) for i in range(spec["count"]))
-        return spec["count"] - held_out, held_out
+        return (spec["count"] - held_out, held_out), None
     try:
         listing = list_source(spec)
+    except MissingError:
+        return None, None
     except InputError:
-        if spec["source"] == "folder" and Path(spec["path"]).is_dir():
+        if spec["source"] != "folder" or os.path.isdir(spec["path"]):
             raise
-        return None
+        return None, None
     training = listing.parts.count(TRAIN) if listing.parts else len(listing.images)
-    return training, len(listing.images) - training
+    return (training, len(listing.images) - training), listing
 
 
 def _trained(
@@ -102,14 +121,20 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    lines = []
+    lines, whites, listings = [], {}, {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
         needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
-        if spec["source"] != "folder" or not own_masks or not needed:
+        if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
-        listing = list_source(spec)
+        try:
+            listing = list_source(spec)
+        except MissingError:
+            continue
+        if spec["source"] != "folder":
+            lines += [f"{name}: {line}" for line in listing.report()]
+            continue
         said = f"{name}: {spec['path']}: {len(listing.images)} images"
         if listing.masks:
             said += f" with masks of {len(listing.mask_classes)} classes"
@@ -118,27 +143,92 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if listing.parts:
             said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
         lines.append(said)
-        if spec["holds"] == "masks":
-            matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
-            lines += [f"{name}: {line}" for line in matched.report()]
-    return lines
+        lines += [f"{name}: {line}" for line in listing.report()]
+        read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
+        lines += [f"{name}: {line}" for line in decided(read.about)]
+        listings[name], whites[name] = listing, read.white
+    labelled = listings.pop("segmentation", None)
+    for name, listing in listings.items() if labelled else ():
+        if both := same_files(labelled.images, listing.images):
+            tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
+            lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
+    return lines + scales(whites)
 
 
-def with_listings(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Settings that also hold what is in the user's own folders now, so that packs are remade when that changes.
+def read_files(config: Mapping[str, Any], images: Images) -> dict[str, Contents]:
+    """The files of a study's data sets as they are now, by pack; those that are not here are left out.
+
+    Args:
+        config: resolved settings.
+        images: what `count_images` returns.
+    """
+    found: dict[str, Contents] = {}
+    read: dict[str, Contents] = {}  # a task may learn from another pack's images
+    for name, listing in images.listings.items():
+        spec = pack_spec({**config, "listings": {}}, name)
+        key = canonical_json(spec)
+        if key not in read:
+            read[key] = read_contents(listing, spec, Path(config["pack_store"]))
+        found[name] = read[key]
+    return found
+
+
+def with_listings(config: dict[str, Any], root: Path, files: Mapping[str, Contents]) -> dict[str, Any]:
+    """Settings that also say what is in the data sets' files now, so that packs are remade when that changes.
 
     Args:
         config: resolved settings, to which `listings`, by pack, are added.
-        root: the study's folder, whose manifests say what was in folders that are no longer here.
+        root: the study's folder, whose manifests say what was in data sets that are no longer here.
+        files: what `read_files` returns.
     """
-    found = {}
+    uses: dict[str, list[str]] = {}  # a task may learn from another pack's images
     for name in ("pretrain", "segmentation", *config["intermediate"]):
-        spec = pack_spec(config, name)
-        if spec["source"] != "folder":
+        uses.setdefault(canonical_json(pack_spec({**config, "listings": {}}, name)), []).append(name)
+    found = {}
+    for text, names in uses.items():
+        spec = json.loads(text)
+        if spec["source"] == "synthetic":
             continue
-        listing = listing_digest(spec)
-        manifest = pack_manifest(root, name)
-        if listing is None and manifest.is_file():
-            listing = read_json(manifest, "a pack manifest").get("listing")
-        found[name] = listing or ""
+        packed = next((said for name in names if (said := _packed_listing(root, name))), "")
+        listing = next((files[name].sha256 for name in names if name in files), packed)
+        if spec.get("download") and listing == packed and _made_of(root, names, spec, config["pack_store"]):
+            listing = ""  # the pack's own job fetched the images, so nobody could know them beforehand
+        found |= dict.fromkeys(names, listing)
     return {**config, "listings": found} if found else config
+
+
+def _packed_listing(root: Path, name: str) -> str | None:
+    """What a pack's manifest says of the files that it was made from; None if it cannot be read."""
+    try:
+        listing = read_json(pack_manifest(root, name), "a pack manifest").get("contents")
+    except (InputError, AttributeError):
+        return None
+    return listing if isinstance(listing, str) else None
+
+
+def _made_of(root: Path, names: list[str], spec: Mapping[str, Any], store: str) -> bool:
+    """Whether one of these packs of a study is the one that the store holds for these settings."""
+    folders = [Path(os.path.realpath(root / IMAGES.format(pack=name))).parent.name for name in names]
+    return stored_at({**spec, "code": code_fingerprint("pack")}, Path(store)).name in folders
+
+
+def changed_files(config: Mapping[str, Any], root: Path, files: Mapping[str, Contents]) -> dict[str, str]:
+    """How the files of data sets differ from those that the study's packs were made from, in words, by pack.
+
+    Args:
+        config: resolved settings.
+        root: the study's folder.
+        files: what `read_files` returns.
+    """
+    said = {}
+    for name, now in files.items():
+        packed = _packed_listing(root, name)
+        if packed is None or packed == now.sha256:
+            continue
+        folder = Path(os.path.realpath(root / IMAGES.format(pack=name))).parent
+        try:
+            what = differences((folder / CONTENTS).read_text(encoding="utf-8"), now)
+        except (OSError, UnicodeDecodeError):
+            what = "some changed; which, cannot be told without the pack"
+        said[name] = f"files of {pack_spec(config, name)['path']} since they were packed: {what or 'in another order'}"
+    return said

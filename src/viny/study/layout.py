@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.study.grid import STAGE_OF, Cell, Encoder
+from viny.study.grid import STAGE_OF, Cell, Encoder, cells
 
 MANIFEST = "packs/{pack}/manifest.json"
 IMAGES = "packs/{pack}/images.npy"
@@ -41,11 +41,13 @@ TABLE = "tables/{name}"
 FIGURE = "figures/{name}.{kind}"
 FIGURE_KINDS = ("pdf", "png")
 REPORT = "report.html"
+SUMMARY = "summaries/{stage}.json"  # the record of a job that summarises the study: what it read and wrote
 # Beside the results, by job: the rule, then the name of what it makes.
 LOG = "logs/{job}.log"
 BENCHMARK = "benchmarks/{job}.jsonl"
 CHECKPOINTS = "checkpoints/{job}"  # not a rule's output: Snakemake deletes a killed job's outputs
 
+SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations", "scorecard", "report")
 # Names of the tables and figures that the rules that summarise a study write.
 TABLES = (
     *("metrics.csv", "summary.csv", "paired_differences.csv"),
@@ -63,6 +65,27 @@ REPRESENTATIONS_TABLES = (
 )
 REPRESENTATIONS_FIGURES = ("geometry_layers", "geometry_similarity", "geometry_heat_maps", "geometry_harm")
 SCORECARD_TABLES = ("scorecard.csv", "scorecard.md")
+
+
+def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
+    """What a job that summarises a study makes, below the study's folder, besides its record.
+
+    Args:
+        stage: one of `SUMMARIES`.
+        config: resolved settings, or the stage's own; only that of the figures is looked at.
+    """
+    tables = {
+        "duplicates": DUPLICATES_TABLES,
+        "tables": TABLES,
+        "statistics": STATISTICS_TABLES,
+        "representations": REPRESENTATIONS_TABLES,
+        "scorecard": SCORECARD_TABLES,
+    }
+    figures = {"statistics": STATISTICS_FIGURES, "representations": REPRESENTATIONS_FIGURES}
+    names = figure_names(config) if stage == "figures" else figures.get(stage, ())
+    made = [TABLE.format(name=name) for name in tables.get(stage, ())]
+    made += [FIGURE.format(name=name, kind=kind) for name in names for kind in FIGURE_KINDS]
+    return [Path(name) for name in [*made, *([REPORT] if stage == "report" else [])]]
 
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:
@@ -99,6 +122,13 @@ def pack_manifest(root: Path, name: str) -> Path:
 def split_record(root: Path, part: str, subset: str) -> Path:
     """Record of a split; its index lists are beside it as npz."""
     return root / SPLIT.format(part=part, subset=subset)
+
+
+def split_files(config: Mapping[str, Any]) -> list[Path]:
+    """Records and index lists of a study's splits, below its folder."""
+    splits = dict.fromkeys(training.split for training in trainings(cells(config)))
+    patterns = (SPLIT, INDICES)
+    return [Path(pattern.format(part=part, subset=one)) for part, one in splits for pattern in patterns]
 
 
 def metrics_file(root: Path, cell: Cell) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
+from viny.study.config import differences_from_paper
 from viny.study.grid import Cell, Encoder
 from viny.study.layout import Training
 
@@ -38,6 +39,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         made = config["synthetic"]
         return {**spec, "seed": made["seed"], "stream": stream, "count": made[stream]}
     spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
+    if listing := config.get("listings", {}).get(name):
+        spec["listing"] = listing
     if name != "pretrain" and section["fit"] != "stretch":
         spec["fit"] = section["fit"]
     if section["source"] == "folder":
@@ -58,8 +61,6 @@ def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any
         spec = {"holds": "classes", "held_out": section["held_out"]}
     if name != "pretrain":
         spec["split"] = section.get("split", "")
-    if listing := config.get("listings", {}).get(name):
-        spec["listing"] = listing
     return spec
 
 
@@ -70,8 +71,8 @@ def mask_class_count(config: Mapping[str, Any]) -> int:
 
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
     """Whether an intermediate task learns from the same images that are segmented."""
-    mine, target = pack_spec(config, task), pack_spec(config, "segmentation")
-    return mine == target
+    unread = {**config, "listings": {}}
+    return pack_spec(unread, task) == pack_spec(unread, "segmentation")
 
 
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
 
 
 def split_is_given(config: Mapping[str, Any]) -> bool:
-    """Whether a file says which labelled images are for training and which for testing."""
+    """Whether a file, or their folders, say which labelled images are for training and which for testing."""
     return bool(config["segmentation"].get("split"))
 
 
@@ -245,18 +246,13 @@ def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("grid", "note", "geometry")}
 
 
-def scorecard_spec(config: Mapping[str, Any], differences: list[str]) -> dict[str, Any]:
-    """What the comparison with the paper depends on besides the results.
-
-    Args:
-        config: resolved settings.
-        differences: see `viny.study.config.differences_from_paper`.
-    """
+def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the comparison with the paper depends on besides the results."""
     return {
         **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
         "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
-        "differences": differences,
+        "differences": differences_from_paper(config),
     }
 
 
@@ -292,3 +288,17 @@ def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": grid["seeds"],
         "distance": config["duplicates"]["distance"],
     }
+
+
+def summary_spec(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """What a job that summarises the study depends on besides the results; `stage` is its rule."""
+    make = {
+        "duplicates": duplicates_spec,
+        "tables": tables_spec,
+        "figures": figures_spec,
+        "statistics": statistics_spec,
+        "representations": representations_spec,
+        "scorecard": scorecard_spec,
+        "report": report_spec,
+    }
+    return make[stage](config)

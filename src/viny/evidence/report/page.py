@@ -18,6 +18,8 @@ import pandas as pd
 from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
 from viny.evidence.statistics.effects import ALPHA
+from viny.evidence.summary import Summary
+from viny.evidence.tables import ABSENT, absent_words
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_json
 from viny.study.grid import cells
@@ -31,6 +33,7 @@ QUESTION = (
 CLASSES = {REPRODUCED: "reproduced", CONTRADICTED: "contradicted", UNTESTABLE: "open"}
 # The columns that the page shows of each table, all but `WORDS` numbers.
 READ = {
+    "metrics": ("cell", "miou_is", *ABSENT),
     "summary": ("pretrain_size", "intermediate", "finetune_size", "miou_mean"),
     "transfer": ("pretrain_size", "intermediate", "finetune_size", "miou", "verdict"),
     "marginal_gains": (
@@ -42,6 +45,7 @@ READ = {
     "duplicates": ("kind",),
 }
 WORDS = ("intermediate", "verdict", "along", "over", "metric", "kind", "what", "reason", "paper_verdict")
+WORDS += READ["metrics"]
 AGAIN = "delete it and run the workflow, which writes it anew"
 
 
@@ -55,18 +59,20 @@ class Section:
     figures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
     """Write a study's report as one HTML file that needs no network.
 
     Args:
         spec: see `viny.study.specs.report_spec`.
         root: the study's folder, with its tables and figures.
         out: HTML file to write.
+        record: JSON file to write, what was read and written.
 
     Raises:
         InputError: a table, a figure or the provenance of a training is missing.
     """
-    page = _Page(spec, root)
+    summary = Summary("report", spec, root)
+    page = _Page(spec, root, summary)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -82,6 +88,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     )
     with atomic_path(out) as tmp:
         tmp.write_text(text, encoding="utf-8")
+    summary.write(record, [out])
 
 
 def percent(value: float, sign: bool = False) -> str:
@@ -104,24 +111,29 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 class _Page:
-    def __init__(self, spec: Mapping[str, Any], root: Path) -> None:
-        self.spec, self.root = spec, root
+    def __init__(self, spec: Mapping[str, Any], root: Path, record: Summary) -> None:
+        self.spec, self.root, self.record = spec, root, record
         self.grid = spec["grid"]
         self.cells = cells(spec)
         self.sizes = sorted(size for size in self.grid["pretrain_sizes"] if size)
         self.tasks = [task for task in self.grid["intermediates"] if task != "none"]
         self.summary = self._read("summary")
         self.runs = [
-            (training.stage, read_json(training.file(root, "run"), "the provenance of a training"))
+            (training.stage, self._json(training.file(root, "run"), "the provenance of a training"))
             for training in trainings(self.cells)
         ]
+
+    def _json(self, path: Path, what: str) -> Any:
+        self.record.reads(path)
+        return read_json(path, what)
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.root / "tables" / f"{name}.csv"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
+        self.record.reads(path)
         try:
-            table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(WORDS, str))
             numbers = [column for column in READ[name] if column not in WORDS]
             return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})[[*READ[name]]]
         except (ValueError, KeyError, OverflowError) as error:
@@ -132,6 +144,7 @@ class _Page:
         path = self.root / "figures" / f"{name}.png"
         if not path.is_file():
             return []
+        self.record.reads(path)
         content = path.read_bytes()
         if not content.startswith(b"\x89PNG") or len(content) < 24:
             raise InputError(f"{path}: not a PNG file; {AGAIN}")
@@ -150,16 +163,17 @@ class _Page:
 
     def setting(self) -> str:
         """What was run, in one sentence."""
-        first = read_json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
+        first = self._json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
         grid, model = self.grid, self.spec["model"]
         labels = f"{_listed(grid['finetune_sizes'])} labelled images of {_origin(self.spec['segmentation'])}"
         unlabelled = f"pre-training on {_listed(grid['pretrain_sizes'])} images of {_origin(self.spec['pretrain'])}"
+        absent = "".join(f" {line}" for line in absent_words(self._read("metrics")))
         return (
             f"{len(self.cells)} cells: {unlabelled}; intermediate task {_listed(grid['intermediates'])}; {labels}; "
             f"{len(grid['seeds'])} seed{'s' * (len(grid['seeds']) > 1)}. A transformer of "
             f"{first['parameters']:,} parameters at {model['image_size']} px, tested on "
             f"{first['test_images']:,} images; protocol {self.spec['protocol']}. Values are mIoU in percent, "
-            "differences percentage points, intervals of 95 %."
+            f"differences percentage points, intervals of 95 %.{absent}"
         )
 
     def answers(self) -> list[dict[str, Any]]:
@@ -238,6 +252,7 @@ class _Page:
         path = self.root / "tables" / "next_steps.md"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
+        self.record.reads(path)
         text = path.read_text(encoding="utf-8", errors="replace")
         lines = [line[2:] for line in text.splitlines() if line.startswith("- ")]
         if not lines:

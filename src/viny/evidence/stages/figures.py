@@ -17,46 +17,56 @@ from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.evaluate import predict
 from viny.evidence.figures import kit, study
+from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
-from viny.learning.weights import load_segmentation, new_encoder, read_weights
+from viny.learning.weights import load_segmentation, new_encoder, read_weights, weights_beside
 from viny.runtime.seeds import generator
 from viny.study.grid import Cell, Encoder, cells, shown_cells
-from viny.study.layout import chain, metrics_file, pack_manifest, split_record, training_of, trainings
+from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
 
 
-def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, threads: int = 1) -> None:
+def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path, threads: int = 1) -> None:
     """Draw every figure of a study.
 
     Args:
         spec: see `viny.study.specs.figures_spec`.
         root: the study's folder.
-        out: folder for the figures.
+        out: folder that holds figures/.
+        record: JSON file to write, what was read and written.
         threads: CPU threads.
     """
     every, shown = cells(spec), shown_cells(spec)  # predictions use the test set of the last one shown
     note = spec["note"]
     machine = Machine.choose("cpu", "float32", threads)
-    frame = read_metrics([metrics_file(root, cell) for cell in every])
-    kit.save(study.miou_curves(frame, note), out / "miou_curves")
-    kit.save(study.miou_difference(frame, note), out / "miou_difference")
+    metrics, drawn = [metrics_file(root, cell) for cell in every], out / "figures"
     curves = [(training.stage, training.name, training.file(root, "curve")) for training in trainings(every)]
-    kit.save(study.learning_curves(curves, note), out / "learning_curves")
+    manifest, split = pack_manifest(root, "segmentation"), split_record(root, *chain(shown[-1])[-1].split)
+    models = [chain(cell)[-1].file(root, "record") for cell in shown]
+    if largest := max(cell.pretrain_size for cell in every):
+        encoder = training_of(Encoder("pretrained", largest, "none", 0, shown[0].seed)).file(root, "record")
+        models.append(encoder)
+    summary = Summary("figures", spec, root)
+    summary.reads(*metrics, *(curve for *_, curve in curves), manifest, split, split.with_suffix(".npz"))
+    summary.reads(*models, *map(weights_beside, models))
 
-    pack = open_pack(pack_manifest(root, "segmentation"))
-    split = split_record(root, *chain(shown[-1])[-1].split)
+    frame = read_metrics(metrics)
+    kit.save(study.miou_curves(frame, note), drawn / "miou_curves")
+    kit.save(study.miou_difference(frame, note), drawn / "miou_difference")
+    kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
+    pack = open_pack(manifest)
     test = read_split(split, split.with_suffix(".npz"), pack)["test"]
     # Evenly spaced through the test set, among the images with the most classes; if there are few, many have all.
     shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in pack.rows("masks", test)])
     fewest = np.sort(shown_of)[-min(spec["examples"], len(test))]
     whole = test[shown_of >= fewest]
     picked = whole[:: max(1, len(whole) // spec["examples"])][: spec["examples"]]
-    kit.save(_segmentation(root, shown, pack, picked, machine, note), out / "segmentation")
-    if largest := max(cell.pretrain_size for cell in every):
-        record = training_of(Encoder("pretrained", largest, "none", 0, shown[0].seed)).file(root, "record")
-        kit.save(_reconstructions(spec, record, pack, picked, machine, note), out / "reconstructions")
+    kit.save(_segmentation(root, shown, pack, picked, machine, note), drawn / "segmentation")
+    if largest:
+        kit.save(_reconstructions(spec, encoder, pack, picked, machine, note), drawn / "reconstructions")
+    summary.write(record, [out / made for made in summarised("figures", spec)], threads)
 
 
 def _channels_last(images: Tensor) -> np.ndarray:

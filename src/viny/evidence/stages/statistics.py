@@ -9,23 +9,27 @@ from typing import Any
 from viny.evidence.figures import effects, kit
 from viny.evidence.statistics import costs, pages
 from viny.evidence.statistics.costs import chain_costs
+from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.learning.settings import ModelSettings
 from viny.study.grid import cells
-from viny.study.layout import metrics_file
+from viny.study.layout import metrics_file, summarised, trainings
 
 
-def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
     """Work out effects and their uncertainty, returns and costs, as tables and figures.
 
     Args:
         spec: see `viny.study.specs.statistics_spec`.
         root: the study's folder.
         out: folder that holds tables/ and figures/.
+        record: JSON file to write, what was read and written.
     """
-    every = cells(spec)
-    spent = chain_costs(root, every, ModelSettings(**spec["model"]))
+    summary, every = Summary("statistics", spec, root), cells(spec)
     paths = [metrics_file(root, cell) for cell in every]
+    summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
+    summary.reads(*(training.file(root, "run") for training in trainings(every)))
+    spent = chain_costs(root, every, ModelSettings(**spec["model"]))
     pages.write_statistics(paths, root / "metrics", spent, out / "tables")
     frame, note = read_metrics(paths), spec["note"]
     drawn = {
@@ -36,3 +40,4 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
     }
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / name)
+    summary.write(record, [out / made for made in summarised("statistics", spec)])

@@ -6,20 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from viny.evidence.summary import Summary
 from viny.evidence.tables import write_tables
 from viny.study.grid import cells
-from viny.study.layout import metrics_file
+from viny.study.layout import metrics_file, summarised
 
 
-def gather(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
+def gather(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
     """Gather every cell's metrics into tables.
 
     Args:
         spec: see `viny.study.specs.tables_spec`.
         root: the study's folder.
-        out: folder for the tables.
+        out: folder that holds tables/.
+        record: JSON file to write, what was read and written.
 
     Raises:
         InputError: as for `write_tables`.
     """
-    write_tables([metrics_file(root, cell) for cell in cells(spec)], out)
+    summary, metrics = Summary("tables", spec, root), [metrics_file(root, cell) for cell in cells(spec)]
+    summary.reads(*metrics)
+    write_tables(metrics, out / "tables")
+    summary.write(record, [out / made for made in summarised("tables", spec)])

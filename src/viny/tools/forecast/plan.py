@@ -13,7 +13,7 @@ from viny.runtime.gpus import visible_gpus
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, Job, Key, jobs
 from viny.study.grid import cells
-from viny.study.inventory import Images, count_images, with_listings
+from viny.study.inventory import Images, count_images, read_files, with_listings
 from viny.study.specs import pack_spec
 from viny.study.todo import out_of_date, to_do
 from viny.study.workload import UNKNOWN
@@ -57,11 +57,11 @@ def plan(
         InputError: the study asks for more images than there are, or for GPUs that are not here without a stated rate.
     """
     root = results / config["study"]
-    config = with_listings(dict(config), root)
     images = count_images(config, root)
     check_sizes(config, images.limits)
+    config = with_listings(dict(config), root, read_files(config, images))
     all_jobs = jobs(config, images)
-    stale = out_of_date(all_jobs, root)
+    stale = out_of_date(all_jobs, root, store)
     place = Resources.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
         raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say with --rate how fast one is")
@@ -167,7 +167,7 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
 def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) -> list[str]:
     used = set(images.packed) - ({"pretrain"} if not max(config["grid"]["pretrain_sizes"]) else set())
     lacking = [name for name, n in images.packed.items() if n is None and name in used]
-    notes = []
+    notes = list(images.notes)
     if stale:
         notes.append(
             f"out of date: {stale} of the jobs to do, whose files exist but are from other images or weights than "

@@ -10,22 +10,34 @@ from pathlib import Path
 
 import numpy as np
 
-from viny.data.folders import Pairs, few, guess_suffix, images_below, pair, split_by_file
+from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
+from viny.data.folders import (
+    BY_FOLDERS,
+    Pairs,
+    check_missing,
+    check_some,
+    composed,
+    few,
+    guess_suffix,
+    list_below,
+    own_split,
+    pair,
+    same_files,
+    split_by_file,
+    split_by_folders,
+)
 from viny.data.pack import TEST, TRAIN
-from viny.data.sources import Listing, list_folder
+from viny.data.sources import Listing, beside, kept_split, list_folder, pooled_split
 from viny.data.survey import (
     LEAST,
-    LOOKED_AT,
     PIXELS,
     Coding,
     Looked,
     Values,
     check_labels,
     find_coding,
-    image_shapes,
     look_at_pairs,
     read_values,
-    spread,
 )
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
@@ -37,6 +49,7 @@ PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
 FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
+DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -52,7 +65,7 @@ class Request:
         spatial: whether the majority class of each patch is a task too.
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
         mask_suffix: see `viny.data.folders.pair`; None: guessed.
-        split: file with lines of image,part.
+        split: file with lines of image,part, or `folders.BY_FOLDERS`; None: the latter if there are such folders.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.
     """
@@ -77,15 +90,16 @@ class Inspection:
     """What is in the folders.
 
     Attributes:
-        wanted: the request, with the mask suffix and the budget filled in.
+        wanted: the request, with the mask suffix, the budget and the split filled in.
         pairs: images with their masks.
-        train, test: images of each part; `test` is 0 if no file gives it.
-        shapes: heights and widths of the images looked at, int [N, 2].
+        train, test: images of each part; `test` is 0 if neither a file nor folders give it.
+        shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         fit: of the labelled images, and of each task's.
         values, coding, looked: of the masks looked at.
         unlabelled: how many images there are.
         bad_unlabelled: how many of these probably cannot be opened.
+        missing: how many images and masks are links that lead to no file.
         tasks: images of each task.
         notes: what a user should know, one sentence each.
     """
@@ -102,6 +116,7 @@ class Inspection:
     looked: Looked
     unlabelled: int
     bad_unlabelled: int
+    missing: int
     tasks: dict[str, Listing]
     notes: list[str]
 
@@ -111,7 +126,7 @@ class Inspection:
 
     @property
     def held_out(self) -> int:
-        """Images to hold out for the test, if no file gives them."""
+        """Images to hold out for the test, if neither a file nor folders give them."""
         return 0 if self.test else held_out_of(self.train)
 
 
@@ -125,31 +140,43 @@ def inspect(wanted: Request) -> Inspection:
     suffix = _suffix(wanted) if wanted.mask_suffix is None else wanted.mask_suffix
     if suffix and wanted.mask_suffix is None:
         notes.append(f"masks' names end in {suffix}")
-    pairs = pair(wanted.images, wanted.masks, suffix)
+    pairs = pair(wanted.images, wanted.masks, suffix, skip_missing=True)
     notes += pairs.report()
+    missing = sum(len(one.missing) for one in pairs.found)
     count = len(pairs.images)
-    shapes, _ = image_shapes(spread(pairs.images, LOOKED_AT))
+    heads = Heads.read(pairs.images, pairs.masks)
+    shapes = heads.shapes()
     if not len(shapes):
-        raise InputError(f"{wanted.images}: none of the images that were looked at can be opened; replace them")
+        raise InputError(f"{wanted.images}: none of the images can be opened; replace them")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
-    wanted = replace(wanted, mask_suffix=suffix, budget=budget)
+    counts = own_split(pairs.names)
+    split = Path(BY_FOLDERS) if wanted.split is None and counts and "none" not in counts else wanted.split
+    wanted = replace(wanted, mask_suffix=suffix, budget=budget, split=split)
+    given = str(split or "")
+    kept = kept_split(pairs.names, given)
+    notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
     model = _model(wanted, shapes)
     fit = {"segmentation": _fit(shapes)}
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
-    sample = list(zip(spread(pairs.images, opened), spread(pairs.masks, opened), strict=True))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
-    values = read_values([mask for _, mask in sample], colours)
+    values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
-    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN)
-    notes += coding.said + _about_classes(looked, coding, model)
+    read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
+    sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
+    notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
+    if looked.brightest < DARK:
+        notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
     if looked.refused:
         notes.append(
             f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
         )
     parts = [TRAIN] * count
-    if wanted.split:
+    if wanted.split == Path(BY_FOLDERS):
+        parts, _ = split_by_folders(pairs.names, wanted.images)
+    elif wanted.split:
         parts = split_by_file(wanted.split, pairs.images, wanted.images, pairs.images_without_mask)
     bad = _in_all(len(looked.refused), len(sample), count)
 
@@ -157,14 +184,21 @@ def inspect(wanted: Request) -> Inspection:
         notes.append(
             f"{count - len(sample):,} masks were not looked at: a value found only there stops packing, which names it"
         )
-    unlabelled, bad_unlabelled = _unlabelled(wanted.unlabelled, pairs, notes) if wanted.unlabelled else (0, 0)
+    unlabelled, bad_unlabelled, absent = _unlabelled(wanted.unlabelled, pairs, notes)
+    missing += absent
     if not unlabelled and pairs.images_without_mask:
         notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
     for name, folder in wanted.tasks.items():
-        tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
-        shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
-        fit[name] = _fit(shown) if len(shown) else "stretch"
+        spec = {"path": str(folder), "holds": "classes", "held_out": 0.2, "split": "", "on_bad_image": "skip"}
+        tasks[name] = list_folder(spec)
+        notes += tasks[name].report()
+        if both := same_files(pairs.images, tasks[name].images):
+            notes.append(f"{name}: {len(both)} labelled images, some for the test, are among its images")
+        missing += len(tasks[name].missing)
+        shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
+        fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
+        notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
     if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
         notes.append(
@@ -183,16 +217,25 @@ def inspect(wanted: Request) -> Inspection:
         looked=looked,
         unlabelled=unlabelled,
         bad_unlabelled=bad_unlabelled,
+        missing=missing,
         tasks=tasks,
         notes=notes,
     )
 
 
-def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]:
-    """How many images there are to pre-train on, and how many of them are probably bad; adds to the notes."""
-    files = images_below(folder)
+def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[int, int, int]:
+    """How many images there are to pre-train on, how many of them are probably bad, and how many more are links to no
+    file; adds to the notes."""
+    if folder is None:
+        return 0, 0, 0
+    found = list_below(folder)
+    check_some(found)
+    check_missing([found], skip=True)
+    notes += found.report()
+    files = found.images
     shown = spread(files, LOOKED_AT)
-    unopened = image_shapes(shown)[1]
+    heads = Heads.read(shown)
+    unopened = heads.unreadable()
     if 2 * len(unopened) > len(shown):
         raise InputError(
             f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
@@ -203,30 +246,32 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
             f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: "
             f"{few(path.name for path in unopened)}"
         )
-    present = _inodes(files)
-    if inside := _inodes(pairs.masks) & present:
+    if inside := same_files(pairs.masks, files):
         raise InputError(
             f"{folder}: {len(inside)} masks are in or below it and would be unlabelled images; name a folder of "
             "images alone"
         )
-    if both := _inodes(pairs.images) & present:
+    if both := same_files(pairs.images, files):
         notes.append(
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
             "not their masks; tables/duplicates.md will count them"
         )
-    return len(files), _in_all(len(unopened), len(shown), len(files))
+    notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(decide(heads).about)]
+    return len(files), _in_all(len(unopened), len(shown), len(files)), len(found.missing)
 
 
 def _suffix(wanted: Request) -> str:
     """What mask names add to their images' names; empty if they are the same or no guess is good."""
-    files = images_below(wanted.images)
-    if wanted.images.resolve() != wanted.masks.resolve():
-        masks = images_below(wanted.masks)
-        known = {path.stem for path in set(files) - set(masks)}
-        # A mask's own name counts if an image has exactly that name.
-        return "" if any(path.stem in known for path in masks) else guess_suffix(known, (path.stem for path in masks))
+    files = list_below(wanted.images)
+    if not (os.path.isdir(wanted.masks) and os.path.samefile(wanted.images, wanted.masks)):
+        masks = list_below(wanted.masks).images
+        known = {composed(path.stem) for path in set(files.images) - set(masks)}
+        guess = guess_suffix(known, (path.stem for path in masks))
+        # Names that are the same, unless more of them add something.
+        same = sum(composed(path.stem) in known for path in masks)
+        return guess if guess and 2 * same < len(masks) else ""
     # In one folder, a name that adds something to another name is a mask's; digits alone would make 10 from 1.
-    stems = {path.stem for path in files}
+    stems = {composed(path.stem) for path in files.images}
     behind = {s: next((s[at:] for at in range(len(s) - 1, 0, -1) if s[:at] in stems), "") for s in stems}
     return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
 
@@ -251,12 +296,6 @@ def _fit(shapes: np.ndarray) -> str:
     """How images of these shapes, int [N, 2], become squares."""
     low, high = np.quantile(shapes[:, 1] / shapes[:, 0], (0.05, 0.95))
     return "stretch" if ASPECTS[0] <= low and high <= ASPECTS[1] else "pad"
-
-
-def _inodes(files: Sequence[Path]) -> set[tuple[int, int]]:
-    """What identifies files, whatever links lead to them."""
-    found = (os.stat(path) for path in files if path.exists())
-    return {(about.st_dev, about.st_ino) for about in found}
 
 
 def _in_all(bad: int, looked_at: int, count: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from viny.data.folders import BY_FOLDERS
 from viny.data.pack import TRAIN
 from viny.data.survey import (
     percent,
@@ -110,7 +111,7 @@ def _body(found: Inspection) -> list[str]:
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
     ]
     lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {kind}.')}"]
-    if found.looked.refused or found.bad_unlabelled:
+    if found.looked.refused or found.bad_unlabelled or found.missing:
         lines.append("on_bad_image: skip # some files cannot be used; packing lists them")
     counts = [len(values) for _, values, _ in rows]
     lines += ["", *_section("grid", f"{' x '.join(map(str, counts))} = {math.prod(counts)} cells", rows), ""]
@@ -157,8 +158,11 @@ def _segmentation(found: Inspection) -> list[str]:
     if coding.ignore:
         rows.append(("ignore", coding.ignore, "values without a class: nothing is learnt there and nothing counted"))
     if wanted.split:
+        by_folders = wanted.split == Path(BY_FOLDERS)
+        split = BY_FOLDERS if by_folders else _path(wanted.split)
+        whose = "by the folders train, val and test, as the author did; the" if by_folders else "its"
         rows += [
-            ("split", _path(wanted.split), f"its test part has {found.test:,} images"),
+            ("split", split, f"{whose} test part has {found.test:,} images"),
             ("test_size", 0, "all of it"),
         ]
     else:

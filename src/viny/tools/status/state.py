@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from viny.runtime.claims import Claim
 from viny.runtime.slurm import active_jobs, name_file
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
 from viny.study.grid import cells
-from viny.study.inventory import count_images
+from viny.study.inventory import changed_files, count_images, read_files, with_listings
 from viny.study.saved import saved_study, study_file
-from viny.study.todo import JsonCache, out_of_date, to_do
+from viny.study.todo import JsonCache, explain, out_of_date, to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import kind, rates_seen, seconds_of
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, share_done, state_of
@@ -38,6 +38,7 @@ class Status:
         seconds_left: at the rates of this study's own jobs; None before there are any, or while nothing runs.
         holder: who is running the study, in words; empty if nobody is.
         slurm: its jobs in Slurm's queue, in words; empty if there are none.
+        why: what is out of date and why, a line each: files that changed, then results.
     """
 
     study: str
@@ -50,6 +51,7 @@ class Status:
     seconds_left: float | None
     holder: str
     slurm: str
+    why: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -82,6 +84,7 @@ class Status:
             "seconds_left": self.seconds_left,
             "run_by": self.holder or None,
             "slurm": self.slurm or None,
+            "out_of_date": self.why,
             "done": self.done,
         }
 
@@ -105,8 +108,11 @@ class Watcher:
 
     def _read(self, begun: float) -> None:
         self.begun = begun  # each run rewrites the study's file
-        self.config = saved_study(self.root)  # completed, as an older version may have known fewer keys
-        self.images = count_images(self.config, self.root)
+        config = saved_study(self.root)  # completed, as an older version may have known fewer keys
+        self.images = count_images(config, self.root)
+        files = read_files(config, self.images)
+        self.changed = changed_files(config, self.root, files)
+        self.config = with_listings(config, self.root, files)
         self.jobs = jobs(self.config, self.images)
 
     def look(self) -> Status:
@@ -119,8 +125,9 @@ class Watcher:
         running, failed = [], []
         slurm = self._queue()
         alive = holder is not None or bool(slurm)
-        stale = out_of_date(self.jobs, root, self._records) | (self._older_sums() if alive else set())
-        left = to_do(self.jobs, root, stale)
+        stale = out_of_date(self.jobs, root, Path(self.config["pack_store"]), self._records)
+        why = [*(f"{name}: {what}" for name, what in self.changed.items()), *explain(stale)]
+        left = to_do(self.jobs, root, {*stale, *(self._older_sums() if alive else ())})
         keys = {job.key for job in left}
         done = [job for job in self.jobs if job.key not in keys]
         outdated = {job.key for job in left if job.is_done(root)}
@@ -149,6 +156,7 @@ class Watcher:
             seconds_left=self._seconds_left(done, left, running, begun),
             holder=str(holder) if holder is not None else "",
             slurm=slurm,
+            why=why,
         )
 
     def _queue(self) -> str:

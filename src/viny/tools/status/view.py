@@ -20,7 +20,7 @@ from viny.tools.status.running import Running
 from viny.tools.status.state import Status, Watcher
 from viny.tools.terminal import console, duration, short, table
 
-SHOWN = 20  # failed jobs listed by name
+SHOWN = 20  # failed jobs, or reasons for being out of date, that are listed
 NARROW = 120  # characters; on a terminal narrower than this, the table of running jobs has fewer columns
 
 
@@ -62,6 +62,9 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
     names = ["done", *(["out of date"] if some_old else []), "running", "failed", "waiting"]
     rows = [[stage, *(str(one[n] or "") for n in names)] for stage, one in counts.items()]
     parts += [Text(""), table(["stage", *names], rows)]
+    if status.why:
+        parts.append(Text("\nOut of date:"))
+        parts += [Text(f"  {line}") for line in status.why[:SHOWN]]
     if status.running:
         parts += [Text("\nRunning:"), _running_table(status.running, (columns or console().width) < NARROW)]
     if status.failed:

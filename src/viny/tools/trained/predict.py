@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from viny.data.augment import labelled_images
 from viny.data.decoding import BadFileError, Picture, decode, inner_box, upright
-from viny.data.folders import check_name, few, images_below, name_below
+from viny.data.folders import check_name, check_some, few, list_below, name_below
 from viny.data.masks import IGNORE
 from viny.evidence.figures import kit
 from viny.learning.machine import Machine
@@ -146,19 +147,21 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
     """
     given = list(given)
     below: dict[Path, tuple[Path, Path]] = {}  # by the target of links, so that each is taken once
-    several = sum(path.is_dir() for path in given) > 1
+    several = sum(map(os.path.isdir, given)) > 1
     for path in given:
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"{path}: no such file or folder; expected images and folders of images")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             check_name(path.name, path.parent)
             below.setdefault(path.resolve(), (path, Path(path.name)))
             continue
         folder, outputs = path.resolve(), out.resolve()
-        for image in images_below(path):
+        found = list_below(path)
+        check_some(found)
+        for image in sorted(found.images + found.missing):  # the latter are refused one by one, as they cannot be read
             name = Path(name_below(image, path))
             if not (outputs.is_relative_to(folder) and (folder / name).is_relative_to(outputs)):
-                below.setdefault(image.resolve(), (image, folder.name / name if several else name))
+                below.setdefault(Path(os.path.realpath(image)), (image, folder.name / name if several else name))
     images = dict(below.values())
     if not images:
         raise InputError(f"{few(given)}: no images but those in {out}, the folder of the outputs; choose another --out")
@@ -208,7 +211,7 @@ def predict_files(
 
     def read(image: Path) -> Picture | BadFileError:
         try:
-            return decode(image, cell.size, cell.resize, fit=cell.fit)
+            return decode(image, cell.size, cell.resize, fit=cell.fit, white=cell.white)
         except BadFileError as error:
             return error
 
@@ -217,7 +220,7 @@ def predict_files(
         mask = at_original_size(prediction, *shape, cell.fit)
         try:
             pictures = {mask_path: palette_image(mask, colours)}
-            pictures[overlay_path] = overlay(upright(image), mask, cell.classes, colours)
+            pictures[overlay_path] = overlay(upright(image, cell.white), mask, cell.classes, colours)
         except BadFileError as error:
             return error
         for path, picture in pictures.items():

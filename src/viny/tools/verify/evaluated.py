@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.metrics import summarise
+from viny.evidence.metrics import classes_in, classes_lacking, summarise
 from viny.evidence.tables import read_metrics, write_tables
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
@@ -114,6 +114,10 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         return
     expected = summarise(confusion, manifest["mask_classes"], manifest.get("border_class"))
     expected["miou"] = expected[f"miou_{value['miou_is']}"]
+    classes = classes_in(confusion, manifest["mask_classes"])
+    if lists is not None and training.pack in book.packs:
+        classes["not_in_training"] = classes_lacking(book.packs[training.pack], lists["train"])
+    book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
     book.agree(metrics, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
     book.agree(metrics, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
 
@@ -156,6 +160,7 @@ def check_tables(book: Book, cells: Iterable[Cell]) -> None:
     """
     folder = (book.root / layout.TABLE).parent
     book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
+    book.expected |= {book.path(layout.SUMMARY, stage=stage) for stage in layout.SUMMARIES}
     paths = [layout.metrics_file(book.root, cell) for cell in cells]
     with tempfile.TemporaryDirectory() as made:
         try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from viny.runtime.differences import SHORT as SHORT
+from viny.runtime.differences import differences as differences
+
 WRONG, MISSING, NOTE = "wrong", "missing", "note"
-SHORT = reprlib.Repr()  # how values are shown
-SHORT.maxstring = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -67,28 +66,3 @@ class Report:
             f"{self.files} files, {self.bytes:,} bytes checked in {self.seconds:.1f} s: {self.count(WRONG)} wrong, "
             f"{self.count(MISSING)} missing, {self.count(NOTE)} notes"
         )
-
-
-def differences(expected: Any, found: Any, key: str = "") -> Iterator[str]:
-    """What differs between two JSON values.
-
-    Args:
-        expected: a JSON value.
-        found: likewise; a boolean never equals a number.
-        key: of both values; empty for whole files.
-
-    Yields:
-        A phrase for each key that differs, in the order of the keys; mappings are compared key by key.
-    """
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        for name in sorted({*expected, *found}, key=str):
-            inner = f"{key}.{name}" if key else str(name)
-            if name not in found:
-                yield f"{inner}: expected {SHORT.repr(expected[name])}, found no such key"
-            elif name not in expected:
-                yield f"{inner}: expected no such key, found {SHORT.repr(found[name])}"
-            else:
-                yield from differences(expected[name], found[name], inner)
-    elif expected != found or isinstance(expected, bool) != isinstance(found, bool):
-        place = f"{key}: " if key else ""
-        yield f"{place}expected {SHORT.repr(expected)}, found {SHORT.repr(found)}"
