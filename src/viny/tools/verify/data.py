@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import open_pack, verify_pack
-from viny.data.splits import LISTS, read_split
+from viny.data.pack import TEXTS, open_pack, verify_pack
+from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.study import layout, specs
 from viny.tools.verify.book import AGAIN, Book
-from viny.tools.verify.report import MISSING, NOTE
+from viny.tools.verify.report import MISSING, NOTE, WRONG
 
 
 def check_pack(book: Book, name: str) -> None:
@@ -31,6 +31,18 @@ def check_pack(book: Book, name: str) -> None:
     if manifest is None:
         return
     with book.about(path):
+        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
+        folder = _folder_of_arrays(book, name, manifest, link)
+        stored = folder / path.name if folder is not None else path
+        source = path
+        if stored.is_file() and not os.path.samefile(stored, path):
+            again = f"delete {stored.parent} and rerun the workflow"
+            if (held := book.json(stored, "a pack manifest", again)) is None:
+                return
+            if not book.agree(path, "", held, manifest, f"as {stored} has it; {AGAIN}"):
+                book.discard(path)
+                return
+            source = stored
         if book.config is not None:
             spec = specs.pack_spec(book.config, name)
             expected = {"source": spec["source"], "resolution": spec["size"]}
@@ -38,21 +50,25 @@ def check_pack(book: Book, name: str) -> None:
                 expected["count"] = spec["count"]
             found = {key: manifest.get(key) for key in expected}
             book.agree(path, "", expected, found, "rerun the workflow with the settings that are meant")
-        folder = _folder_of_arrays(book, name, manifest, link)
         if folder is None:
             return
-        stored = folder / path.name
-        if stored.is_file() and not os.path.samefile(stored, path):
-            book.agree(path, "", read_json(stored, "a pack manifest"), manifest, f"as {stored} has it; {AGAIN}")
-        linked = link.exists() and os.path.realpath(link) == os.path.realpath(folder / link.name)
-        source = path if linked else stored
         key = (os.path.realpath(folder), digest(manifest))
         if key not in book.verified:
             book.verified.add(key)
-            verify_pack(source)
-            for file in (*folder.glob("*.npy"), *folder.glob("names.txt")):
-                book.count(file)
+            try:
+                verify_pack(source)
+            except InputError as error:
+                raise InputError(f"{error}{_how(book, name)}") from error
+            for file in sorted(folder.iterdir()):
+                if file.suffix == ".npy" or file.name in TEXTS:
+                    book.count(file)
         book.packs[name] = open_pack(source)
+
+
+def _how(book: Book, name: str) -> str:
+    """How to pack again, even where the workflow has nothing else to do and so leaves packs alone."""
+    log = book.path(layout.LOG, job=f"pack/{name}")
+    return f", by the command that {log} begins with" if log.is_file() else ""
 
 
 def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: Path) -> Path | None:
@@ -73,6 +89,9 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
             if same and whole(other.parent):
                 if not link.exists():
                     book.add(NOTE, link, f"leads to no arrays here; those of {other.parent} were checked instead")
+                elif book.store is None:
+                    said = "a file beside which the pack's other arrays are missing, so that no job can read the pack"
+                    book.add(WRONG, link, f"{said}; delete it and pack again{_how(book, name)}")
                 return other.parent
     if link.exists():
         return folder  # the reader says which array is missing
@@ -81,7 +100,7 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
         MISSING,
         link,
         f"expected a link to the arrays of pack '{name}', found one to {target}, where none are; name the folder "
-        "of packs with --store, or rerun the workflow to pack again",
+        f"of packs with --store, or pack again{_how(book, name)}",
     )
     return None
 
@@ -107,27 +126,28 @@ def check_split(book: Book, part: str, subset: str) -> None:
     """
     path = layout.split_record(book.root, part, subset)
     indices = book.path(layout.INDICES, part=part, subset=subset)
+    again = f"delete {path.name} and {indices.name} and rerun the workflow"
     present = book.there(indices, "index lists")
     record = book.split_record(part, subset)
     if record is None:
         return
-    name = layout.pack_of_split(part, subset)
     with book.about(path):
         spec = {k: v for k, v in record["spec"].items() if k != "code"}
         if book.config is not None:
             expected = specs.split_spec(book.config, part, subset)
-            book.agree(path, "spec", expected, spec, "rerun the workflow with the settings that are meant")
+            if not book.agree(path, "spec", expected, spec, f"{again} with the settings that are meant"):
+                book.discard(path)
+                return
         book.made_by("split", path, record["spec"].get("code"))
+        name = layout.pack_of_split(part, subset)
         manifest, pack = book.manifest(name), book.packs.get(name)
-        if manifest is not None and pack is None:  # the lists cannot be read without their pack
-            book.same(path, "pack", manifest.get("sha256"), record["pack_sha256"], AGAIN)
+        if manifest is not None and not book.same(path, "pack", manifest["sha256"], record["pack_sha256"], again):
+            return
         if pack is not None and present:
-            book.count(indices)
-            lists = read_split(path, indices, pack)
+            lists = lists_of(record, path, indices, pack)
+            book.stated(indices, record.get("outputs"), path, again)
             for which in LISTS:
-                count, last = record["parts"][which]["count"], max(lists[which], default=-1)
+                count = record["parts"][which]["count"]
                 if count != len(lists[which]):
-                    raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {AGAIN}")
-                if last >= len(pack) or min(lists[which], default=0) < 0:
-                    raise InputError(f"{which}: expected indices of {len(pack)} images, found {last}; {AGAIN}")
+                    raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {again}")
             book.index_lists[part, subset] = lists
