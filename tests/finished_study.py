@@ -24,17 +24,17 @@ def run(command: str, spec: dict[str, Any], **files: Path | None) -> None:
     assert main([command, "--spec", json.dumps({**spec, "code": code}), *arguments]) == 0
 
 
-def finished_study(folder: Path, grid_section: Mapping[str, Any]) -> Path:
-    """A study of that grid, with every file where the workflow puts it but logs and benchmarks.
+def finished_study(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A study with every file where the workflow puts it but logs and benchmarks.
 
     Args:
         folder: the working folder; packs go below it.
-        grid_section: the grid's settings; the others are those of tests/tiny.yaml.
+        settings: those that differ from tests/tiny.yaml.
 
     Returns:
         The study's folder.
     """
-    config = resolve(merge(read_config(TINY), {"grid": grid_section}))
+    config = resolve(merge(read_config(TINY), settings))
     root = folder / "results" / "tiny"
     write_study(root, config)
     for name in ("pretrain", "segmentation", "scenes"):

@@ -34,7 +34,7 @@ PLAIN, ADAPTED = "pre-24_mid-none_fine-8_seed-0", "pre-24_mid-scenes_fine-8_seed
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study; not to be changed."""
-    return finished_study(tmp_path_factory.mktemp("whole"), GRID)
+    return finished_study(tmp_path_factory.mktemp("whole"), {"grid": GRID})
 
 
 @pytest.fixture

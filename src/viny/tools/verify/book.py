@@ -102,7 +102,7 @@ class Book:
             yield
         except InputError as error:
             named, colon, said = str(error).partition(": ")
-            other = bool(colon) and named != str(file) and os.path.isfile(named)
+            other = bool(colon) and named != str(file) and os.path.isdir(os.path.dirname(named))
             self.add(WRONG, *((Path(named), said) if other else (file, str(error))))
         except Exception as error:  # a damaged file can trip up any reader in its own way
             self.add(WRONG, file, f"not what it should be ({type(error).__name__}: {error}); {AGAIN}")

@@ -35,14 +35,18 @@ def check_pack(book: Book, name: str) -> None:
         folder = _folder_of_arrays(book, name, manifest, link)
         stored = folder / path.name if folder is not None else path
         source = path
-        if stored.is_file() and not os.path.samefile(stored, path):
-            again = f"delete {stored.parent} and rerun the workflow"
-            if (held := book.json(stored, "a pack manifest", again)) is None:
-                return
-            if not book.agree(path, "", held, manifest, f"as {stored} has it; {AGAIN}"):
+        if not stored.is_file():
+            book.add(MISSING, stored, f"expected the pack's manifest; delete {folder} and pack again{_how(book, name)}")
+        elif not os.path.samefile(stored, path):
+            again = f"delete {stored.parent} and pack again{_how(book, name)}"
+            held = book.json(stored, "a pack manifest", again)
+            if held is not None and held != manifest and not _fits(path):
+                book.agree(path, "", held, manifest, f"as {stored} has it; {AGAIN}")
                 book.discard(path)
                 return
-            source = stored
+            if held is not None:
+                book.agree(stored, "", manifest, held, f"as {path} has it, which fits the arrays; {again}")
+                source = stored if held == manifest else path
         if book.config is not None:
             spec = specs.pack_spec(book.config, name)
             expected = {"source": spec["source"], "resolution": spec["size"]}
@@ -65,6 +69,15 @@ def check_pack(book: Book, name: str) -> None:
         book.packs[name] = open_pack(source)
 
 
+def _fits(manifest: Path) -> bool:
+    """Whether a study's manifest describes the arrays that are linked beside it."""
+    try:
+        verify_pack(manifest)
+    except InputError:
+        return False
+    return True
+
+
 def _how(book: Book, name: str) -> str:
     """How to pack again, even where the workflow has nothing else to do and so leaves packs alone."""
     log = book.path(layout.LOG, job=f"pack/{name}")
@@ -78,7 +91,7 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
         return all((folder / f"{array}.npy").is_file() for array in manifest["arrays"])
 
     folder = Path(os.path.realpath(link)).parent
-    if book.store is None and link.exists() and whole(folder):
+    if book.store is None and link.exists() and (link.is_symlink() or whole(folder)):
         return folder
     for store in _stores(book):
         for other in sorted(store.glob("*/manifest.json")):
@@ -143,9 +156,8 @@ def check_split(book: Book, part: str, subset: str) -> None:
         manifest, pack = book.manifest(name), book.packs.get(name)
         if manifest is not None and not book.same(path, "pack", manifest["sha256"], record["pack_sha256"], again):
             return
-        if pack is not None and present:
+        if present and book.stated(indices, record.get("outputs"), path, again) and pack is not None:
             lists = lists_of(record, path, indices, pack)
-            book.stated(indices, record.get("outputs"), path, again)
             for which in LISTS:
                 count = record["parts"][which]["count"]
                 if count != len(lists[which]):
