@@ -204,7 +204,7 @@ SHA = "0" * 64
             r"wrong: packs/scenes/manifest\.json: changed since it was written",
         ),
         (remove("packs/scenes/manifest.json"), r"missing: packs/scenes/manifest\.json: expected a pack manifest"),
-        (other_indices, r"wrong: splits/finetune/size-8_seed-0\.npz: 'train' is not what"),
+        (other_indices, r"wrong: splits/finetune/size-8_seed-0\.npz: sha256, by size-8_seed-0\.json"),
         (remove(SPLIT.replace("json", "npz")), r"missing: splits/finetune/size-8_seed-0\.npz: expected index lists"),
         (edit(SPLIT, pack_sha256=SHA), r"wrong: splits/finetune/size-8_seed-0\.json: pack: expected"),
         (edit(SPLIT, spec__test_size=11), r"wrong: .*size-8_seed-0\.json: spec\.test_size: expected 10, found 11"),
@@ -283,6 +283,40 @@ def test_damage_is_named(root: Path, damage: Callable[[Path], None], expected: s
     assert [line for line in lines(report) if re.match(expected, line)], lines(report)
     assert not report.sound
     assert all("\n" not in line for line in lines(report))
+
+
+def test_a_damaged_parent_is_one_finding_and_its_children_none(root: Path) -> None:
+    flip(root / f"{PRETRAINED}.safetensors")
+    (found,) = lines(verify_study(root))
+    assert found.startswith(f"wrong: {PRETRAINED}.safetensors: sha256, by encoder.json: expected ")
+    assert found.endswith("; delete pretrain/size-24_seed-0/ and rerun the workflow")
+    # So it is if the record cannot be read: what says how the training came about has the hash as well.
+    (root / f"{PRETRAINED}.json").write_text("{}")
+    first, second = lines(verify_study(root))
+    assert first.startswith(f"wrong: {PRETRAINED}.json: ")
+    assert second.startswith(f"wrong: {PRETRAINED}.safetensors: sha256, by run.json: expected ")
+
+
+def test_a_study_of_before_there_were_seals_is_sound_and_says_so_once(root: Path) -> None:
+    shutil.rmtree(root / "summaries")
+    for path in root.rglob("*.json"):
+        value = json.loads(path.read_text())
+        if path.name not in ("manifest.json", "study.json"):
+            write_json(path, {key: said for key, said in value.items() if key not in ("sha256", "outputs")})
+    (found,) = lines(verify_study(root))
+    assert found.startswith("note: splits/")
+    assert "and 15 more are from a version that did not seal its records" in found
+    # What the files say of each other is compared as before.
+    write(f"metrics/{PLAIN}.npz", b"PK")(root)
+    (root / "tables" / "effects.csv").unlink()
+    assert {f.file for f in verify_study(root).findings} >= {f"metrics/{PLAIN}.npz", "tables/effects.csv"}
+
+
+def test_hashes_need_no_settings(root: Path) -> None:
+    (root / "study.json").unlink()
+    flip(root / f"{MEASURED}.npz")
+    flip(root / "figures" / "returns.png")
+    assert {f.file for f in verify_study(root).findings} == {"study.json", f"{MEASURED}.npz", "figures/returns.png"}
 
 
 def test_a_missing_cell_is_one_line_a_job(root: Path) -> None:

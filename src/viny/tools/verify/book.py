@@ -160,17 +160,18 @@ class Book:
         self.report.files += 1
         self.report.bytes += path.stat().st_size
 
-    def there(self, path: Path, what: str) -> bool:
+    def there(self, path: Path, what: str, advice: str = AGAIN) -> bool:
         """Whether a file of the study is there; adds a finding if not.
 
         Args:
             path: the file; from now on it belongs to the study.
             what: what it holds, in words.
+            advice: what to do if it were damaged, 'delete ... and ...'; the latter is what to do if it is not there.
         """
         self.expected.add(path)
         if path.is_file():
             return True
-        self.add(MISSING, path, f"expected {what}, found no such file; rerun the workflow")
+        self.add(MISSING, path, f"expected {what}, found no such file; {advice.rpartition(' and ')[2]}")
         return False
 
     def sha256(self, path: Path) -> str | None:
@@ -206,7 +207,7 @@ class Book:
         """
         if path not in self._values:
             self._values[path] = None
-            if self.there(path, what):
+            if self.there(path, what, advice):
                 with self.about(path):
                     self.sha256(path)
                     value = read_json(path, what)

@@ -12,7 +12,7 @@ from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.study import layout, specs
-from viny.tools.verify.book import AGAIN, Book
+from viny.tools.verify.book import Book
 from viny.tools.verify.report import MISSING, NOTE, WRONG
 
 
@@ -27,8 +27,9 @@ def check_pack(book: Book, name: str) -> None:
     """
     path, link = layout.pack_manifest(book.root, name), book.path(layout.IMAGES, pack=name)
     book.expected.add(link)
-    manifest = book.manifest(name)
+    manifest = book.json(path, "a pack manifest", f"delete it and pack again{_how(book, name)}")
     if manifest is None:
+        book.expected |= set(path.parent.glob("*"))
         return
     with book.about(path):
         book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
@@ -41,7 +42,8 @@ def check_pack(book: Book, name: str) -> None:
             again = f"delete {stored.parent} and pack again{_how(book, name)}"
             held = book.json(stored, "a pack manifest", again)
             if held is not None and held != manifest and not _fits(path):
-                book.agree(path, "", held, manifest, f"as {stored} has it; {AGAIN}")
+                again = f"delete it and pack again{_how(book, name)}"
+                book.agree(path, "", held, manifest, f"as {stored} has it; {again}")
                 book.discard(path)
                 return
             if held is not None:
