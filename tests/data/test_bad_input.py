@@ -285,19 +285,22 @@ def test_one_unknown_value_between_known_ones_is_found(tmp_path: Path) -> None:
         decode_mask(tmp_path / "m.png", 8, {1: 0, 3: 2})
 
 
-def test_a_mask_drawn_on_the_stored_image_keeps_it_unrotated(pets: Path, build: Callable[..., Pack]) -> None:
+def test_a_mask_drawn_on_the_stored_image_is_turned_with_it(pets: Path, build: Callable[..., Pack]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = noise(seed=9)
     for i in (0, 1):
         Image.fromarray(pixels).save(image_of(pets, i), exif=exif, format="PNG")
-    Image.fromarray(trimap(40, 30)).save(mask_of(pets, 1))  # fits the upright picture
+    Image.fromarray(np.rot90(trimap(), -1).copy()).save(mask_of(pets, 1))  # fits the upright picture
     pack = build(pets)
-    assert np.array_equal(pack.images[0], expect(pixels))
-    assert np.array_equal(pack.images[1], expect(np.rot90(pixels, -1).copy()))
-    assert pack.shapes[:2].tolist() == [[30, 40], [40, 30]]
-    assert pack.manifest["unrotated"] == 1
-    assert "1 images whose EXIF orientation was ignored" in describe(pack.manifest)
+    for i in (0, 1):
+        assert np.array_equal(pack.images[i], expect(np.rot90(pixels, -1).copy()))
+    assert np.array_equal(pack.masks[0], pack.masks[1])
+    assert pack.shapes[:2].tolist() == [[40, 30], [40, 30]]
+    assert pack.manifest["conventions"]["turned"] == {
+        **{"images": 2, "masks": 0, "lie_on": "either", "by_size": 2, "assumed": 0}
+    }
+    assert "2 images are turned upright by their EXIF orientation; some masks lie on" in describe(pack.manifest)
 
 
 def test_masks_of_background_are_counted_and_can_be_skipped(pets: Path, build: Callable[..., Pack]) -> None:

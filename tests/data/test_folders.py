@@ -19,7 +19,7 @@ from viny.data.folders import guess_suffix, hold_out, images_below, pair, split_
 from viny.data.masks import IGNORE, mask_coding, value_number
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.data.packing import build_pack
-from viny.data.sources import list_source, listing_digest
+from viny.data.sources import list_source
 from viny.data.splits import finetune_split, pretrain_split, task_split
 from viny.evidence.evaluate import confusion_matrices
 from viny.evidence.metrics import iou, summarise
@@ -29,7 +29,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
-from viny.study.inventory import count_images, folder_report, with_listings
+from viny.study.inventory import count_images, folder_report, read_files, with_listings
 from viny.study.specs import pack_spec
 
 STUDY: dict[str, Any] = {
@@ -321,35 +321,44 @@ def test_an_ignored_object_is_no_background(tmp_path: Path, monkeypatch: pytest.
     assert [left["image"] for left in manifest["skipped"]] == ["day 0/im.00.jpg"]
 
 
-def test_a_pack_is_another_once_a_file_has_come_gone_or_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_is_another_once_a_file_has_come_gone_or_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(own_data(tmp_path))
     config, root = study(), tmp_path / "results"
-    seen = [with_listings(config, root)["listings"]["segmentation"]]
+
+    def listed(of: dict[str, Any]) -> dict[str, str]:
+        return with_listings(of, root, read_files(of, count_images(of, root)))["listings"]
+
+    seen = [listed(config)["segmentation"]]
 
     def changed() -> bool:
-        seen.append(with_listings(config, root)["listings"]["segmentation"])
+        seen.append(listed(config)["segmentation"])
         return seen[-1] != seen[-2]
 
     assert not changed()
     (tmp_path / "images" / "day 0" / "im.00.jpg").touch()
     assert not changed()
-    mask(tmp_path / "masks" / "new.png")
+    of = tmp_path / "masks" / "day 0" / "im.00.png"
+    before = of.read_bytes()
+    of.write_bytes(bytes([*before[:-1], before[-1] ^ 1]))  # of the same size
     assert changed()
-    mask(tmp_path / "masks" / "new.png", np.zeros((16, 21), np.uint8))
+    of.write_bytes(before)
     assert changed()
-    (tmp_path / "masks" / "new.png").unlink()
+    assert seen[-1] == seen[0]
+    (tmp_path / "images" / "day 0" / "new.jpg").write_bytes((tmp_path / "images" / "day 0" / "im.00.jpg").read_bytes())
+    mask(tmp_path / "masks" / "day 0" / "new.png")
+    assert changed()
+    for name in ("images/day 0/new.jpg", "masks/day 0/new.png"):
+        (tmp_path / name).unlink()
     assert changed()
     assert seen[-1] == seen[0]
     # If the folder is gone, what was packed stays.
     gone = study(segmentation__images="gone")
-    assert listing_digest(pack_spec(gone, "segmentation")) is None
-    assert with_listings(gone, root)["listings"] == {"segmentation": ""}
-    write_json(root / "packs" / "segmentation" / "manifest.json", {"listing": "abc"})
-    assert with_listings(gone, root)["listings"] == {"segmentation": "abc"}
-    assert with_listings({**config, "segmentation": {**config["segmentation"], "source": "pets"}}, root) == {
-        **config,
-        "segmentation": {**config["segmentation"], "source": "pets"},
-    }
+    assert listed(gone)["segmentation"] == ""
+    write_json(root / "packs" / "segmentation" / "manifest.json", {"contents": "abc"})
+    assert listed(gone)["segmentation"] == "abc"
+    assert listed({**config, "segmentation": {**config["segmentation"], "source": "pets"}})["segmentation"] == "abc"
 
 
 def named_pack(names: list[str], parts: list[int] | None = None) -> Pack:

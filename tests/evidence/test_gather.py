@@ -117,7 +117,7 @@ def test_two_studies_under_two_protocols_stand_side_by_side(tmp_path: Path) -> N
         labels = 0.1 * (cell.finetune_size == 16) + 0.001 * cell.seed
         write_metrics(tmp_path / "tiny" / "metrics", "tiny", "sound", cell, 0.3 + labels)
         write_metrics(tmp_path / "elsewhere" / "metrics", "elsewhere", "paper", cell, 0.5 - labels)
-    scorecard.write_scorecard(specs.scorecard_spec(config, []), **folders(tmp_path))
+    scorecard.write_scorecard(specs.scorecard_spec(config), **folders(tmp_path))
     card = pd.read_csv(tmp_path / "out" / "tables" / "scorecard.csv").set_index("key")
     assert set(card["study_paper"]) == {"elsewhere"}
     assert set(card["study_sound"]) == {"tiny"}
@@ -137,4 +137,4 @@ def test_another_study_has_results_and_the_other_protocol(tmp_path: Path, protoc
     if protocol:
         write_metrics(folder, "elsewhere", protocol, Cell(0, "none", 8, 0), 0.4)
     with pytest.raises(InputError, match=words):
-        scorecard.write_scorecard(specs.scorecard_spec(config, []), **folders(tmp_path))
+        scorecard.write_scorecard(specs.scorecard_spec(config), **folders(tmp_path))

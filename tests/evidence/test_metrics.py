@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from viny.data.masks import mask_coding
+from viny.data.pack import open_pack
+from viny.data.packing import build_pack
+from viny.evidence import metrics, verdicts
 from viny.evidence.evaluate import confusion_matrices
-from viny.evidence.metrics import iou, mean_iou_dataset, mean_iou_per_image, summarise, without_border
+from viny.evidence.metrics import (
+    classes_in,
+    classes_lacking,
+    iou,
+    mean_iou_dataset,
+    mean_iou_per_image,
+    summarise,
+    without_border,
+)
+from viny.evidence.statistics import effects
 
 NAMES = ["pet", "background", "border"]
 BORDER = 2
@@ -144,3 +161,115 @@ def test_without_a_border_there_are_no_two_class_metrics(maps: tuple[Tensor, Ten
     found = summarise(confusion(maps), NAMES, None)
     assert not any("two_class" in key for key in found)
     assert all(value is None or type(value) is float for value in found.values())
+
+
+# Means over classes: those that the true masks have
+
+
+def with_absent(seed: int, classes: int, lacking: list[int], size: int = 12) -> tuple[Tensor, Tensor]:
+    """Truth without some classes, and a prediction that is half right and has every class."""
+    generator = torch.Generator().manual_seed(seed)
+    there = torch.tensor([c for c in range(classes) if c not in lacking])
+    truth = there[torch.randint(0, len(there), (5, size, size), generator=generator)]
+    noise = torch.randint(0, classes, truth.shape, generator=generator)
+    return truth, torch.where(torch.rand(truth.shape, generator=generator) < 0.5, truth, noise)
+
+
+@pytest.mark.parametrize("lacking", [[], [2], [0, 3]])
+def test_the_mean_is_over_the_classes_of_the_truth_as_torchmetrics_has_them(lacking: list[int]) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    truth, predicted = with_absent(0, 5, lacking)
+    names = [f"c{c}" for c in range(5)]
+    confusion = confusion_matrices(truth, predicted, 5).numpy()
+    found = summarise(confusion, names, None)
+    each = torchmetrics.multiclass_jaccard_index(predicted, truth, num_classes=5, average="none").numpy()
+    there = [c for c in range(5) if c not in lacking]
+    assert found["miou_dataset"] == pytest.approx(each[there].mean(), abs=1e-6)
+    assert [name for name in names if found[f"iou_{name}"] is None] == [f"c{c}" for c in lacking]
+    classes = classes_in(confusion, names)
+    assert classes == {"averaged": [f"c{c}" for c in there], "not_in_test": [f"c{c}" for c in lacking]}
+
+
+def test_a_stray_pixel_of_an_absent_class_costs_what_it_covers_and_no_more() -> None:
+    truth = torch.zeros(2, 48, 48, dtype=torch.long)
+    truth[:, 4:24, 4:24] = 1
+    stray = truth.clone()
+    stray[0, 40, 40] = 2
+    perfect, one_off = (summarise(confusion_matrices(truth, p, 3).numpy(), NAMES, None) for p in (truth, stray))
+    assert perfect["miou_dataset"] == 1
+    assert 1 - 1 / truth[truth == 0].numel() < one_off["miou_dataset"] < 1
+    assert perfect["iou_border"] is one_off["iou_border"] is None
+
+
+def test_a_constant_answer_and_a_model_are_averaged_over_the_same_classes() -> None:
+    truth, predicted = with_absent(1, 4, [2])
+    constant = torch.full_like(truth, 2)  # of the class that is in no mask
+    for guess in (predicted, constant, truth):
+        confusion = confusion_matrices(truth, guess, 4).numpy()
+        assert np.isfinite(iou(confusion.sum(0))).tolist() == [True, True, False, True]
+    assert mean_iou_dataset(confusion_matrices(truth, constant, 4).numpy(), [0, 1, 2, 3]) == 0
+
+
+def iou_of_any(confusion: np.ndarray) -> np.ndarray:
+    """IoU where a class is present or predicted: the same where every class is present."""
+    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
+    union = confusion.sum(-1) + confusion.sum(-2) - hit
+    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 11])
+def test_where_every_class_is_in_the_test_masks_no_bit_depends_on_the_rule(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, predicted = with_absent(2, classes, [])
+    truth[1][truth[1] == 0] = 1  # one image lacks a class that is predicted there
+    matrices = confusion_matrices(truth, predicted, classes).numpy()
+    assert (matrices.sum((0, 2)) > 0).all() and (matrices[1].sum(1) == 0).any()
+    names = [f"c{c}" for c in range(classes)]
+
+    def everything() -> list[Any]:
+        noise = effects.image_noise([(matrices, matrices[::-1])], 200)
+        return [
+            summarise(matrices, names, classes - 1),
+            *(verdicts.influence(matrices, kind).tolist() for kind in ("dataset", "per_image")),
+            noise.to_numpy().tolist(),
+        ]
+
+    here = everything()
+    for module in (metrics, effects, verdicts):
+        monkeypatch.setattr(module, "iou", iou_of_any)
+    assert everything() == here
+
+
+def test_the_influence_of_images_is_over_the_same_classes() -> None:
+    truth, predicted = with_absent(3, 4, [2])
+    confusion = confusion_matrices(truth, predicted, 4).numpy()
+    changes = []
+    for at in range(len(confusion)):
+        weights = np.ones(len(confusion))
+        weights[at] += 1e-6
+        changed = iou((confusion * weights[:, None, None]).sum(0))
+        changes.append((np.nanmean(changed) - np.nanmean(iou(confusion.sum(0)))) / 1e-6)
+    assert verdicts.influence(confusion, "dataset") == pytest.approx(changes, abs=1e-5)
+
+
+def test_classes_that_masks_of_a_pack_lack(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for at in range(300):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:5, 2:5], mask[6, 6] = at % 2, 255
+        if at == 299:
+            mask[0, 0] = 2
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / f"{at:03d}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{at:03d}.png")
+    spec = {"source": "folder", "holds": "masks", "path": str(tmp_path / "images"), "masks": str(tmp_path / "masks"),
+            "mask_suffix": "", "split": "", "size": 8, "resize": "nearest", **mask_coding(4, [255])}  # fmt: skip
+    (tmp_path / "pack").mkdir()
+    build_pack(spec, tmp_path / "pack", threads=1)
+    pack = open_pack(tmp_path / "pack" / "manifest.json")
+    assert classes_lacking(pack, np.arange(300)) == ["class_3"]
+    assert classes_lacking(pack, np.arange(299)) == ["class_2", "class_3"]
+    assert classes_lacking(pack, np.array([299])) == ["class_3"]  # an odd one
+    assert classes_lacking(pack, np.array([0])) == ["class_1", "class_2", "class_3"]
+    assert classes_lacking(pack, np.empty(0, np.int64)) == pack.manifest["mask_classes"]

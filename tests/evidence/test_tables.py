@@ -198,3 +198,32 @@ def test_files(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     tables.write_tables(reversed(paths), out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_classes_without_a_pixel_are_said_in_every_table(tmp_path: Path) -> None:
+    def classes(untrained: list[str]) -> dict[str, Any]:
+        return {"classes": {"averaged": ["cat"], "not_in_test": ["dog", "low road"], "not_in_training": untrained}}
+
+    few = cell(0, "none", 8, 0) | classes(["dog"])
+    paths = write(tmp_path, [few, cell(0, "none", 16, 0) | classes([]), cell(0, "none", 32, 0)])
+    frame = tables.read_metrics(paths)
+    assert list(frame["not_in_test"]) == ["dog; low road", "dog; low road", ""]
+    assert tables.absent_classes(frame, "training") == {"dog": ["pre-0_mid-none_fine-8_seed-0"]}
+    tables.write_tables(paths, tmp_path / "out")
+    again = pd.read_csv(tmp_path / "out" / "metrics.csv", keep_default_na=False, na_values=[""])
+    for found in (frame, again):
+        assert tables.absent_words(found) == [
+            "No test mask has a pixel of dog, low road: such a class is not in mIoU, which is a mean over the others.",
+            "No mask that a cell was fine-tuned on has a pixel of: dog (1 of 3 cells); it cannot be learnt there.",
+        ]
+    assert "No test mask has a pixel of dog, low road:" in (tmp_path / "out" / "table1.md").read_text()
+    assert "not_in_test" not in (tmp_path / "out" / "summary.csv").read_text()
+    of_images = tables.absent_words(frame.assign(miou_is="per_image"))
+    assert of_images[0].endswith("such a class counts 0 in every image's mIoU.")
+    assert tables.absent_words(tables.read_metrics(paths[2:])) == []
+
+
+@pytest.mark.parametrize("classes", [None, [], {"not_in_test": "dog"}, {"not_in_training": [1]}, {"not_in_test": None}])
+def test_classes_of_another_type_are_refused(tmp_path: Path, classes: Any) -> None:
+    with pytest.raises(InputError, match=r"0\.json: not the metrics of an evaluated cell \('classes\."):
+        tables.read_metrics(write(tmp_path, [cell(0, "none", 8, 0) | {"classes": classes}]))

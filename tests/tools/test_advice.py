@@ -63,6 +63,7 @@ def make(
     images: int = 500,
     noise: float = 0.001,
     ious: Callable[[Cell], dict[str, float | None]] = lambda cell: {},
+    classes: Callable[[Cell], dict[str, list[str]]] = lambda cell: {},
     curve: Sequence[float] = (1.0,) * 20,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -74,7 +75,13 @@ def make(
         path = metrics_file(root, cell)
         value = {"study": config["study"], "protocol": "sound", "note": config["note"], "cell": cell.as_dict()}
         metrics = {"miou": truth(cell), "pixel_accuracy": 0.7, **ious(cell)}
-        value |= {"metrics": metrics, "miou_is": "dataset", "test_images": images, "provenance": {}}
+        value |= {
+            "classes": classes(cell),
+            "metrics": metrics,
+            "miou_is": "dataset",
+            "test_images": images,
+            "provenance": {},
+        }
         write_json(path, value)
         np.savez(path.with_suffix(".npz"), confusion=confusions(rng, images, noise), indices=np.arange(images))
     for stage, folder in folders_of(root, config):
@@ -649,8 +656,16 @@ def test_classes_that_are_rarely_found_stand_in_one_line_worst_first(tmp_path: P
     assert first.startswith("2 of 5 classes are hardly ever found")
     assert first.endswith("wire (24, at best 0.0 %); pole (12, at best 30.0 %)")
     assert second.startswith("1 of 5 classes is often missed")
-    assert "Neither in the test images nor predicted, so not counted in mIoU: ghost." in said(
-        advise(tmp_path), "warnings"
+    words = said(advise(tmp_path), "warnings")
+    assert "No test mask has a pixel of these classes, so nothing is known of them: ghost. mIoU is a mean over" in words
+
+
+def test_classes_that_no_mask_of_a_fine_tuning_has_are_said_with_their_cells(tmp_path: Path) -> None:
+    make(tmp_path, steps(), classes=lambda cell: {"not_in_training": ["moon"] * (cell.finetune_size == 8)})
+    (row,) = (row for row in part(advise(tmp_path), "warnings") if "fine-tuned on" in row["text"])
+    assert "a pixel of: moon (in 12 of 24 cells). It cannot be learnt there." in row["text"]
+    assert len(row["not_in_training"]["moon"]) == 12 and all(
+        "fine-8" in name for name in row["not_in_training"]["moon"]
     )
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from viny.runtime.files import read_json, write_json, write_sealed
 from viny.study import layout
 from viny.study.grid import Cell
 from viny.study.saved import write_study
+from viny.tools.trained.cell import load_cell
 from viny.tools.trained.export import timm_arguments
+from viny.tools.trained.model_card import write_card
 from viny.tools.trained.predict import at_original_size
 
 CELL = Cell(0, "none", 8, 0)
@@ -283,6 +286,12 @@ def test_a_card_tells_data_settings_results_and_hashes(evaluated: tuple[Path, Ce
     shown = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
     assert not re.search(r"\bnan\b|None|\{\{|undefined", shown)
     assert str(root.parents[1]) not in card and "/tmp" not in card  # nothing about this machine
+    assert "It had no images of 16 bits a channel" in body
+    trained = load_cell(layout.chain(cell)[-1].folder(root))
+    deep = {**trained.manifest, "conventions": {"sixteen_bit": {"white": 4095}}}
+    files = [tmp_path / name for name in ("a.safetensors", "a.json", "a.safetensors.md")]
+    write_card(replace(trained, manifest=deep), "timm", files)
+    assert "from 0 and 4095 to 0 and 255" in files[-1].read_text()
 
 
 def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path: Path) -> None:
@@ -306,7 +315,10 @@ def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path:
         other_path.rename(tmp_path / "other.json")
         card = card_of(root, cell, tmp_path)
         assert "| IoU of border | undefined |" in card
-        assert "border is neither in the test images nor predicted" in card
+        assert "border is in no test mask: nothing is known of it" in card and "is in no mask that" not in card
+        absent = {"averaged": ["pet"], "not_in_test": [], "not_in_training": ["border"]}
+        write_json(metrics_path, {**metrics, "classes": absent})
+        assert "border is in no mask that it was fine-tuned on" in card_of(root, cell, tmp_path)
         assert "One seed" in card
     finally:
         write_json(record_path, record)

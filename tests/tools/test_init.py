@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from viny.cli import main
@@ -29,8 +32,9 @@ from viny.study.config import resolve
 from viny.study.reading import read_config
 from viny.study.specs import pack_spec
 from viny.tools.newstudy.budgets import held_out_of, ladder
+from viny.tools.newstudy.class_lists import parse_classes, read_classes
 from viny.tools.newstudy.contact_sheet import contact_sheet
-from viny.tools.newstudy.dialogue import init, parse_classes, read_classes, study_name
+from viny.tools.newstudy.dialogue import init, study_name
 from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.study_file import study_text
 
@@ -282,9 +286,78 @@ def test_classes_can_be_named_and_others_are_not_taken_in_silence(
     assert section["classes"] == {"0": "ground", "1": "low road"} and section["ignore"] == [7]
 
 
-def test_classes_can_be_named_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "c.csv").write_text("value,name\n0,a, b\n#ff00FF, c\n")
-    assert read_classes(tmp_path / "c.csv") == {0: "a, b", "#ff00ff": "c"}
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("value,name\n0,a (b)\n#ff00FF, c\n".replace("0,a", "#000000,a"), {"#000000": "a (b)", "#ff00ff": "c"}),
+        ("0,ground\r\n255,object\r\n", {0: "ground", 255: "object"}),
+        (
+            "\ufeffvalue, name\n\n0,ground\n# a comment\n1,low road\n2,low road\n",
+            {0: "ground", 1: "low road", 2: "low road"},
+        ),
+        ("Pixel Value, Class\n0, background\n1, cat\n2, dog\n", {0: "background", 1: "cat", 2: "dog"}),
+        (
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:255,0,0::\nlow road:0,128,0:a,b:sit\n",
+            {"#000000": "background", "#ff0000": "cat", "#008000": "low road"},
+        ),
+        ("name,r,g,b\nurban_land,0,255,255\nwater, 0, 0, 255\n", {"#00ffff": "urban_land", "#0000ff": "water"}),
+    ],
+    ids=["colours", "windows", "byte order mark and comment", "Roboflow", "CVAT", "name,r,g,b"],
+)
+def test_classes_can_be_named_in_a_file(tmp_path: Path, text: str, wanted: dict[int | str, str]) -> None:
+    (tmp_path / "c.csv").write_bytes(text.encode())
+    assert read_classes(tmp_path / "c.csv") == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("background\ncat\n", "line 1: 'background' is not a value and its name"),
+        ("id,name\n0,a\n1,b\n", "line 1: 'id,name' is not"),
+        ("0,a\n1;b\n", "line 2: '1;b' is not"),
+        ("0,0,0,background\n255,0,0,cat\n", "line 1: '0,0,0,background' is not"),
+        ("0,a,255,0,0\n1,b,0,0,0\n", "line 1: '0,a,255,0,0' is not"),
+        ("filename, cat, dog\nx.jpg, 1, 0\n", "line 1: 'filename, cat, dog' is not"),
+        ("0,a\n-1,b\n", "line 2: '-1,b' is not"),
+        ("0,a\n1,\n", "line 2: '1' has no name"),
+        ("0,a\n0,b\n", "line 2: the value 0 is given twice"),
+        ("0,a\n#ff0000,b\n", "values and colours are mixed"),
+        ("0,a\n#ff00,b\n", "line 2: '#ff00,b' is not"),
+        ("0,a\n1,b\x1b[2J\n", "line 2: the name 'b\\x1b[2J' cannot be a class's"),
+        ("0,a\n1,b\u202ec\n", "cannot be a class's"),
+        ("0,a\n1,<b>\n", "line 2: the name '<b>' cannot be a class's"),
+        ("0,a\n", "names 1 values; expected two or more"),
+        ("", "names 0 values"),
+        ("cat:255,0,0::\ndog:0,256,0::\n", "line 2: 'dog:0,256,0::' is no name with red, green and blue"),
+        ("cat:255,0,0::\ndog\n", "line 2: 'dog' is no name with"),
+        ("cat:255,0,0::\ndog:255,0,0::\n", "line 2: the value #ff0000 is given twice"),
+        ("name,r,g,b\na,0,0,0\nb,0,0\n", "line 3: 'b,0,0' is no name with"),
+        ("{\"0\": \"a\"}", "line 1:"),
+        ("x" * (1 << 20) + "y", "larger than a list of classes"),
+    ],
+)  # fmt: skip
+def test_a_list_of_classes_that_is_none_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_classes(tmp_path / "c.csv")
+    assert said in str(caught.value) and str(tmp_path / "c.csv") in str(caught.value)
+
+
+@given(st.one_of(st.binary(max_size=60), st.from_regex(r"([#0-9a-f,: ]{0,9}\n){1,4}").map(str.encode)))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_list_of_classes_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "c.csv").write_bytes(data)
+    with suppress(InputError):
+        found = read_classes(tmp_path / "c.csv")
+        assert len(found) >= 2 and len({type(value) for value in found}) == 1
+        assert all(name.isprintable() and "," not in name for name in found.values())
+
+
+def test_a_list_of_classes_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("0,a\n1,b\n", encoding="utf-16")
+    for path in (tmp_path / "c.csv", tmp_path / "none.csv", tmp_path):
+        with pytest.raises(InputError, match=r"cannot be read .*expected lines of value,name"):
+            read_classes(path)
 
 
 @pytest.mark.parametrize("text", ["0=a", "0=a,1", "0=a,x=b", "0=a,0=b", "0=a,1="])

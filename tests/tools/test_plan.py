@@ -81,7 +81,7 @@ def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, 
     for at, job in enumerate(mine):
         make(job, root, 1e9 + at)
     assert to_do(mine, root) == []
-    # Weights of which only records and curves are needed, and a model that a missing metrics file needs.
+    # An encoder, from which four cells come; a model whose metrics are there; another whose record and metrics are not.
     for lost in (
         "pretrain/size-24_seed-1/encoder.safetensors",
         "finetune/pre-24_mid-none_fine-8_seed-1/model.safetensors",
@@ -91,14 +91,13 @@ def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, 
         (root / lost).unlink()
     expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
     assert Counter(job.stage for job in to_do(mine, root)) == expected
-    assert expected["finetune"] == expected["evaluate"] == 1
-    # A lost split takes all that was trained on it: two cells of a random start, and the encoder of the others with
-    # its four cells. A lost model that the figures show is trained again, too.
+    assert expected["pretrain"] == 1 and expected["finetune"] == expected["evaluate"] == 4 + 1
+    # A lost split takes all that was trained on it: besides those above, a cell of a random start.
     (root / "splits/finetune/size-8_seed-1.npz").unlink()
     (root / "finetune/pre-0_mid-none_fine-8_seed-0/model.safetensors").unlink()
     expected = planned(tmp_path, "--configfile", TINY, "--rerun-triggers", "mtime")
     assert Counter(job.stage for job in to_do(mine, root)) == expected
-    assert expected["finetune"] == 2 + 4 + 1
+    assert expected["split"] == 1 and expected["finetune"] == 4 + 1 + 1 + 1
 
 
 @pytest.mark.parametrize("change", [{}, {"geometry": {"encoders": "none"}}, {"grid": {"pretrain_sizes": [0]}}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_a_turned_photograph_is_predicted_upright(folder: Path, tmp_path: Path) 
     for tag in (6, 5, 3):
         for kind in ("mask", "overlay"):
             assert np.array_equal(pixels(out / f"turned{tag}_{kind}.png"), pixels(out / f"a_{kind}.png"))
+
+
+def test_16_bit_images_are_scaled_as_the_training_scaled_its_own(folder: Path, tmp_path: Path) -> None:
+    """An image of 10 bits is predicted as the same image of 8 bits, and one beyond the training's range is refused."""
+    cell = load_cell(folder)
+    assert cell.white is None
+    cell = replace(cell, manifest={**(cell.manifest or {}), "conventions": {"sixteen_bit": {"white": 1023}}})
+    levels = np.asarray(picture(tmp_path / "a.png").convert("L")).astype(np.uint16)
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(((levels.astype(int) * 1023 + 127) // 255).astype(np.uint16)).save(tmp_path / "b.tif")
+    Image.fromarray(levels * 5).save(tmp_path / "c.tif")
+    machine = Machine.choose("cpu", "float32", 1)
+    frame, refused = predict.predict_files(cell, sorted(tmp_path.glob("[abc].*")), tmp_path / "out", machine, 1)
+    assert [Path(image).name for image in frame["image"]] == ["a.png", "b.tif"]
+    assert np.array_equal(pixels(tmp_path / "out" / "a_mask.png"), pixels(tmp_path / "out" / "b_mask.png"))
+    assert [error.path.name for error in refused] == ["c.tif"]
+    assert "where 1,023 is white in the images that were packed" in refused[0].reason
 
 
 def test_bad_files_are_named_and_the_others_done(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from left_behind import change, finish
 from PIL import Image
 from rich.console import Console
 
@@ -28,8 +29,8 @@ from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter
 from viny.runtime.claims import Claim
 from viny.runtime.processes import Owner
 from viny.study.config import resolve
-from viny.study.graph import TRAININGS, Job
-from viny.study.inventory import with_listings
+from viny.study.graph import Job
+from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.layout import pack_manifest
 from viny.study.reading import read_config
 from viny.study.saved import study_file, write_study
@@ -63,14 +64,6 @@ def job(root: Path, label: str) -> Job:
     return next(one for one in Watcher(root).jobs if one.label == label)
 
 
-def finish(root: Path, *stages: str) -> None:
-    for one in Watcher(root).jobs:
-        if not stages or one.stage in stages:
-            for output in one.outputs:
-                (root / output).parent.mkdir(parents=True, exist_ok=True)
-                (root / output).touch()
-
-
 def write_log(root: Path, label: str, text: str, age: float = 0.0) -> Path:
     """A job's log, last written that many seconds ago."""
     log = job(root, label).log(root)
@@ -87,29 +80,6 @@ def write_progress(root: Path, label: str, epoch: float, age: float = 0.0, **val
     values = {"epochs": one.spec["train"]["epochs"], "step": round(epoch % 1 * steps), "steps": steps, **values}
     ProgressWriter(one.checkpoints(root)).write(ProgressReport(epoch, written=time.time() - age, **values))
     return one.progress(root)
-
-
-def fill(root: Path) -> None:
-    """Records of a finished study, as its jobs leave them: each names what it was made from."""
-    finish(root)
-    for one in Watcher(root).jobs:
-        of = next((name for stage, name in one.needs if stage == "pack"), None)
-        parent = next((f"weights {stage} {name}" for stage, name in reversed(one.needs) if stage in TRAININGS), None)
-        if one.stage == "pack":
-            record: dict[str, Any] = {"sha256": f"pack {one.name}", "listing": one.spec.get("listing", "")}
-        elif one.stage in TRAININGS:
-            record = {"pack_sha256": f"pack {of}", "parent_sha256": parent, "weights_sha256": f"weights {one.label}"}
-        elif one.stage == "split":
-            record = {"pack_sha256": f"pack {of}"}
-        elif one.stage in ("evaluate", "geometry"):
-            record = {"hashes": {"pack": "pack segmentation", "weights": parent}}
-        else:
-            continue
-        (root / one.outputs[1 if one.stage in TRAININGS else 0]).write_text(json.dumps(record))
-
-
-def change(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def state(root: Path, label: str) -> str:
@@ -395,7 +365,7 @@ def test_without_a_run_what_began_and_did_not_end_has_failed(root: Path) -> None
 
 @pytest.mark.parametrize("during", [False, True])
 def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
-    root: Path, tmp_path: Path, during: bool, capsys: Any
+    root: Path, tmp_path: Path, during: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -405,19 +375,24 @@ def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
     own = {name: str(tmp_path / name) for name in ("images", "masks")}
     raw["segmentation"] = {**raw["segmentation"], "source": "folder", **own, "classes": 2}
     config = resolve(raw)
-    write_study(root, with_listings(config, root))
-    fill(root)
+
+    def listed() -> dict[str, Any]:
+        return with_listings(config, root, read_files(config, count_images(config, root)))
+
+    monkeypatch.chdir(tmp_path)
+    write_study(root, listed())
+    finish(root)
     write_log(root, f"evaluate {CELL}", "evaluated")  # of the run before, which did not fail
     assert main(["status", str(root)]) == ALL_DONE
     capsys.readouterr()
     watcher = Watcher(root)
     for name in own:
         Image.new("L", (30, 30), 1).save(tmp_path / name / "more.png")
-    now = with_listings(config, root)
+    now = listed()
     write_study(root, now)
     os.utime(study_file(root), (time.time() + 1,) * 2)
     if during:  # the pack is made; what learns from it is still to come
-        change(pack_manifest(root, "segmentation"), sha256="new", listing=now["listings"]["segmentation"])
+        change(pack_manifest(root, "segmentation"), contents=now["listings"]["segmentation"])
     assert main(["status", str(root)]) == SOMETHING_WRONG
     out = capsys.readouterr().out
     assert "tiny: 0 of 16 cells done, 16 out of date; nothing runs it" in out
@@ -435,7 +410,7 @@ def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
 
 
 def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
-    fill(root)
+    finish(root)
     watcher = Watcher(root)
     assert watcher.look().done
     geometry = watcher.look().stages["geometry"]["done"]
@@ -443,7 +418,8 @@ def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
     status = watcher.look()
     assert (status.cells[1], status.outdated) == (15, 1)
     assert status.stages["finetune"] == {"done": 16}
-    change(root / f"metrics/{CELL}.json", hashes={"pack": "pack segmentation", "weights": "other"})
+    path = root / f"metrics/{CELL}.json"
+    change(path, hashes={**json.loads(path.read_text())["hashes"], "weights": "other"})
     assert watcher.look().outdated == 0
     change(root / "pretrain/size-24_seed-1/encoder.json", weights_sha256="another")
     status = watcher.look()
@@ -451,12 +427,13 @@ def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
     assert (status.outdated, status.stages["finetune"]["out of date"]) == (4, 4)
     assert status.stages["intermediate"] == {"done": 3, "out of date": 1}
     assert 0 < status.stages["geometry"]["done"] < geometry
-    change(root / "metrics/pre-0_mid-scenes_fine-8_seed-0.json", hashes={"pack": "another"})
+    path = root / "metrics/pre-0_mid-scenes_fine-8_seed-0.json"
+    change(path, hashes={**json.loads(path.read_text())["hashes"], "pack": "another"})
     assert watcher.look().outdated == 5
 
 
 def test_sums_of_before_wait_for_a_run_that_does_what_they_sum_up(root: Path, run: Claim) -> None:
-    fill(root)
+    finish(root)
     for path in [path for path in root.rglob("*") if path.is_file() and path.name != ".claim"]:
         os.utime(path, (time.time() - 100,) * 2)
     os.utime(study_file(root), (time.time() - 50,) * 2)

@@ -247,6 +247,10 @@ SHA = "0" * 64
         (edit(METRICS, hashes__split=SHA), r"wrong: metrics/.*json: split finetune/size-8_seed-0: expected"),
         (edit(METRICS, hashes__spec=SHA), r"wrong: metrics/.*json: spec: expected"),
         (edit(METRICS, metrics__miou=0.5), r"wrong: metrics/.*json: metrics\.miou: expected .*, found 0\.5; as pre-24"),
+        (
+            edit(METRICS, classes__not_in_training=["ridge"]),
+            r"wrong: metrics/.*json: classes\.not_in_training: expected \[\], found \['ridge'\]",
+        ),
         (edit(METRICS, metrics__iou_object=1.5), r"wrong: metrics/.*json: metric 'iou_object' is 1\.5"),
         (edit(METRICS, note="else"), r"wrong: metrics/.*json: note: expected 'Test study\.', found 'else'"),
         (edit(METRICS, switches__test_set="moving"), r"wrong: metrics/.*json: switches\.test_set: expected 'fixed'"),

@@ -255,6 +255,59 @@ def test_code(module: str, old: str, new: str, expected: dict[str, int], project
     assert project.planned() == expected
 
 
+def test_snakemake_s_notes_lost_before_an_edit(project: Project) -> None:
+    """What results say of themselves is enough."""
+    shutil.rmtree(project.folder / ".snakemake")
+    project.write(finetune__lr=0.004)
+    said = project.run("-n")
+    assert re.search(r"a run makes it again:\n  finetune .* and 1 more: made with other settings \(train.lr: ", said)
+    assert project.planned() == BELOW_FINETUNE
+    assert project.planned("--until", "finetune") == {"finetune": 2}
+    assert project.planned(f"results/tiny/finetune/{CELL}/model.json") == {"finetune": 1}
+    assert project.planned("--rerun-triggers", "mtime") == {}  # as asked, but said
+    assert "but kept" in project.run("-n", "--rerun-triggers", "mtime")
+    assert project.done() == BELOW_FINETUNE
+    assert project.planned() == {}
+    assert "Not of the study" not in project.run("-n")
+    shutil.rmtree(project.folder / ".snakemake")
+    project.edit("evidence/metrics.py", "return float(np.nan_to_num(", "return 0.5 * float(np.nan_to_num(")
+    assert project.planned() == BELOW_EVALUATE
+
+
+def test_results_restored_from_a_backup(project: Project) -> None:
+    """Whose files are older than all that Snakemake knows."""
+    cell = f"finetune/{CELL}"
+    kept = {path.name: path.read_bytes() for path in (project.root / cell).iterdir()}
+    metrics = (project.root / "metrics" / f"{CELL}.json").read_bytes()
+    project.write(finetune__lr=0.004)
+    assert project.done() == BELOW_FINETUNE
+
+    def restore(name: str, data: bytes) -> None:
+        path = project.root / name
+        path.write_bytes(data)
+        os.utime(path, (1e9, 1e9))
+
+    restore(f"metrics/{CELL}.json", metrics)  # of the other model
+    assert project.planned() == {"evaluate": 1, **SUMS}
+    assert project.done() == {"evaluate": 1, **SUMS}
+    restore(f"{cell}/model.json", kept["model.json"])  # beside the other weights
+    assert project.planned() == {"finetune": 1, "evaluate": 1, **SUMS}
+    for name, data in kept.items():
+        restore(f"{cell}/{name}", data)
+    assert project.planned() == {"finetune": 1, "evaluate": 1, **SUMS}
+
+
+def test_what_was_deleted_is_made_again_and_is_the_same(project: Project) -> None:
+    weights, pretrained = project.weights(), "pretrain/size-24_seed-0/encoder.json"
+    before = project.json(pretrained)["weights_sha256"]
+    shutil.rmtree(project.root / "pretrain")
+    shutil.rmtree(project.root / "splits")
+    project.run()
+    assert project.json(pretrained)["weights_sha256"] == before
+    assert project.weights() == weights
+    assert project.planned() == {}
+
+
 def test_a_deleted_result_costs_one_evaluation(project: Project) -> None:
     metrics = project.root / "metrics" / f"{CELL}.json"
     before, weights = json.loads(metrics.read_text())["metrics"], project.weights()

@@ -383,9 +383,9 @@ def test_a_newer_snakemake_than_the_workflow_knows_is_refused(tmp_path: Path, al
 def test_a_snakemake_without_what_it_does_not_promise_runs_the_study_all_the_same(
     tmp_path: Path, altered: Callable[[str], Path]
 ) -> None:
-    driver = (REPOSITORY / "workflow" / "rules" / "driver.smk").read_text()
-    hidden = sorted({name.split(".")[0] for name in re.findall(r'inside\("([\w.]+)"', driver)})
-    assert {"is_main_process", "configfiles", "local_exec", "scheduler", "deployment_settings"} <= set(hidden)
+    rules = "".join(path.read_text() for path in (REPOSITORY / "workflow" / "rules").iterdir())
+    hidden = sorted({name.split(".")[0] for name in re.findall(r'inside\("([\w.]+)"', rules)})
+    assert {"is_main_process", "configfiles", "local_exec", "scheduler", "deployment_settings", "dag"} <= set(hidden)
     path = altered(
         "import snakemake.cli\n"  # first, or one of the two imports the other half made
         "from snakemake.workflow import Workflow\n"
@@ -407,6 +407,13 @@ def test_a_snakemake_without_what_it_does_not_promise_runs_the_study_all_the_sam
     failed = snakemake(tmp_path, *arguments, "--forcerun", "finetune", check=False, path=path)
     assert failed.returncode == 1
     assert "Not done:\nThe same command goes on from here." in failed.stderr
+    # Nor can it be told to make again what is of other settings, so that is said.
+    other = tmp_path / "other.yaml"
+    other.write_text(study.read_text().replace("epochs: 3", "epochs: 4"))
+    shutil.rmtree(tmp_path / ".snakemake")
+    kept = snakemake(tmp_path, "-n", "--configfile", other, path=path).stderr
+    assert "but kept; delete what is to be made again:\n" in kept
+    assert re.search(r"^  finetune pre-0\S+: made with other settings \(train.epochs: expected 4, found 3\)$", kept, re.M)
 
 
 def test_workflow_passes_its_linter(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
 
 rule pack:
     """Decode a data set once into memory-mapped arrays, shared between studies."""
+    input:
+        redo=belongs,
     output:
         manifest=MANIFEST,
         images=PACKED,

@@ -20,11 +20,9 @@ from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
-from viny.study.graph import jobs, up_to
-from viny.study.inventory import changed_files, count_images, read_files, with_listings
+from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, submitted_settings, write_study
-from viny.study.todo import explain, out_of_date
 
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
     sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
@@ -40,57 +38,29 @@ def inside(path, default):
 
 # 9.27.1: false in jobs that parse the workflow again, as Slurm's do. Without it, each job checks the settings again.
 IS_DRIVER = inside("is_main_process", True)
-IMAGE_COUNTS = {}  # by pack; None if its source is not here
 
 
 def settings():
-    """The resolved study; any error in it ends the run with one message."""
+    """The resolved study, how many images it has, and their files; any error ends the run with one message."""
     try:
         # 9.27.1: paths of the study's files. Without them, a duplicate key goes unnoticed, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
         study = resolve(config)
         if not IS_DRIVER:
-            return submitted_settings(study)
+            return submitted_settings(study), None, {}
         root = Path("results", study["study"])
         images = count_images(study, root)
-        IMAGE_COUNTS.update(images.packed)
         check_sizes(study, images.limits)
         files = read_files(study, images)
         study = with_listings(study, root, files)
-        redo_what_does_not_belong(study, root, images, changed_files(study, root, files))
     except InputError as error:
         sys.exit(f"The study's settings are at fault.\n{error}")
     export_settings(root, study)
-    return study
+    return study, images, files
 
 
-def redo_what_does_not_belong(study, root, images, changed):
-    """Have those jobs done again whose results say that they are not this study's, and say so.
-
-    Snakemake itself goes by its own records below .snakemake, which may be lost or not fit the results.
-    """
-    all_jobs = jobs(study, images)
-    stale = out_of_date(all_jobs, root, Path(study["pack_store"]))
-    # 9.27.1: the command line's targets and --until. Without them, all that is not the study's is taken to be meant.
-    for asked in (inside("dag_settings.targets", ()), inside("dag_settings.until", ())):
-        wanted = up_to(all_jobs, {*asked, *(os.path.relpath(one, root) for one in asked)} if asked else {"all"})
-        stale = {key: reason for key, reason in stale.items() if key in wanted}
-    if not stale:
-        return
-    said = "\n".join([*(f"{name}: {what}" for name, what in changed.items()), *explain(stale)])
-    # 9.27.1: what the command line forces, and whether it lets changed settings cause anything. Without the first,
-    # what is not the study's is named, and nothing is made again.
-    forced = inside("dag_settings.forcerun", None)
-    if forced is None or "PARAMS" not in {one.name for one in inside("dag_settings.rerun_triggers", ())}:
-        print(f"Not of the study as it is now, but kept; delete what is to be made again:\n{said}", file=sys.stderr)
-        return
-    print(f"Not of the study as it is now, so a run makes it again:\n{said}", file=sys.stderr)
-    outputs = {str(root / job.outputs[0]) for job in all_jobs if job.key in stale}
-    workflow.dag_settings.forcerun = frozenset(forced) | outputs
-
-
-STUDY = settings()
+STUDY, IMAGES, FILES = settings()
 ROOT = f"results/{STUDY['study']}"
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own

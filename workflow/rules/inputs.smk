@@ -21,8 +21,13 @@ def request(of):
     }
 
 
+def images_in(pack):
+    """How many images a pack's data set has; None if it is not here, or in a job, whose request is settled."""
+    return IMAGES.packed[pack] if IMAGES else None
+
+
 def pack_minutes(wildcards, threads, attempt):
-    return workload.pack_minutes(IMAGE_COUNTS.get(wildcards.pack), threads, attempt)
+    return workload.pack_minutes(images_in(wildcards.pack), threads, attempt)
 
 
 def file_of(training, what):

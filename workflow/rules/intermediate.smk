@@ -22,7 +22,7 @@ rule intermediate:
         "../../envs/viny.yaml"
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: workload.intermediate_workload(STUDY, w.task, IMAGE_COUNTS.get(w.task))),
+        **request(lambda w: workload.intermediate_workload(STUDY, w.task, images_in(w.task))),
         gpu=GPUS,
     params:
         spec=spec(

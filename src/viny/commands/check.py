@@ -22,6 +22,7 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from viny.study.absent import absent_report
     from viny.study.checks import check_sizes
     from viny.study.grid import cells
     from viny.study.inventory import count_images, folder_report
@@ -33,6 +34,6 @@ def run(args: argparse.Namespace) -> None:
         print(yaml.safe_dump(config, sort_keys=False), end="")
     else:
         check_sizes(config, count_images(config, Path("results", config["study"])).limits)
-        for line in folder_report(config):
+        for line in folder_report(config) + absent_report(config):
             print(line)
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")

@@ -36,7 +36,12 @@ def add(people: People) -> None:
     )
     p.add_argument("--spatial", action="store_true", help="an intermediate task: each patch's class, from the masks")
     p.add_argument("--classes", metavar="VALUE=NAME,...", help="names of mask values, or of colours '#rrggbb'")
-    p.add_argument("--classes-file", type=Path, metavar="FILE", help="the same, as lines of value,name")
+    p.add_argument(
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="the same in a file: lines of value,name, or what Roboflow or CVAT wrote",
+    )
     p.add_argument(
         "--ignore",
         action="append",
@@ -68,7 +73,8 @@ def _task(text: str) -> tuple[str, Path]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from viny.tools.newstudy.dialogue import init, parse_classes, parse_value, read_classes
+    from viny.tools.newstudy.class_lists import parse_classes, parse_value, read_classes
+    from viny.tools.newstudy.dialogue import init
 
     classes = read_classes(args.classes_file) if args.classes_file else None
     if args.classes:

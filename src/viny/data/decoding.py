@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ HASH = 16  # bytes kept of a sha256
 GREY = 32  # side of the picture that a perceptual hash is made from, pixels
 
 _ORIENTATION = 0x0112  # EXIF
-_TURNS = {  # what turns a picture upright, by EXIF orientation
+TURNS = {  # what turns a picture upright, by EXIF orientation; 1 needs nothing
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,6 +40,14 @@ _TURNS = {  # what turns a picture upright, by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LYING = (5, 6, 7, 8)  # orientations that swap height and width
+_BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
+
+# Values of 16-bit images that become white: of all that a folder holds, the least that covers its greatest value.
+# Cameras and microscopes write 10, 12 or 14 bits into 16.
+WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # of TIFF's tags 262 and 339
+_REDUCED = 1  # bit of TIFF's tag 254: a page that is a smaller copy of another
 
 
 class BadFileError(InputError):
@@ -57,7 +66,6 @@ class Picture:
     shape: tuple[int, int]  # height and width of the original, upright, pixels
     grey: np.ndarray  # uint8 [GREY, GREY]
     file: bytes  # the first HASH bytes of the sha256 of the file's bytes
-    unrotated: bool  # whether an EXIF orientation was ignored because the mask fits without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class Mask:
     """A decoded mask."""
 
     pixels: np.ndarray  # uint8 [S, S], class indices, or IGNORE
-    shape: tuple[int, int]  # height and width of the original, pixels
+    shape: tuple[int, int]  # height and width of the original, turned as asked, pixels
     only: int | None  # the only class in the original; None if it shows several
 
 
@@ -107,60 +115,104 @@ def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
 
 
 def decode(
-    path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None, fit: str = "stretch"
+    path: Path,
+    size: int,
+    resize: str,
+    mask_shape: tuple[int, int] | None = None,
+    fit: str = "stretch",
+    white: int | None = None,
 ) -> Picture:
     """Read one image as an upright RGB square.
 
     JPEGs are decoded at 1/2, 1/4 or 1/8 scale if that still leaves at least the pixels wanted, so that the
     antialiased resize has the last word; for nearest neighbour, always at full scale. Transparent pixels are
-    laid on white, 16-bit greys are scaled to 8 bits, only the first frame of an animation is used, and the EXIF
-    orientation is applied.
+    laid on white, 16 bits are scaled to 8, only the first page or frame is used, and the EXIF orientation is
+    applied.
 
     Args:
         path: the image file.
         size: side of the square, pixels (S).
         resize: 'antialias' or 'nearest'.
-        mask_shape: height and width of its mask, if it has one. It must fit the upright image; if it fits the
-            image as stored instead, the mask was drawn on that, and the orientation is ignored.
+        mask_shape: height and width of its mask, if it has one, which must be those of the upright image.
         fit: how it becomes a square, see `squared`.
+        white: the value of 16-bit images that becomes white; None: 65,535, and an image that comes nowhere near it is
+            refused, since its range is not known.
 
     Raises:
         BadFileError: the file cannot be read as an image, or does not fit its mask.
     """
     data = _read(path, "image")
     try:
-        with _open(path, data, "image") as image:
+        with open_picture(path, data, "image") as image:
             width, height = image.size  # before draft mode makes it smaller
             if resize == "antialias":
                 image.draft("RGB", (size, size))
+            samples = _wide(path, data, image)
             image.load()
-            turn = _turn(image)
-            upright = (width, height) if turn in _LYING else (height, width)
-            unrotated = False
+            turn = orientation(image)
+            upright = (width, height) if turn in LYING else (height, width)
             if mask_shape is not None and mask_shape != upright:
-                if mask_shape != (height, width):
-                    expected = f"{upright[0]} x {upright[1]} pixels (height x width)"
-                    found = f"{mask_shape[0]} x {mask_shape[1]}"
-                    raise BadFileError(path, f"is {expected}, but its mask {found}; they must be the same size")
-                turn, upright, unrotated = None, mask_shape, True
-            image = _rgb(path, image)
-            if turn is not None:
-                image = image.transpose(turn)
+                expected = f"{upright[0]} x {upright[1]} pixels (height x width)"
+                found = f"{mask_shape[0]} x {mask_shape[1]}"
+                raise BadFileError(path, f"is {expected}, but its mask {found}; they must be the same size")
+            image = _rgb(path, image, samples, white)
+            if turn in TURNS:
+                image = image.transpose(TURNS[turn])
             square = squared(image, size, fit, RESAMPLING[resize], BARS)
             # From the antialiased square, which is small; nearest neighbour's would alias.
             grey = _grey(square if resize == "antialias" else image)
-            return Picture(np.asarray(square).transpose(2, 0, 1), upright, grey, short_sha256(data), unrotated)
+            return Picture(np.asarray(square).transpose(2, 0, 1), upright, grey, short_sha256(data))
     except (BadFileError, MemoryError):
         raise
     except Exception as error:  # each decoder raises its own errors, even IndexError, struct.error, zlib.error
         raise BadFileError(path, _unreadable("image", error)) from error
 
 
-def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
+def sample_range(path: Path) -> tuple[int, int]:
+    """The least and the greatest sample of a 16-bit image, alpha aside.
+
+    Raises:
+        BadFileError: as `decode`.
+    """
+    data = _read(path, "image")
+    try:
+        with open_picture(path, data, "image") as image:
+            samples = _wide(path, data, image)
+            if samples is None:
+                raise BadFileError(path, "changed while it was read; run again")
+            levels = samples if samples.ndim == 2 else _apart(samples)[0]
+            return int(levels.min()), int(levels.max())
+    except (BadFileError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode`
+        raise BadFileError(path, _unreadable("image", error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded picture, its samples if they have 16 bits a channel, and the turn that Pillow has given it."""
+
+    image: Image.Image
+    samples: np.ndarray | None  # uint16 [H, W, C]
+    turned: int
+
+
+def _values(path: Path, loaded: _Loaded, colours: bool) -> np.ndarray:
     """Every pixel's value in a loaded mask, [H, W], whole numbers below 2**24; a colour is its six hex digits."""
+    image, wide = loaded.image, loaded.samples
+    if wide is not None and wide.ndim == 3:
+        levels, alpha = _apart(wide)
+        # The same 8 bits twice, or 8 bits in 16: anything else is more than a colour of 8 bits.
+        if (levels == levels // 257 * 257).all():
+            levels = levels // 257
+        elif levels.max() > 255:
+            raise BadFileError(path, "16 bits per channel that are not 8 bits made wider; export it with 8 bits")
+        image = Image.fromarray(np.concatenate([levels, alpha >> 8], axis=2).astype(np.uint8))
     if colours:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             raise BadFileError(path, f"expected colours with 8 bits per channel, got mode {image.mode}; replace it")
+        if image.mode == "P" and (last := int(np.asarray(image).max())) >= (known := len(palette_of(image)) // 3):
+            raise BadFileError(path, f"has pixels of colour {last} of a palette of {known}; export it again")
         rgb = np.asarray(image.convert("RGB")).astype(np.uint32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     if image.mode in ("RGB", "RGBA", "LA"):
@@ -174,8 +226,18 @@ def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
         return channels[..., 0]
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise BadFileError(path, f"expected one channel of class values, got mode {image.mode}; replace it")
+    if wide is not None and white_is_zero(image):  # as Pillow does with fewer bits
+        return 65535 - wide
     raw = np.asarray(image)
     return raw.astype(np.uint8) if image.mode == "1" else raw
+
+
+def palette_of(image: Image.Image) -> bytes:
+    """The colours of a palette image, three bytes each."""
+    order, data = image.palette.getdata()  # as in the file, until the image is loaded: 'RGB', 'BGRX', 'RGB;L', ...
+    one = Image.new("P", (1, 1))
+    one.putpalette(data, order)
+    return bytes(one.getpalette("RGB")[: 3 * (len(data) // len(order.partition(";")[0]))])
 
 
 def mask_values(path: Path, colours: bool) -> np.ndarray:
@@ -184,29 +246,52 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
     Raises:
         BadFileError: unreadable, or colours where values are expected.
     """
-    with _whole(path, "mask") as image:
-        return np.unique(_values(path, image, colours)).astype(np.int64)
+    with _whole(path, "mask") as loaded:
+        return np.unique(_values(path, loaded, colours)).astype(np.int64)
 
 
-def upright(path: Path) -> Image.Image:
+def values_by_alpha(path: Path, colours: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The values that a mask hides beneath transparent pixels and those that it shows, as `mask_values` gives them.
+
+    Returns:
+        hidden: int64 [M], where alpha is 0.
+        shown: int64 [K], elsewhere.
+        partly: whether some pixels are neither transparent nor opaque.
+
+    Raises:
+        BadFileError: as `mask_values`.
+    """
+    with _whole(path, "mask") as loaded:
+        raw, image = _values(path, loaded, colours), loaded.image
+        alpha = np.asarray((image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).getchannel("A"))
+        hidden, shown = (np.unique(raw[where]).astype(np.int64) for where in (alpha == 0, alpha > 0))
+        return hidden, shown, bool(((alpha > 0) & (alpha < 255)).any())
+
+
+def upright(path: Path, white: int | None = None) -> Image.Image:
     """A whole image as people see it, RGB, made by the same steps as `decode`'s square.
 
     Raises:
         BadFileError: as `decode`.
     """
-    with _whole(path, "image") as image:
-        turn, whole = _turn(image), _rgb(path, image)
-        return whole if turn is None else whole.transpose(turn)
+    with _whole(path, "image") as loaded:
+        turn, whole = orientation(loaded.image), _rgb(path, loaded.image, loaded.samples, white)
+        return whole.transpose(TURNS[turn]) if turn in TURNS else whole
 
 
 @contextmanager
-def _whole(path: Path, what: str) -> Iterator[Image.Image]:
+def _whole(path: Path, what: str) -> Iterator[_Loaded]:
     """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it becomes a `BadFileError`."""
     data = _read(path, what)
     try:
-        with _open(path, data, what) as image:
+        with open_picture(path, data, what) as image:
+            if what == "mask" and (pages := further_pages(image)):
+                raise BadFileError(path, f"has {pages} further pages or frames; export it as a single picture")
+            before = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+            samples = _wide(path, data, image)
             image.load()
-            yield image
+            # Pillow turns TIFFs upright while it loads them, and nothing else.
+            yield _Loaded(image, samples, before if before in TURNS and orientation(image) == 1 else 1)
     except (BadFileError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
@@ -240,7 +325,14 @@ def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bo
     raise BadFileError(path, f"{said}; replace it, or, with source folder, name or ignore them")
 
 
-def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool = False, fit: str = "stretch") -> Mask:
+def decode_mask(
+    path: Path,
+    size: int,
+    values: Mapping[int, int],
+    colours: bool = False,
+    fit: str = "stretch",
+    turn: int | None = None,
+) -> Mask:
     """Read one mask of class values as a square, by nearest neighbour.
 
     Args:
@@ -251,33 +343,32 @@ def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool 
             1 is not.
         colours: whether values are colours.
         fit: how it becomes a square, see `squared`; bars are ignored.
+        turn: the EXIF orientation by which the pixels as stored are turned, whatever the file's own says; None: they
+            are left as they are loaded.
 
     Raises:
-        BadFileError: unreadable, with a value that is not in `values`, or with no pixel that has a class.
+        BadFileError: unreadable, of several pages, with a value that is not in `values`, or with no pixel that has a
+            class.
     """
-    with _whole(path, "mask") as image:
-        if image.mode == "1" and not colours and 255 in values and 1 not in values:
+    with _whole(path, "mask") as loaded:
+        if loaded.image.mode == "1" and not colours and 255 in values and 1 not in values:
             values = {1: values[255], **values}
-        raw = _values(path, image, colours)
-        indices = _indices(path, raw, values, colours)
+        indices = _indices(path, _values(path, loaded, colours), values, colours)
         only = int(indices[0, 0]) if indices.min() == indices.max() else None
-        pixels = np.asarray(squared(Image.fromarray(indices), size, fit, Image.Resampling.NEAREST, 0))
+        picture = Image.fromarray(indices)
+        if turn is not None and turn != loaded.turned:
+            for step in (_BACK.get(loaded.turned, loaded.turned), turn):
+                picture = picture.transpose(TURNS[step]) if step in TURNS else picture
+        shape = (picture.height, picture.width)
+        pixels = np.asarray(squared(picture, size, fit, Image.Resampling.NEAREST, 0))
         if fit == "pad":
-            left, top, right, bottom = inner_box(*raw.shape, size)
+            left, top, right, bottom = inner_box(*shape, size)
             inside = np.zeros((size, size), bool)
             inside[top:bottom, left:right] = True
             pixels = np.where(inside, pixels, np.uint8(IGNORE))
         if only == IGNORE or (pixels == IGNORE).all():
             raise BadFileError(path, f"no pixel has a class at {size} x {size} pixels; remove it and its image")
-        return Mask(pixels, raw.shape, only)
-
-
-_LYING = (  # turns that swap height and width
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
+        return Mask(pixels, shape, only)
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -313,9 +404,20 @@ def _unreadable(what: str, error: Exception) -> str:
     return f"cannot be read as {_a(what)} ({said}); replace or remove it"
 
 
-def _open(path: Path, data: bytes, what: str) -> Image.Image:
-    """A picture whose header has been read and whose size is workable."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+def open_picture(path: Path, data: bytes | None, what: str) -> Image.Image:
+    """A picture whose header has been read and whose size is workable, at its first page that is no reduced copy.
+
+    Args:
+        path: the file.
+        data: its bytes; None: they are read from the file as they are needed.
+        what: 'image' or 'mask'.
+
+    Raises:
+        BadFileError: of no workable size. Whatever Pillow raises if the header cannot be read.
+    """
+    image = Image.open(path if data is None else io.BytesIO(data), formats=FORMATS)
+    if image.format == "TIFF" and image.tag_v2.get(254, 0) & _REDUCED:
+        image.seek(next((page for page, whole in enumerate(_tiff_pages(image)) if whole), 0))
     width, height = image.size
     if width * height > MAX_PIXELS:
         reason = f"{width} x {height} pixels are more than {MAX_PIXELS:,}"
@@ -326,26 +428,148 @@ def _open(path: Path, data: bytes, what: str) -> Image.Image:
     return image
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns a loaded image upright; None if it already is, or if its EXIF data are missing or unreadable."""
+def _tiff_pages(image: Image.Image) -> list[bool]:
+    """For each page of a TIFF whether it is more than a reduced copy of another; stays at the page it is at."""
+    here, pages = image.tell(), []
+    for page in range(image.n_frames):
+        image.seek(page)
+        pages.append(not image.tag_v2.get(254, 0) & _REDUCED and image.tag_v2.get(255) != 2)
+    image.seek(here)
+    return pages
+
+
+def further_pages(image: Image.Image) -> int:
+    """Pages or frames of an opened picture besides the one that is read; thumbnails and previews do not count."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):  # what phones add to a JPEG is no picture
+        return 0
+    return sum(_tiff_pages(image)) - 1 if image.format == "TIFF" else image.n_frames - 1
+
+
+def orientation(image: Image.Image, whole: bool = True) -> int:
+    """A picture's EXIF orientation, 1 to 8; 1, upright, if its EXIF data are missing or unreadable.
+
+    Args:
+        image: opened; of a PNG everything is loaded, unless `whole` is false.
+        whole: whether to look for EXIF data behind the pixels too.
+    """
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        exif = image.getexif() if whole else Image.Image.getexif(image)
+        found = exif.get(_ORIENTATION, 1)
     except Exception:  # many real files have a broken EXIF block but whole pixels
+        return 1
+    return found if found in TURNS else 1
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the samples of an opened picture lie in its file, in Pillow's words: 'RGB;16B', 'L;I'."""
+    if not image.tile:
+        return image.mode
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _is_grey_16(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def bits_per_sample(image: Image.Image) -> int:
+    """Bits of a sample of an opened picture that has more than 8 and at most 16; else 0."""
+    if not _is_grey_16(image) and (";16" not in raw_mode(image) or image.mode == "I"):  # signed ones are I
+        return 0
+    return min(16, max(9, image.tag_v2.get(258, (16,))[0])) if image.format == "TIFF" else 16
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether an opened picture is a TIFF of greys whose 0 means white."""
+    return image.format == "TIFF" and image.tag_v2.get(262) == _WHITE_IS_ZERO
+
+
+def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
+    """The samples of an opened picture with 16 bits a channel, uint16 [H, W] or [H, W, C]; None if it has fewer.
+
+    Raises:
+        BadFileError: 16 bits a channel in a form that cannot be read.
+    """
+    if image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == _SIGNED and image.mode == "L":
+        if np.asarray(image).max() > 127:
+            raise BadFileError(path, "signed 8-bit samples below 0; convert it to 0 to 255")
         return None
+    if not bits_per_sample(image):
+        return None
+    if _is_grey_16(image):
+        return np.asarray(image).astype(np.uint16)
+    # Pillow keeps the high byte of each sample. Told the other byte order, it keeps the low one.
+    mode, _, order = raw_mode(image).partition(";16")
+    if mode not in ("RGB", "RGBA", "RGBX", "LA"):
+        raise BadFileError(path, f"16 bits per channel in mode {mode}; convert it to RGB or to 8 bits")
+    if mode == "LA":
+        pairs = _bytes_as(path, data, "RGBA").astype(np.uint16)
+        return pairs[..., ::2] << 8 | pairs[..., 1::2]
+    if order == "N":
+        order = "L" if sys.byteorder == "little" else "B"
+    high, low = (_bytes_as(path, data, f"{mode};16{end}") for end in (order, "LB".replace(order, "")))
+    return high.astype(np.uint16) << 8 | low
 
 
-def _rgb(path: Path, image: Image.Image) -> Image.Image:
+def _bytes_as(path: Path, data: bytes, raw: str) -> np.ndarray:
+    """A picture's pixels, uint8 [H, W, C], with its samples taken for those of another raw mode."""
+    with open_picture(path, data, "image") as image:
+        image.tile = [
+            tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
+        ]
+        return np.asarray(image)
+
+
+def _apart(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The grey or coloured channels of samples [H, W, C], and the alpha channel, if there is one, behind them."""
+    count = samples.shape[2] - (samples.shape[2] in (2, 4))
+    return samples[..., :count], samples[..., count:]
+
+
+def _eight_bits(samples: np.ndarray, white: int) -> np.ndarray:
+    """16-bit samples as bytes: `white` becomes 255."""
+    return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _white(path: Path, greatest: int, white: int | None) -> int:
+    """Which value of 16-bit samples becomes white, see `decode`."""
+    if white is None and 0 < greatest <= WHITES[-2]:
+        reason = f"16 bits per sample that reach {greatest:,} of 65,535, so their range is not known"
+        raise BadFileError(path, f"cannot be read as an image ({reason}); convert it to 8 bits")
+    if greatest > (white or WHITES[-1]):
+        reason = f"16 bits per sample that reach {greatest:,}, where {white:,} is white in the images that were packed"
+        raise BadFileError(path, f"cannot be read as an image ({reason}); convert it to 8 bits")
+    return white or WHITES[-1]
+
+
+def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int | None) -> Image.Image:
     """A loaded image of any mode as RGB."""
+    if samples is not None:
+        clear = image.info.get("transparency")  # the one value or colour that is transparent
+        if samples.ndim == 2:
+            grey = _eight_bits(samples, _white(path, int(samples.max()), white))
+            grey = 255 - grey if white_is_zero(image) else grey
+            return Image.fromarray(grey if clear is None else np.where(samples == clear, 255, grey)).convert("RGB")
+        levels, alpha = _apart(samples)
+        white = _white(path, int(levels.max()), white)
+        opaque = white if alpha.size and alpha.max() <= white else WHITES[-1]  # some programs always use all 16 bits
+        if clear is not None:
+            alpha = np.where((levels == clear).all(2, keepdims=True), 0, opaque)
+        image = Image.fromarray(np.concatenate([_eight_bits(levels, white), _eight_bits(alpha, opaque)], axis=2))
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        wide = np.asarray(image).astype(np.uint32)  # 65,535 becomes 255; `convert` would clip
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        reason = "32 bits per sample, in a range that the file does not state; convert it to 8 or 16 bits"
+        signed = image.format == "TIFF" and image.tag_v2.get(258, (32,))[0] == 16
+        bits = "signed 16 bits" if signed else "32 bits"
+        reason = f"{bits} per sample, in a range that the file does not state; convert it to 8 or unsigned 16 bits"
         raise BadFileError(path, f"cannot be read as an image ({reason})")
     if image.has_transparency_data:
+        unnamed = image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
         image = image.convert("RGBA")
+        if unnamed and image.getextrema()[3] != (255, 255):
+            raise BadFileError(path, "has a fourth channel that it does not call transparency; save it with three")
+        if image.getextrema()[3] == (0, 0):
+            raise BadFileError(path, "shows nothing: every pixel is transparent; remove its alpha channel")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from viny.data.contents import read_contents, untouched
+from viny.data.conventions import Heads, decide, said
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
 from viny.data.masks import BACKGROUNDS
 from viny.data.pack import (
@@ -190,13 +191,14 @@ def pack_files(
     background = next((listing.mask_classes.index(name) for name in BACKGROUNDS if name in listing.mask_classes), None)
     refused: dict[int, BadFileError] = {}
     blank: set[int] = set()  # images whose mask is all background
-    unrotated: set[int] = set()
+    heads = Heads.read(listing.images, listing.masks, threads)
+    found = decide(heads, listing.mask_values, listing.colours, threads=threads)
 
     def pack_one(i: int) -> np.ndarray:
         mask = None
         if listing.masks:
-            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit)
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit)
+            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit, found.turns[i])
+        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
@@ -204,8 +206,6 @@ def pack_files(
             arrays.put("masks", i, mask.pixels)
             if background is not None and mask.only == background:
                 blank.add(i)
-        if picture.unrotated:
-            unrotated.add(i)
         return picture.grey
 
     def work(chunk: range) -> None:
@@ -227,8 +227,9 @@ def pack_files(
         reason = {"reason": "the mask shows nothing but background"}
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
     more: dict[str, Any] = {"skipped": [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    more["conventions"] = found.about
     if listing.masks:
-        more |= {"unrotated": len(unrotated), "masks_without_image": listing.masks_without_image}
+        more["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
             more["images_without_mask"] = listing.images_without_mask
         if background is not None:
@@ -280,15 +281,14 @@ def _pack_synthetic(spec: Mapping[str, Any], folder: Path, threads: int) -> tupl
     return arrays, [], {"classes": list(SCENES if scenes else KINDS), "mask_classes": list(SEGMENTATION_CLASSES)}
 
 
-def build_pack(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None = None) -> dict[str, Any]:
+def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     """Pack one data set into an empty folder.
 
     Args:
         spec: source, path, size, resize, and for files on_bad_image and all_background, see
             `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
-        folder: an existing folder to fill.
+        folder: an existing folder to fill, in the store of packs.
         threads: workers.
-        store: folder of packs, where files' hashes are remembered; None to read every file.
 
     Returns:
         The manifest, as written to `folder`/manifest.json.
@@ -297,10 +297,10 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int, store: Path 
         InputError: data are missing (see `viny.data.sources`), files are bad or changed meanwhile, or the disk is full.
     """
     with _full_disk_is_input(folder.parent):
-        return _build(spec, folder, threads, store)
+        return _build(spec, folder, threads)
 
 
-def _build(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | None) -> dict[str, Any]:
+def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     files = None
     if spec["source"] == "synthetic":
         arrays, names, more = _pack_synthetic(spec, folder, threads)
@@ -308,7 +308,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int, store: Path | No
         if spec["source"] == "pets" and spec.get("download"):
             fetch_pets(Path(spec["path"]))
         listing = list_source(spec)
-        files = read_contents(listing, spec, store)
+        files = read_contents(listing, spec, folder.parent)
         if spec.get("listing", files.sha256) != files.sha256:
             raise InputError(f"{spec['path']}: files in it changed after the run had begun; {AGAIN}")
         arrays, names, more = pack_files(listing, spec, folder, threads)
@@ -404,7 +404,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
-            build_pack(spec, tmp, threads, store)
+            build_pack(spec, tmp, threads)
             os.chmod(tmp, 0o755)
             _put_in_place(tmp, folder)
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
@@ -445,11 +445,11 @@ def describe(manifest: Mapping[str, Any]) -> str:
     """A few lines for a log: what the pack is, and what was noticed while making it."""
     lines = [json.dumps({k: manifest[k] for k in ("source", "count", "resolution", "resize", "sha256")})]
     counts = {
-        "unrotated": "images whose EXIF orientation was ignored, because their masks fit without it",
         "all_background": "masks that show nothing but background",
         "masks_without_image": "masks whose image is not listed",
         "images_without_mask": "images without a mask, left out",
     }
     lines += [f"{manifest[key]} {text}" for key, text in counts.items() if manifest.get(key)]
+    lines += said(manifest.get("conventions", {}))
     lines += [f"skipped {left['image']}: {left['file']}: {left['reason']}" for left in manifest.get("skipped", [])]
     return "\n".join(lines)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from viny.data.decoding import FORMATS, BadFileError, decode, decode_mask, inner_box, mask_values
+from viny.data.conventions import each, palettes_clash, spread
+from viny.data.decoding import BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
 
-LOOKED_AT = 200  # files opened per folder
 PIXELS = 400e6  # of all masks opened together: fewer masks if they are large
 LEAST = 20  # masks opened, however large they are
 MANY = 40  # values in a typical mask; labels have fewer
@@ -29,43 +25,12 @@ FILLED = 0.8  # share of the pixels that are then black or white
 LIGHT = 200  # smoothed edges of white have greys above this
 LOSSY = (".jpg", ".jpeg")
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly spaced, in order."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
 
 def percent(share: float) -> str:
     """A share of pixels as people read it: '12 %', '0.3 %', '< 0.1 %'."""
     if share >= 0.1:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
-
-
-def _each(call: Callable[[T], R], items: Sequence[T], what: str, unit: str) -> list[R]:
-    """What `call` returns for each item, in threads: Pillow decodes outside Python's lock."""
-    with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(call, items), total=len(items), desc=what, unit=unit, disable=None, leave=False))
-
-
-def image_shapes(images: Sequence[Path]) -> tuple[np.ndarray, list[Path]]:
-    """Heights and widths of upright images from their headers, int [N, 2], pixels; and files without a readable one."""
-
-    def read(path: Path) -> tuple[int, int] | None:
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                lying = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                return image.size if lying else image.size[::-1]
-        except Exception:  # each decoder raises its own errors; packing says which
-            return None
-
-    shapes = [read(path) for path in images]
-    found = np.array([shape for shape in shapes if shape], int).reshape(-1, 2)
-    return found, [path for path, shape in zip(images, shapes, strict=True) if shape is None]
 
 
 @dataclass(frozen=True)
@@ -76,11 +41,13 @@ class Values:
         of: the values in each readable mask, ascending.
         colours: whether they are colours, as the numbers that their digits spell.
         unreadable: why the other masks cannot be read.
+        said: why they are colours, if palettes say so.
     """
 
     of: dict[Path, list[int]]
     colours: bool
     unreadable: list[BadFileError]
+    said: list[str] = field(default_factory=list)
 
     def masks(self) -> dict[int, int]:
         """How many masks hold each value, by value, ascending."""
@@ -94,24 +61,31 @@ def _values_of(path: Path, colours: bool) -> list[int] | BadFileError:
         return error
 
 
-def read_values(masks: Sequence[Path], colours: bool | None = None) -> Values:
+def read_values(
+    masks: Sequence[Path], colours: bool | None = None, palettes: Sequence[tuple[Path, bytes]] = ()
+) -> Values:
     """Read the values in masks.
 
     Args:
         masks: files.
-        colours: whether values are colours; None: in all masks if in any.
+        colours: whether values are colours; None: in all masks if in any, or if palettes give an index two colours.
+        palettes: of all masks that have one, see `viny.data.conventions.Heads`.
 
     Raises:
         InputError: no mask can be read.
     """
-    found = _each(lambda path: _values_of(path, bool(colours)), masks, "look at masks", "mask")
+    found = each(lambda path: _values_of(path, bool(colours)), masks, "look at masks", "mask")
     whole = {path: values for path, values in zip(masks, found, strict=True) if isinstance(values, list)}
     refused = [error for error in found if not isinstance(error, list)]
     if colours is None and any(isinstance(_values_of(error.path, True), list) for error in refused):
         return read_values(masks, True)
     if not whole:
         raise InputError(f"{refused[0]}; no mask can be read")
-    return Values(whole, bool(colours), refused)
+    values = Values(whole, bool(colours), refused)
+    if colours is None and (clash := palettes_clash(palettes, values.masks())):
+        said = f"palettes differ from mask to mask ({clash[0].name}, {clash[1].name}), so colours count, not indices"
+        return replace(read_values(masks, True), said=[said])
+    return values
 
 
 def check_labels(values: Values, folder: Path) -> None:
@@ -130,6 +104,8 @@ def check_labels(values: Values, folder: Path) -> None:
     ):
         return
     why = "edges may have been smoothed, or values may number objects instead of classes"
+    if values.said:
+        why = f"{values.said[0]}; if indices do mean classes, save all masks as grey levels. Else {why}"
     if lossy:
         why = f"{len(lossy)} are JPEGs ({few(path.name for path in lossy)}), which change values at edges"
     shown = ", ".join(str(value_name(value, values.colours)) for value in list(found)[:8])
@@ -243,6 +219,7 @@ class Looked:
         masks_with: how many packed masks show each class: int [C].
         area: median number of packed pixels of each class in the masks that show it: float [C], NaN for none.
         lost: in how many masks a class loses all its pixels at the packed size: int [C].
+        brightest: the greatest sample in any image, 0 to 255.
         refused: files that packing would refuse.
     """
 
@@ -253,32 +230,40 @@ class Looked:
     masks_with: np.ndarray
     area: np.ndarray
     lost: np.ndarray
+    brightest: int
     refused: list[BadFileError]
 
 
 def look_at_pairs(
-    pairs: Iterable[tuple[Path, Path]], values: Values, coding: Coding, size: int, fit: str, keep: int
+    pairs: Iterable[tuple[Path, Path, int]],
+    values: Values,
+    coding: Coding,
+    size: int,
+    fit: str,
+    keep: int,
+    white: int | None = None,
 ) -> Looked:
     """Decode images with their masks as packing does.
 
     Args:
-        pairs: images and masks.
+        pairs: images, masks and their turns, see `viny.data.conventions.Conventions`.
         values: the values in these masks.
         coding: what they mean.
         size: side of a packed image, pixels (S).
         fit: see `viny.data.decoding.squared`.
         keep: how many images to return, evenly spaced (K).
+        white: see `viny.data.decoding.decode`.
 
     Raises:
         InputError: more than half of them are bad.
     """
     pairs, indices, classes = list(pairs), coding.indices, len(coding.names)
 
-    def read(pair: tuple[Path, Path]) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, list[int]] | BadFileError:
-        image, path = pair
+    def read(pair: tuple[Path, Path, int]) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, list[int]] | BadFileError:
+        image, path, turn = pair
         try:
-            mask = decode_mask(path, size, indices, values.colours, fit)
-            picture = decode(image, size, "antialias", mask.shape, fit)
+            mask = decode_mask(path, size, indices, values.colours, fit, turn)
+            picture = decode(image, size, "antialias", mask.shape, fit, white)
         except BadFileError as error:
             return error
         left, top, right, bottom = inner_box(*mask.shape, size) if fit == "pad" else (0, 0, size, size)
@@ -287,7 +272,7 @@ def look_at_pairs(
         held = {indices.get(value, indices.get(IGNORE, IGNORE)) for value in values.of.get(path, ())}
         return image.name, picture.pixels, mask.pixels, counts, [int(index in held) for index in range(classes)]
 
-    found = _each(read, pairs, "look at images", "image")
+    found = each(read, pairs, "look at images", "image")
     good = [one for one in found if not isinstance(one, BadFileError)]
     refused = [one for one in found if isinstance(one, BadFileError)]
     if 2 * len(refused) > len(pairs):
@@ -307,5 +292,6 @@ def look_at_pairs(
         masks_with=(mine > 0).sum(0),
         area=np.array([np.median(column[column > 0]) if column.any() else np.nan for column in mine.T]),
         lost=((held > 0) & (mine == 0)).sum(0),
+        brightest=max(int(pixels.max()) for _, pixels, *_ in good),
         refused=refused,
     )

@@ -14,7 +14,7 @@ from viny.data.augment import Draws, flip, labelled_images
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.evidence.metrics import summarise
+from viny.evidence.metrics import classes_in, classes_lacking, summarise
 from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
@@ -104,7 +104,8 @@ def evaluate(
     provenance = Provenance()
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(manifest, node_local=True)
-    test = read_split(split, indices, pack)["test"]
+    lists = read_split(split, indices, pack)
+    test = lists["test"]
     fitted, record = load_segmentation(model)
     if record["spec"]["cell"] != spec["cell"]:
         raise InputError(f"{model}: is of cell {record['spec']['cell']['name']}, not {spec['cell']['name']}")
@@ -119,6 +120,7 @@ def evaluate(
     ]
     matrices = np.concatenate(parts)  # [N, C, C]
     found = summarise(matrices, names, pack.manifest.get("border_class"))
+    classes = classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, lists["train"])}
     found["miou"] = found[f"miou_{spec['switches']['miou']}"]
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, confusion=matrices, indices=test)
@@ -131,6 +133,7 @@ def evaluate(
             "note": spec["note"],
             "cell": spec["cell"],
             "metrics": found,
+            "classes": classes,
             "miou_is": spec["switches"]["miou"],
             "test_images": len(test),
             "parameters": count_parameters(fitted),
@@ -153,6 +156,9 @@ def evaluate(
         },
     )
     print(f"{spec['cell']['name']}: mIoU {100 * found['miou']:.2f} %, accuracy {100 * found['pixel_accuracy']:.2f} %")
+    for part, key in (("test", "not_in_test"), ("training", "not_in_training")):
+        if classes[key]:
+            print(f"no pixel in any {part} mask: {', '.join(classes[key])}")
 
 
 def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:

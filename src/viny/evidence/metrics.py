@@ -1,10 +1,17 @@
-"""Segmentation metrics, all from per-image confusion matrices."""
+"""Segmentation metrics, all from per-image confusion matrices.
+
+A mean over classes is over those that the true masks have, whatever is predicted: else one stray pixel of a class that
+no mask has would put another 0 into the mean. Only the paper's mean over images counts every class in every image.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from viny.data.pack import BLOCK, Pack
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -14,11 +21,49 @@ def iou(confusion: np.ndarray) -> np.ndarray:
         confusion: [..., C, C], true class first.
 
     Returns:
-        float [..., C]; NaN where a class is neither present nor predicted.
+        float [..., C]; NaN where no pixel is truly of a class.
     """
     hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
-    union = confusion.sum(-1) + confusion.sum(-2) - hit
-    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+    truth = confusion.sum(-1)
+    union = truth + confusion.sum(-2) - hit
+    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=truth > 0)
+
+
+def classes_in(confusion: np.ndarray, names: Sequence[str]) -> dict[str, list[str]]:
+    """Which classes the true masks have, by name.
+
+    Args:
+        confusion: [N, C, C], true class first.
+        names: of the classes.
+
+    Returns:
+        averaged: those with a pixel, over which `mean_iou_dataset` is a mean. not_in_test: the others.
+    """
+    there = confusion.sum((0, 2)) > 0
+    return {
+        "averaged": [name for name, one in zip(names, there, strict=True) if one],
+        "not_in_test": [name for name, one in zip(names, there, strict=True) if not one],
+    }
+
+
+def classes_lacking(pack: Pack, rows: np.ndarray) -> list[str]:
+    """Classes of which some of a pack's masks have no pixel, by name.
+
+    Args:
+        pack: with masks.
+        rows: [M], of these masks; read until every class is found.
+
+    Raises:
+        InputError: a damaged row.
+    """
+    names = pack.manifest["mask_classes"]
+    there = np.zeros(len(names), bool)
+    for start in range(0, len(rows), BLOCK):
+        masks = pack.rows("masks", rows[start : start + BLOCK])
+        there |= np.bincount(masks.ravel(), minlength=len(names))[: len(names)] > 0
+        if there.all():
+            break
+    return [name for name, one in zip(names, there, strict=True) if not one]
 
 
 def without_border(confusion: np.ndarray, border: int) -> np.ndarray:
@@ -37,8 +82,8 @@ def without_border(confusion: np.ndarray, border: int) -> np.ndarray:
 
 
 def mean_iou_per_image(confusion: np.ndarray, classes: list[int]) -> float:
-    """The paper's mIoU: for each image, the sum of the classes' IoU divided by their number, with absent classes
-    counting 0; then the mean over images.
+    """The paper's mIoU: for each image, the sum of the classes' IoU divided by their number, with classes that the
+    image lacks counting 0; then the mean over images.
 
     Args:
         confusion: [N, C, C].
@@ -48,7 +93,7 @@ def mean_iou_per_image(confusion: np.ndarray, classes: list[int]) -> float:
 
 
 def mean_iou_dataset(confusion: np.ndarray, classes: list[int]) -> float:
-    """The field's mIoU: from one confusion matrix over all images; classes that never occur are left out."""
+    """The field's mIoU: from one confusion matrix over all images; classes that no mask has are left out."""
     values = iou(confusion.sum(0))[classes]
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 

@@ -20,7 +20,8 @@ GROUP = KEYS[:3]
 ORDER = ["intermediate", "pretrain_size", "finetune_size", "seed"]
 BEFORE = ["study", "protocol", "note", "cell", *KEYS]  # columns to the left of the metrics
 RUN = ["device", "precision", "threads", "seconds", "code"]  # taken from the provenance
-AFTER = ["miou_is", "test_images", *RUN]  # columns to the right of the metrics
+ABSENT = ["not_in_test", "not_in_training"]  # classes without a pixel in these masks, '; ' between their names
+AFTER = ["miou_is", "test_images", *ABSENT, *RUN]  # columns to the right of the metrics
 STATISTICS = {"mean": "mean", "std": "sd", "sem": "se"}  # pandas' names to ours; std and sem have ddof=1
 
 PAPER_TABLES = {
@@ -107,6 +108,8 @@ def cell_row(path: str | Path, value: Any) -> tuple[dict[str, Any], dict[str, fl
     row["cell"] = need(cell, "name", str)
     row |= {key: need(cell, key, str if key == "intermediate" else int) for key in KEYS}
     row["test_images"] = need(value, "test_images", int, 1)
+    classes = value.get("classes", {})  # older evaluations did not say
+    row |= {key: "; ".join(_names(path, classes, key)) for key in ABSENT}
     row |= {key: provenance.get(key) for key in RUN}
     metrics = need(value, "metrics", dict)
     for name in {"miou", "pixel_accuracy", *metrics}:
@@ -114,6 +117,45 @@ def cell_row(path: str | Path, value: Any) -> tuple[dict[str, Any], dict[str, fl
         if metrics.get(name, -1) is not None and need(metrics, name, (int, float)) > 1:
             raise InputError(f"{path}: metric '{name}' is {metrics[name]}; expected a fraction in [0, 1]")
     return row, metrics
+
+
+def _names(path: str | Path, classes: Any, key: str) -> list[str]:
+    """Names of classes in a cell's record."""
+    found = classes.get(key, []) if isinstance(classes, Mapping) else None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise InputError(
+            f"{path}: not the metrics of an evaluated cell ('classes.{key}' is no list of names); delete it and "
+            "evaluate its cell again"
+        )
+    return found
+
+
+def absent_classes(frame: pd.DataFrame, part: str) -> dict[str, list[str]]:
+    """Classes that are declared and have no pixel in a part's masks, with the cells that this is true of.
+
+    Args:
+        frame: what `read_metrics` returns, or metrics.csv.
+        part: 'test' or 'training'.
+    """
+    found: dict[str, list[str]] = {}
+    if f"not_in_{part}" in frame:
+        for cell, names in frame[["cell", f"not_in_{part}"]].dropna().itertuples(index=False):
+            for name in filter(None, names.split("; ")):
+                found.setdefault(name, []).append(cell)
+    return found
+
+
+def absent_words(frame: pd.DataFrame) -> list[str]:
+    """What `absent_classes` finds, one sentence for each part."""
+    lines = []
+    if tested := absent_classes(frame, "test"):
+        per_image = frame["miou_is"].iloc[0] == "per_image"
+        then = "counts 0 in every image's mIoU" if per_image else "is not in mIoU, which is a mean over the others"
+        lines.append(f"No test mask has a pixel of {', '.join(tested)}: such a class {then}.")
+    if trained := absent_classes(frame, "training"):
+        words = ", ".join(f"{name} ({len(cells)} of {len(frame)} cells)" for name, cells in trained.items())
+        lines.append(f"No mask that a cell was fine-tuned on has a pixel of: {words}; it cannot be learnt there.")
+    return lines
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
@@ -283,6 +325,7 @@ def about_numbers(frame: pd.DataFrame, units: str = "") -> str:
             *filter(None, [units]),
             f"mIoU is {averaged.get(first['miou_is'], first['miou_is'])}.",
             f"Test images: {images}.",
+            *absent_words(frame),
             *frame["note"].unique(),
         ]
     ).strip()

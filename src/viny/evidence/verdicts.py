@@ -147,7 +147,7 @@ def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
         return (values - values.mean()) / len(values)
     hit = np.diagonal(confusion, axis1=1, axis2=2).astype(float)
     union = confusion.sum(1) + confusion.sum(2) - hit
-    there = union.sum(0) > 0
+    there = confusion.sum((0, 2)) > 0  # as in `metrics.iou`
     hit, union = hit[:, there], union[:, there]
     total = union.sum(0)
     return ((hit - hit.sum(0) / total * union) / total).sum(1) / max(1, there.sum())

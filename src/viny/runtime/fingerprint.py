@@ -41,19 +41,6 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
-def _strip_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
 def module_tree(module: str) -> ast.Module:
     """The syntax tree of one of the package's modules."""
     file = _module_file(module)
@@ -67,8 +54,11 @@ def _parse(module: str) -> tuple[str, tuple[str, ...]]:
     docstrings, and the data files beside it that it names."""
     tree = module_tree(module)
     imports, data = set(), set()
-    for node in ast.walk(_strip_docstrings(tree)):
-        if isinstance(node, ast.Import):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.Import):
             imports |= {a.name for a in node.names if a.name.startswith("viny")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viny"):
             for alias in node.names:  # a name may be a module, or something inside one

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.contents import Contents, differences, read_contents
+from viny.data.conventions import LOOKED_AT, Heads, decide, scales
+from viny.data.conventions import said as decided
 from viny.data.folders import few, pair
 from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
 from viny.data.sources import Listing, list_source
@@ -108,7 +110,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`.
     """
-    lines = []
+    lines, whites = [], {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
@@ -127,7 +129,10 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if spec["holds"] == "masks":
             matched = pair(Path(spec["path"]), Path(spec["masks"]), spec["mask_suffix"])
             lines += [f"{name}: {line}" for line in matched.report()]
-    return lines
+        read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
+        lines += [f"{name}: {line}" for line in decided(read.about)]
+        whites[name] = read.white
+    return lines + scales(whites)
 
 
 def read_files(config: Mapping[str, Any], images: Images) -> dict[str, Contents]:

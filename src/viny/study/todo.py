@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 from viny.study.layout import IMAGES
 
 SETTINGS, CODE, INPUTS, DAMAGED = "other settings", "other code", "other images or weights", "a damaged record"
+# Settings that metrics and geometry state besides the hash of all.
+STATED = ("study", "note", "protocol", "switches", "cell", "encoder", "normalise", "class_token")
 SMALL = 1_000_000  # bytes; larger files are hashed by `viny verify` alone
 
 
@@ -161,7 +164,7 @@ def _spec_reason(job: Job, record: Mapping[str, Any]) -> str:
         return ""
     if isinstance(code, str) and stated == digest({**job.spec, "code": code}):
         return CODE
-    said = {key: record[key] for key in job.spec if key in record}
+    said = {key: record[key] for key in STATED if key in job.spec and key in record}
     return _difference({key: job.spec[key] for key in said}, said) or SETTINGS
 
 
@@ -169,7 +172,7 @@ def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """SETTINGS and the first difference; empty if there is none."""
     # As JSON has it: a record cannot tell a tuple from a list.
     first = next(differences(json.loads(json.dumps(expected)), found), "")
-    return first and f"{SETTINGS} ({first})"
+    return first and f"{SETTINGS} ({textwrap.shorten(first, 160, placeholder=' ...')})"
 
 
 def _sources(

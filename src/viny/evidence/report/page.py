@@ -19,6 +19,7 @@ from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
 from viny.evidence.statistics.effects import ALPHA
 from viny.evidence.summary import Summary
+from viny.evidence.tables import absent_words
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_sealed
 from viny.study.grid import cells
@@ -143,12 +144,13 @@ class _Page:
         grid, model = self.grid, self.spec["model"]
         labels = f"{_listed(grid['finetune_sizes'])} labelled images of {_origin(self.spec['segmentation'])}"
         unlabelled = f"pre-training on {_listed(grid['pretrain_sizes'])} images of {_origin(self.spec['pretrain'])}"
+        absent = "".join(f" {line}" for line in absent_words(self._read("metrics")))
         return (
             f"{len(self.cells)} cells: {unlabelled}; intermediate task {_listed(grid['intermediates'])}; {labels}; "
             f"{len(grid['seeds'])} seed{'s' * (len(grid['seeds']) > 1)}. A transformer of "
             f"{first['parameters']:,} parameters at {model['image_size']} px, tested on "
             f"{first['test_images']:,} images; protocol {self.spec['protocol']}. Values are mIoU in percent, "
-            "differences percentage points, intervals of 95 %."
+            f"differences percentage points, intervals of 95 %.{absent}"
         )
 
     def answers(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from viny.evidence.statistics.effects import LEVEL
+from viny.evidence.tables import absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
 from viny.tools.advice.advice import Item
@@ -114,7 +115,8 @@ def _duplicates(facts: Facts) -> list[Item]:
 
 
 def _classes(facts: Facts) -> list[Item]:
-    """One item for the classes that are hardly ever found or often missed, another for those that do not occur."""
+    """An item for the classes that are hardly ever found or often missed, one for those that no test mask has, and
+    one for those that no mask of a fine-tuning has."""
     ious = facts.metrics[[column for column in facts.metrics if column.startswith("iou_")]]
     ious = ious.rename(columns=lambda column: column.removeprefix("iou_"))
     nowhere = [name for name in ious if ious[name].isna().all()]
@@ -135,8 +137,16 @@ def _classes(facts: Facts) -> list[Item]:
         text = f"{' '.join(texts)} Such classes hold mIoU down, and their luck moves it."
         items.append(Item(text, {"hardly_ever_found": hardly.to_dict(), "often_missed": often.to_dict()}))
     if nowhere:
-        text = f"Neither in the test images nor predicted, so not counted in mIoU: {listed(nowhere)}."
-        items.append(Item(text, {"nowhere": nowhere}))
+        text = f"No test mask has a pixel of these classes, so nothing is known of them: {listed(nowhere)}."
+        if facts.metrics["miou_is"].iloc[0] == "per_image":
+            text += " Each counts 0 in every image's mIoU."
+        else:
+            text += " mIoU is a mean over the others."
+        items.append(Item(f"{text} Split the images anew, or leave these classes out.", {"nowhere": nowhere}))
+    if untrained := absent_classes(facts.metrics, "training"):
+        words = [f"{name} (in {len(some)} of {len(facts.metrics)} cells)" for name, some in untrained.items()]
+        text = f"No mask that a cell was fine-tuned on has a pixel of: {listed(words)}. It cannot be learnt there."
+        items.append(Item(text, {"not_in_training": untrained}))
     return items
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 from viny.data.coco import convert
 from viny.data.folders import images_below
-from viny.data.masks import IGNORE, MAX_CLASSES, value_name
+from viny.data.masks import IGNORE, value_name
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.study.absent import absent_report
+from viny.study.config import resolve
+from viny.study.reading import read_config
 from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.look import Inspection, Request, inspect
 from viny.tools.newstudy.study_file import unanswered, write
@@ -77,11 +80,11 @@ def init(
         if named != found.coding.classes:
             found = inspect(replace(found.wanted, classes=named, ignore=found.coding.ignore))
     write(found, study, sheet)
-    report(found, study, sheet)
+    report(found, study, sheet, absent_report(resolve(read_config(study))))
 
 
-def report(found: Inspection, study: Path, sheet: Path) -> None:
-    """Print what was found, and what comes next."""
+def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()) -> None:
+    """Print what was found, more notes on it, and what comes next."""
     looked, name = found.looked, found.wanted.name
     counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
@@ -105,7 +108,7 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
     console().print(table(("           value", "class", "masks", "of pixels"), rows[:SHOWN], right=(2, 3)))
     if len(rows) > SHOWN:
         print(f"           and {len(rows) - SHOWN} more, in {study}")
-    for line in found.notes + unanswered(found):
+    for line in (*found.notes, *more, *unanswered(found)):
         print(f"  note     {line}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"\n{sheet}: check that masks and names fit\n{study}: change names and sizes here\n\nNext:")
@@ -116,60 +119,6 @@ def report(found: Inspection, study: Path, sheet: Path) -> None:
         f"viny advise results/{name}",
     ):
         print(f"  {command}")
-
-
-def parse_classes(text: str) -> dict[int | str, str]:
-    """Names of mask values from '0=ground,255=object', '#000000=ground,#ff0000=object', or a number of classes.
-
-    Raises:
-        InputError: anything else.
-    """
-    if text.strip().isdecimal() and 2 <= int(text) <= MAX_CLASSES:
-        return {value: f"class_{value}" for value in range(int(text))}
-    return _named([part.partition("=")[::2] for part in text.split(",") if part.strip()], "--classes", "value=name")
-
-
-def read_classes(path: Path) -> dict[int | str, str]:
-    """The same from a file with lines of value,name.
-
-    Raises:
-        InputError: it cannot be read, or holds anything else.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected lines of value,name") from error
-    pairs = [line.partition(",")[::2] for line in lines if line.strip()]
-    header = bool(pairs) and pairs[0][0].strip() == "value"
-    return _named(pairs[header:], str(path), "lines of value,name")
-
-
-def parse_value(text: str) -> int | str:
-    """A mask value or a colour.
-
-    Raises:
-        InputError: anything else.
-    """
-    text = text.strip()
-    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        return text.lower()
-    if re.fullmatch(r"[0-9]{1,5}", text):
-        return int(text)
-    raise InputError(f"{text!r}: expected a mask value, 0 to 65535, or a colour '#rrggbb'")
-
-
-def _named(pairs: Sequence[Sequence[str]], where: str, expected: str) -> dict[int | str, str]:
-    found: dict[int | str, str] = {}
-    for value, name in pairs:
-        if not name.strip():
-            raise InputError(f"{where}: {value.strip()!r} has no name; expected {expected}")
-        key = parse_value(value)
-        if key in found:
-            raise InputError(f"{where}: the value {key} is given twice; keep one of them")
-        found[key] = name.strip()
-    if len(found) < 2:
-        raise InputError(f"{where}: names {len(found)} values; expected two or more, as {expected}")
-    return found
 
 
 def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[str], Any]) -> Any:

@@ -10,22 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
 from viny.data.folders import Pairs, few, guess_suffix, images_below, pair, split_by_file
 from viny.data.pack import TEST, TRAIN
 from viny.data.sources import Listing, list_folder
 from viny.data.survey import (
     LEAST,
-    LOOKED_AT,
     PIXELS,
     Coding,
     Looked,
     Values,
     check_labels,
     find_coding,
-    image_shapes,
     look_at_pairs,
     read_values,
-    spread,
 )
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
@@ -37,6 +35,7 @@ PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
 FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
+DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -80,7 +79,7 @@ class Inspection:
         wanted: the request, with the mask suffix and the budget filled in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if no file gives it.
-        shapes: heights and widths of the images looked at, int [N, 2].
+        shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         fit: of the labelled images, and of each task's.
         values, coding, looked: of the masks looked at.
@@ -128,22 +127,26 @@ def inspect(wanted: Request) -> Inspection:
     pairs = pair(wanted.images, wanted.masks, suffix)
     notes += pairs.report()
     count = len(pairs.images)
-    shapes, _ = image_shapes(spread(pairs.images, LOOKED_AT))
+    heads = Heads.read(pairs.images, pairs.masks)
+    shapes = heads.shapes()
     if not len(shapes):
-        raise InputError(f"{wanted.images}: none of the images that were looked at can be opened; replace them")
+        raise InputError(f"{wanted.images}: none of the images can be opened; replace them")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
     wanted = replace(wanted, mask_suffix=suffix, budget=budget)
     model = _model(wanted, shapes)
     fit = {"segmentation": _fit(shapes)}
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
-    sample = list(zip(spread(pairs.images, opened), spread(pairs.masks, opened), strict=True))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
-    values = read_values([mask for _, mask in sample], colours)
+    values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
-    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN)
-    notes += coding.said + _about_classes(looked, coding, model)
+    read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
+    sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
+    notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
+    if looked.brightest < DARK:
+        notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
     if looked.refused:
         notes.append(
             f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
@@ -163,8 +166,9 @@ def inspect(wanted: Request) -> Inspection:
     tasks = {}
     for name, folder in wanted.tasks.items():
         tasks[name] = list_folder({"path": str(folder), "holds": "classes", "held_out": 0.2, "split": ""})
-        shown, _ = image_shapes(spread(tasks[name].images, LOOKED_AT))
-        fit[name] = _fit(shown) if len(shown) else "stretch"
+        shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
+        fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
+        notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
     if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
         notes.append(
@@ -192,7 +196,8 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
     """How many images there are to pre-train on, and how many of them are probably bad; adds to the notes."""
     files = images_below(folder)
     shown = spread(files, LOOKED_AT)
-    unopened = image_shapes(shown)[1]
+    heads = Heads.read(shown)
+    unopened = heads.unreadable()
     if 2 * len(unopened) > len(shown):
         raise InputError(
             f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
@@ -214,6 +219,7 @@ def _unlabelled(folder: Path, pairs: Pairs, notes: list[str]) -> tuple[int, int]
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
             "not their masks; tables/duplicates.md will count them"
         )
+    notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(decide(heads).about)]
     return len(files), _in_all(len(unopened), len(shown), len(files))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viny.data.decoding import WHITES
 from viny.data.masks import IGNORE, mask_coding, value_name
 from viny.learning.objectives import Segmentation
 from viny.learning.weights import load_segmentation
@@ -57,6 +58,14 @@ class TrainedCell:
     def fit(self) -> str:
         """How images become squares, see `viny.data.decoding.squared`."""
         return self.config["segmentation"].get("fit", "stretch")
+
+    @property
+    def white(self) -> int | None:
+        """The value of 16-bit images that was white in training; None if there were none."""
+        found: Any = self.manifest
+        for key in ("conventions", "sixteen_bit", "white"):  # whatever the file holds
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if found in WHITES else None
 
     def mask_values(self) -> list[list[int | str]] | None:
         """Values or colours that stand for each class in the study's masks; None if its settings do not say."""

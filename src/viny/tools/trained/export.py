@@ -72,6 +72,7 @@ def about(cell: TrainedCell) -> dict[str, Any]:
         "std": list(std),
         "fit": cell.fit,
         "resize": cell.resize,
+        "white_of_16_bits": cell.white,
         "trained_weights_sha256": cell.record["weights_sha256"],
     }
 

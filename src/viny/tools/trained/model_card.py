@@ -130,6 +130,7 @@ def _results(cell: TrainedCell, key: Cell) -> dict[str, Any] | None:
         "worst": min(known, key=known.__getitem__, default=None),
         "worst_iou": min(known.values(), default=None),
         "undefined": [name for name in cell.classes if name not in known],
+        "untrained": [name for name in cell.classes if name in mine.get("classes", {}).get("not_in_training", ())],
     }
 
 

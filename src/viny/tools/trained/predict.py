@@ -207,7 +207,7 @@ def predict_files(
 
     def read(image: Path) -> Picture | BadFileError:
         try:
-            return decode(image, cell.size, cell.resize, fit=cell.fit)
+            return decode(image, cell.size, cell.resize, fit=cell.fit, white=cell.white)
         except BadFileError as error:
             return error
 
@@ -216,7 +216,7 @@ def predict_files(
         mask = at_original_size(prediction, *shape, cell.fit)
         try:
             pictures = {mask_path: palette_image(mask, colours)}
-            pictures[overlay_path] = overlay(upright(image), mask, cell.classes, colours)
+            pictures[overlay_path] = overlay(upright(image, cell.white), mask, cell.classes, colours)
         except BadFileError as error:
             return error
         for path, picture in pictures.items():

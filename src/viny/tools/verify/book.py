@@ -54,6 +54,7 @@ class Book:
         verified: packs whose arrays were compared, by the folder of the arrays and the manifest's digest.
         packs: opened packs, by name, once they are found whole.
         index_lists: those found whole, by part and subset.
+        lacking: classes of which no mask in a split's training part has a pixel, by part and subset.
         codes: by stage, the files and the fingerprint of the code that made each.
         unclear: metrics and geometry made by other code or with other settings, where it cannot be told which.
         faulty: files with a finding that is more than a note.
@@ -69,6 +70,7 @@ class Book:
     verified: set[tuple[str, str]] = field(default_factory=set)
     packs: dict[str, Pack] = field(default_factory=dict)
     index_lists: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    lacking: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     codes: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
     unclear: list[Path] = field(default_factory=list)
     faulty: set[Path] = field(default_factory=set)

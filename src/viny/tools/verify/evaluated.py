@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.metrics import summarise
+from viny.evidence.metrics import classes_in, classes_lacking, summarise
 from viny.evidence.tables import cell_row
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
@@ -103,6 +103,13 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         return
     expected = summarise(confusion, manifest["mask_classes"], manifest.get("border_class"))
     expected["miou"] = expected[f"miou_{value['miou_is']}"]
+    if "classes" in value:  # metrics of before 2026-11-26 do not say
+        classes = classes_in(confusion, manifest["mask_classes"])
+        if lists is not None and training.pack in book.packs:
+            if training.split not in book.lacking:  # the cells of a split share it
+                book.lacking[training.split] = classes_lacking(book.packs[training.pack], lists["train"])
+            classes["not_in_training"] = book.lacking[training.split]
+        book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
     book.agree(metrics, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
     book.agree(metrics, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
 

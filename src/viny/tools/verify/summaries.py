@@ -9,7 +9,7 @@ from viny.runtime.files import canonical_json
 from viny.study import layout, specs
 from viny.tools.verify.book import AGAIN, Book
 from viny.tools.verify.evaluated import MEANT
-from viny.tools.verify.report import NOTE, WRONG
+from viny.tools.verify.report import MISSING, NOTE, WRONG
 
 
 def check_summary(book: Book, stage: str) -> None:
@@ -20,18 +20,23 @@ def check_summary(book: Book, stage: str) -> None:
         stage: the job's rule.
     """
     path = book.path(layout.SUMMARY, stage=stage)
+    of = {"grid": {"pretrain_sizes": [0]}} if book.config is None else book.config
+    files = [book.root / made for made in layout.summarised(stage, of)]
+    if not any(file.exists() for file in (path, *files)):
+        book.expected |= {path, *files}
+        book.add(MISSING, path, f"expected a record of rule {stage} and what it makes, found none; run the workflow")
+        return
     value = None
     if path.is_file() or not book.older:
         value = book.json(path, "a record of what was read and written")
     book.expected.add(path)
-    of = {"grid": {"pretrain_sizes": [0]}} if book.config is None else book.config
     if value is not None:
         own = False
         with book.about(path):
             own = book.agree(path, "stage", stage, value["stage"], AGAIN)
             if own:
                 _check_record(book, path, stage, value)
-                of = value["spec"] if stage == "figures" else of
+                of = value["spec"] if stage == "figures" else of  # these depend on the grid
         value = value if own else None
     for made in layout.summarised(stage, of):
         file = book.root / made
