@@ -9,27 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from finished_study import finished_study
-from PIL import Image
+from finished_study import finished_study, own_images
 
 from viny.study import layout
 from viny.tools.verify.report import NOTE
 from viny.tools.verify.verifier import verify_study
 
-SETTINGS = {
-    "grid": {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]},
-}
+GRID = {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]}
 
 
 def study_to_corrupt(folder: Path) -> Path:
     """A finished study whose unlabelled images are files, so that its packs have names; returns its folder."""
-    images, noise = folder / "images", np.random.default_rng(0)
-    images.mkdir(parents=True)
-    for i in range(30):
-        Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(images / f"{i:02d}.png")
-    settings = SETTINGS | {"pretrain": {"source": "folder", "path": str(images)}}
-    return finished_study(folder, settings)
+    return finished_study(folder, {"grid": GRID, **own_images(folder)})
 
 
 # Corruptions: each takes a file's bytes, another file's and a source of chance; None for a file that is to be deleted.

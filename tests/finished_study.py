@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from viny.cli import main
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, specs
@@ -15,6 +18,15 @@ from viny.study.reading import read_config
 from viny.study.saved import write_study
 
 TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def own_images(folder: Path) -> dict[str, Any]:
+    """Make 30 images below a folder; returns the settings that pre-train on them."""
+    images, noise = folder / "images", np.random.default_rng(0)
+    images.mkdir(parents=True)
+    for i in range(30):
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(images / f"{i:02d}.png")
+    return {"pretrain": {"source": "folder", "path": str(images)}}
 
 
 def run(command: str, spec: dict[str, Any], **files: Path | None) -> None:
@@ -37,7 +49,7 @@ def finished_study(folder: Path, settings: Mapping[str, Any]) -> Path:
     config = resolve(merge(read_config(TINY), settings))
     root = folder / "results" / "tiny"
     write_study(root, config)
-    for name in ("pretrain", "segmentation", "scenes"):
+    for name in ("pretrain", "segmentation", *config["intermediate"]):
         manifest = root / "packs" / name / "manifest.json"
         run("pack", specs.pack_spec(config, name), store=folder / "packs", manifest=manifest)
     jobs = layout.trainings(grid.cells(config))

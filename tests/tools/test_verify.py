@@ -16,7 +16,7 @@ import yaml
 
 pytest.importorskip("jsonschema")
 
-from finished_study import TINY, finished_study
+from finished_study import TINY, finished_study, own_images
 
 from viny.cli import main
 from viny.learning.progress import PROGRESS
@@ -321,6 +321,23 @@ def test_hashes_need_no_settings(root: Path) -> None:
     flip(root / f"{MEASURED}.npz")
     flip(root / "figures" / "returns.png")
     assert {f.file for f in verify_study(root).findings} == {"study.json", f"{MEASURED}.npz", "figures/returns.png"}
+
+
+def test_a_file_that_changed_since_it_was_packed_is_named(tmp_path: Path) -> None:
+    root = finished_study(tmp_path, {"grid": {**GRID, "intermediates": ["none"]}, **own_images(tmp_path)})
+    assert lines(verify_study(root)) == []
+    before = {path: os.lstat(path).st_mtime_ns for path in tmp_path.rglob("*")}
+    image = tmp_path / "images" / "03.png"
+    about = image.stat()
+    flip(image)
+    os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))  # as a bit that rots leaves it
+    (found,) = lines(verify_study(root))
+    assert found.startswith("wrong: packs/pretrain/manifest.json: made from other files of ")
+    assert "1 changed (03.png); rerun the workflow" in found
+    assert {path: os.lstat(path).st_mtime_ns for path in tmp_path.rglob("*")} == before
+    shutil.rmtree(tmp_path / "images")
+    (found,) = lines(verify_study(root))
+    assert found.startswith("note: packs/pretrain/manifest.json: what it was made from is not in ")
 
 
 def test_a_missing_cell_is_one_line_a_job(root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.study import layout, specs
+from viny.study.inventory import changed_files, count_images, read_files
 from viny.tools.verify.book import Book
 from viny.tools.verify.report import MISSING, NOTE, WRONG
 
@@ -69,6 +70,27 @@ def check_pack(book: Book, name: str) -> None:
                 if file.suffix == ".npy" or file.name in TEXTS:
                     book.count(file)
         book.packs[name] = open_pack(source)
+
+
+def check_sources(book: Book, names: Iterable[str]) -> None:
+    """Check that the files which packs were made from are still what was packed.
+
+    Args:
+        book: the study's; `check_pack` has run on these packs.
+        names: of the packs.
+    """
+    config = book.config
+    if config is None:
+        return
+    images = count_images(config, book.root)
+    changed = changed_files(config, book.root, read_files(config, images, remembered=False))
+    for name in names:
+        path = layout.pack_manifest(book.root, name)
+        if name in changed:
+            book.add(WRONG, path, f"made from other {changed[name]}; rerun the workflow, which packs them again")
+        elif specs.pack_spec(config, name)["source"] != "synthetic" and name not in images.listings:
+            where = specs.pack_spec(config, name)["path"]
+            book.add(NOTE, path, f"what it was made from is not in {where}; whether that changed is not checked")
 
 
 def _fits(manifest: Path) -> bool:

@@ -22,7 +22,7 @@ from viny.study import grid, layout
 from viny.study.grid import Cell
 from viny.study.saved import saved_study, study_file
 from viny.tools.verify.book import Book
-from viny.tools.verify.data import check_pack, check_split
+from viny.tools.verify.data import check_pack, check_sources, check_split
 from viny.tools.verify.evaluated import check_any_geometry, check_codes, check_geometry, check_metrics
 from viny.tools.verify.report import MISSING, NOTE, WRONG, Report, differences
 from viny.tools.verify.summaries import check_age, check_summary
@@ -42,7 +42,8 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
         store: folder of packs; None for where the study's links lead, or else the place that the settings name.
 
     Returns:
-        Findings, in this order: settings, packs, splits, trainings, metrics, geometry, summaries, code, strays.
+        Findings, in this order: settings, packs and what they were made from, splits, trainings, metrics, geometry,
+        summaries, code, strays.
 
     Raises:
         InputError: `root` is not a folder or holds no study, or `store` is not a folder.
@@ -109,8 +110,10 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
     """
     root, trainings = book.root, layout.trainings(cells)
     checks: list[tuple[Path, Callable[[], None]]] = []
-    for name in dict.fromkeys(training.pack for training in trainings):
+    packs = list(dict.fromkeys(training.pack for training in trainings))
+    for name in packs:
         checks.append((layout.pack_manifest(root, name), partial(check_pack, book, name)))
+    checks.append((study_file(root), partial(check_sources, book, packs)))
     for split in dict.fromkeys(training.split for training in trainings):
         checks.append((layout.split_record(root, *split), partial(check_split, book, *split)))
     for training in trainings:
