@@ -23,7 +23,10 @@ from viny.learning.progress import PROGRESS
 from viny.runtime.files import digest, write_json, write_sealed
 from viny.study import layout
 from viny.study.config import merge, resolve
+from viny.study.graph import jobs
+from viny.study.inventory import count_images
 from viny.study.reading import read_config
+from viny.study.saved import saved_study
 from viny.tools.verify.report import Report, differences
 from viny.tools.verify.verifier import verify_study
 
@@ -338,6 +341,23 @@ def test_a_file_that_changed_since_it_was_packed_is_named(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "images")
     (found,) = lines(verify_study(root))
     assert found.startswith("note: packs/pretrain/manifest.json: what it was made from is not in ")
+
+
+def test_every_file_that_verify_could_miss_is_made_again_by_a_run(whole: Path) -> None:
+    config = saved_study(whole)
+    asked = {path for job in jobs(config, count_images(config, whole)) if job.target for path in job.outputs}
+    present = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    assert asked == {path for path in present if path.parts[0] not in ("packs", "study.json")}
+
+
+def test_a_study_that_has_only_begun_is_a_line_a_job(root: Path) -> None:
+    for name in ("finetune", "metrics", "geometry", "tables", "figures", "summaries"):
+        shutil.rmtree(root / name)
+    (root / "report.html").unlink()
+    found = verify_study(root)
+    assert {f.severity for f in found.findings} == {"missing"}
+    assert len(found.findings) == 2 + 2 + 3 + len(layout.SUMMARIES)  # trainings, metrics, geometry, summaries
+    assert all("run the workflow" in f.message for f in found.findings)
 
 
 def test_a_missing_cell_is_one_line_a_job(root: Path) -> None:
