@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import atomic_path, read_sealed
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
 GROUP = KEYS[:3]
@@ -73,9 +73,22 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
 def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
     """A cell's description and its metrics."""
     try:
-        value = read_json(path, "the metrics of an evaluated cell")
+        value = read_sealed(path, "the metrics of an evaluated cell")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
+    return cell_row(path, value)
+
+
+def cell_row(path: str | Path, value: Any) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """A cell's description and its metrics.
+
+    Args:
+        path: for messages.
+        value: what the file of its metrics holds.
+
+    Raises:
+        InputError: that is something else.
+    """
 
     def need(holder: Any, key: str, kind: type | tuple[type, ...], least: float = 0) -> Any:
         got = holder.get(key) if isinstance(holder, Mapping) else None

@@ -121,6 +121,20 @@ def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, "sha256": seal_of(value)})
 
 
+def broken_seal(value: Any) -> bool:
+    """Whether a JSON value is a sealed mapping that was changed since; those of before there were seals have none."""
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        if "sha256" in value:
+            return value["sha256"] != seal_of(value)
+        # A seal whose own name is damaged still fits the rest.
+        hashes = {key: said for key, said in value.items() if isinstance(said, str) and len(said) == 64}
+        return any(digest({k: v for k, v in value.items() if k != key}) == said for key, said in hashes.items())
+    except ValueError:  # NaN and infinities, which Python reads but JSON does not have
+        return True
+
+
 def read_json(path: str | Path, what: str) -> Any:
     """Parse a JSON file.
 
@@ -137,3 +151,18 @@ def read_json(path: str | Path, what: str) -> Any:
         raise InputError(f"{path}: no such file; expected {what}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); expected {what}; delete it and rerun") from error
+
+
+def read_sealed(path: str | Path, what: str) -> Any:
+    """Parse a JSON file that `write_sealed` wrote.
+
+    Args:
+        path, what: as for `read_json`.
+
+    Raises:
+        InputError: missing, not JSON, or changed since it was written.
+    """
+    value = read_json(path, what)
+    if broken_seal(value):
+        raise InputError(f"{path}: changed since it was written (its sha256 differs); delete it and run again")
+    return value

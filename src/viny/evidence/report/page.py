@@ -21,7 +21,7 @@ from viny.evidence.statistics.effects import ALPHA
 from viny.evidence.summary import Summary
 from viny.evidence.tables import absent_words
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import atomic_path, read_sealed
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
@@ -109,7 +109,7 @@ class _Page:
 
     def _json(self, path: Path, what: str) -> Any:
         self.record.reads(path)
-        return read_json(path, what)
+        return read_sealed(path, what)
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.root / "tables" / f"{name}.csv"

@@ -19,7 +19,7 @@ from viny.evidence.tables import (
 )
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
-from viny.runtime.files import read_json
+from viny.runtime.files import read_sealed
 from viny.study.grid import Cell
 from viny.study.layout import chain
 
@@ -56,7 +56,7 @@ def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict
 
 
 def _run(path: Path) -> Mapping[str, Any]:
-    value = read_json(path, "the provenance of a training")
+    value = read_sealed(path, "the provenance of a training")
     wanted = {"image_passes": int, "training_seconds": (int, float), "device_name": str}
     for key, kind in wanted.items():
         if not isinstance(value.get(key), kind):

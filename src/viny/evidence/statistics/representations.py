@@ -17,7 +17,7 @@ from viny.evidence.paper.facts import REGIMES, paper_facts
 from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import atomic_path, read_sealed
 from viny.study.grid import KINDS
 
 # Metrics of a layer, each with its heading and unit; readers see shares in percent.
@@ -90,7 +90,7 @@ def read_geometry(paths: Iterable[str | Path]) -> pd.DataFrame:
 def _read_encoder(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An encoder's description and its layers."""
     try:
-        value = read_json(path, "the geometry of an encoder")
+        value = read_sealed(path, "the geometry of an encoder")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
 
