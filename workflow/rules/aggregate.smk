@@ -14,7 +14,7 @@ rule tables:
         benchmark_of("tables")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=20,
@@ -47,7 +47,7 @@ rule figures:
         benchmark_of("figures")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -74,7 +74,7 @@ rule statistics:
         benchmark_of("statistics")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -102,7 +102,7 @@ if ENCODERS:
             benchmark_of("representations")
         localrule: True
         conda:
-            "../../envs/viny.yaml"
+            PACKAGES
         resources:
             mem_mb=2000,
             runtime=30,
@@ -127,7 +127,7 @@ rule scorecard:
         benchmark_of("scorecard")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -151,7 +151,7 @@ rule report:
         benchmark_of("report")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=20,

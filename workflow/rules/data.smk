@@ -14,7 +14,7 @@ rule pack:
     priority: 3  # everything else waits for it
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["pack_threads"]
     resources:
         mem_mb=2000,
@@ -41,7 +41,7 @@ rule split:
     priority: 3
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=20,
@@ -67,7 +67,7 @@ rule duplicates:
         benchmark_of("duplicates")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=30,

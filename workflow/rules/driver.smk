@@ -19,7 +19,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.study.checks import check_sizes
-from viny.study.config import resolve
+from viny.study.config import merge, resolve, typed
 from viny.study.inventory import count_images, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, submitted_settings, write_study
@@ -47,7 +47,8 @@ def settings():
         # 9.27.1: paths of the study's files. Without them, a duplicate key goes unnoticed, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
-        study = resolve(config)
+        # 9.27.1: what --config says, where all that is nested is text. Without it, only --config of plain values works.
+        study = resolve(merge(config, typed(inside("config_settings.config", {}))))
         if not IS_DRIVER:
             return submitted_settings(study)
         root = Path("results", study["study"])
@@ -147,6 +148,8 @@ if STUDY["compute"]["node_local"]:
 if STUDY["compute"]["container"]:
     # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now.
     workflow.global_container(STUDY["compute"]["container"])
+# Snakemake fills in wildcards in this path: a brace in the clone's own path has to be doubled.
+PACKAGES = str(Path(workflow.basedir, "envs", "viny.yaml")).replace("{", "{{").replace("}", "}}")
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
 # 9.27.1: those methods. Without them, jobs use this Python.
 if not inside("deployment_settings.deployment_method", None):
