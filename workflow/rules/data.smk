@@ -21,9 +21,9 @@ rule pack:
         runtime=pack_minutes,
     params:
         spec=spec("pack", lambda w: specs.pack_spec(STUDY, w.pack)),
-        store=STUDY["pack_store"],
+        store=lambda w: STUDY["pack_store"],  # a text would be taken for a pattern
     shell:
-        "exec python -m viny pack --spec {params.spec:q} --store {params.store:q} --threads {threads}"
+        "exec python -m viny pack --spec {params.spec:q} --store={params.store:q} --threads {threads}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"
 
 

@@ -26,6 +26,8 @@ from viny.study.saved import export_settings, submitted_settings, write_study
 
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
     sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
+if {*"{}"} & {*os.getcwd()}:  # Snakemake looks for its own locks by a pattern that the folder's path is part of
+    sys.exit(f"{os.getcwd()}: Snakemake takes braces in a path for wildcards; rename that folder, or run in another one")
 
 
 def inside(path, default):
