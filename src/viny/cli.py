@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from viny import __version__
 from viny.commands import advise, check, export, init, plan, predict, stages, status, verify
 from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, People
+from viny.runtime.environment import settle
 from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.fingerprint import ENTRY
 from viny.runtime.signals import Stopped, end_with_parent, leave, on_stop
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         with on_stop(leave):
+            settle()
             given = list(sys.argv[1:] if arguments is None else arguments)
             stage = given[0] if given and given[0] in ENTRY else None
             commands = stages.parser(stage) if stage else parser()

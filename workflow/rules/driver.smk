@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny.runtime.claims import Claim
+from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
@@ -27,7 +28,9 @@ from viny.study.saved import export_settings, submitted_settings, write_study
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
     sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
 if {*"{}"} & {*os.getcwd()}:  # Snakemake looks for its own locks by a pattern that the folder's path is part of
-    sys.exit(f"{os.getcwd()}: Snakemake takes braces in a path for wildcards; rename that folder, or run in another one")
+    sys.exit(
+        f"{os.getcwd()}: Snakemake takes braces in a path for wildcards; rename that folder, or run in another one"
+    )
 
 
 def inside(path, default):
@@ -144,16 +147,24 @@ JOB_ENVIRONMENT = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
 }
+JOB_ENVIRONMENT |= {name: shlex.quote(value) for name, value in of_jobs().items()}
 JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Path("results/.gpus"))
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:
     # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now.
     workflow.global_container(STUDY["compute"]["container"])
-# Snakemake fills in wildcards in this path: a brace in the clone's own path has to be doubled.
-PACKAGES = str(Path(workflow.basedir, "envs", "viny.yaml")).replace("{", "{{").replace("}", "}}")
+
+
+def no_pattern(text):
+    """A text as Snakemake's formatting takes it for what it is: with doubled braces."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+PACKAGES = no_pattern(str(Path(workflow.basedir, "envs", "viny.yaml")))
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
 # 9.27.1: those methods. Without them, jobs use this Python.
 if not inside("deployment_settings.deployment_method", None):
     JOB_ENVIRONMENT["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"
-shell.prefix(f"export {' '.join(f'{k}={v}' for k, v in JOB_ENVIRONMENT.items())}; ")
+exported = " ".join(f"{name}={value}" for name, value in JOB_ENVIRONMENT.items())
+shell.prefix(no_pattern(f"unset {' '.join(UNSET_FOR_JOBS)}; export {exported}; "))
