@@ -22,7 +22,7 @@ from viny.data.masks import BACKGROUNDS
 from viny.data.pack import ARRAYS, BY_ROW, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
+from viny.runtime.files import array_sha256, digest, folder_beside, read_json, write_json, write_text
 from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
@@ -391,8 +391,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
         link = manifest_path.parent / "images.npy"
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
-        with atomic_path(manifest_path) as copy:
-            copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
+        write_text(manifest_path, (folder / "manifest.json").read_text(encoding="utf-8"))
     return folder
 
 

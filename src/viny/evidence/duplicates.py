@@ -16,7 +16,7 @@ import numpy as np
 
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.runtime.files import atomic_path
+from viny.runtime.files import atomic_path, write_text
 from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record
 
 COLUMNS = ("role", "image", "test_image", "kind", "distance")
@@ -151,8 +151,7 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
         writer.writerow(COLUMNS)
         writer.writerows(lines)
     text = _markdown(spec, counts, len(tests))
-    with atomic_path(out / "duplicates.md") as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(out / "duplicates.md", text)
     print(text)
 
 

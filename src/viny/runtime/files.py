@@ -95,9 +95,14 @@ def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     return h.hexdigest()
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; line ends stay as they are."""
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, what: str) -> Any:

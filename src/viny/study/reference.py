@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from viny.runtime.files import atomic_path
+from viny.runtime.files import write_text
 from viny.study.config import SCHEMA
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS
 
@@ -156,5 +156,4 @@ def _text(value: Any) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m viny.study.reference docs/config.md")
-    with atomic_path(Path(sys.argv[1])) as made:
-        made.write_text(config_reference(), encoding="utf-8")
+    write_text(Path(sys.argv[1]), config_reference())

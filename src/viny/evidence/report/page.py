@@ -19,7 +19,7 @@ from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
 from viny.evidence.statistics.effects import ALPHA
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import read_json, write_text
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
@@ -66,8 +66,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path) -> None:
         provenance=page.provenance(),
         verdicts=CLASSES,
     )
-    with atomic_path(out) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(out, text)
 
 
 def percent(value: float, sign: bool = False) -> str:
