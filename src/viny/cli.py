@@ -22,6 +22,7 @@ from viny.commands import advise, check, export, init, plan, predict, stages, st
 from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, People
 from viny.runtime.environment import settle
 from viny.runtime.errors import InputError, TrainingError
+from viny.runtime.files import NOT_WRITABLE
 from viny.runtime.fingerprint import ENTRY
 from viny.runtime.signals import Stopped, end_with_parent, leave, on_stop
 
@@ -125,13 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return FAILED
-        if error.errno not in DISK_FAULTS:
+        if error.errno not in (*DISK_FAULTS, *NOT_WRITABLE):
             raise
-        where = error.filename or "output"
-        print(
-            f"viny: {where}: {error.strerror}; free space or mend the disk and run again, what is done stays",
-            file=sys.stderr,
-        )
+        way_out = "free space or mend the disk and run again, what is done stays"
+        if error.errno in NOT_WRITABLE:
+            way_out = "change its permissions, or use another folder"
+        print(f"viny: {error.filename or 'output'}: {error.strerror}; {way_out}", file=sys.stderr)
         return FAILED
     except TrainingError as error:
         print(f"viny: {error}", file=sys.stderr)

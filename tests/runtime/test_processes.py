@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from tiny_study import Study
@@ -212,10 +212,10 @@ def test_a_claim_that_may_not_be_read_is_held(tmp_path: Path, monkeypatch: pytes
     written(path, started="1")  # dead, if one could read it
     aged(path, 10 * SILENCE)
 
-    def refused(self: Path) -> bytes:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refused(path: Path) -> BinaryIO:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr("viny.runtime.claims.open_file", refused)
     holder = Claim(path).acquire()
     assert str(holder) == "a process that its claim does not name"
     assert path.exists()

@@ -17,6 +17,7 @@ except ModuleNotFoundError:
 from viny.runtime.claims import Claim
 from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs
 from viny.runtime.errors import InputError
+from viny.runtime.files import last_lines
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.study.checks import check_sizes
@@ -69,6 +70,12 @@ def settings():
 
 STUDY = settings()
 ROOT = f"results/{STUDY['study']}"
+for folder in (".", ".snakemake", "results", ROOT) if IS_DRIVER else ():
+    if os.path.lexists(folder) and not os.access(folder, os.W_OK | os.X_OK):  # even a dry run writes to .snakemake
+        why = "read-only, or not yours" if os.path.exists(folder) else "a link that leads nowhere"
+        sys.exit(
+            f"{os.path.abspath(folder)}: cannot be written ({why}). The viny commands that look at results need not."
+        )
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own
 
@@ -121,7 +128,7 @@ def failures():
         members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
         log = Path(str(job.log[0]))
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        said = last_lines(log) if log.is_file() else []
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
         named = "_".join(map(str, job.wildcards))
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"

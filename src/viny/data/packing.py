@@ -379,7 +379,14 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
         if os.path.lexists(folder):
             print(f"{folder}: is damaged and will be packed again ({fault})", flush=True)
         with _full_disk_is_input(store):
-            store.mkdir(parents=True, exist_ok=True)
+            try:
+                store.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(f"{store}: no folder can be made there ({error.strerror}); {OTHER_STORE}") from error
+            if not os.access(store, os.W_OK | os.X_OK):
+                raise InputError(f"{store}: no pack can be written there (read-only, or not yours); {OTHER_STORE}")
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
@@ -390,7 +397,8 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
         link = manifest_path.parent / "images.npy"
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
+        # The folder's real place: `results` may itself be a link, to another disk.
+        link.symlink_to(os.path.relpath(folder / "images.npy", link.parent.resolve()))
         write_text(manifest_path, (folder / "manifest.json").read_text(encoding="utf-8"))
     return folder
 
