@@ -17,7 +17,7 @@ rule pack:
         PACKAGES
     threads: STUDY["compute"]["pack_threads"]
     resources:
-        mem_mb=2000,
+        mem_mb=workload.PACK_MB,
         runtime=pack_minutes,
     params:
         spec=spec("pack", lambda w: specs.pack_spec(STUDY, w.pack)),

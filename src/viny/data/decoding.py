@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from viny.data.masks import IGNORE, value_name
+from viny.data.room import Room
 from viny.runtime.errors import InputError
 
+P, T = ParamSpec("P"), TypeVar("T")
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 # No others: Pillow would hand EPS to Ghostscript, and would read containers that point to other files.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -26,6 +31,8 @@ BARS = (124, 116, 104)  # colour of a padded image's bars: ImageNet's mean, whic
 MIN_SIDE = 4  # pixels; anything less is no picture, and a crop of it may have no pixels at all
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size; Pillow's own limit is 89 million
 MAX_BYTES = 1 << 30  # of a file, since it is read whole
+# Memory that decoding takes, bytes a pixel of a file, measured with Pillow 13.0: at most 29 for WebP, 13 for JPEG.
+PER_PIXEL, PER_JPEG_PIXEL = 32, 16
 HASH = 16  # bytes kept of a sha256
 GREY = 32  # side of the picture that a perceptual hash is made from, pixels
 
@@ -39,6 +46,30 @@ _TURNS = {  # what turns a picture upright, by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_FILES, _PIXELS = Room(MAX_BYTES), Room(MAX_PIXELS * PER_PIXEL)
+MEMORY = _FILES.size + _PIXELS.size  # bytes: what all threads together decode with at most
+
+
+def _in_turn(read: Callable[P, T]) -> Callable[P, T]:
+    """Let `read`, whose first argument is a file, wait while others read large ones."""
+
+    @wraps(read)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            size = os.stat(args[0]).st_size  # type: ignore[arg-type]
+        except OSError:
+            size = 0  # `read` will say what is wrong
+        with _FILES.taken(size):
+            return read(*args, **kwargs)
+
+    return waiting
+
+
+def _memory_for(image: Image.Image) -> int:
+    width, height = image.size
+    return width * height * (PER_JPEG_PIXEL if image.format == "JPEG" else PER_PIXEL)
 
 
 class BadFileError(InputError):
@@ -106,6 +137,7 @@ def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     return left, top, left + w, top + h
 
 
+@_in_turn
 def decode(
     path: Path, size: int, resize: str, mask_shape: tuple[int, int] | None = None, fit: str = "stretch"
 ) -> Picture:
@@ -129,7 +161,7 @@ def decode(
     """
     data = _read(path, "image")
     try:
-        with _open(path, data, "image") as image:
+        with _open(path, data, "image") as image, _PIXELS.taken(_memory_for(image)):
             width, height = image.size  # before draft mode makes it smaller
             if resize == "antialias":
                 image.draft("RGB", (size, size))
@@ -178,6 +210,7 @@ def _values(path: Path, image: Image.Image, colours: bool) -> np.ndarray:
     return raw.astype(np.uint8) if image.mode == "1" else raw
 
 
+@_in_turn
 def mask_values(path: Path, colours: bool) -> np.ndarray:
     """The values in a mask file, ascending, colours as the numbers that their six hex digits spell: int64 [M].
 
@@ -188,6 +221,7 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
         return np.unique(_values(path, image, colours)).astype(np.int64)
 
 
+@_in_turn
 def upright(path: Path) -> Image.Image:
     """A whole image as people see it, RGB, made by the same steps as `decode`'s square.
 
@@ -204,7 +238,7 @@ def _whole(path: Path, what: str) -> Iterator[Image.Image]:
     """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it becomes a `BadFileError`."""
     data = _read(path, what)
     try:
-        with _open(path, data, what) as image:
+        with _open(path, data, what) as image, _PIXELS.taken(_memory_for(image)):
             image.load()
             yield image
     except (BadFileError, MemoryError):
@@ -240,6 +274,7 @@ def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bo
     raise BadFileError(path, f"{said}; replace it, or, with source folder, name or ignore them")
 
 
+@_in_turn
 def decode_mask(path: Path, size: int, values: Mapping[int, int], colours: bool = False, fit: str = "stretch") -> Mask:
     """Read one mask of class values as a square, by nearest neighbour.
 

@@ -11,6 +11,7 @@ SET = {
     "MPLBACKEND": "agg",  # figures are files; a notebook's backend need not even be installed here
     "MATPLOTLIBRC": os.devnull,
     "PYTHONIOENCODING": "utf-8:backslashreplace",
+    "PILLOW_BLOCK_SIZE": "64m",  # of smaller blocks, a process keeps much when it is done with an image
 }
 UNSET = (
     # What is called float32 is float32; NVIDIA's PyTorch containers set the first of these.
