@@ -38,23 +38,24 @@ def test_nothing_hostile_is_forgotten() -> None:
 
 
 def test_a_figure_is_the_same_from_a_notebook(tmp_path: Path) -> None:
-    (tmp_path / "matplotlibrc").write_bytes(b"figure.dpi: \xff")
+    (tmp_path / "matplotlibrc").write_bytes(b"figure.dpi: \xff")  # MATPLOTLIBRC names it
     code = (
         "import sys, warnings\n"
         "from pathlib import Path\n"
         "from viny.cli import main\n"
         "main(['check', 'nowhere.yaml'])\n"
-        "import os; os.chdir('out')\n"
         "from viny.evidence.figures import kit\n"
         "kit.save(kit.in_style(kit.say)('text', 'note'), Path(sys.argv[-1]))\n"
         "warnings.warn('old', DeprecationWarning)\n"
     )
-    (tmp_path / "out").mkdir()
-    for name, environment in (("plain", {}), ("hostile", HOSTILE)):
-        done = python(tmp_path, "-c", f"import sys; sys.argv.append({name!r})\n{code}", **environment)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, environment in (("plain", {}), ("hostile", HOSTILE | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")})):
+        done = python(out, "-c", f"import sys; sys.argv.append({name!r})\n{code}", **environment)
         assert done.returncode == 0, done.stderr
+        (out / "matplotlibrc").write_text("backend: module://none\nfont.size: 30\nfigure.dpi: 300\n", encoding="utf-8")
     for kind in ("png", "pdf"):
-        plain, hostile = ((tmp_path / "out" / f"{name}.{kind}").read_bytes() for name in ("plain", "hostile"))
+        plain, hostile = ((out / f"{name}.{kind}").read_bytes() for name in ("plain", "hostile"))
         assert plain == hostile
 
 

@@ -23,7 +23,8 @@ Made from [`src/viny/study/schema.yaml`](../src/viny/study/schema.yaml) by
 A study is a YAML file that holds only what differs from the defaults. `grid.seeds` is `grid: {seeds: [0, 1]}`.
 Unknown keys, keys given twice and values that do not fit are refused by name. `viny check <study> --show` prints a
 study with every default filled in. `viny check a.yaml b.yaml` lays `b.yaml` over `a.yaml`: mappings merge, everything
-else is replaced. `snakemake --configfile a.yaml b.yaml` does the same; `--config data_root=<folder>` sets a single key.
+else is replaced. `snakemake --configfile a.yaml b.yaml` does the same; `--config data_root=<folder>` sets a single key,
+`--config 'grid={seeds: [3]}'` one in a section.
 """
 BAR = r"\|"
 END = r"(?!\n)"  # of patterns, since $ also matches before a trailing newline
