@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         way_out = "free space or mend the disk and run again, what is done stays"
         if error.errno in NOT_WRITABLE:
-            way_out = "change its permissions, or use another folder"
+            way_out = "change its permissions, or use another folder; what is done stays"
         print(f"viny: {error.filename or 'output'}: {error.strerror}; {way_out}", file=sys.stderr)
         return FAILED
     except TrainingError as error:
