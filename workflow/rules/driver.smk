@@ -159,8 +159,9 @@ JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Pa
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:
-    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now.
-    workflow.global_container(STUDY["compute"]["container"])
+    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now. By a
+    # function, since a text would be taken for a pattern.
+    workflow.global_container(lambda wildcards: STUDY["compute"]["container"])
 
 
 def no_pattern(text):

@@ -57,8 +57,8 @@ def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
 
 def complaint(folder: Path) -> str:
     """Why Slurm ended a job, in its own words, from the newest log in a folder; empty if it does not say."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
     try:
+        logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         said = last_lines(logs[-1]) if logs else []
     except OSError:
         said = []
