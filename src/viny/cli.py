@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from viny import __version__
 from viny.commands import advise, check, export, init, plan, predict, stages, status, verify
 from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, People
-from viny.runtime.environment import settle
+from viny.runtime.environment import settle, take_names_for_utf8
 from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.files import NOT_WRITABLE
 from viny.runtime.fingerprint import ENTRY
@@ -97,6 +97,8 @@ class Log:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if arguments is None:
+        take_names_for_utf8()
     try:
         with on_stop(leave):
             settle()

@@ -84,3 +84,15 @@ def test_a_job_imports_nothing_from_its_working_folder(tmp_path: Path, where: st
 def test_what_python_reads_as_it_starts_is_taken_from_jobs() -> None:
     assert {"PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONINSPECT"} <= {*UNSET_FOR_JOBS}
     assert "PYTHONPATH" not in of_jobs({})
+
+
+@pytest.mark.parametrize("command", [["-m", "viny"], ["-c", "import sys; from viny.cli import main; sys.exit(main())"]])
+def test_names_of_files_are_utf_8_in_any_locale(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "bü").mkdir()
+    lines = "segmentation: {source: folder, images: bü, masks: bü, classes: 2}"
+    (tmp_path / "study.yaml").write_text(f"study: own\n{lines}\n", encoding="utf-8")
+    old = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = python(tmp_path, *command, "check", "study.yaml", **old)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert r"b\xfc: images and masks are in one folder" in done.stderr  # in letters that such a terminal has

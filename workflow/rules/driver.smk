@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny.runtime.claims import Claim
-from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs
+from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs, take_names_for_utf8
 from viny.runtime.errors import InputError
 from viny.runtime.files import last_lines
 from viny.runtime.gpus import job_environment, visible_gpus
@@ -26,6 +26,7 @@ from viny.study.inventory import count_images, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, submitted_settings, write_study
 
+take_names_for_utf8()
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
     sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
 if {*"{}"} & {*os.getcwd()}:  # Snakemake looks for its own locks by a pattern that the folder's path is part of

@@ -26,6 +26,18 @@ UNSET = (
 UNSET_FOR_JOBS = (*UNSET, "PYTHONINSPECT", "PYTHONOPTIMIZE")
 
 
+def take_names_for_utf8() -> None:
+    """Start this program again where Python takes names of files for another encoding than UTF-8, as in old locales.
+
+    What it prints stays in the locale's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def settle() -> None:
     """Give this process and those that it starts the one environment; call it before the packages that read it load."""
     if os.environ.get("PYTHONWARNINGS"):
