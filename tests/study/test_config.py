@@ -400,3 +400,8 @@ def test_a_rate_that_yaml_takes_for_text_is_explained(tmp_path: Path) -> None:
 )
 def test_texts_become_what_the_schema_expects(given: dict, expected: dict) -> None:
     assert typed(given) == expected
+
+
+def test_a_name_that_looks_like_a_number_is_told_to_be_quoted() -> None:
+    with pytest.raises(InputError, match=r'study: expected string, got 2026\. .*needs quotes: "2026"'):
+        resolve({"study": 2026})
