@@ -34,7 +34,7 @@ from viny.data.pack import (
 )
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
+from viny.runtime.files import array_sha256, digest, folder_beside, read_json, write_json, write_text
 from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
@@ -406,7 +406,14 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
         if os.path.lexists(folder):
             print(f"{folder}: is damaged and will be packed again ({fault})", flush=True)
         with _full_disk_is_input(store):
-            store.mkdir(parents=True, exist_ok=True)
+            try:
+                store.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(f"{store}: no folder can be made there ({error.strerror}); {OTHER_STORE}") from error
+            if not os.access(store, os.W_OK | os.X_OK):
+                raise InputError(f"{store}: no pack can be written there (read-only, or not yours); {OTHER_STORE}")
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
@@ -416,13 +423,13 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
         _link(folder, manifest_path.parent)
-        with atomic_path(manifest_path) as copy:
-            copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
+        write_text(manifest_path, (folder / "manifest.json").read_text(encoding="utf-8"))
     return folder
 
 
 def _link(folder: Path, beside: Path) -> None:
     """Link each file of a stored pack into a study's folder, so that a copy with links followed has them all."""
+    beside = beside.resolve()  # `results` may itself be a link, to another disk
     for old in beside.iterdir():
         if old.suffix == ".npy" or old.name in TEXTS:
             old.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_sealed
+from viny.runtime.files import atomic_path, read_sealed, write_text
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
 GROUP = KEYS[:3]
@@ -299,8 +299,7 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
         body = to_markdown(table)
         if table.empty:
             body += "\nThe study has no such cells.\n"
-        with atomic_path(Path(out_dir) / f"table{which}.md") as tmp:
-            tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
+        write_text(Path(out_dir) / f"table{which}.md", f"# {title}\n\n{heading}\n\n{body}")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -1,21 +1,27 @@
-"""Helpers for files: whole-or-nothing writes, canonical JSON, content hashes."""
+"""Helpers for files: whole-or-nothing writes, reads that never wait, canonical JSON, content hashes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from viny.runtime.errors import InputError
 from viny.runtime.processes import unfinished
 from viny.runtime.signals import leave, on_stop
+
+if TYPE_CHECKING:  # every command loads this module, and few need arrays
+    import numpy as np
+
+TAIL = 8192  # bytes read from the end of a log
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)  # a read-only disk or folder
 
 
 @contextmanager
@@ -42,7 +48,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
+            tmp.unlink()
 
 
 @contextmanager
@@ -75,6 +82,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Raises:
+        OSError: also for a pipe, which would make its reader wait for a writer, for a folder and for a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def last_lines(path: str | Path) -> list[str]:
+    """The lines at the end of a log, TAIL bytes of it; the first may be cut.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    with open_file(path) as f:
+        f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL))
+        return f.read(TAIL).decode(errors="replace").splitlines()
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal strings."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -87,6 +118,8 @@ def digest(value: Any) -> str:
 
 def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     """Hex sha256 of an array's type, shape and bytes in C order; reads a memory map piece by piece."""
+    import numpy as np
+
     h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     flat = array.reshape(-1)
     step = max(1, chunk // array.dtype.itemsize)
@@ -106,9 +139,14 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; line ends stay as they are."""
     with atomic_path(path) as tmp:
-        tmp.write_text(json_text(value), encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json_text(value))
 
 
 def seal_of(value: Mapping[str, Any]) -> str:
@@ -143,13 +181,16 @@ def read_json(path: str | Path, what: str) -> Any:
         what: what it should be, for the error message, e.g. "a pack manifest".
 
     Raises:
-        InputError: missing or not JSON.
+        InputError: missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_file(path) as f:
+            return json.loads(f.read().decode())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected {what}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected {what}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); expected {what}; delete it and rerun") from error
 
 

@@ -21,7 +21,7 @@ from viny.evidence.statistics.effects import ALPHA
 from viny.evidence.summary import Summary
 from viny.evidence.tables import absent_words
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_sealed
+from viny.runtime.files import read_sealed, write_text
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
@@ -70,8 +70,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
         provenance=page.provenance(),
         verdicts=CLASSES,
     )
-    with atomic_path(out) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(out, text)
     summary.write(record, [out])
 
 

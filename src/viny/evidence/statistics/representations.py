@@ -17,7 +17,7 @@ from viny.evidence.paper.facts import REGIMES, paper_facts
 from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_sealed
+from viny.runtime.files import read_sealed, write_text
 from viny.study.grid import KINDS
 
 # Metrics of a layer, each with its heading and unit; readers see shares in percent.
@@ -508,5 +508,4 @@ def _readable_correlation(table: pd.DataFrame) -> pd.DataFrame:
 def _write_markdown(path: Path, title: str, lines: list[str], table: pd.DataFrame, last: str) -> None:
     heading = " ".join(filter(None, lines))
     body = to_markdown(table) + (f"\n{last}\n" if last else "")
-    with atomic_path(path) as tmp:
-        tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
+    write_text(path, f"# {title}\n\n{heading}\n\n{body}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
-from viny.runtime.files import canonical_json, digest, read_json
+from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.study.graph import TRAININGS, Job, Key
 from viny.study.specs import mask_class_count
@@ -64,7 +64,7 @@ def _title(job: Job) -> str:
 def seconds_of(job: Job, root: Path) -> float | None:
     """What a finished job took, as Snakemake measured it; None if it did not."""
     try:
-        return float(json.loads(job.benchmark(root).read_text().splitlines()[-1])["s"])
+        return float(json.loads(last_lines(job.benchmark(root))[-1])["s"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
