@@ -31,8 +31,8 @@ rule all:
     input:  # all but the packs, so that deleted files are made again
         splits=SPLITS,
         trainings=TRAININGS,
-        cells=expand(METRICS, cell=CELLS),
-        geometry=expand(GEOMETRY, encoder=ENCODERS),
+        cells=expand([METRICS, CONFUSION], cell=CELLS),
+        geometry=expand([GEOMETRY, ARRAYS], encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
         report=REPORT,

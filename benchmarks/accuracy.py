@@ -104,7 +104,9 @@ def main() -> None:
                 print(rows[-1], file=sys.stderr, flush=True)
     machine = {"processor": processor_name(), "torch": torch.__version__, "threads": args.threads}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine, "labels": args.labels, "rows": rows}, indent=1) + "\n")
+    args.out.write_text(
+        json.dumps({"machine": machine, "labels": args.labels, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     found = {way: np.array([row["miou"] for row in rows if row["way"] == way]) for way in WAYS}
     print("| way | mIoU by seed, % | mean | standard deviation | less plain PyTorch, by seed |")
     print("|---|---|--:|--:|---|")

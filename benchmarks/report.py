@@ -27,7 +27,7 @@ def spread(value: dict[str, float], digits: int = 0) -> str:
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Write speed.json, speed.md and, where batch sizes were tried, speed.png."""
-    (folder / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "speed.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     machine = results["machine"]
     lines = [f"{', '.join(f'{key}: {value}' for key, value in machine.items() if value is not None)}.", ""]
     lines += ["Medians over the rounds, least to most in brackets.", ""]
@@ -108,7 +108,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     if rows := results.get("scaling"):
         draw(rows, results.get("training", []), folder / "speed.png")
         lines += ["![Images a second against batch size](speed.png)", ""]
-    (folder / "speed.md").write_text("\n".join(lines))
+    (folder / "speed.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def draw(rows: list[dict[str, Any]], training: list[dict[str, Any]], path: Path) -> None:

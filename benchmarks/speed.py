@@ -68,8 +68,8 @@ def make_data(folder: Path, count: int) -> None:
         os.link(images / f"{stem}.jpg", classes / f"{stem}.jpg")
         trimap = Image.fromarray(mask + 1).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
         trimap.save(notes / "trimaps" / f"{stem}.png")
-    (notes / "trainval.txt").write_text("".join(f"made_{i} 1 1 1\n" for i in range(count)))
-    (notes / "test.txt").write_text("")
+    (notes / "trainval.txt").write_text("".join(f"made_{i} 1 1 1\n" for i in range(count)), encoding="utf-8")
+    (notes / "test.txt").write_text("", encoding="utf-8")
 
 
 def pack_spec(data: Path, stage: str, size: int = 128) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Ours:
 @contextmanager
 def silence() -> Iterator[None]:
     """No progress on standard output or error."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
@@ -340,7 +340,7 @@ def peak_mb() -> int:
 
     Not getrusage's, which starts from the peak of the parent process.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-3)
 
 
@@ -349,7 +349,7 @@ def start_alone(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, __file__, *fixed, "--threads", str(settings.threads), *arguments],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
 
 
@@ -455,7 +455,7 @@ def interleaved(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[s
     for number in range(rounds + 1):
         for name, command in commands.items():
             began = time.perf_counter()
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
             if number:
@@ -513,7 +513,7 @@ def workflow(settings: Settings) -> None:
     commands = {}
     with tempfile.TemporaryDirectory() as folder:
         for cells, (seeds, sizes) in GRIDS.items():
-            tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+            tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text(encoding="utf-8"))
             tiny["study"] = f"bench{cells}"
             tiny["grid"] = {
                 "pretrain_sizes": [0, 8, 16, 24],
@@ -522,7 +522,7 @@ def workflow(settings: Settings) -> None:
                 "seeds": list(range(seeds)),
             }
             path = Path(folder) / f"{cells}.yaml"
-            path.write_text(yaml.safe_dump(tiny))
+            path.write_text(yaml.safe_dump(tiny), encoding="utf-8")
             start = [str(Path(sys.executable).parent / "snakemake"), "--cores", "1", "-n", "--quiet", "all"]
             commands[str(cells)] = [*start, "--configfile", str(path)]
         settings.results["dry_run"] = interleaved(commands, 2)
@@ -536,7 +536,8 @@ def job_overhead(folder: Path, jobs: int = 60) -> dict[str, float]:
     (folder / "Snakefile").write_text(
         f"rule all:\n    input: expand('{{n}}.txt', n=range({jobs}))\n\n"
         "rule job:\n    output: '{n}.txt'\n    log: '{n}.log'\n    benchmark: '{n}.jsonl'\n"
-        "    shell: 'echo {wildcards.n} > {output}'\n"
+        "    shell: 'echo {wildcards.n} > {output}'\n",
+        encoding="utf-8",
     )
     snakemake = str(Path(sys.executable).parent / "snakemake")
     profile = ["--workflow-profile", str(ROOT / "profiles" / "default")]

@@ -29,6 +29,7 @@ from viny.data.synthetic import SEGMENTATION_CLASSES
 from viny.evidence import duplicates, tables
 from viny.evidence.paper import scorecard
 from viny.evidence.statistics import costs, effects, fits, gains, representations, transfer
+from viny.evidence.summary import Summary
 from viny.learning.progress import ProgressReport
 from viny.learning.train import CURVE_COLUMNS
 from viny.runtime.fingerprint import ENTRY
@@ -175,6 +176,8 @@ def test_files_of_a_cell_hold_the_documented_keys(tmp_path: Path) -> None:
     assert documented("keys: run.json") == set(run)
     assert documented("keys: metrics.json") == set(metrics)
     assert set(metrics["provenance"]) < set(run)
+    Summary("tables", {}, tmp_path).write(tmp_path / "summary.json", [])
+    assert documented("keys: summary.json") == set(json.loads((tmp_path / "summary.json").read_text()))
     classes = {f"iou_{name}" for name in SEGMENTATION_CLASSES}
     assert documented("keys: metrics") == set(metrics["metrics"]) - classes | {"iou_<class>"}
     curve = pd.read_csv(record.with_name("curve.csv"))

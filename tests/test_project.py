@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -77,3 +78,55 @@ def test_what_computes_no_tensor_starts_without_pytorch() -> None:
         "    assert 'torch' not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def without_encoding(text: str) -> list[int]:
+    """Lines of calls that read or write text in whatever encoding the machine's locale names."""
+    lines = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or any(word.arg in ("encoding", None) for word in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        of_path = isinstance(node.func, ast.Attribute)
+        if name in ("run", "Popen", "check_output"):
+            found = any(word.arg in ("text", "universal_newlines") for word in node.keywords)
+        elif name in ("open", "fdopen"):
+            if of_path and ast.unparse(node.func.value) in ("Image", "os") and name == "open":
+                continue  # a picture's file, or a number without any text
+            given = [*node.args[0 if of_path and name == "open" else 1 :][:1]]
+            given += [word.value for word in node.keywords if word.arg == "mode"]
+            found = not given or "b" not in ast.literal_eval(given[0])
+        else:
+            found = name in ("read_text", "write_text") and of_path
+        lines += [node.lineno] if found else []
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("call", "faulty"),
+    [
+        ("open(p)", True),
+        ("open(p, 'w', newline='')", True),
+        ("p.open()", True),
+        ("open(p, 'rb')", False),
+        ("p.open('wb')", False),
+        ("open(p, encoding='utf-8')", False),
+        ("p.read_text()", True),
+        ("p.write_text(t, encoding='utf-8')", False),
+        ("subprocess.run(c, text=True)", True),
+        ("subprocess.run(c, capture_output=True)", False),
+        ("Image.open(p)", False),
+    ],
+)
+def test_a_call_without_an_encoding_is_found(call: str, faulty: bool) -> None:
+    assert without_encoding(call) == ([1] if faulty else [])
+
+
+def test_text_is_read_and_written_as_utf_8() -> None:
+    for folder in ("src", "benchmarks", "examples"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            assert without_encoding(path.read_text(encoding="utf-8")) == [], path
+    for path in (REPOSITORY / "workflow").rglob("*.smk"):  # no Python for `ast`
+        for line in path.read_text(encoding="utf-8").splitlines():
+            called = re.search(r"\b(open|read_text|write_text)\(", line)
+            assert not called or "encoding=" in line, (path, line)

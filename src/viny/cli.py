@@ -22,7 +22,9 @@ from typing import Any, NoReturn
 from viny import __version__
 from viny.commands import advise, check, export, init, plan, predict, stages, status, verify
 from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, People
+from viny.runtime.environment import settle, take_names_for_utf8
 from viny.runtime.errors import InputError, TrainingError
+from viny.runtime.files import NOT_WRITABLE
 from viny.runtime.fingerprint import ENTRY
 from viny.runtime.signals import Stopped, end_with_parent, leave, on_stop
 from viny.runtime.text import visible
@@ -113,6 +115,8 @@ class Log:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if arguments is None:
+        take_names_for_utf8()
     given = list(sys.argv[1:] if arguments is None else arguments)
     stage = given[0] if given and given[0] in ENTRY else None
     for name in ("stdout", "stderr"):
@@ -149,6 +153,7 @@ def _run(given: list[str], stage: str | None) -> int:
     """Run one command or stage; returns the exit code."""
     try:
         with on_stop(leave):
+            settle()
             commands = stages.parser(stage) if stage else parser()
             if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
                 import argcomplete
@@ -173,13 +178,12 @@ def _run(given: list[str], stage: str | None) -> int:
         print(f"viny: {stop}", file=sys.stderr)
         return SIGNALLED + stop.signal
     except OSError as error:
-        if error.errno not in DISK_FAULTS:
+        if error.errno not in (*DISK_FAULTS, *NOT_WRITABLE):
             raise
-        where = error.filename or "output"
-        print(
-            f"viny: {where}: {error.strerror}; free space or mend the disk and run again, what is done stays",
-            file=sys.stderr,
-        )
+        way_out = "free space or mend the disk and run again, what is done stays"
+        if error.errno in NOT_WRITABLE:
+            way_out = "change its permissions, or use another folder; what is done stays"
+        print(f"viny: {error.filename or 'output'}: {error.strerror}; {way_out}", file=sys.stderr)
         return FAILED
     except TrainingError as error:
         print(f"viny: {error}", file=sys.stderr)

@@ -525,7 +525,7 @@ def test_a_disk_that_fills_when_the_pack_is_linked_is_said(tmp_path: Path, monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(packing, "atomic_path", full)
+    monkeypatch.setattr(packing, "write_text", full)
     with pytest.raises(InputError, match=r"r: No space left on device while packing; .* run the study in a folder"):
         pack_into_store(SYNTHETIC, tmp_path / "packs", tmp_path / "r" / "manifest.json", 1)
     assert not (tmp_path / "r" / "manifest.json").exists()

@@ -591,6 +591,24 @@ def linked(tmp_path: Path) -> Path:
     return manifest
 
 
+def test_a_study_copied_with_links_followed_has_all_of_its_packs(linked: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(linked.parent, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "store")
+    assert not any(path.is_symlink() for path in copy.iterdir())
+    verify_pack(copy / "manifest.json")
+    assert open_pack(copy / "manifest.json").folder == copy
+
+
+def test_packing_again_links_what_was_copied(linked: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(linked.parent, tmp_path / "copy")
+    (copy / "leftover.npy").write_bytes(b"of an older pack")
+    spec = {"source": "synthetic", "size": 24, "resize": "antialias", "stream": "segmentation", "seed": 0, "count": 6}
+    folder = pack_into_store(spec, tmp_path / "store", copy / "manifest.json", 1)
+    names = {path.name for path in folder.iterdir()}
+    assert {path.name for path in copy.iterdir()} == names
+    assert {path.name for path in copy.iterdir() if path.is_symlink()} == names - {"manifest.json"}
+
+
 def test_a_node_local_copy_is_made_once_and_holds_the_same(
     linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

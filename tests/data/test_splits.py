@@ -21,6 +21,7 @@ from viny.data.splits import (
     write_split,
 )
 from viny.runtime.errors import InputError
+from viny.runtime.files import write_json, write_sealed
 
 SOUND = {"split_seed": 42, "subsets": "shared", "test_set": "fixed", "test_size": 20}
 
@@ -167,9 +168,10 @@ def test_writing_twice_gives_the_same_bytes(
 ) -> None:
     record, indices, pack, split = written
     about = {"spec": {"size": 30}, "pack_sha256": pack.sha256}
-    write_split(tmp_path / "b.json", tmp_path / "b.npz", split, about)
-    assert (tmp_path / "b.json").read_bytes() == record.read_bytes()
-    assert (tmp_path / "b.npz").read_bytes() == indices.read_bytes()
+    again = tmp_path / "again" / record.name
+    write_split(again, again.with_suffix(".npz"), split, about)
+    assert again.read_bytes() == record.read_bytes()
+    assert again.with_suffix(".npz").read_bytes() == indices.read_bytes()
 
 
 def test_tampered_indices_are_refused(written: tuple[Path, Path, Pack, dict[str, np.ndarray]]) -> None:
@@ -228,7 +230,10 @@ def test_a_record_without_what_it_needs_is_refused(
     record, indices, pack, _ = written
     value = json.loads(record.read_text())
     change(value)
-    record.write_text(json.dumps(value))
+    write_json(record, value)
+    with pytest.raises(InputError, match=r"split\.json: (changed since it was written|not a split record)"):
+        read_split(record, indices, pack)
+    write_sealed(record, value)
     with pytest.raises(InputError, match=rf"split\.json: not a split record: {message}; delete it and rerun"):
         read_split(record, indices, pack)
 

@@ -1,7 +1,7 @@
-"""A campaign of faults against the stages and the workflow: kills at random moments and disks that fail.
+"""A campaign of faults: kills at random moments, disks that fail, and files of a finished study that are corrupted.
 
-`python tests/faults/campaign.py` prints what was injected, what was lost and what came out different; its exit
-code is 0 only if nothing was lost or different. `make faults` runs it in full, `test_faults.py` in a short form.
+`python tests/faults/campaign.py` prints what was injected, what was lost, what came out different and what went
+unnoticed; its exit code is 0 only if that is nothing. `make faults` runs it in full, `test_faults.py` in a short form.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from tqdm import tqdm
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from tiny_study import Study  # noqa: E402, found through the line above
+from corruption import corrupt_study, study_to_corrupt  # noqa: E402, found through the line above
+from tiny_study import Study  # noqa: E402
 
 from viny.cli import Log  # noqa: E402
 from viny.cli import main as viny_main  # noqa: E402
@@ -57,6 +58,9 @@ class Tally:
     resumed: int = 0
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
+    corrupted: Counter[str] = field(default_factory=Counter)  # files of a finished study, by what was done to them
+    kinds: int = 0  # of files that were corrupted
+    unnoticed: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # broken promises of other kinds: a traceback, a half file
 
     def add(self, other: Tally) -> None:
@@ -64,11 +68,14 @@ class Tally:
         self.resumed += other.resumed
         self.lost += other.lost
         self.different += other.different
+        self.corrupted += other.corrupted
+        self.kinds = max(self.kinds, other.kinds)
+        self.unnoticed += other.unnoticed
         self.faults += other.faults
 
     @property
     def clean(self) -> bool:
-        return not (self.lost or self.different or self.faults)
+        return not (self.lost or self.different or self.unnoticed or self.faults)
 
 
 def tiny_config(precision: str, epochs: int = 6) -> dict[str, Any]:
@@ -439,7 +446,25 @@ def kill_workflow(root: Path, rounds: int, draw: random.Random) -> Tally:
     return tally
 
 
-def campaign(folder: Path, kills: int, writes: int, full: int, workflows: int, seed: int) -> Tally:
+# Files that rot, or are edited
+
+
+def corrupt_files(folder: Path, rounds: int, seed: int) -> Tally:
+    """Corrupt every file of a finished study in every way, with other bits, lengths and digits in each round."""
+    tally = Tally()
+    with open(folder / "corruption.out", "w", encoding="utf-8") as log, redirect_stdout(log):
+        root = study_to_corrupt(folder / "corruption")
+    for number in range(rounds):
+        outcome = corrupt_study(root, seed + number)
+        for (_, what), count in outcome.corrupted.items():
+            tally.corrupted[what] += count
+        tally.kinds = max(tally.kinds, outcome.kinds)
+        tally.unnoticed += outcome.unnoticed
+        tally.faults += [f"sound, but found at fault: {one}" for one in outcome.condemned]
+    return tally
+
+
+def campaign(folder: Path, kills: int, writes: int, full: int, workflows: int, corruptions: int, seed: int) -> Tally:
     """Run all of it; see the command line's help for the arguments."""
     draw = random.Random(seed)
     total = Tally()
@@ -450,6 +475,8 @@ def campaign(folder: Path, kills: int, writes: int, full: int, workflows: int, s
         total.add(fill_disks(bench, full // len(PRECISIONS), draw))
     if workflows:
         total.add(kill_workflow(folder, workflows, draw))
+    if corruptions:
+        total.add(corrupt_files(folder, corruptions, seed))
     return total
 
 
@@ -459,11 +486,12 @@ def main() -> int:
     parser.add_argument("--writes", type=int, default=120, help="stages whose writing calls fail (default 120)")
     parser.add_argument("--full", type=int, default=40, help="stages on a disk that runs full (default 40)")
     parser.add_argument("--workflows", type=int, default=6, help="studies whose Snakemake is killed (default 6)")
+    parser.add_argument("--corruptions", type=int, default=5, help="rounds over all files and ways (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds (default 0)")
     args = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="viny-faults-") as name:
-        tally = campaign(Path(name), args.kills, args.writes, args.full, args.workflows, args.seed)
+        tally = campaign(Path(name), args.kills, args.writes, args.full, args.workflows, args.corruptions, args.seed)
     by_kind: Counter[str] = Counter()
     for kind, count in tally.injected.items():
         by_kind[kind.split(" in ")[0]] += count
@@ -472,7 +500,11 @@ def main() -> int:
     print(f"\n{sum(by_kind.values())} faults: {', '.join(f'{n} {k}' for k, n in by_kind.most_common())}")
     print(f"runs that went on from a checkpoint: {tally.resumed}")
     print(f"results lost: {len(tally.lost)}, different: {len(tally.different)}, other faults: {len(tally.faults)}")
-    for line in [*tally.lost, *tally.different, *tally.faults]:
+    if tally.corrupted:
+        ways = ", ".join(f"{n} {way}" for way, n in tally.corrupted.most_common())
+        print(f"files of {tally.kinds} kinds corrupted: {tally.corrupted.total()} ({ways})")
+        print(f"noticed: {tally.corrupted.total() - len(tally.unnoticed)}, silently used: {len(tally.unnoticed)}")
+    for line in [*tally.lost, *tally.different, *tally.unnoticed, *tally.faults]:
         print(f"- {line}")
     print(
         f"{time.monotonic() - began:.0f} s, seed {args.seed}, {platform.platform()}, Python {platform.python_version()}"

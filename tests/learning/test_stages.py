@@ -138,6 +138,7 @@ def test_hashes_lead_from_metrics_to_data(chain: Chain) -> None:
 def test_weights_carry_their_own_description(chain: Chain) -> None:
     for path in chain.stages.values():
         metadata, record = load_weights(weights_beside(path))[1], read_weights(path)[1]
+        assert record.pop("sha256") == digest(record)
         record.pop("weights_sha256")  # of the file, so it cannot be in it
         assert metadata == record
 

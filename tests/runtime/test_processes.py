@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from tiny_study import Study
@@ -212,10 +212,10 @@ def test_a_claim_that_may_not_be_read_is_held(tmp_path: Path, monkeypatch: pytes
     written(path, started="1")  # dead, if one could read it
     aged(path, 10 * SILENCE)
 
-    def refused(self: Path) -> bytes:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refused(path: Path) -> BinaryIO:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr("viny.runtime.claims.open_file", refused)
     holder = Claim(path).acquire()
     assert str(holder) == "a process that its claim does not name"
     assert path.exists()
@@ -602,9 +602,16 @@ def test_a_stopped_command_ends_with_one_line_and_the_signal_s_code(number: int,
     assert list((tmp_path / "store").iterdir()) == []
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
+@pytest.mark.parametrize(
+    ("code", "way_out"),
+    [
+        (errno.EIO, "free space or mend the disk"),
+        (errno.EROFS, "change its permissions, or use another folder"),
+        (errno.EACCES, "change its permissions, or use another folder"),
+    ],
+)
 def test_a_disk_fault_ends_with_the_file_s_name(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: int, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -613,7 +620,7 @@ def test_a_disk_fault_ends_with_the_file_s_name(
     assert cli.main(pack_arguments(tmp_path)) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"viny: {tmp_path}/store/.synthetic-24-")
-    assert f"/manifest.json: {os.strerror(code)}; free space" in said
+    assert f"/manifest.json: {os.strerror(code)}; {way_out}" in said
     assert said.count("\n") == 1
 
 
@@ -674,3 +681,17 @@ def test_a_fault_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("viny.data.packing.pack_into_store", broken)
     with pytest.raises(RuntimeError, match="not foreseen"):
         cli.main(pack_arguments(tmp_path))
+
+
+def test_a_claim_in_a_folder_that_may_not_be_written_is_judged_by_this_machine_s_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claim"
+    written(path, place="00000000-00000000-00000000")  # on another machine
+    aged(path, 10 * SILENCE)
+
+    def refused(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(claims.tempfile, "TemporaryFile", refused)
+    assert Claim(path).holder() is None

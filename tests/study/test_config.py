@@ -16,7 +16,7 @@ from viny.learning.settings import ModelSettings, TrainSettings
 from viny.runtime.errors import InputError
 from viny.study import grid, layout, specs
 from viny.study.checks import check_sizes
-from viny.study.config import SCHEMA, least_pack_size, merge, resolve
+from viny.study.config import SCHEMA, least_pack_size, merge, resolve, typed
 from viny.study.protocols import PROTOCOLS
 from viny.study.reading import read_config
 
@@ -378,3 +378,30 @@ def test_a_rate_that_yaml_takes_for_text_is_explained(tmp_path: Path) -> None:
     study.write_text("study: x\nfinetune: {lr: 1e-3}\n")
     with pytest.raises(InputError, match=r"write 1\.0e-3"):
         resolve(read_config(study))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"grid": {"seeds": ["3", "4"]}}, {"grid": {"seeds": [3, 4]}}),
+        ({"finetune": {"lr": "0.5", "epochs": "2"}}, {"finetune": {"lr": 0.5, "epochs": 2}}),
+        ({"switches": {"augment_test": "true"}}, {"switches": {"augment_test": True}}),
+        (
+            {"segmentation": {"classes": {"1": "12"}}},
+            {"segmentation": {"classes": {"1": "12"}}},
+        ),
+        ({"segmentation": {"ignore": ["7", "#ff0000"]}}, {"segmentation": {"ignore": [7, "#ff0000"]}}),
+        ({"segmentation": {"images": "2024", "split": "1.5"}}, {"segmentation": {"images": "2024", "split": "1.5"}}),
+        ({"intermediate": {"mine": {"mixup": "0.2"}}}, {"intermediate": {"mine": {"mixup": 0.2}}}),
+        ({"study": "2026", "split_seed": 3}, {"study": "2026", "split_seed": 3}),
+        ({"grid": {"seeds": ["x", "2026-02-31", "1: [", ""]}}, {"grid": {"seeds": ["x", "2026-02-31", "1: [", ""]}}),
+        ({"unknown": {"a": "3"}, "grid": "3"}, {"unknown": {"a": "3"}, "grid": "3"}),
+    ],
+)
+def test_texts_become_what_the_schema_expects(given: dict, expected: dict) -> None:
+    assert typed(given) == expected
+
+
+def test_a_name_that_looks_like_a_number_is_told_to_be_quoted() -> None:
+    with pytest.raises(InputError, match=r'study: expected string, got 2026\. .*needs quotes: "2026"'):
+        resolve({"study": 2026})

@@ -25,7 +25,7 @@ from viny.cli import main
 from viny.data.augment import normalise
 from viny.data.pack import open_pack
 from viny.learning.weights import load_segmentation
-from viny.runtime.files import read_json, write_json
+from viny.runtime.files import read_json, write_json, write_sealed
 from viny.study import layout
 from viny.study.grid import Cell
 from viny.study.saved import write_study
@@ -300,24 +300,24 @@ def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path:
     metrics_path, other_path = (root / "metrics" / f"{Cell(24, 'scenes', 8, seed).name}.json" for seed in (1, 0))
     record, metrics = read_json(record_path, "a record"), read_json(metrics_path, "metrics")
     try:
-        write_json(record_path, {**record, "weights_sha256": "2" * 64})  # another pre-training than this model's
+        write_sealed(record_path, {**record, "weights_sha256": "2" * 64})  # another pre-training than this model's
         card = card_of(root, cell, tmp_path)
         assert "Of the SimMIM pre-training before it no record is left" in card
         assert "| weights after SimMIM" not in card
         assert "| weights after intermediate task" in card
         changed = {**metrics, "hashes": {**metrics["hashes"], "weights": "3" * 64}}  # from weights that are gone
-        write_json(metrics_path, changed)
+        write_sealed(metrics_path, changed)
         card = card_of(root, cell, tmp_path)
         assert "was not evaluated" in card and "It was not tested" in card
         assert "pixel accuracy" not in card
-        write_json(metrics_path, {**metrics, "metrics": {**metrics["metrics"], "iou_border": None}})
+        write_sealed(metrics_path, {**metrics, "metrics": {**metrics["metrics"], "iou_border": None}})
         assert re.search(r"\| IoU of border \| undefined \| [\d.]+ ± undefined \|", card_of(root, cell, tmp_path))
         other_path.rename(tmp_path / "other.json")
         card = card_of(root, cell, tmp_path)
         assert "| IoU of border | undefined |" in card
         assert "border is in no test mask: nothing is known of it" in card and "is in no mask that" not in card
         absent = {"averaged": ["pet"], "not_in_test": [], "not_in_training": ["border"]}
-        write_json(metrics_path, {**metrics, "classes": absent})
+        write_sealed(metrics_path, {**metrics, "classes": absent})
         assert "border is in no mask that it was fine-tuned on" in card_of(root, cell, tmp_path)
         assert "One seed" in card
     finally:

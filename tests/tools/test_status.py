@@ -28,6 +28,7 @@ from viny.learning import stages
 from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter
 from viny.runtime.claims import Claim
 from viny.runtime.processes import Owner
+from viny.runtime.slurm import name_file
 from viny.study.config import resolve
 from viny.study.graph import Job
 from viny.study.inventory import count_images, read_files, with_listings
@@ -562,3 +563,17 @@ def test_it_ends_with_the_run_that_it_watches(root: Path, run: Claim, capsys: An
     run.release()
     assert main(["status", str(root), "--watch"]) == ALL_DONE
     assert "all done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["log", "progress", "claim", "note", "record", "time"])
+def test_a_pipe_among_the_results_does_not_stop_the_look(root: Path, what: str) -> None:
+    one = job(root, "pretrain size-24_seed-0")
+    record = root / one.outputs[1]
+    places = {"log": one.log(root), "progress": one.progress(root), "claim": one.claim(root), "note": name_file(root)}
+    path = (places | {"record": record, "time": one.benchmark(root)})[what]
+    if what in ("record", "time"):
+        finish(root)
+        path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    assert Watcher(root).look().cells[0] == 16

@@ -15,7 +15,7 @@ rule tables:
         benchmark_of("tables")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=20,
@@ -49,7 +49,7 @@ rule figures:
         benchmark_of("figures")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -77,7 +77,7 @@ rule statistics:
         benchmark_of("statistics")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -107,7 +107,7 @@ if ENCODERS:
             benchmark_of("representations")
         localrule: True
         conda:
-            "../../envs/viny.yaml"
+            PACKAGES
         resources:
             mem_mb=2000,
             runtime=30,
@@ -134,7 +134,7 @@ rule scorecard:
         benchmark_of("scorecard")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=30,
@@ -160,7 +160,7 @@ rule report:
         benchmark_of("report")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=20,

@@ -16,16 +16,16 @@ rule pack:
     priority: 3  # everything else waits for it
     localrule: True  # compute nodes may have neither the data sets nor the internet
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["pack_threads"]
     resources:
-        mem_mb=2000,
+        mem_mb=workload.PACK_MB,
         runtime=pack_minutes,
     params:
         spec=spec("pack", lambda w: specs.pack_spec(STUDY, w.pack)),
-        store=STUDY["pack_store"],
+        store=lambda w: STUDY["pack_store"],  # a text would be taken for a pattern
     shell:
-        "exec python -m viny pack --spec {params.spec:q} --store {params.store:q} --threads {threads}"
+        "exec python -m viny pack --spec {params.spec:q} --store={params.store:q} --threads {threads}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
@@ -43,7 +43,7 @@ rule split:
     priority: 3
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=2000,
         runtime=20,
@@ -70,7 +70,7 @@ rule duplicates:
         benchmark_of("duplicates")
     localrule: True
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     resources:
         mem_mb=1000,
         runtime=30,

@@ -15,18 +15,25 @@ try:
 except ModuleNotFoundError:
     sys.exit("The package viny is not installed; run 'pip install -e .' in the clone, or 'make setup'.")
 from viny.runtime.claims import Claim
+from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs, take_names_for_utf8
 from viny.runtime.errors import InputError
+from viny.runtime.files import last_lines
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.runtime.text import visible
 from viny.study.checks import check_sizes
-from viny.study.config import resolve
+from viny.study.config import merge, resolve, typed
 from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, submitted_settings, write_study
 
+take_names_for_utf8()
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
     sys.exit(f"Snakemake {snakemake.common.__version__} is newer than this workflow knows; pip install 'snakemake<10'")
+if {*"{}"} & {*os.getcwd()}:  # Snakemake looks for its own locks by a pattern that the folder's path is part of
+    sys.exit(
+        f"{os.getcwd()}: Snakemake takes braces in a path for wildcards; rename that folder, or run in another one"
+    )
 
 
 def inside(path, default):
@@ -52,7 +59,8 @@ def settings():
         # 9.27.1: paths of the study's files. Without them, a duplicate key goes unnoticed, as in Snakemake's own reader.
         for path in inside("configfiles", []) if IS_DRIVER else []:
             read_config(path)
-        study = resolve(config)
+        # 9.27.1: what --config says, where all that is nested is text. Without it, only --config of plain values works.
+        study = resolve(merge(config, typed(inside("config_settings.config", {}))))
         if not IS_DRIVER:
             return submitted_settings(study), None, {}
         root = Path("results", study["study"])
@@ -70,6 +78,12 @@ def settings():
 
 STUDY, IMAGES, FILES = settings()
 ROOT = f"results/{STUDY['study']}"
+for folder in (".", ".snakemake", "results", ROOT) if IS_DRIVER else ():
+    if os.path.lexists(folder) and not os.access(folder, os.W_OK | os.X_OK):  # even a dry run writes to .snakemake
+        why = "read-only, or not yours" if os.path.exists(folder) else "a link that leads nowhere"
+        sys.exit(
+            f"{os.path.abspath(folder)}: cannot be written ({why}). The viny commands that look at results need not."
+        )
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own
 
@@ -122,7 +136,7 @@ def failures():
         members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
         log = Path(str(job.log[0]))
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        said = last_lines(log) if log.is_file() else []
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")
         named = "_".join(map(str, job.wildcards))
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
@@ -148,14 +162,25 @@ JOB_ENVIRONMENT = {
     "VINY_PARENT": "$PPID",
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
 }
+JOB_ENVIRONMENT |= {name: shlex.quote(value) for name, value in of_jobs().items()}
 JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Path("results/.gpus"))
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:
-    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now.
-    workflow.global_container(STUDY["compute"]["container"])
+    # 9.27.1: what `container:` at the top of a Snakefile calls; the directive cannot take a value known only now. By a
+    # function, since a text would be taken for a pattern.
+    workflow.global_container(lambda wildcards: STUDY["compute"]["container"])
+
+
+def no_pattern(text):
+    """A text as Snakemake's formatting takes it for what it is: with doubled braces."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+PACKAGES = no_pattern(str(Path(workflow.basedir, "envs", "viny.yaml")))
 # Jobs run 'python': this one, unless --software-deployment-method gives each rule an environment.
 # 9.27.1: those methods. Without them, jobs use this Python.
 if not inside("deployment_settings.deployment_method", None):
     JOB_ENVIRONMENT["PATH"] = f"{shlex.quote(os.path.dirname(sys.executable))}:$PATH"
-shell.prefix(f"export {' '.join(f'{k}={v}' for k, v in JOB_ENVIRONMENT.items())}; ")
+exported = " ".join(f"{name}={value}" for name, value in JOB_ENVIRONMENT.items())
+shell.prefix(no_pattern(f"unset {' '.join(UNSET_FOR_JOBS)}; export {exported}; "))

@@ -19,7 +19,7 @@ rule evaluate:
     benchmark:
         benchmark_of("evaluate", "{cell}")
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.evaluate_workload(STUDY)),

@@ -18,7 +18,7 @@ rule finetune:
     benchmark:
         benchmark_of("finetune", "{cell}")
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.finetune_workload(STUDY, ALL_CELLS[w.cell].finetune_size)),

@@ -21,7 +21,7 @@ rule geometry:
     benchmark:
         benchmark_of("geometry", "{encoder}")
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.geometry_workload(STUDY)),

@@ -19,7 +19,7 @@ rule intermediate:
         benchmark_of("intermediate", "{task}", layout.SUBSET)
     priority: 1
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.intermediate_workload(STUDY, w.task, images_in(w.task))),

@@ -17,7 +17,7 @@ rule pretrain:
         benchmark_of("pretrain", layout.SUBSET)
     priority: 2  # the longest jobs first
     conda:
-        "../../envs/viny.yaml"
+        PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.pretrain_workload(STUDY, int(w.size))),

@@ -27,7 +27,7 @@ from viny.data.decoding import FORMATS, MAX_PIXELS
 from viny.data.folders import few, images_below, name_below
 from viny.data.masks import BACKGROUNDS, IGNORE, MAX_CLASSES
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, folder_beside
+from viny.runtime.files import folder_beside, write_text
 
 LEGEND = "classes.csv"  # lines of value,name beside the masks
 NAME = 40  # characters of a class's name, at most
@@ -85,9 +85,7 @@ def convert(annotations: Path, images: Path, out: Path, pngs: Path | None = None
     out.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(out) as tmp:
         written = source.write(tmp)
-        with atomic_path(tmp / LEGEND) as legend:
-            lines = "".join(f"{value},{name}\n" for value, name in source.classes.items())
-            legend.write_text(lines, encoding="utf-8")
+        write_text(tmp / LEGEND, "".join(f"{value},{name}\n" for value, name in source.classes.items()))
         if out.exists():
             shutil.rmtree(out)
         os.replace(tmp, out)

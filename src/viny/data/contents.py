@@ -54,7 +54,7 @@ class Contents:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def read_contents(listing: Listing, spec: Mapping[str, Any], store: Path | None) -> Contents:
+def read_contents(listing: Listing, spec: Mapping[str, Any], store: Path | None, remember: bool = True) -> Contents:
     """Hash the files of a data set.
 
     A file whose size, times and inode are those remembered is not read again. Its time of change counts besides its
@@ -64,6 +64,7 @@ def read_contents(listing: Listing, spec: Mapping[str, Any], store: Path | None)
         listing: the data set's images, masks and lists.
         spec: what its pack is made from, see `viny.study.specs.pack_spec`.
         store: folder of packs, below which hashes are remembered; None to read every file.
+        remember: whether to write what was read there, too.
     """
     files = [*listing.images, *listing.masks, *listing.lists]
     names = _names(files, spec["path"])
@@ -74,7 +75,7 @@ def read_contents(listing: Listing, spec: Mapping[str, Any], store: Path | None)
     unknown = np.flatnonzero(~known & (states[:, 0] >= 0))
     if len(unknown):
         _read(files, unknown, int(states[unknown, 0].sum()), spec["path"], hashes)
-    if memory is not None and (len(unknown) or not memory.is_file()):
+    if memory is not None and remember and (len(unknown) or not memory.is_file()):
         _remember(memory, names, np.where((states[:, 2] < now - SETTLED)[:, None], states, -1), hashes)
     return Contents(names, hashes, states)
 

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from viny.data.masks import IGNORE, value_name
+from viny.data.room import Room
 from viny.runtime.errors import InputError
 
+P, T = ParamSpec("P"), TypeVar("T")
 RESAMPLING = {"antialias": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 # No others: Pillow would hand EPS to Ghostscript, and would read containers that point to other files.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -27,6 +32,9 @@ BARS = (124, 116, 104)  # colour of a padded image's bars: ImageNet's mean, whic
 MIN_SIDE = 4  # pixels; anything less is no picture, and a crop of it may have no pixels at all
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26  # a small file may claim any size; Pillow's own limit is 89 million
 MAX_BYTES = 1 << 30  # of a file, since it is read whole
+# Memory that decoding takes, bytes a pixel of a file, measured with Pillow 13.0: at most 37 for 16-bit colours, 13
+# for JPEG.
+PER_PIXEL, PER_JPEG_PIXEL = 40, 16
 HASH = 16  # bytes kept of a sha256
 GREY = 32  # side of the picture that a perceptual hash is made from, pixels
 
@@ -48,6 +56,30 @@ _BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # of TIFF's tags 262 and 339
 _REDUCED = 1  # bit of TIFF's tag 254: a page that is a smaller copy of another
+
+
+_FILES, _PIXELS = Room(MAX_BYTES), Room(MAX_PIXELS * PER_PIXEL)
+MEMORY = _FILES.size + _PIXELS.size  # bytes: what all threads together decode with at most
+
+
+def _in_turn(read: Callable[P, T]) -> Callable[P, T]:
+    """Let `read`, whose first argument is a file, wait while others read large ones."""
+
+    @wraps(read)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            size = os.stat(args[0]).st_size  # type: ignore[arg-type]
+        except OSError:
+            size = 0  # `read` will say what is wrong
+        with _FILES.taken(size):
+            return read(*args, **kwargs)
+
+    return waiting
+
+
+def _memory_for(image: Image.Image) -> int:
+    width, height = image.size
+    return width * height * (PER_JPEG_PIXEL if image.format == "JPEG" else PER_PIXEL)
 
 
 class BadFileError(InputError):
@@ -114,6 +146,7 @@ def inner_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     return left, top, left + w, top + h
 
 
+@_in_turn
 def decode(
     path: Path,
     size: int,
@@ -143,7 +176,7 @@ def decode(
     """
     data = _read(path, "image")
     try:
-        with open_picture(path, data, "image") as image:
+        with open_picture(path, data, "image") as image, _PIXELS.taken(_memory_for(image)):
             width, height = image.size  # before draft mode makes it smaller
             if resize == "antialias":
                 image.draft("RGB", (size, size))
@@ -240,6 +273,7 @@ def palette_of(image: Image.Image) -> bytes:
     return bytes(one.getpalette("RGB")[: 3 * (len(data) // len(order.partition(";")[0]))])
 
 
+@_in_turn
 def mask_values(path: Path, colours: bool) -> np.ndarray:
     """The values in a mask file, ascending, colours as the numbers that their six hex digits spell: int64 [M].
 
@@ -250,6 +284,7 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
         return np.unique(_values(path, loaded, colours)).astype(np.int64)
 
 
+@_in_turn
 def values_by_alpha(path: Path, colours: bool) -> tuple[np.ndarray, np.ndarray, bool]:
     """The values that a mask hides beneath transparent pixels and those that it shows, as `mask_values` gives them.
 
@@ -268,6 +303,7 @@ def values_by_alpha(path: Path, colours: bool) -> tuple[np.ndarray, np.ndarray, 
         return hidden, shown, bool(((alpha > 0) & (alpha < 255)).any())
 
 
+@_in_turn
 def upright(path: Path, white: int | None = None) -> Image.Image:
     """A whole image as people see it, RGB, made by the same steps as `decode`'s square.
 
@@ -284,7 +320,7 @@ def _whole(path: Path, what: str) -> Iterator[_Loaded]:
     """A loaded picture; `what` is 'image' or 'mask'. Whatever goes wrong with it becomes a `BadFileError`."""
     data = _read(path, what)
     try:
-        with open_picture(path, data, what) as image:
+        with open_picture(path, data, what) as image, _PIXELS.taken(_memory_for(image)):
             if what == "mask" and (pages := further_pages(image)):
                 raise BadFileError(path, f"has {pages} further pages or frames; export it as a single picture")
             before = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
@@ -325,6 +361,7 @@ def _indices(path: Path, raw: np.ndarray, values: Mapping[int, int], colours: bo
     raise BadFileError(path, f"{said}; replace it, or, with source folder, name or ignore them")
 
 
+@_in_turn
 def decode_mask(
     path: Path,
     size: int,

@@ -49,6 +49,7 @@ ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "parts": ("|u1", ("N",)),
 }
 CONTENTS = "contents.txt"
+TEXTS = ("names.txt", CONTENTS)
 NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")
 
 

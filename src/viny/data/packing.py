@@ -21,10 +21,20 @@ from viny.data.contents import read_contents, untouched
 from viny.data.conventions import Heads, decide, said
 from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptual_hashes, short_sha256, small_grey
 from viny.data.masks import BACKGROUNDS
-from viny.data.pack import ARRAYS, BY_ROW, CONTENTS, FORMAT, manifest_sha256, rows_sha256, stored_at, verify_pack
+from viny.data.pack import (
+    ARRAYS,
+    BY_ROW,
+    CONTENTS,
+    FORMAT,
+    TEXTS,
+    manifest_sha256,
+    rows_sha256,
+    stored_at,
+    verify_pack,
+)
 from viny.data.sources import Listing, fetch_pets, list_source
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, atomic_path, digest, folder_beside, read_json, write_json
+from viny.runtime.files import array_sha256, digest, folder_beside, read_json, write_json, write_text
 from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
@@ -381,7 +391,7 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     Args:
         spec: see `build_pack`.
         store: folder of all packs.
-        manifest_path: the study's copy of the manifest; images.npy beside it becomes a link into the store.
+        manifest_path: the study's copy of the manifest; the files of the pack are linked beside it.
         threads: workers.
 
     Returns:
@@ -396,7 +406,14 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
         if os.path.lexists(folder):
             print(f"{folder}: is damaged and will be packed again ({fault})", flush=True)
         with _full_disk_is_input(store):
-            store.mkdir(parents=True, exist_ok=True)
+            try:
+                store.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(f"{store}: no folder can be made there ({error.strerror}); {OTHER_STORE}") from error
+            if not os.access(store, os.W_OK | os.X_OK):
+                raise InputError(f"{store}: no pack can be written there (read-only, or not yours); {OTHER_STORE}")
             for left in remove_leftovers(store):
                 print(f"{left}: left behind by a killed packing job; removed", flush=True)
         with _full_disk_is_input(store), folder_beside(folder) as tmp:
@@ -405,12 +422,20 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
             _put_in_place(tmp, folder)
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
-        link = manifest_path.parent / "images.npy"
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(folder / "images.npy", link.parent))
-        with atomic_path(manifest_path) as copy:
-            copy.write_text((folder / "manifest.json").read_text(encoding="utf-8"), encoding="utf-8")
+        _link(folder, manifest_path.parent)
+        write_text(manifest_path, (folder / "manifest.json").read_text(encoding="utf-8"))
     return folder
+
+
+def _link(folder: Path, beside: Path) -> None:
+    """Link each file of a stored pack into a study's folder, so that a copy with links followed has them all."""
+    beside = beside.resolve()  # `results` may itself be a link, to another disk
+    for old in beside.iterdir():
+        if old.suffix == ".npy" or old.name in TEXTS:
+            old.unlink()
+    for file in folder.iterdir():
+        if file.suffix == ".npy" or file.name in TEXTS:
+            (beside / file.name).symlink_to(os.path.relpath(file, beside))
 
 
 def _put_in_place(made: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from viny.data.folders import rank
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, atomic_path, digest, load_arrays, read_json, write_json
+from viny.runtime.files import array_sha256, atomic_path, digest, file_sha256, load_arrays, read_sealed, write_sealed
 from viny.runtime.provenance import Provenance
 
 LISTS = ("train", "test")  # in every split
@@ -139,11 +139,11 @@ def cut(spec: Mapping[str, Any], *, manifest: Path, record: Path, indices: Path)
 
 
 def write_split(record_path: Path, indices_path: Path, split: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write index lists (npz) and a small record of their hashes (JSON)."""
+    """Write index lists (npz) and a small record of their hashes and the file's (JSON)."""
     with atomic_path(indices_path) as tmp, open(tmp, "wb") as f:
         np.savez(f, **split)
     parts = {k: {"count": len(v), "sha256": array_sha256(v)} for k, v in split.items()}
-    write_json(record_path, {**about, "parts": parts})
+    write_sealed(record_path, {**about, "parts": parts, "outputs": {indices_path.name: file_sha256(indices_path)}})
 
 
 def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, np.ndarray]:
@@ -155,7 +155,11 @@ def read_split(record_path: Path, indices_path: Path, pack: Pack) -> dict[str, n
     Raises:
         InputError: damaged, or cut from another pack.
     """
-    record = read_json(record_path, "a split record")
+    return lists_of(read_sealed(record_path, "a split record"), record_path, indices_path, pack)
+
+
+def lists_of(record: Any, record_path: Path, indices_path: Path, pack: Pack) -> dict[str, np.ndarray]:
+    """What `read_split` returns, for a record that has been read."""
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{record_path}: was cut from another pack than {pack.folder}; delete it and rerun")
     parts = record["parts"]

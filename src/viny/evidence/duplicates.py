@@ -17,7 +17,7 @@ import numpy as np
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.summary import Summary
-from viny.runtime.files import atomic_path
+from viny.runtime.files import atomic_path, write_text
 from viny.runtime.text import cell_text
 from viny.study.layout import pack_manifest, searched_packs, searched_splits, split_record, summarised
 
@@ -157,8 +157,7 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         writer.writerow(COLUMNS)
         writer.writerows(lines)
     text = _markdown(spec, counts, len(tests))
-    with atomic_path(page) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(page, text)
     summary.write(record, [table, page])
     print(text)
 

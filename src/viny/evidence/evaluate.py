@@ -22,7 +22,7 @@ from viny.learning.objectives import Segmentation
 from viny.learning.settings import BATCH, batch_of_masks
 from viny.learning.weights import load_segmentation
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, digest, write_json
+from viny.runtime.files import atomic_path, digest, file_sha256, write_sealed
 from viny.runtime.provenance import Provenance
 from viny.runtime.seeds import generator
 
@@ -124,7 +124,7 @@ def evaluate(
     found["miou"] = found[f"miou_{spec['switches']['miou']}"]
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, confusion=matrices, indices=test)
-    write_json(
+    write_sealed(
         metrics,
         {
             "study": spec["study"],
@@ -145,6 +145,7 @@ def evaluate(
                 "weights": record["weights_sha256"],
                 "parent_weights": record["parent_sha256"],
             },
+            "outputs": {confusion.name: file_sha256(confusion)},
             "provenance": provenance.finish(
                 device=str(machine.device),
                 precision=machine.precision,

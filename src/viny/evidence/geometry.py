@@ -46,7 +46,7 @@ from viny.learning.objectives import majority_class
 from viny.learning.settings import BATCH
 from viny.learning.weights import load_encoder, new_encoder
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, digest, read_json, write_json
+from viny.runtime.files import atomic_path, digest, file_sha256, read_sealed, write_sealed
 from viny.runtime.provenance import Provenance
 from viny.study.grid import KINDS, STAGE_OF
 
@@ -276,7 +276,7 @@ def _measure_encoder(
         encoder=json.dumps(dict(wanted), sort_keys=True),
         **shown,
     )
-    write_json(
+    write_sealed(
         metrics,
         {
             "study": spec["study"],
@@ -297,10 +297,11 @@ def _measure_encoder(
             "hashes": {
                 "spec": digest(dict(spec)),
                 "pack": pack.sha256,
-                "split": read_json(split, "a split record")["parts"]["test"]["sha256"],
+                "split": read_sealed(split, "a split record")["parts"]["test"]["sha256"],
                 "weights": record["weights_sha256"] if record else None,
                 "reference_weights": start["weights_sha256"] if start else None,
             },
+            "outputs": {arrays.name: file_sha256(arrays)},
             "provenance": provenance.finish(
                 device=str(machine.device),
                 precision=machine.precision,

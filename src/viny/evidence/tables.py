@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import atomic_path, read_sealed, write_text
 from viny.runtime.text import cell_text, markdown
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
@@ -74,9 +74,22 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
 def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
     """A cell's description and its metrics."""
     try:
-        value = read_json(path, "the metrics of an evaluated cell")
+        value = read_sealed(path, "the metrics of an evaluated cell")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
+    return cell_row(path, value)
+
+
+def cell_row(path: str | Path, value: Any) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """A cell's description and its metrics.
+
+    Args:
+        path: for messages.
+        value: what the file of its metrics holds.
+
+    Raises:
+        InputError: that is something else.
+    """
 
     def need(holder: Any, key: str, kind: type | tuple[type, ...], least: float = 0) -> Any:
         got = holder.get(key) if isinstance(holder, Mapping) else None
@@ -276,8 +289,7 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
         body = to_markdown(table)
         if table.empty:
             body += "\nThe study has no such cells.\n"
-        with atomic_path(Path(out_dir) / f"table{which}.md") as tmp:
-            tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
+        write_text(Path(out_dir) / f"table{which}.md", f"# {title}\n\n{heading}\n\n{body}")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from viny.runtime.files import write_json
+from viny.runtime.files import open_file, write_json
 from viny.runtime.processes import Owner
 
 PROGRESS = "progress.json"  # in the folder of a training's checkpoints
@@ -76,7 +76,8 @@ def read_progress(path: Path) -> ProgressReport | None:
         path: the file.
     """
     try:
-        found = json.loads(path.read_bytes())
+        with open_file(path) as f:
+            found = json.loads(f.read())
         process = Owner.parse(json.dumps(found["process"]))
         numbers = {one.name: found[one.name] for one in fields(ProgressReport) if one.name != "process"}
         known = [value for name, value in numbers.items() if value is not None or name not in MEASURED]

@@ -33,7 +33,7 @@ from viny.learning.train import fit
 from viny.learning.weights import load_encoder, make_segmentation, new_encoder, read_weights, save_weights
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_json, write_json
+from viny.runtime.files import digest, file_sha256, read_sealed, write_sealed
 from viny.runtime.provenance import Provenance
 from viny.runtime.seeds import derive, generator
 
@@ -177,7 +177,7 @@ def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minu
         "parameters": count_parameters(objective),
         "images": len(train),
         "pack_sha256": pack.sha256,
-        "split_sha256": read_json(files.split, "a split record")["parts"]["train"]["sha256"],
+        "split_sha256": read_sealed(files.split, "a split record")["parts"]["train"]["sha256"],
         "parent_sha256": parent["weights_sha256"] if parent else None,
         "mask_classes": pack.manifest["mask_classes"],
     }
@@ -202,7 +202,7 @@ def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minu
         record["held_out_accuracy"] = held_out_accuracy(objective, pack, split["test"], machine)
         print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(split['test'])} held-out images")
     record["weights_sha256"] = save_weights(files.weights, objective.state_dict(), record)
-    write_json(
+    write_sealed(
         files.run,
         provenance.finish(
             device=str(machine.device),
@@ -220,9 +220,10 @@ def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minu
                 "weights": record["weights_sha256"],
                 "parent_weights": record["parent_sha256"],
             },
+            outputs={files.curve.name: file_sha256(files.curve)},
         ),
     )
-    write_json(files.record, record)
+    write_sealed(files.record, record)
     if checkpoints:
         checkpoints.remove()
 

@@ -17,7 +17,7 @@ from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, file_sha256, read_json
+from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
 
 
@@ -82,7 +82,7 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     Raises:
         InputError: missing, damaged, or not the file that the record describes.
     """
-    record = read_json(record_path, "a weights record")
+    record = read_sealed(record_path, "a weights record")
     path = weights_beside(record_path)
     if not path.is_file():
         raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")

@@ -1,4 +1,4 @@
-"""Helpers for files: whole-or-nothing writes, canonical JSON, content hashes."""
+"""Helpers for files: whole-or-nothing writes, reads that never wait, canonical JSON, content hashes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from viny.runtime.errors import InputError
 from viny.runtime.processes import unfinished
 from viny.runtime.shapes import NUMBERS, Record, check_plain, check_shape
 from viny.runtime.signals import leave, on_stop
+
+if TYPE_CHECKING:  # every command loads this module, and few need arrays
+    import numpy as np
+
+TAIL = 8192  # bytes read from the end of a log
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)  # a read-only disk or folder
 
 
 @contextmanager
@@ -46,7 +51,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
+            tmp.unlink()
 
 
 @contextmanager
@@ -79,6 +85,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Raises:
+        OSError: also for a pipe, which would make its reader wait for a writer, for a folder and for a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def last_lines(path: str | Path) -> list[str]:
+    """The lines at the end of a log, TAIL bytes of it; the first may be cut.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    with open_file(path) as f:
+        f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL))
+        return f.read(TAIL).decode(errors="replace").splitlines()
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal strings."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -91,6 +121,8 @@ def digest(value: Any) -> str:
 
 def array_sha256(array: np.ndarray, chunk: int = 1 << 24) -> str:
     """Hex sha256 of an array's type, shape and bytes in C order; reads a memory map piece by piece."""
+    import numpy as np
+
     h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     flat = array.reshape(-1)
     step = max(1, chunk // array.dtype.itemsize)
@@ -124,6 +156,8 @@ def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[
     Raises:
         InputError: missing, damaged, without one of them, or too large to be one of ours.
     """
+    import numpy as np
+
     try:
         with zipfile.ZipFile(path) as members:
             unpacked = sum(member.file_size for member in members.infolist())
@@ -136,9 +170,14 @@ def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[
         raise InputError(f"{path}: no readable {what} ({reason}); delete it and rerun") from error
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; line ends stay as they are."""
     with atomic_path(path) as tmp:
-        tmp.write_text(json_text(value), encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json_text(value))
 
 
 def seal_of(value: Mapping[str, Any]) -> str:
@@ -149,6 +188,20 @@ def seal_of(value: Mapping[str, Any]) -> str:
 def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON together with `sha256`, the hash of the rest, by which a later change is noticed."""
     write_json(path, {**value, "sha256": seal_of(value)})
+
+
+def broken_seal(value: Any) -> bool:
+    """Whether a JSON value is a sealed mapping that was changed since; those of before there were seals have none."""
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        if "sha256" in value:
+            return value["sha256"] != seal_of(value)
+        # A seal whose own name is damaged still fits the rest.
+        hashes = {key: said for key, said in value.items() if isinstance(said, str) and len(said) == 64}
+        return any(digest({k: v for k, v in value.items() if k != key}) == said for key, said in hashes.items())
+    except ValueError:  # NaN and infinities, which Python reads but JSON does not have
+        return True
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -166,14 +219,13 @@ def read_json(path: str | Path, what: str) -> Any:
         InputError: missing, not JSON, or of another shape.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open_file(path) as f:
+            text = f.read().decode()
         value = json.loads(text, object_pairs_hook=functools.partial(Record, f"{path}: not {what}"), **NUMBERS)
         json.dumps(value, ensure_ascii=False).encode()  # fails at half a character, which nothing can write
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected {what}") from error
     except OSError as error:
-        if error.errno == errno.EIO:
-            raise
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected {what}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); expected {what}; delete it and rerun") from error
@@ -182,4 +234,19 @@ def read_json(path: str | Path, what: str) -> Any:
         check_shape(value, what)
     except InputError as error:
         raise InputError(f"{path}: not {what}: {error}; delete it and rerun") from error
+    return value
+
+
+def read_sealed(path: str | Path, what: str) -> Any:
+    """Parse a JSON file that `write_sealed` wrote.
+
+    Args:
+        path, what: as for `read_json`.
+
+    Raises:
+        InputError: missing, not JSON, or changed since it was written.
+    """
+    value = read_json(path, what)
+    if broken_seal(value):
+        raise InputError(f"{path}: changed since it was written (its sha256 differs); delete it and run again")
     return value

@@ -26,7 +26,8 @@ def visible_gpus() -> list[str]:
         ends = [at for at, name in enumerate(names) if name in ("", "-1")]  # CUDA stops at the first that names no GPU
         return names[: ends[0]] if ends else names
     try:
-        said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+        asked = ["nvidia-smi", "--list-gpus"]
+        said = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     lines = [line for line in said.stdout.splitlines() if line.startswith("GPU ")]  # its partitions follow, indented

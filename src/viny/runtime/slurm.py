@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from viny.runtime.files import last_lines
+
 POLL = 10.0  # seconds between looks at the queue
 NAME = re.compile(r"[\w.][\w.-]{0,255}", re.ASCII)
 
@@ -14,6 +16,11 @@ NAME = re.compile(r"[\w.][\w.-]{0,255}", re.ASCII)
 def name_file(root: Path) -> Path:
     """The file with the name that all Slurm jobs of a study's last run share."""
     return root / ".slurm-jobs"
+
+
+def job_name(root: Path) -> str:
+    """What `name_file` holds; OSError if it cannot be read."""
+    return "".join(last_lines(name_file(root))).strip()
 
 
 def active_jobs(name: str) -> list[str]:
@@ -25,7 +32,7 @@ def active_jobs(name: str) -> list[str]:
         return []
     command = ["squeue", "--noheader", "--name", name, "--format", "%i %T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return []  # if Slurm is there but faulty, the first submission will say why
     return done.stdout.splitlines()
@@ -37,7 +44,7 @@ def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
     That run's driver is dead, or the study would still be claimed. Without the wait, its jobs would be submitted twice.
     """
     try:
-        name = name_file(root).read_text(encoding="utf-8").strip()
+        name = job_name(root)
     except OSError:
         return False
     waited, said = False, 0.0
@@ -57,8 +64,12 @@ def wait_for_jobs(root: Path, poll: float = POLL) -> bool:
 
 def complaint(folder: Path) -> str:
     """Why Slurm ended a job, in its own words, from the newest log in a folder; empty if it does not say."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    for line in logs[-1].read_text(errors="replace").splitlines() if logs else []:
+    try:
+        logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        said = last_lines(logs[-1]) if logs else []
+    except OSError:
+        said = []
+    for line in said:
         if line.startswith("slurmstepd") and "error: " in line:
             return line.partition("error: ")[2].strip()
     return ""

@@ -80,6 +80,8 @@ def _explain(error: Any) -> str:
     said = error.schema.get("description", "")
     if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
         said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
+    elif rule == "type" and allowed == "string" and type(got) in (int, float):
+        said = f'In a study file, text that looks like a number needs quotes: "{got}". {said}'.strip()
     expected = {
         "type": lambda: f"expected {' or '.join([allowed] if isinstance(allowed, str) else allowed)}",
         "enum": lambda: f"expected one of {', '.join(map(str, allowed))}",

@@ -76,6 +76,37 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     return config
 
 
+def typed(given: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[str, Any]:
+    """Settings whose numbers and switches may be texts, as Snakemake hands on what is nested in its --config.
+
+    A text becomes what YAML makes of it where the schema expects that; everything else stays as it is.
+
+    Args:
+        given: settings, of which any may be missing.
+        schema_path: the JSON schema (YAML).
+    """
+    schema = _read_schema(Path(schema_path))
+    return {key: _typed(value, schema["properties"].get(key, {}), schema) for key, value in given.items()}
+
+
+def _typed(value: Any, node: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    node = _deref(node, root)
+    if isinstance(value, Mapping):
+        known, others = node.get("properties", {}), node.get("additionalProperties") or {}
+        return {key: _typed(inner, known.get(key, others), root) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner, node.get("items", {}), root) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):  # a date that does not exist, for one
+        return value
+    kind = {bool: ("boolean",), int: ("integer", "number"), float: ("number",)}.get(type(read), ())
+    expected = node.get("type", ())
+    return read if {*kind} & {*([expected] if isinstance(expected, str) else expected)} else value
+
+
 def _fill_folders(config: dict[str, Any]) -> None:
     """Check that sections with source folder say where it is and that no others do; complete them."""
     segmentation = config["segmentation"]

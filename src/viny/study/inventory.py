@@ -155,12 +155,14 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     return lines + scales(whites)
 
 
-def read_files(config: Mapping[str, Any], images: Images) -> dict[str, Contents]:
+def read_files(config: Mapping[str, Any], images: Images, remember: bool = True) -> dict[str, Contents]:
     """The files of a study's data sets as they are now, by pack; those that are not here are left out.
 
     Args:
         config: resolved settings.
         images: what `count_images` returns.
+        remember: whether to write down what was read, in the study's store of packs; somebody else's study is not to
+            say where files are written.
     """
     found: dict[str, Contents] = {}
     read: dict[str, Contents] = {}  # a task may learn from another pack's images
@@ -168,7 +170,7 @@ def read_files(config: Mapping[str, Any], images: Images) -> dict[str, Contents]
         spec = pack_spec({**config, "listings": {}}, name)
         key = canonical_json(spec)
         if key not in read:
-            read[key] = read_contents(listing, spec, Path(config["pack_store"]))
+            read[key] = read_contents(listing, spec, Path(config["pack_store"]), remember)
         found[name] = read[key]
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from viny.runtime.files import atomic_path
+from viny.runtime.files import write_text
 from viny.study.config import SCHEMA
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS
 
@@ -23,7 +23,8 @@ Made from [`src/viny/study/schema.yaml`](../src/viny/study/schema.yaml) by
 A study is a YAML file that holds only what differs from the defaults. `grid.seeds` is `grid: {seeds: [0, 1]}`.
 Unknown keys, keys given twice and values that do not fit are refused by name. `viny check <study> --show` prints a
 study with every default filled in. `viny check a.yaml b.yaml` lays `b.yaml` over `a.yaml`: mappings merge, everything
-else is replaced. `snakemake --configfile a.yaml b.yaml` does the same; `--config data_root=<folder>` sets a single key.
+else is replaced. `snakemake --configfile a.yaml b.yaml` does the same; `--config data_root=<folder>` sets a single key,
+`--config 'grid={seeds: [3]}'` one in a section.
 """
 BAR = r"\|"
 END = r"(?!\n)"  # of patterns, since $ also matches before a trailing newline
@@ -156,5 +157,4 @@ def _text(value: Any) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m viny.study.reference docs/config.md")
-    with atomic_path(Path(sys.argv[1])) as made:
-        made.write_text(config_reference(), encoding="utf-8")
+    write_text(Path(sys.argv[1]), config_reference())

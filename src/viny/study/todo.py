@@ -14,7 +14,7 @@ from typing import Any
 from viny.data.pack import stored_at
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_json, seal_of
+from viny.runtime.files import digest, read_sealed
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 from viny.study.layout import IMAGES
@@ -56,12 +56,10 @@ class JsonCache:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        found = read_json(path, "a record")
+        found = read_sealed(path, "a record")
     except (OSError, InputError):
         return None
-    if not isinstance(found, dict) or ("sha256" in found and found["sha256"] != seal_of(found)):
-        return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def _small_sha256(path: Path) -> str | None:
@@ -133,7 +131,8 @@ def _reason(job: Job, by_key: Mapping[Key, Job], root: Path, store: Path, record
             return reason
         if job.stage in TRAININGS:
             inner = records.weights_metadata(root / job.outputs[0])
-            if inner != {} and inner != {key: value for key, value in record.items() if key != "weights_sha256"}:
+            outer = {key: value for key, value in record.items() if key not in ("weights_sha256", "sha256")}
+            if inner not in ({}, outer):
                 return f"{DAMAGED} or weights"
         if any(None not in (was, now) and was != now for was, now in _sources(job, record, by_key, root, records)):
             return INPUTS

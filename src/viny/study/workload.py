@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from viny.data.decoding import MEMORY
 from viny.learning.settings import BATCH, IN_MEMORY, TRAINING, ModelSettings, batch_of_masks, forward_operations
 from viny.study.grid import Cell
 from viny.study.layout import Training
@@ -15,6 +16,7 @@ from viny.study.specs import mask_class_count
 START = 3.0  # minutes of a job besides its passes: imports, opening a pack on a slow file system, writing results
 HEAD_ROOM = 2.0  # times what the stated rate gives; hitting a time limit costs another wait in the queue
 BASE_MB = 1300  # resident with PyTorch and no data (750 measured), plus room
+PACK_MB = math.ceil(MEMORY / 1e6) + 300  # decoding, whatever the number of threads, and the program
 LAUNCHER_MB = 600  # what a cluster job holds besides the program: Snakemake, twice
 # Training images per second of ViNy (128 px, 4.8 M parameters) if a study states no rate. Measured on two cores
 # of an AMD EPYC with AVX-512 bfloat16: 60 to 105 per thread. The paper states about 1,400 on an RTX 4080.

@@ -32,7 +32,7 @@ from viny.evidence.paper.facts import ROUNDING, SPATIAL
 from viny.evidence.paper.numbers import SHARE, is_number, number_rows
 from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path
+from viny.runtime.files import write_text
 from viny.runtime.text import markdown
 
 PROTOCOLS = ("paper", "sound")  # a verdict is about the first that can tell
@@ -200,8 +200,7 @@ def write_scorecard(
         for column in ("study", "note")
     }
     write_csv(table.assign(**about), Path(out_dir) / "scorecard.csv")
-    with atomic_path(Path(out_dir) / "scorecard.md") as tmp:
-        tmp.write_text(_markdown(table, frames), encoding="utf-8")
+    write_text(Path(out_dir) / "scorecard.md", _markdown(table, frames))
 
 
 READING = (

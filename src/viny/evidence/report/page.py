@@ -21,7 +21,7 @@ from viny.evidence.statistics.effects import ALPHA
 from viny.evidence.summary import Summary
 from viny.evidence.tables import ABSENT, absent_words
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import read_sealed, write_text
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
@@ -86,8 +86,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
         provenance=page.provenance(),
         verdicts=CLASSES,
     )
-    with atomic_path(out) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(out, text)
     summary.write(record, [out])
 
 
@@ -125,7 +124,7 @@ class _Page:
 
     def _json(self, path: Path, what: str) -> Any:
         self.record.reads(path)
-        return read_json(path, what)
+        return read_sealed(path, what)
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.root / "tables" / f"{name}.csv"

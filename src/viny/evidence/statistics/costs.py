@@ -19,7 +19,7 @@ from viny.evidence.tables import (
 )
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
-from viny.runtime.files import read_json
+from viny.runtime.files import read_sealed
 from viny.study.grid import Cell
 from viny.study.layout import chain
 
@@ -56,7 +56,7 @@ def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict
 
 
 def _run(path: Path) -> Mapping[str, Any]:
-    value = read_json(path, "the provenance of a training")
+    value = read_sealed(path, "the provenance of a training")
     for key in ("image_passes", "training_seconds"):
         if value[key] <= 0:
             raise InputError(f"{path}: '{key}' is {value[key]}, expected a number above 0; run its training again")

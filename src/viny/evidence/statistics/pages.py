@@ -25,7 +25,7 @@ from viny.evidence.tables import (
     to_markdown,
     write_csv,
 )
-from viny.runtime.files import atomic_path
+from viny.runtime.files import write_text
 
 
 def write_statistics(
@@ -69,8 +69,7 @@ def write_statistics(
         "next_steps": _steps_page(None if chain is None else next_step(frame, chain)),
     }
     for name, (title, words, body) in pages.items():
-        with atomic_path(Path(out_dir) / f"{name}.md") as tmp:
-            tmp.write_text(f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}", encoding="utf-8")
+        write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}")
 
 
 def _body(table: pd.DataFrame, empty: str) -> str:

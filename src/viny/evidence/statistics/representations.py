@@ -17,7 +17,7 @@ from viny.evidence.paper.facts import REGIMES, paper_facts
 from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
 from viny.study.grid import KINDS
 
@@ -91,7 +91,7 @@ def read_geometry(paths: Iterable[str | Path]) -> pd.DataFrame:
 def _read_encoder(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An encoder's description and its layers."""
     try:
-        value = read_json(path, "the geometry of an encoder")
+        value = read_sealed(path, "the geometry of an encoder")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
 
@@ -509,5 +509,4 @@ def _readable_correlation(table: pd.DataFrame) -> pd.DataFrame:
 def _write_markdown(path: Path, title: str, lines: list[str], table: pd.DataFrame, last: str) -> None:
     heading = " ".join(markdown(line) for line in lines if line)
     body = to_markdown(table) + (f"\n{last}\n" if last else "")
-    with atomic_path(path) as tmp:
-        tmp.write_text(f"# {title}\n\n{heading}\n\n{body}", encoding="utf-8")
+    write_text(path, f"# {title}\n\n{heading}\n\n{body}")

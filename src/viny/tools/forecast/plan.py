@@ -170,8 +170,8 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
     notes = list(images.notes)
     if stale:
         notes.append(
-            f"out of date: {stale} of the jobs to do, whose files exist but are from other images or weights than "
-            "those there now"
+            f"out of date: {stale} of the jobs to do, whose files exist but are of other settings, code, images or "
+            "weights than those now"
         )
     for name in lacking:
         spec = pack_spec(config, name)
@@ -187,8 +187,8 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
             f"for; if it goes on, what was measured takes {1 / rates.share:.1f} times as long"
         )
     notes.append(
-        "done: the files exist and were made from the images and weights there now; after changes to settings or "
-        "code Snakemake may do more: `snakemake -n` decides"
+        "done: the files exist and are of the settings, code, images and weights there are now; `snakemake -n` says "
+        "what a run does"
     )
     return notes
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
-from viny.runtime.files import canonical_json, digest, read_json
+from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.shapes import NUMBERS
 from viny.study.graph import TRAININGS, Job, Key
@@ -65,7 +65,7 @@ def _title(job: Job) -> str:
 def seconds_of(job: Job, root: Path) -> float | None:
     """What a finished job took, as Snakemake measured it; None if it did not."""
     try:
-        took = json.loads(job.benchmark(root).read_text().splitlines()[-1], **NUMBERS)["s"]
+        took = json.loads(last_lines(job.benchmark(root))[-1], **NUMBERS)["s"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return float(took) if type(took) in (int, float) and took >= 0 else None

@@ -127,7 +127,7 @@ def _begin(barrier: Any, launched: float, parent: int, environment: Mapping[str,
     global _all, _ready
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all at once, and the parent says what there is to say
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, takes whatever the measured code prints
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, takes whatever the measured code prints
     take_gpu(environment)
     import viny.learning.stages  # noqa: F401
 
@@ -144,7 +144,7 @@ def time_run() -> tuple[int, int]:
     ran = waited = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
         try:
-            fields = file.read_text().split()
+            fields = file.read_text(encoding="ascii").split()
         except OSError:
             continue  # the thread has ended
         ran, waited = ran + int(fields[0]), waited + int(fields[1])

@@ -18,7 +18,7 @@ from viny.data.survey import (
 )
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path
+from viny.runtime.files import write_text
 from viny.runtime.gpus import visible_gpus
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
@@ -229,5 +229,4 @@ def write(found: Inspection, study: Path, sheet: Path) -> None:
     title = f"{found.wanted.name}: {len(looked.images)} of {found.pairs:,} images as training sees them, {size} px"
     figure = contact_sheet(looked.images, looked.masks, looked.names, found.coding.names, looked.shares, title)
     write_contact_sheet(sheet, figure)
-    with atomic_path(study) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(study, text)

@@ -12,10 +12,10 @@ from typing import Any
 
 from viny.learning.progress import read_progress
 from viny.runtime.claims import Claim
+from viny.runtime.files import last_lines
 from viny.runtime.processes import Owner
 from viny.study.graph import TRAININGS, Job
 
-TAIL = 8192  # bytes read from the end of a log
 STARTING = 120.0  # seconds that a training may take from its first log line to claiming its work
 CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
 
@@ -77,9 +77,7 @@ def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Ru
     holder = Claim(job.claim(root)).holder() if job.stage in TRAININGS else None
     try:
         written = log.stat().st_mtime
-        with open(log, "rb") as f:
-            f.seek(max(0, log.stat().st_size - TAIL))
-            said = [line.rstrip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+        said = [line.rstrip() for line in last_lines(log) if line.strip()]
     except OSError:
         return _running(job, root, holder, [], 0.0) if holder else None
     words = _words(said)

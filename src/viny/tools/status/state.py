@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from viny.runtime.claims import Claim
-from viny.runtime.slurm import active_jobs, name_file
+from viny.runtime.slurm import active_jobs, job_name
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
 from viny.study.grid import cells
 from viny.study.inventory import changed_files, count_images, read_files, with_listings
@@ -110,7 +110,7 @@ class Watcher:
         self.begun = begun  # each run rewrites the study's file
         config = saved_study(self.root)  # completed, as an older version may have known fewer keys
         self.images = count_images(config, self.root)
-        files = read_files(config, self.images)
+        files = read_files(config, self.images, remember=False)
         self.changed = changed_files(config, self.root, files)
         self.config = with_listings(config, self.root, files)
         self.jobs = jobs(self.config, self.images)
@@ -161,11 +161,13 @@ class Watcher:
 
     def _queue(self) -> str:
         """The last run's jobs in Slurm's queue; asked only now and then, as others use Slurm too."""
-        if not name_file(self.root).is_file():
+        try:
+            name = job_name(self.root)
+        except OSError:
             return ""
         if time.monotonic() - self._asked >= ASK:
             self._asked = time.monotonic()
-            states = Counter(line.split()[-1] for line in active_jobs(name_file(self.root).read_text().strip()))
+            states = Counter(line.split()[-1] for line in active_jobs(name))
             self._slurm = ", ".join(f"{n} {state.lower()}" for state, n in states.most_common())
         return self._slurm
 

@@ -19,7 +19,7 @@ from viny.evidence.figures import kit
 from viny.evidence.tables import read_metrics
 from viny.learning.model import count_parameters
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, read_json
+from viny.runtime.files import read_json, write_text
 from viny.runtime.text import markdown
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
@@ -75,8 +75,7 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
         run=_run(cell),
         versions={"viny": __version__, "torch": torch.__version__},
     )
-    with atomic_path(files[-1]) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_text(files[-1], text)
 
 
 def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ import numpy as np
 
 from viny.data.pack import Pack
 from viny.runtime.errors import InputError
-from viny.runtime.files import read_json
+from viny.runtime.files import broken_seal, file_sha256, json_text, read_json
 from viny.study import layout
 from viny.study.layout import Training
-from viny.tools.verify.report import MISSING, WRONG, Finding, Report, differences
+from viny.tools.verify.report import MISSING, NOTE, WRONG, Finding, Report, differences
 
 RUN_KEYS = ("code", "device", "precision", "threads", "seed", "started", "ended", "seconds", "packages")
 AGAIN = "delete it and rerun the workflow"
@@ -55,8 +54,12 @@ class Book:
         verified: packs whose arrays were compared, by the folder of the arrays and the manifest's digest.
         packs: opened packs, by name, once they are found whole.
         index_lists: those found whole, by part and subset.
+        lacking: classes of which no mask in a split's training part has a pixel, by part and subset.
         codes: by stage, the files and the fingerprint of the code that made each.
-        unclear: metrics made by other code or with other settings, where it cannot be told which.
+        unclear: metrics and geometry made by other code or with other settings, where it cannot be told which.
+        faulty: files with a finding that is more than a note.
+        sealed: records that hold a hash of themselves.
+        unsealed: records from before records held one.
     """
 
     root: Path
@@ -67,9 +70,13 @@ class Book:
     verified: set[tuple[str, str]] = field(default_factory=set)
     packs: dict[str, Pack] = field(default_factory=dict)
     index_lists: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    lacking: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     codes: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
     unclear: list[Path] = field(default_factory=list)
-    _hashes: dict[str, str | None] = field(default_factory=dict, init=False, repr=False)
+    faulty: set[Path] = field(default_factory=set)
+    sealed: list[Path] = field(default_factory=list)
+    unsealed: list[Path] = field(default_factory=list)
+    _hashes: dict[Path, str | None] = field(default_factory=dict, init=False, repr=False)
     _values: dict[Path, dict[str, Any] | None] = field(default_factory=dict, init=False, repr=False)
 
     # Findings
@@ -82,6 +89,8 @@ class Book:
             file: the one it is about.
             message: may start with the file and span several lines; the file and the line breaks are dropped.
         """
+        if severity != NOTE:
+            self.faulty.add(file)
         shown = os.path.relpath(file, self.root) if file.is_absolute() == self.root.is_absolute() else str(file)
         message = " ".join(message.removeprefix(f"{file}: ").split())
         # A name or a value from a damaged file may have characters that a terminal cannot show.
@@ -90,11 +99,13 @@ class Book:
 
     @contextmanager
     def about(self, file: Path) -> Iterator[None]:
-        """Turn any exception raised inside into a finding about a file."""
+        """Turn any exception raised inside into a finding about a file, or the one that its message begins with."""
         try:
             yield
         except InputError as error:
-            self.add(WRONG, file, str(error))
+            named, colon, said = str(error).partition(": ")
+            other = bool(colon) and named != str(file) and os.path.isdir(os.path.dirname(named))
+            self.add(WRONG, *((Path(named), said) if other else (file, str(error))))
         except Exception as error:  # a damaged file can trip up any reader in its own way
             self.add(WRONG, file, f"not what it should be ({type(error).__name__}: {error}); {AGAIN}")
 
@@ -116,7 +127,7 @@ class Book:
         self.add(WRONG, file, f"{what}: expected {_short(expected)}, found {_short(found)}; {advice}")
         return False
 
-    def agree(self, file: Path, what: str, expected: Any, found: Any, advice: str) -> None:
+    def agree(self, file: Path, what: str, expected: Any, found: Any, advice: str) -> bool:
         """Compare two JSON values; add a finding that names the first three differences.
 
         Args:
@@ -125,11 +136,15 @@ class Book:
             expected: the value that follows from the settings or from other files.
             found: the value in the file.
             advice: what to do about a difference.
+
+        Returns:
+            Whether they are equal.
         """
         found_all = list(differences(expected, found, what))
         if found_all:
             more = f" and {len(found_all) - 3} more" if len(found_all) > 3 else ""
             self.add(WRONG, file, f"{'; '.join(found_all[:3])}{more}; {advice}")
+        return not found_all
 
     def made_by(self, stage: str, file: Path, code: Any) -> None:
         """Note which code made a file, by its fingerprint; anything else means that the file names none."""
@@ -147,42 +162,75 @@ class Book:
         self.report.files += 1
         self.report.bytes += path.stat().st_size
 
-    def there(self, path: Path, what: str) -> bool:
+    def there(self, path: Path, what: str, advice: str = AGAIN) -> bool:
         """Whether a file of the study is there; adds a finding if not.
 
         Args:
             path: the file; from now on it belongs to the study.
             what: what it holds, in words.
+            advice: what to do if it were damaged, 'delete ... and ...'; the latter is what to do if it is not there.
         """
         self.expected.add(path)
         if path.is_file():
             return True
-        self.add(MISSING, path, f"expected {what}, found no such file; rerun the workflow")
+        self.add(MISSING, path, f"expected {what}, found no such file; {advice.rpartition(' and ')[2]}")
         return False
 
     def sha256(self, path: Path) -> str | None:
         """Hex sha256 of a file's content; None if there is no such file."""
-        key = os.path.realpath(path)
-        if key not in self._hashes:
-            self._hashes[key] = None
+        if path not in self._hashes:
+            self._hashes[path] = None
             if path.is_file():
-                with open(path, "rb") as f:
-                    self._hashes[key] = hashlib.file_digest(f, "sha256").hexdigest()
+                self._hashes[path] = file_sha256(path)
                 self.count(path)
-        return self._hashes[key]
+        return self._hashes[path]
 
-    def json(self, path: Path, what: str) -> dict[str, Any] | None:
-        """A JSON object; None, and a finding the first time, if the file is missing or holds something else."""
+    def stated(self, file: Path, outputs: Any, by: Path, advice: str) -> bool:
+        """Compare a file's content with the hash that a record beside it states; older records state none, and pass.
+
+        Args:
+            file: the one that is hashed.
+            outputs: the record's hashes, by the file's name.
+            by: the record.
+            advice: what to do about a difference.
+        """
+        found = self.sha256(file)
+        if not isinstance(outputs, Mapping) or file.name not in outputs:
+            return True
+        return self.same(file, f"sha256, by {by.name}", outputs[file.name], found, advice)
+
+    def json(self, path: Path, what: str, advice: str = AGAIN) -> dict[str, Any] | None:
+        """A JSON object; None, and a finding the first time, if it is missing or not as it was written.
+
+        Args:
+            path: the file.
+            what: what it holds, in words.
+            advice: what to do if it was changed.
+        """
         if path not in self._values:
             self._values[path] = None
-            if self.there(path, what):
+            if self.there(path, what, advice):
                 with self.about(path):
-                    self.count(path)
+                    self.sha256(path)
                     value = read_json(path, what)
                     if not isinstance(value, dict):
-                        raise InputError(f"expected {what}, found a JSON {type(value).__name__}; {AGAIN}")
+                        raise InputError(f"expected {what}, found a JSON {type(value).__name__}; {advice}")
+                    if broken_seal(value):
+                        raise InputError(f"changed since it was written: its own sha256 does not fit it; {advice}")
+                    if path.read_bytes() != json_text(value).encode():
+                        raise InputError(f"changed since it was written: other or further characters; {advice}")
+                    (self.sealed if "sha256" in value else self.unsealed).append(path)
                     self._values[path] = value
         return self._values[path]
+
+    def discard(self, path: Path) -> None:
+        """Go on as if a JSON file could not be read: it is of something else, and others must not be blamed for it."""
+        self._values[path] = None
+
+    @property
+    def older(self) -> bool:
+        """Whether all that was read so far is from before records held a hash of themselves; manifests always did."""
+        return all(path.name == Path(layout.MANIFEST).name for path in self.sealed)
 
     def manifest(self, name: str) -> dict[str, Any] | None:
         """A pack's manifest, as `json` reads it."""
@@ -207,26 +255,43 @@ class Book:
         if (manifest := self.manifest(name)) is not None:
             self.same(file, f"pack '{name}'", manifest.get("sha256"), hashes[key], advice)
 
-    def same_split(self, file: Path, split: tuple[str, str], hashes: Any, key: str, advice: str) -> None:
-        """Compare the hash that a file states for a split's training images with the split's record.
+    def same_split(
+        self, file: Path, split: tuple[str, str], hashes: Any, key: str, advice: str, part: str = "train"
+    ) -> None:
+        """Compare the hash that a file states for one of a split's lists with the split's record.
 
         Args:
             file: the one that states the hash.
             split: its part and subset.
             hashes, key, advice: as for `same_pack`.
+            part: the list, train or test.
         """
         if (record := self.split_record(*split)) is not None:
-            self.same(file, f"split {'/'.join(split)}", record["parts"]["train"]["sha256"], hashes[key], advice)
+            self.same(file, f"split {'/'.join(split)}", record["parts"][part]["sha256"], hashes[key], advice)
 
     def same_parent(self, file: Path, training: Training, hashes: Any, key: str, advice: str) -> None:
-        """Compare the hash that a file states for the weights a training started from with those weights.
+        """Compare the hash that a file states for the weights a training started from with the record of those weights.
 
         Args:
             file: the one that states the hash.
             training: the training; one from a random start has no parent weights, and no hash.
             hashes, key, advice: as for `same_pack`.
         """
-        if training.parent is None:
-            self.same(file, "parent weights", None, hashes[key], advice)
-        elif (weights := self.sha256(training.parent.file(self.root, "weights"))) is not None:
-            self.same(file, f"weights of {training.parent.folder(Path())}", weights, hashes[key], advice)
+        self.same_weights(file, training.parent, "parent weights", hashes, key, advice)
+
+    def same_weights(
+        self, file: Path, training: Training | None, what: str, hashes: Any, key: str, advice: str
+    ) -> None:
+        """Compare the hash that a file states for a training's weights with their record, not with the weights.
+
+        Args:
+            file: the one that states the hash.
+            training: whose weights they are; None for a random start.
+            what: which weights they are to the file, in words.
+            hashes, key, advice: as for `same_pack`.
+        """
+        if training is None:
+            self.same(file, what, None, hashes[key], advice)
+        elif (record := self.json(training.file(self.root, "record"), "a weights record")) is not None:
+            name = training.folder(Path())
+            self.same(file, f"{what}, of {name}", record.get("weights_sha256"), hashes[key], advice)

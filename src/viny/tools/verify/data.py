@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import open_pack, verify_pack
-from viny.data.splits import LISTS, read_split
+from viny.data.pack import TEXTS, open_pack, verify_pack
+from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
 from viny.study import layout, specs
-from viny.tools.verify.book import AGAIN, Book
-from viny.tools.verify.report import MISSING, NOTE
+from viny.study.inventory import changed_files, count_images, read_files
+from viny.tools.verify.book import Book
+from viny.tools.verify.report import MISSING, NOTE, WRONG
 
 
 def check_pack(book: Book, name: str) -> None:
@@ -27,10 +28,28 @@ def check_pack(book: Book, name: str) -> None:
     """
     path, link = layout.pack_manifest(book.root, name), book.path(layout.IMAGES, pack=name)
     book.expected.add(link)
-    manifest = book.manifest(name)
+    manifest = book.json(path, "a pack manifest", f"delete it and pack again{_how(book, name)}")
     if manifest is None:
+        book.expected |= set(path.parent.glob("*"))
         return
     with book.about(path):
+        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
+        folder = _folder_of_arrays(book, name, manifest, link)
+        stored = folder / path.name if folder is not None else path
+        source = path
+        if not stored.is_file():
+            book.add(MISSING, stored, f"expected the pack's manifest; delete {folder} and pack again{_how(book, name)}")
+        elif not os.path.samefile(stored, path):
+            again = f"delete {stored.parent} and pack again{_how(book, name)}"
+            held = book.json(stored, "a pack manifest", again)
+            if held is not None and held != manifest and not _fits(path):
+                again = f"delete it and pack again{_how(book, name)}"
+                book.agree(path, "", held, manifest, f"as {stored} has it; {again}")
+                book.discard(path)
+                return
+            if held is not None:
+                book.agree(stored, "", manifest, held, f"as {path} has it, which fits the arrays; {again}")
+                source = stored if held == manifest else path
         if book.config is not None:
             spec = specs.pack_spec(book.config, name)
             expected = {"source": spec["source"], "resolution": spec["size"]}
@@ -38,21 +57,55 @@ def check_pack(book: Book, name: str) -> None:
                 expected["count"] = spec["count"]
             found = {key: manifest.get(key) for key in expected}
             book.agree(path, "", expected, found, "rerun the workflow with the settings that are meant")
-        folder = _folder_of_arrays(book, name, manifest, link)
         if folder is None:
             return
-        stored = folder / path.name
-        if stored.is_file() and not os.path.samefile(stored, path):
-            book.agree(path, "", read_json(stored, "a pack manifest"), manifest, f"as {stored} has it; {AGAIN}")
-        linked = link.exists() and os.path.realpath(link) == os.path.realpath(folder / link.name)
-        source = path if linked else stored
         key = (os.path.realpath(folder), digest(manifest))
         if key not in book.verified:
             book.verified.add(key)
-            verify_pack(source)
-            for file in (*folder.glob("*.npy"), *folder.glob("names.txt")):
-                book.count(file)
+            try:
+                verify_pack(source)
+            except InputError as error:
+                raise InputError(f"{error}{_how(book, name)}") from error
+            for file in sorted(folder.iterdir()):
+                if file.suffix == ".npy" or file.name in TEXTS:
+                    book.count(file)
         book.packs[name] = open_pack(source)
+
+
+def check_sources(book: Book, names: Iterable[str]) -> None:
+    """Check that the files which packs were made from are still what was packed.
+
+    Args:
+        book: the study's; `check_pack` has run on these packs.
+        names: of the packs.
+    """
+    config = book.config
+    if config is None:
+        return
+    images = count_images(config, book.root)
+    changed = changed_files(config, book.root, read_files(config, images, remember=False))
+    for name in names:
+        path = layout.pack_manifest(book.root, name)
+        if name in changed:
+            book.add(WRONG, path, f"made from other {changed[name]}; rerun the workflow, which packs them again")
+        elif specs.pack_spec(config, name)["source"] != "synthetic" and name not in images.listings:
+            where = specs.pack_spec(config, name)["path"]
+            book.add(NOTE, path, f"what it was made from is not in {where}; whether that changed is not checked")
+
+
+def _fits(manifest: Path) -> bool:
+    """Whether a study's manifest describes the arrays that are linked beside it."""
+    try:
+        verify_pack(manifest)
+    except InputError:
+        return False
+    return True
+
+
+def _how(book: Book, name: str) -> str:
+    """How to pack again, even where the workflow has nothing else to do and so leaves packs alone."""
+    log = book.path(layout.LOG, job=f"pack/{name}")
+    return f", by the command that {log} begins with" if log.is_file() else ""
 
 
 def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: Path) -> Path | None:
@@ -62,7 +115,7 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
         return all((folder / f"{array}.npy").is_file() for array in manifest["arrays"])
 
     folder = Path(os.path.realpath(link)).parent
-    if book.store is None and link.exists() and whole(folder):
+    if book.store is None and link.exists() and (link.is_symlink() or whole(folder)):
         return folder
     for store in _stores(book):
         for other in sorted(store.glob("*/manifest.json")):
@@ -73,6 +126,9 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
             if same and whole(other.parent):
                 if not link.exists():
                     book.add(NOTE, link, f"leads to no arrays here; those of {other.parent} were checked instead")
+                elif book.store is None:
+                    said = "a file beside which the pack's other arrays are missing, so that no job can read the pack"
+                    book.add(WRONG, link, f"{said}; delete it and pack again{_how(book, name)}")
                 return other.parent
     if link.exists():
         return folder  # the reader says which array is missing
@@ -81,7 +137,7 @@ def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: 
         MISSING,
         link,
         f"expected a link to the arrays of pack '{name}', found one to {target}, where none are; name the folder "
-        "of packs with --store, or rerun the workflow to pack again",
+        f"of packs with --store, or pack again{_how(book, name)}",
     )
     return None
 
@@ -107,27 +163,27 @@ def check_split(book: Book, part: str, subset: str) -> None:
     """
     path = layout.split_record(book.root, part, subset)
     indices = book.path(layout.INDICES, part=part, subset=subset)
+    again = f"delete {path.name} and {indices.name} and rerun the workflow"
     present = book.there(indices, "index lists")
     record = book.split_record(part, subset)
     if record is None:
         return
-    name = layout.pack_of_split(part, subset)
     with book.about(path):
         spec = {k: v for k, v in record["spec"].items() if k != "code"}
         if book.config is not None:
             expected = specs.split_spec(book.config, part, subset)
-            book.agree(path, "spec", expected, spec, "rerun the workflow with the settings that are meant")
+            if not book.agree(path, "spec", expected, spec, f"{again} with the settings that are meant"):
+                book.discard(path)
+                return
         book.made_by("split", path, record["spec"].get("code"))
+        name = layout.pack_of_split(part, subset)
         manifest, pack = book.manifest(name), book.packs.get(name)
-        if manifest is not None and pack is None:  # the lists cannot be read without their pack
-            book.same(path, "pack", manifest.get("sha256"), record["pack_sha256"], AGAIN)
-        if pack is not None and present:
-            book.count(indices)
-            lists = read_split(path, indices, pack)
+        if manifest is not None and not book.same(path, "pack", manifest["sha256"], record["pack_sha256"], again):
+            return
+        if present and book.stated(indices, record.get("outputs"), path, again) and pack is not None:
+            lists = lists_of(record, path, indices, pack)
             for which in LISTS:
-                count, last = record["parts"][which]["count"], max(lists[which], default=-1)
+                count = record["parts"][which]["count"]
                 if count != len(lists[which]):
-                    raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {AGAIN}")
-                if last >= len(pack) or min(lists[which], default=0) < 0:
-                    raise InputError(f"{which}: expected indices of {len(pack)} images, found {last}; {AGAIN}")
+                    raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {again}")
             book.index_lists[part, subset] = lists

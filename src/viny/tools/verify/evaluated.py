@@ -1,40 +1,33 @@
-"""Checks of what was measured on a study's models: metrics, confusion matrices, geometry and the tables of metrics."""
+"""Checks of what was measured on a study's models: metrics, confusion matrices and geometry."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from viny.evidence.metrics import classes_in, classes_lacking, summarise
-from viny.evidence.tables import read_metrics, write_tables
+from viny.evidence.tables import cell_row
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import layout, specs
-from viny.study.grid import Cell, Encoder
+from viny.study.grid import Cell, Encoder, probe_size
 from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
-from viny.tools.verify.report import MISSING, NOTE, SHORT
+from viny.tools.verify.report import MISSING, NOTE
 
-# Made from more than metrics, and not recomputed.
-OTHER_TABLES = (
-    *layout.DUPLICATES_TABLES,
-    *layout.STATISTICS_TABLES,
-    *layout.REPRESENTATIONS_TABLES,
-    *layout.SCORECARD_TABLES,
-)
+MEANT = "rerun the workflow with the settings that are meant"
+ASKED = ("study", "note", "protocol", "switches", "class_token", "normalise")  # settings that results repeat
 
 
 def check_metrics(book: Book, cell: Cell) -> None:
     """Check a cell's metrics against the settings, its model, its data and its confusion matrices.
 
     Args:
-        book: the study's; `check_split` has run on the split of the cell's fine-tuning.
+        book: the study's; the checks of the cell's fine-tuning and of its split have run.
         cell: the one whose metrics are checked.
     """
     training = layout.chain(cell)[-1]
@@ -47,13 +40,14 @@ def check_metrics(book: Book, cell: Cell) -> None:
     value = book.json(path, "the metrics of an evaluated cell")
     if value is None:
         return
+    own = False
     with book.about(path):
-        read_metrics([path])
-        book.agree(path, "cell", cell.as_dict(), value["cell"], AGAIN)
+        cell_row(path, value)
+        own = book.agree(path, "cell", cell.as_dict(), value["cell"], AGAIN)
+        if not own:
+            return
         hashes, record = value["hashes"], book.json(training.file(book.root, "record"), "a weights record")
-        weights = book.sha256(training.file(book.root, "weights"))
-        if weights is not None:
-            book.same(path, "weights of the model", weights, hashes["weights"], AGAIN)
+        book.same_weights(path, training, "weights of the model", hashes, "weights", AGAIN)
         book.same_parent(path, training, hashes, "parent_weights", AGAIN)
         book.same_pack(path, training.pack, hashes, "pack", AGAIN)
         book.same_split(path, training.split, hashes, "split", AGAIN)
@@ -61,34 +55,29 @@ def check_metrics(book: Book, cell: Cell) -> None:
             expected = {"train": record["spec"]["train"], "parameters": record["parameters"]}
             book.agree(path, "", expected, {key: value[key] for key in expected}, f"as the model's record; {AGAIN}")
         require_run_keys(value["provenance"], "provenance: ")
-        _check_evaluation(book, path, cell, value)
-    if present:
+        if book.config is not None:
+            _check_asked(book, "evaluate", path, specs.evaluate_spec(book.config, cell), value)
+    if present and own:
         with book.about(confusion):
-            book.count(confusion)
-            _check_confusion(book, confusion, path, training, value)
+            if book.stated(confusion, value.get("outputs"), path, AGAIN):
+                _check_confusion(book, confusion, path, training, value)
 
 
-def _check_evaluation(book: Book, path: Path, cell: Cell, value: Mapping[str, Any]) -> None:
-    """Check what a cell's evaluation was asked to do against the settings."""
+def _check_asked(book: Book, stage: str, path: Path, spec: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+    """Check what an evaluation or a geometry was asked to do, by its keys and by the hash of its settings."""
     made_by = value["provenance"].get("fingerprint")
-    book.made_by("evaluate", path, made_by)
-    if book.config is None:
-        return
-    spec = specs.evaluate_spec(book.config, cell)
-    meant = "rerun the workflow with the settings that are meant"
-    expected = {key: spec[key] for key in ("study", "note", "protocol", "switches")}
+    book.made_by(stage, path, made_by)
+    expected = {key: said for key, said in spec.items() if key in ASKED}
     found = {key: value[key] for key in expected}
-    if expected != found:
-        book.agree(path, "", expected, found, meant)
+    if not book.agree(path, "", expected, found, MEANT):
         return  # the hash of the settings cannot match either
     stated = value["hashes"]["spec"]
-    code = code_fingerprint("evaluate")
-    # Metrics without a fingerprint come from a tool that gives none, or from before fingerprints were recorded.
-    candidates = [made_by] if made_by else [code, None]
+    # Those without a fingerprint come from a tool that gives none, or from before fingerprints were recorded.
+    candidates = [made_by] if made_by else [code_fingerprint(stage), None]
     if stated in [digest({**spec, "code": c} if c else spec) for c in candidates]:
         return
     if made_by:
-        book.same(path, "spec", digest({**spec, "code": made_by}), stated, meant)
+        book.same(path, "spec", digest({**spec, "code": made_by}), stated, MEANT)
     else:
         book.unclear.append(path)
 
@@ -114,19 +103,22 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         return
     expected = summarise(confusion, manifest["mask_classes"], manifest.get("border_class"))
     expected["miou"] = expected[f"miou_{value['miou_is']}"]
-    classes = classes_in(confusion, manifest["mask_classes"])
-    if lists is not None and training.pack in book.packs:
-        classes["not_in_training"] = classes_lacking(book.packs[training.pack], lists["train"])
-    book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
+    if "classes" in value:  # metrics of before 2026-11-26 do not say
+        classes = classes_in(confusion, manifest["mask_classes"])
+        if lists is not None and training.pack in book.packs:
+            if training.split not in book.lacking:  # the cells of a split share it
+                book.lacking[training.split] = classes_lacking(book.packs[training.pack], lists["train"])
+            classes["not_in_training"] = book.lacking[training.split]
+        book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
     book.agree(metrics, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
     book.agree(metrics, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
 
 
 def check_geometry(book: Book, encoder: Encoder) -> None:
-    """Check an encoder's geometry against the weights and the images that it was measured on.
+    """Check an encoder's geometry against the settings, and the weights and images that it was measured on.
 
     Args:
-        book: the study's.
+        book: the study's; the checks of trainings and splits have run.
         encoder: the one whose geometry is checked.
     """
     path, arrays = layout.geometry_file(book.root, encoder), book.path(layout.GEOMETRY_ARRAYS, encoder=encoder.name)
@@ -134,65 +126,44 @@ def check_geometry(book: Book, encoder: Encoder) -> None:
     if not path.exists() and not arrays.exists():
         book.add(MISSING, path, "expected the encoder's geometry, found no such file; run the workflow")
         return
-    if book.there(arrays, "arrays of the encoder's geometry"):
-        book.count(arrays)
+    present = book.there(arrays, "arrays of the encoder's geometry")
     value = book.json(path, "an encoder's geometry")
     if value is None:
         return
+    own = False
     with book.about(path):
-        book.agree(path, "encoder", encoder.as_dict(), value["encoder"], AGAIN)
+        own = book.agree(path, "encoder", encoder.as_dict(), value["encoder"], AGAIN)
+        if not own:
+            return
         hashes = value["hashes"]
-        of = {"weights": layout.training_of(encoder), "reference_weights": layout.reference_of(encoder)}
-        for key, training in of.items():
-            weights = book.sha256(training.file(book.root, "weights")) if training else None
-            if training is None or weights is not None:
-                book.same(path, key.replace("_", " "), weights, hashes[key], AGAIN)
+        book.same_weights(path, layout.training_of(encoder), "weights", hashes, "weights", AGAIN)
+        reference = layout.reference_of(encoder)
+        book.same_weights(path, reference, "reference weights", hashes, "reference_weights", AGAIN)
         book.same_pack(path, "segmentation", hashes, "pack", AGAIN)
-        book.made_by("geometry", path, value["provenance"].get("fingerprint"))
+        if book.config is not None:
+            subset = layout.subset(probe_size(book.config), encoder.seed)
+            book.same_split(path, ("finetune", subset), hashes, "split", AGAIN, "test")
+            _check_asked(book, "geometry", path, specs.geometry_spec(book.config, encoder), value)
+    if present and own:
+        with book.about(arrays):
+            book.stated(arrays, value.get("outputs"), path, AGAIN)
 
 
-def check_tables(book: Book, cells: Iterable[Cell]) -> None:
-    """Check the tables that are made from metrics alone against what the metrics give now.
+def check_any_geometry(book: Book, name: str) -> None:
+    """Check a geometry of an encoder that no settings name, by what its file says of it.
 
     Args:
         book: the study's.
-        cells: the study's.
+        name: the encoder's, as its files are called.
     """
-    folder = (book.root / layout.TABLE).parent
-    book.expected |= {book.path(layout.TABLE, name=name) for name in OTHER_TABLES}
-    book.expected |= {book.path(layout.SUMMARY, stage=stage) for stage in layout.SUMMARIES}
-    paths = [layout.metrics_file(book.root, cell) for cell in cells]
-    with tempfile.TemporaryDirectory() as made:
-        try:
-            write_tables(paths, made)
-        except Exception as error:  # the metrics are at fault, and have findings of their own
-            book.expected |= set(folder.glob("*"))
-            reason = str(error).replace(f"{book.root}{os.sep}", "")
-            book.add(NOTE, folder, f"not compared with the metrics, which are not whole ({reason})")
-            return
-        for fresh in sorted(Path(made).iterdir()):
-            path = book.path(layout.TABLE, name=fresh.name)
-            if not book.there(path, "a table of the metrics"):
-                continue
-            with book.about(path):
-                book.count(path)
-                _check_table(fresh, path)
-
-
-def _check_table(fresh: Path, path: Path) -> None:
-    """Check a table against the one that the metrics give.
-
-    Raises:
-        InputError: they differ; it names the first line that does.
-    """
-    expected, found = fresh.read_bytes().splitlines(), path.read_bytes().splitlines()
-    if expected != found:
-        pairs = zip([*expected, b""], [*found, b""], strict=False)
-        line, (want, got) = next((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1])
-        raise InputError(
-            f"line {line}: expected {SHORT.repr(want.decode())}, as the metrics have it, found "
-            f"{SHORT.repr(got.decode(errors='replace'))}; {AGAIN}"
-        )
+    path = book.root / layout.GEOMETRY.format(encoder=name)
+    book.expected |= {path, book.path(layout.GEOMETRY_ARRAYS, encoder=name)}
+    value = book.json(path, "an encoder's geometry")
+    if value is not None:
+        with book.about(path):
+            encoder = Encoder(**{key: said for key, said in value["encoder"].items() if key != "name"})
+            if book.agree(path, "encoder.name", name, encoder.name, AGAIN):
+                check_geometry(book, encoder)
 
 
 def check_codes(book: Book) -> None:
@@ -217,6 +188,6 @@ def check_codes(book: Book) -> None:
         book.add(
             NOTE,
             book.unclear[0],
-            f"spec: {len(book.unclear)} metrics files were made by another version of the code or with other "
-            "settings of evaluation, and do not say which; rerun the workflow to be sure",
+            f"spec: {len(book.unclear)} files were made by another version of the code or with other "
+            "settings, and do not say which; rerun the workflow to be sure",
         )

@@ -18,12 +18,14 @@ from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING
 
+OUTSIDE = ("weights_sha256", "sha256")  # keys of a record that the copy inside the weights file cannot have
+
 
 def check_training(book: Book, training: Training) -> None:
     """Check a training's record against the settings, its weights, curve and provenance, its data and its parent.
 
     Args:
-        book: the study's.
+        book: the study's; the parent's check has run.
         training: the one whose files are checked; if it has none, that is one finding.
     """
     folder = training.folder(book.root)
@@ -33,45 +35,65 @@ def check_training(book: Book, training: Training) -> None:
     if not any(file.exists() for file in files):
         book.add(MISSING, folder, f"expected {training.stage} weights, found none; run the workflow")
         return
+    again = f"delete {training.folder(Path())}/ and rerun the workflow"
     weights_present = book.there(weights, "the weights")
     curve_present = book.there(curve, "a learning curve")
-    record, provenance = book.json(path, "a weights record"), book.json(run, "the job's provenance")
-    again = f"delete {folder.name}/ and rerun the workflow"
-    if record is None:
-        return
+    record, provenance = book.json(path, "a weights record", again), book.json(run, "the job's provenance", again)
+    if record is not None and not _is_its_own(book, path, training, record, again):
+        book.discard(path)
+        record = None
+    if record is not None and provenance is not None:
+        fits = False
+        with book.about(run):
+            fits = _check_provenance(book, run, provenance, record)
+        if not fits:
+            book.discard(run)
+            provenance = None
+    if weights_present:
+        with book.about(weights):
+            _check_weights(book, weights, path, record, provenance, again)
+    if curve_present:
+        with book.about(curve):
+            if record is not None:
+                _check_curve(curve, record)
+            book.stated(curve, (provenance or {}).get("outputs"), run, again)
+
+
+def _is_its_own(book: Book, path: Path, training: Training, record: Mapping[str, Any], again: str) -> bool:
+    """Check a training's record against the settings, its data and its parent; whether it is this training's."""
+    own = False
     with book.about(path):
-        book.agree(path, "stage", training.stage, record["stage"], again)
-        book.agree(path, "spec.cell", training.cell, record["spec"]["cell"], again)
+        own = book.agree(path, "stage", training.stage, record["stage"], again)
+        own = book.agree(path, "spec.cell", training.cell, record["spec"]["cell"], again) and own
+        if not own:
+            return False
         if book.config is not None:
             spec = {k: v for k, v in record["spec"].items() if k != "code"}
             expected = specs.training_spec(book.config, training)
             book.agree(path, "spec", expected, spec, "rerun the workflow with the settings meant")
         book.made_by(training.stage, path, record["spec"].get("code"))
-        _check_inputs(book, path, training, record, again)
-    if weights_present:
-        with book.about(weights):
-            found = book.sha256(weights)
-            if book.same(weights, f"sha256, by {path.name}", record["weights_sha256"], found, again):
-                with safe_open(weights, framework="np") as f:
-                    inner = json.loads((f.metadata() or {})["viny"])
-                outer = {k: v for k, v in record.items() if k != "weights_sha256"}
-                book.agree(path, "", inner, outer, f"as {weights.name} has it inside; {again}")
-    if curve_present:
-        with book.about(curve):
-            book.count(curve)
-            _check_curve(curve, record)
-    if provenance is not None:
-        with book.about(run):
-            _check_provenance(book, run, provenance, record)
+        book.same_pack(path, training.pack, record, "pack_sha256", again)
+        book.same_split(path, training.split, record, "split_sha256", again)
+        if (split := book.split_record(*training.split)) is not None:
+            book.agree(path, "images", split["parts"]["train"]["count"], record["images"], again)
+        book.same_parent(path, training, record, "parent_sha256", again)
+    return own
 
 
-def _check_inputs(book: Book, path: Path, training: Training, record: Mapping[str, Any], again: str) -> None:
-    """Check the hashes of what a training started from against the files themselves."""
-    book.same_pack(path, training.pack, record, "pack_sha256", again)
-    book.same_split(path, training.split, record, "split_sha256", again)
-    if (split := book.split_record(*training.split)) is not None:
-        book.agree(path, "images", split["parts"]["train"]["count"], record["images"], again)
-    book.same_parent(path, training, record, "parent_sha256", again)
+def _check_weights(
+    book: Book, path: Path, beside: Path, record: Mapping[str, Any] | None, run: Mapping[str, Any] | None, again: str
+) -> None:
+    """Check a weights file against its record or, if that is damaged, against the provenance."""
+    found = book.sha256(path)
+    if record is None:
+        if run is not None and "hashes" in run:
+            book.same(path, "sha256, by run.json", run["hashes"]["weights"], found, again)
+        return
+    if book.same(path, f"sha256, by {beside.name}", record["weights_sha256"], found, again):
+        with safe_open(path, framework="np") as f:
+            inner = json.loads((f.metadata() or {})["viny"])
+        outer = {k: v for k, v in record.items() if k not in OUTSIDE}
+        book.agree(beside, "", inner, outer, f"as {path.name} has it inside; {again}")
 
 
 def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
@@ -96,19 +118,20 @@ def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def _check_provenance(book: Book, path: Path, provenance: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Check a run's provenance against its training's record.
+def _check_provenance(book: Book, path: Path, provenance: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Check a run's provenance against its training's record; whether they are of the same run.
 
     Raises:
         InputError: a key is missing.
     """
     require_run_keys(provenance)
-    if "hashes" in provenance:  # runs of the first version have none
-        expected = {
-            "spec": digest(record["spec"]),
-            "pack": record["pack_sha256"],
-            "split": record["split_sha256"],
-            "weights": record["weights_sha256"],
-            "parent_weights": record["parent_sha256"],
-        }
-        book.agree(path, "hashes", expected, provenance["hashes"], f"as the record beside it has them; {AGAIN}")
+    if "hashes" not in provenance:  # runs of the first version have none
+        return True
+    expected = {
+        "spec": digest(record["spec"]),
+        "pack": record["pack_sha256"],
+        "split": record["split_sha256"],
+        "weights": record["weights_sha256"],
+        "parent_weights": record["parent_sha256"],
+    }
+    return book.agree(path, "hashes", expected, provenance["hashes"], f"as the record beside it has them; {AGAIN}")

@@ -1,7 +1,8 @@
 """Check a study's results: recompute every hash, and compare every file with those that it belongs to.
 
-Nothing is written. A damaged file is a finding, never an exception. Figures, logs, benchmarks and the report, on
-which nothing depends, are not checked.
+Nothing is written. A damaged file is a finding, never an exception. Each damage is named once, at its file: what was
+made from a damaged file is compared with what that file's record says. Logs, benchmarks and checkpoints are no results
+and are not checked.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from tqdm import tqdm
 
 from viny.learning.progress import PROGRESS
 from viny.runtime.errors import InputError
+from viny.runtime.files import json_text, read_json
 from viny.study import grid, layout
 from viny.study.grid import Cell
 from viny.study.saved import saved_study, study_file
 from viny.tools.verify.book import Book
-from viny.tools.verify.data import check_pack, check_split
-from viny.tools.verify.evaluated import check_codes, check_geometry, check_metrics, check_tables
-from viny.tools.verify.report import MISSING, NOTE, Report, differences
+from viny.tools.verify.data import check_pack, check_sources, check_split
+from viny.tools.verify.evaluated import check_any_geometry, check_codes, check_geometry, check_metrics
+from viny.tools.verify.report import MISSING, NOTE, WRONG, Report, differences
+from viny.tools.verify.summaries import check_age, check_summary
 from viny.tools.verify.trainings import check_training
 
 # Names in the study's folder that are skipped, and the name of the folder of checkpoints.
-UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.FIGURE, layout.LOG, layout.BENCHMARK, layout.REPORT)}
+UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.LOG, layout.BENCHMARK)}
 CHECKPOINTS = Path(layout.CHECKPOINTS).parts[0]
 
 
@@ -39,7 +42,8 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
         store: folder of packs; None for where the study's links lead, or else the place that the settings name.
 
     Returns:
-        Findings, in this order: settings, packs, splits, trainings, metrics, geometry, tables, code, strays.
+        Findings, in this order: settings, packs and what they were made from, splits, trainings, metrics, geometry,
+        summaries, code, strays.
 
     Raises:
         InputError: `root` is not a folder or holds no study, or `store` is not a folder.
@@ -83,13 +87,20 @@ def _check_settings(book: Book) -> None:
             )
         return
     with book.about(path):
-        book.count(path)
+        book.sha256(path)
         config = saved_study(book.root)
         if book.config is None:
             book.config = config
         # The run noted what was in the user's folders, which a study file does not say.
         elif found := list(differences(book.config, {k: v for k, v in config.items() if k != "listings"})):
             book.add(NOTE, path, f"holds other settings than those given, which were used ({'; '.join(found[:3])})")
+        value = read_json(path, "a study's settings")
+        if set(value) != {"config", "sha256"} or path.read_bytes() != json_text(value).encode():
+            book.add(
+                WRONG,
+                path,
+                "changed since it was written: other or further characters; run the workflow, which writes it again",
+            )
 
 
 def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None]]]:
@@ -99,8 +110,10 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
     """
     root, trainings = book.root, layout.trainings(cells)
     checks: list[tuple[Path, Callable[[], None]]] = []
-    for name in dict.fromkeys(training.pack for training in trainings):
+    packs = list(dict.fromkeys(training.pack for training in trainings))
+    for name in packs:
         checks.append((layout.pack_manifest(root, name), partial(check_pack, book, name)))
+    checks.append((study_file(root), partial(check_sources, book, packs)))
     for split in dict.fromkeys(training.split for training in trainings):
         checks.append((layout.split_record(root, *split), partial(check_split, book, *split)))
     for training in trainings:
@@ -111,22 +124,27 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
         for encoder in grid.encoders(book.config):
             checks.append((layout.geometry_file(root, encoder), partial(check_geometry, book, encoder)))
     else:  # only the settings say which encoders are measured
-        book.expected |= set((root / layout.GEOMETRY).parent.glob("*"))
-    checks.append(((root / layout.TABLE).parent, partial(check_tables, book, cells)))
-    checks.append((root, partial(check_codes, book)))
-    checks.append((root, partial(_check_strays, book, root)))
+        for name in sorted({path.stem for path in (root / layout.GEOMETRY).parent.glob("*.*")}):
+            checks.append((root / layout.GEOMETRY.format(encoder=name), partial(check_any_geometry, book, name)))
+    for stage in layout.SUMMARIES:
+        if stage != "representations" or book.config is None or grid.encoders(book.config):
+            checks.append((book.path(layout.SUMMARY, stage=stage), partial(check_summary, book, stage)))
+    checks += [(root, partial(check, book)) for check in (check_codes, check_age, _check_strays)]
     return checks
 
 
-def _check_strays(book: Book, folder: Path) -> None:
+def _check_strays(book: Book) -> None:
     """Note what does not belong to the study; a folder with nothing of the study's is one note."""
+    _stray_in(book, book.root, {parent for path in book.expected for parent in path.parents})
+
+
+def _stray_in(book: Book, folder: Path, wanted: set[Path]) -> None:
     of_study = folder == book.root
-    wanted = {parent for path in book.expected for parent in path.parents}
     for path in sorted(folder.iterdir()):
         if path in book.expected or (of_study and path.name in UNCHECKED):
             continue
         if path.is_dir() and not path.is_symlink() and path in wanted:
-            _check_strays(book, path)
+            _stray_in(book, path, wanted)
         elif of_study and path.name == CHECKPOINTS:
             for file in sorted(p for p in path.rglob("*") if not p.is_dir() and p.name != PROGRESS):
                 book.add(NOTE, file, "a checkpoint: a job was interrupted; the next run goes on from it")

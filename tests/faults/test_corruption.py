@@ -1,0 +1,25 @@
+"""Every file of a finished study, corrupted in every way, is named by verify, and nothing sound is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jsonschema")
+
+from corruption import CORRUPTIONS, corrupt_study, study_to_corrupt
+
+from viny.tools.verify.verifier import verify_study
+
+
+@pytest.mark.slow
+def test_every_corruption_of_every_file_is_named_once_at_its_file(tmp_path: Path) -> None:
+    root = study_to_corrupt(tmp_path)
+    assert [str(finding) for finding in verify_study(root).findings] == []
+    outcome = corrupt_study(root, seed=0)
+    assert outcome.unnoticed == []
+    assert outcome.condemned == []
+    assert {name for _, name in outcome.corrupted} == set(CORRUPTIONS)
+    assert outcome.kinds > 37
+    assert [str(finding) for finding in verify_study(root).findings] == []  # all was put back
