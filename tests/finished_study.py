@@ -14,6 +14,7 @@ from viny.cli import main
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, specs
 from viny.study.config import merge, resolve
+from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import write_study
 
@@ -48,6 +49,7 @@ def finished_study(folder: Path, settings: Mapping[str, Any]) -> Path:
     """
     config = resolve(merge(read_config(TINY), settings))
     root = folder / "results" / "tiny"
+    config = with_listings(config, root, read_files(config, count_images(config, root)))
     write_study(root, config)
     for name in ("pretrain", "segmentation", *config["intermediate"]):
         manifest = root / "packs" / name / "manifest.json"

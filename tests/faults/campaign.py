@@ -36,6 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from corruption import corrupt_study, study_to_corrupt  # noqa: E402, found through the line above
+from lost_records import mix  # noqa: E402
 from tiny_study import Study  # noqa: E402
 
 from viny.cli import Log  # noqa: E402
@@ -60,6 +61,8 @@ class Tally:
     different: list[str] = field(default_factory=list)
     corrupted: Counter[str] = field(default_factory=Counter)  # files of a finished study, by what was done to them
     kinds: int = 0  # of files that were corrupted
+    mixed: Counter[str] = field(default_factory=Counter)  # what does not belong to a study, by kind, without .snakemake
+    at_start: int = 0  # of these, noticed at the start of a run
     unnoticed: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # broken promises of other kinds: a traceback, a half file
 
@@ -70,6 +73,8 @@ class Tally:
         self.different += other.different
         self.corrupted += other.corrupted
         self.kinds = max(self.kinds, other.kinds)
+        self.mixed += other.mixed
+        self.at_start += other.at_start
         self.unnoticed += other.unnoticed
         self.faults += other.faults
 
@@ -464,6 +469,14 @@ def corrupt_files(folder: Path, rounds: int, seed: int) -> Tally:
     return tally
 
 
+def lose_records(folder: Path) -> Tally:
+    """Mix results of other settings and edited images into a study that Snakemake has no records of."""
+    with open(folder / "lost.out", "w", encoding="utf-8") as log, redirect_stdout(log):
+        (folder / "lost").mkdir()
+        found = mix(folder / "lost")
+    return Tally(mixed=found.mixed, at_start=found.at_start.total(), unnoticed=found.unnoticed)
+
+
 def campaign(folder: Path, kills: int, writes: int, full: int, workflows: int, corruptions: int, seed: int) -> Tally:
     """Run all of it; see the command line's help for the arguments."""
     draw = random.Random(seed)
@@ -477,6 +490,7 @@ def campaign(folder: Path, kills: int, writes: int, full: int, workflows: int, c
         total.add(kill_workflow(folder, workflows, draw))
     if corruptions:
         total.add(corrupt_files(folder, corruptions, seed))
+        total.add(lose_records(folder))
     return total
 
 
@@ -486,7 +500,12 @@ def main() -> int:
     parser.add_argument("--writes", type=int, default=120, help="stages whose writing calls fail (default 120)")
     parser.add_argument("--full", type=int, default=40, help="stages on a disk that runs full (default 40)")
     parser.add_argument("--workflows", type=int, default=6, help="studies whose Snakemake is killed (default 6)")
-    parser.add_argument("--corruptions", type=int, default=5, help="rounds over all files and ways (default 5)")
+    parser.add_argument(
+        "--corruptions",
+        type=int,
+        default=5,
+        help="rounds over all files and ways; 0 leaves lost records out, too (default 5)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds (default 0)")
     args = parser.parse_args()
     began = time.monotonic()
@@ -503,7 +522,10 @@ def main() -> int:
     if tally.corrupted:
         ways = ", ".join(f"{n} {way}" for way, n in tally.corrupted.most_common())
         print(f"files of {tally.kinds} kinds corrupted: {tally.corrupted.total()} ({ways})")
-        print(f"noticed: {tally.corrupted.total() - len(tally.unnoticed)}, silently used: {len(tally.unnoticed)}")
+        ways = ", ".join(f"{n} {way}" for way, n in tally.mixed.most_common())
+        print(f"without Snakemake's records: {tally.mixed.total()} ({ways}), {tally.at_start} noticed at a run's start")
+        every = tally.corrupted.total() + tally.mixed.total()
+        print(f"noticed: {every - len(tally.unnoticed)}, silently used: {len(tally.unnoticed)}")
     for line in [*tally.lost, *tally.different, *tally.unnoticed, *tally.faults]:
         print(f"- {line}")
     print(
