@@ -48,7 +48,7 @@ TRAINED = {
 # By what `viny.runtime.files.read_json` is told that a file is; `*` is any other key. Which keys there must be, their
 # readers know.
 SHAPES: dict[str, dict[str, Any]] = {
-    "a pack manifest": {"sha256": str, "source": str, "count": int, "resolution": int, "listing": TEXT},
+    "a pack manifest": {"sha256": str, "source": str, "count": int, "resolution": int, "contents": TEXT},
     "a split record": {"pack_sha256": str, "parts": {"*": {"count": int, "sha256": str}}, "spec": dict},
     "a weights record": TRAINED,
     "the record of a fine-tuned model": TRAINED,
@@ -68,7 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a study's settings": {"config": dict, "sha256": str},
     # Any of those above, of which no more than these keys are read.
     "a record": {
-        "listing": TEXT,
+        "contents": TEXT,
         "hashes": {"*": HASH},
         "parts": {"*": {"count": int, "sha256": str}},
         "spec": dict,
