@@ -23,8 +23,8 @@ from tiny_study import Study
 
 from viny.cli import parser
 from viny.commands import stages
-from viny.data.folders import pair
 from viny.data.packing import build_pack
+from viny.data.pairs import pair
 from viny.data.synthetic import SEGMENTATION_CLASSES
 from viny.evidence import duplicates, tables
 from viny.evidence.paper import scorecard

@@ -15,10 +15,12 @@ import torchmetrics.functional as tm
 from PIL import Image, ImageOps
 
 from viny.data.decoding import BARS, BadFileError, decode, decode_mask, inner_box, mask_values
-from viny.data.folders import guess_suffix, hold_out, images_below, pair, split_by_file
+from viny.data.folders import images_below
 from viny.data.masks import IGNORE, mask_coding, value_number
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
 from viny.data.packing import build_pack
+from viny.data.pairs import guess_suffix, pair
+from viny.data.parts import hold_out, split_by_file
 from viny.data.sources import list_source
 from viny.data.splits import finetune_split, pretrain_split, task_split
 from viny.evidence.evaluate import confusion_matrices

@@ -14,19 +14,11 @@ import yaml
 from PIL import Image
 
 from viny.cli import main
-from viny.data.folders import (
-    BY_FOLDERS,
-    images_below,
-    list_below,
-    own_split,
-    pair,
-    part_of,
-    rank,
-    split_by_file,
-    split_by_folders,
-)
+from viny.data.folders import images_below, list_below
 from viny.data.pack import TEST, TRAIN
 from viny.data.packing import build_pack, describe
+from viny.data.pairs import pair
+from viny.data.parts import BY_FOLDERS, own_split, part_of, rank, split_by_file, split_by_folders
 from viny.data.sources import list_imagenet, list_source
 from viny.runtime.errors import InputError
 from viny.study.config import resolve

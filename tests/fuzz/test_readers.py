@@ -30,8 +30,8 @@ from trained_cell import make_cell
 
 from viny.data.coco import convert
 from viny.data.decoding import decode, decode_mask, mask_values, upright
-from viny.data.folders import read_split_file
 from viny.data.pack import Pack, open_pack
+from viny.data.parts import read_split_file
 from viny.data.splits import read_split
 from viny.evidence.figures.geometry import read_arrays
 from viny.evidence.report.page import write_page

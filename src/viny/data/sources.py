@@ -16,26 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.folders import (
-    BY_FOLDERS,
     Found,
-    Pairs,
     check_missing,
     check_name,
     check_some,
     composed,
     few,
-    hold_out,
     list_below,
     name_below,
-    own_split,
-    pair,
-    part_of,
-    split_by_file,
-    split_by_folders,
-    split_in_names,
     together,
 )
 from viny.data.pack import TEST, TRAIN
+from viny.data.pairs import Pairs, pair
+from viny.data.parts import BY_FOLDERS, hold_out, own_split, part_of, split_by_file, split_by_folders, split_in_names
 from viny.runtime.errors import InputError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from viny.data.folders import rank
 from viny.data.pack import TEST, TRAIN, Pack, open_pack
+from viny.data.parts import rank
 from viny.runtime.errors import InputError
 from viny.runtime.files import array_sha256, atomic_path, digest, file_sha256, load_arrays, read_sealed, write_sealed
 from viny.runtime.provenance import Provenance

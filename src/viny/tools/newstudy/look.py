@@ -11,22 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
-from viny.data.folders import (
-    BY_FOLDERS,
-    Pairs,
-    check_missing,
-    check_some,
-    composed,
-    few,
-    guess_suffix,
-    list_below,
-    own_split,
-    pair,
-    same_files,
-    split_by_file,
-    split_by_folders,
-)
+from viny.data.folders import check_missing, check_some, composed, few, list_below, same_files
 from viny.data.pack import TEST, TRAIN
+from viny.data.pairs import Pairs, guess_suffix, pair
+from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
 from viny.data.sources import Listing, beside, kept_split, list_folder, pooled_split
 from viny.data.survey import (
     LEAST,
@@ -64,7 +52,7 @@ class Request:
         tasks: folder of class folders, by name of the intermediate task.
         spatial: whether the majority class of each patch is a task too.
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
-        mask_suffix: see `viny.data.folders.pair`; None: guessed.
+        mask_suffix: see `viny.data.pairs.pair`; None: guessed.
         split: file with lines of image,part, or `folders.BY_FOLDERS`; None: the latter if there are such folders.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.

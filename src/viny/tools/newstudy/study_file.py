@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from viny.data.folders import BY_FOLDERS
 from viny.data.pack import TRAIN
+from viny.data.parts import BY_FOLDERS
 from viny.data.survey import (
     percent,
 )
