@@ -13,9 +13,13 @@ import pytest
 
 from viny.data import contents
 from viny.data.contents import FOLDER, Contents, differences, read_contents, untouched
-from viny.data.packing import build_pack
+from viny.data.pack import open_pack
+from viny.data.packing import build_pack, pack_into_store
 from viny.data.sources import Listing
 from viny.runtime.errors import InputError
+from viny.study.config import resolve
+from viny.study.inventory import count_images, read_files, with_listings
+from viny.study.specs import pack_spec
 
 LONG_AGO = 2_000_000_000  # ns before now, after which a file's times are believed
 
@@ -198,3 +202,27 @@ def test_a_pack_is_not_made_of_files_that_change_meanwhile(
     with pytest.raises(InputError, match=r"images: files in it changed (after the run|while they were packed)"):
         build_pack(own, tmp_path / "pack", 1)
     assert not untouched(listed, read_contents(listed, own, None)) or when
+
+
+def test_clones_that_share_a_store_get_their_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a known source, too, whose files have the same names and sizes in both clones."""
+    from PIL import Image
+
+    raw = {"study": "s", "pack_store": str(tmp_path / "packs"), "grid": {"intermediates": ["none", "intel"]}}
+    made = {}
+    for clone in ("one", "other"):
+        folder = tmp_path / clone
+        for part in ("seg_train", "seg_test"):
+            for kind in ("sea", "street"):
+                place = folder / "data" / "intel" / part / part / kind
+                place.mkdir(parents=True)
+                Image.new("RGB", (16, 16), (len(clone), 0, 0)).save(place / "0.bmp")
+        monkeypatch.chdir(folder)
+        config, root = resolve(raw), folder / "results" / "s"
+        images = count_images(config, root)
+        config = with_listings(config, root, read_files(config, images))
+        manifest = root / "packs" / "intel" / "manifest.json"
+        pack_into_store(pack_spec(config, "intel"), tmp_path / "packs", manifest, 1)
+        made[clone] = open_pack(manifest)
+    assert made["one"].folder != made["other"].folder
+    assert [int(pack.rows("images", np.arange(4))[:, 0].max()) for pack in made.values()] == [3, 5]
