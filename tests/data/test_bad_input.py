@@ -30,7 +30,7 @@ from viny.data.packing import build_pack, describe, pack_into_store
 from viny.data.sources import list_imagenet, list_pets
 from viny.data.splits import finetune_split, read_split, write_split
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256
+from viny.runtime.files import array_sha256, write_sealed
 from viny.runtime.processes import place, process_tag
 
 VALUES = {1: 0, 2: 1, 3: 2}
@@ -802,7 +802,7 @@ def test_any_index_lists_are_a_split_or_refused(
     if sealed:
         for name, indices in lists.items():
             value["parts"][name]["sha256"] = array_sha256(indices)
-    (tmp_path / "s.json").write_text(json.dumps(value))
+    write_sealed(tmp_path / "s.json", value)
     sound = dtype == "i8" and len({*train, *test}) == len(train + test) and all(0 <= i < 12 for i in train + test)
     same = all(np.array_equal(lists[k], split[k]) for k in split) and dtype == "i8"
     if (sealed and sound) or same:

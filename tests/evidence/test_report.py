@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("jsonschema")
 
 from viny.evidence.report import page
+from viny.evidence.summary import Summary
 from viny.evidence.tables import write_tables
 from viny.runtime.files import write_json
 from viny.study.config import resolve
@@ -61,6 +62,7 @@ def test_the_setting_says_which_classes_are_absent(tmp_path: Path) -> None:
     write_tables([metrics_file(tmp_path, cell) for cell in cells_of_study], tmp_path / "tables")
     for training in trainings(cells_of_study):
         write_json(training.file(tmp_path, "run"), {})
-    said = page._Page(report_spec(config), tmp_path).setting()
+    spec = report_spec(config)
+    said = page._Page(spec, tmp_path, Summary("report", spec, tmp_path)).setting()
     assert "No test mask has a pixel of <dog>: such a class is not in mIoU" in said  # the template escapes it
     assert f"has a pixel of: yak ({len(cells_of_study)} of {len(cells_of_study)} cells)" in said

@@ -29,7 +29,8 @@ PATH = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
 
 
 def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": PATH, **environment}
+    own = {name: value for name, value in os.environ.items() if name not in SET}  # other tests call commands, too
+    command, environment = [sys.executable, *arguments], {**own, "PYTHONPATH": PATH, **environment}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120)
 
 

@@ -317,7 +317,7 @@ def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path:
         assert "| IoU of border | undefined |" in card
         assert "border is in no test mask: nothing is known of it" in card and "is in no mask that" not in card
         absent = {"averaged": ["pet"], "not_in_test": [], "not_in_training": ["border"]}
-        write_json(metrics_path, {**metrics, "classes": absent})
+        write_sealed(metrics_path, {**metrics, "classes": absent})
         assert "border is in no mask that it was fine-tuned on" in card_of(root, cell, tmp_path)
         assert "One seed" in card
     finally:
