@@ -257,6 +257,20 @@ def test_a_finished_study_reruns_nothing(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("damage", ["lost", "edited"])
+def test_a_run_with_nothing_to_do_writes_the_settings_again(finished: Path, damage: str) -> None:
+    path = finished / "results" / "tiny" / "study.json"
+    snakemake(finished, "--cores", "1", "--configfile", TINY)
+    whole = path.read_text()
+    path.unlink() if damage == "lost" else path.write_text(whole + " ")
+    said = snakemake(finished, "--cores", "1", "--configfile", TINY, "-n")
+    assert not path.exists() if damage == "lost" else path.read_text() == whole + " "
+    said = snakemake(finished, "--cores", "1", "--configfile", TINY)
+    assert "Nothing to be done" in said.stdout + said.stderr
+    assert path.read_text() == whole
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -25,7 +25,7 @@ from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve, typed
 from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
-from viny.study.saved import export_settings, submitted_settings, write_study
+from viny.study.saved import export_settings, is_written, submitted_settings, write_study
 
 take_names_for_utf8()
 if int(snakemake.common.__version__.partition(".")[0]) > 9:
@@ -107,6 +107,24 @@ def begin():
     name_slurm_jobs(root)
 
 
+def settle():
+    """Write the settings of a run that had nothing to do, if they are not there or were changed."""
+    root = Path(ROOT)
+    # 9.27.1: whether this is a dry run, the scheduler, which is there once the graph is, and the jobs that are left.
+    # Without them, the settings are written by the next run that has something to do.
+    if (
+        inside("dryrun", True)
+        or inside("scheduler", None) is None
+        or len(inside("dag", "?"))
+        or is_written(root, STUDY)
+    ):
+        return
+    claim = Claim(root / ".claim")
+    if claim.acquire() is None:
+        write_study(root, STUDY)
+        claim.release()
+
+
 def share_gpus_out():
     """Let as many local jobs compute at once as the GPUs have slots, unless --resources gpu=N says how many."""
     # 9.27.1: whether jobs run here, and the command line's limits. Without either, jobs wait for a GPU themselves.
@@ -142,6 +160,10 @@ def failures():
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
         slurm = complaint(Path(".snakemake", "slurm_logs", kind))
         yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
+
+
+if IS_DRIVER:
+    atexit.register(settle)
 
 
 onstart:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_json, write_json
+from viny.runtime.files import digest, json_text, read_json, write_json
 from viny.study.config import resolve
 
 
@@ -29,6 +29,15 @@ def write_study(root: Path, config: Mapping[str, Any]) -> str:
     sha256 = digest(dict(config))
     write_json(study_file(root), {"config": dict(config), "sha256": sha256})
     return sha256
+
+
+def is_written(root: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a study's file holds these settings, as `write_study` writes them."""
+    try:
+        found = study_file(root).read_bytes()
+    except OSError:
+        return False
+    return found == json_text({"config": dict(config), "sha256": digest(dict(config))}).encode()
 
 
 def read_study(root: Path) -> dict[str, Any]:

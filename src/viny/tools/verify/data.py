@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from viny.data.pack import TEXTS, open_pack, verify_pack
 from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_json
+from viny.runtime.files import canonical_json, digest, read_json
+from viny.runtime.fingerprint import code_fingerprint
 from viny.study import layout, specs
 from viny.study.inventory import changed_files, count_images, read_files
 from viny.tools.verify.book import Book
@@ -105,7 +107,13 @@ def _fits(manifest: Path) -> bool:
 def _how(book: Book, name: str) -> str:
     """How to pack again, even where the workflow has nothing else to do and so leaves packs alone."""
     log = book.path(layout.LOG, job=f"pack/{name}")
-    return f", by the command that {log} begins with" if log.is_file() else ""
+    if log.is_file():
+        return f", by the command that {log} begins with"
+    if book.config is None:
+        return ""
+    spec = canonical_json({**specs.pack_spec(book.config, name), "code": code_fingerprint("pack")})
+    words = ["viny", "pack", "--spec", spec, "--store", book.config["pack_store"]]
+    return f", by {shlex.join([*words, '--manifest', str(layout.pack_manifest(book.root, name))])}"
 
 
 def _folder_of_arrays(book: Book, name: str, manifest: Mapping[str, Any], link: Path) -> Path | None:
