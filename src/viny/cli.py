@@ -145,7 +145,7 @@ def _flush() -> None:
 def _let_go() -> None:
     """Let the last flush, at the interpreter's end, go nowhere: it would complain once more."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # of a stream that is no file, or closed
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -222,7 +222,8 @@ def read_json(path: str | Path, what: str) -> Any:
         with open_file(path) as f:
             text = f.read().decode()
         value = json.loads(text, object_pairs_hook=functools.partial(Record, f"{path}: not {what}"), **NUMBERS)
-        json.dumps(value, ensure_ascii=False).encode()  # fails at half a character, which nothing can write
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # fails at half a character, which nothing can write
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected {what}") from error
     except OSError as error:
