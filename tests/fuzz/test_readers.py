@@ -455,6 +455,32 @@ def test_a_file_that_a_record_names_cannot_hold_status_up(study: tuple[Path, Cel
         ends_well(lambda: Watcher(root).look())
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself", "device"])
+def test_what_is_no_file_is_refused_at_once(study: tuple[Path, Cell], kind: str) -> None:
+    """In place of each file of a pack, its split and the matrices of a cell."""
+    root, cell = study
+    manifest = layout.pack_manifest(root, "segmentation")
+    record = layout.split_record(root, "finetune", layout.subset(cell.finetune_size, cell.seed))
+    confusion = layout.metrics_file(root, cell).with_suffix(".npz")
+    pack = open_pack(manifest)
+    for path in [*sorted(manifest.parent.iterdir()), record, record.with_suffix(".npz"), confusion]:
+        aside = path.rename(root.parent / "aside")
+        try:
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "folder":
+                path.mkdir()
+            else:
+                path.symlink_to(path if kind == "link to itself" else "/dev/zero")
+            ends_well(lambda: open_pack(manifest))
+            ends_well(lambda: read_split(record, record.with_suffix(".npz"), pack))
+            ends_well(lambda: read_confusion(confusion))
+            ends_well(lambda: verify_study(root, None, None).summary())
+        finally:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+            aside.rename(path)
+
+
 EVIL = "</script><script>alert(1)</script> a|b [c](javascript:d)\n\n# e"
 
 

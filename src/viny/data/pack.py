@@ -28,7 +28,7 @@ import numpy as np
 
 from viny.data.decoding import HASH, short_sha256
 from viny.runtime.errors import InputError
-from viny.runtime.files import array_sha256, digest, read_json
+from viny.runtime.files import array_sha256, digest, open_file, read_json
 from viny.runtime.processes import unfinished
 
 FORMAT = 2
@@ -299,6 +299,7 @@ def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
     """A read-only map of an array's file, which must be whole: touching a missing page kills the process."""
     file = folder / f"{name}.npy"
     try:
+        open_file(file).close()  # refuses a pipe, which would keep us waiting
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except MemoryError:
         raise
@@ -325,7 +326,8 @@ def _checked_text(file: Path, manifest_path: Path, sha256: str | None, what: str
     if sha256 is None:
         return b""
     try:
-        data = file.read_bytes()
+        with open_file(file) as f:
+            data = f.read()
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; expected {what}; {_again(file.parent)}") from error
     if hashlib.sha256(data).hexdigest() != sha256:

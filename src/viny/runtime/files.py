@@ -159,12 +159,14 @@ def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[
     import numpy as np
 
     try:
-        with zipfile.ZipFile(path) as members:
-            unpacked = sum(member.file_size for member in members.infolist())
-        if unpacked > MAX_ARRAYS:
-            raise ValueError(f"{unpacked / 1e9:.1f} GB when unpacked, expected at most {MAX_ARRAYS / 1e9:.1f}")
-        with np.load(path, allow_pickle=False) as f:
-            return {name: f[name] for name in (tuple(names) or f.files)}
+        with open_file(path) as f:
+            with zipfile.ZipFile(f) as members:
+                unpacked = sum(member.file_size for member in members.infolist())
+            if unpacked > MAX_ARRAYS:
+                raise ValueError(f"{unpacked / 1e9:.1f} GB when unpacked, expected at most {MAX_ARRAYS / 1e9:.1f}")
+            f.seek(0)
+            with np.load(f, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in (tuple(names) or arrays.files)}
     except Exception as error:  # files, zip, compression, headers and keys each have types of their own
         reason = str(error) or type(error).__name__
         raise InputError(f"{path}: no readable {what} ({reason}); delete it and rerun") from error
