@@ -13,6 +13,10 @@ from viny.tools.status.state import Watcher
 
 def finish(root: Path, *stages: str) -> None:
     """Leave what the jobs of these stages, or of all, leave: each record names what it was made from."""
+    packs = [root / one.record for one in Watcher(root).jobs if one.stage == "pack"]
+    for manifest in packs if not stages or "pack" in stages else ():
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.touch()  # what is packed is compared with its files
     watcher = Watcher(root)
     by_key = {one.key: one for one in watcher.jobs}
     for one in watcher.jobs:

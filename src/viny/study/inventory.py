@@ -155,12 +155,15 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
     return lines + scales(whites)
 
 
-def read_files(config: Mapping[str, Any], images: Images, remember: bool = True) -> dict[str, Contents]:
+def read_files(
+    config: Mapping[str, Any], images: Images, packed: Path | None = None, remember: bool = True
+) -> dict[str, Contents]:
     """The files of a study's data sets as they are now, by pack; those that are not here are left out.
 
     Args:
         config: resolved settings.
         images: what `count_images` returns.
+        packed: the study's folder, to leave out what neither it nor the store has packed; None to read all.
         remember: whether to write down what was read, in the study's store of packs; somebody else's study is not to
             say where files are written.
     """
@@ -168,9 +171,12 @@ def read_files(config: Mapping[str, Any], images: Images, remember: bool = True)
     read: dict[str, Contents] = {}  # a task may learn from another pack's images
     for name, listing in images.listings.items():
         spec = pack_spec({**config, "listings": {}}, name)
-        key = canonical_json(spec)
+        key, store = canonical_json(spec), Path(config["pack_store"])
+        stored = any(store.glob(f"{spec['source']}-{spec['size']}-*"))
+        if packed is not None and not stored and not pack_manifest(packed, name).is_file():
+            continue
         if key not in read:
-            read[key] = read_contents(listing, spec, Path(config["pack_store"]), remember)
+            read[key] = read_contents(listing, spec, store, remember)
         found[name] = read[key]
     return found
 

@@ -59,7 +59,7 @@ def plan(
     root = results / config["study"]
     images = count_images(config, root)
     check_sizes(config, images.limits)
-    config = with_listings(dict(config), root, read_files(config, images))
+    config = with_listings(dict(config), root, read_files(config, images, root))
     all_jobs = jobs(config, images)
     stale = out_of_date(all_jobs, root, store)
     place = Resources.of(config, cores, gpus)

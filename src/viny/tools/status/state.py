@@ -110,7 +110,7 @@ class Watcher:
         self.begun = begun  # each run rewrites the study's file
         config = saved_study(self.root)  # completed, as an older version may have known fewer keys
         self.images = count_images(config, self.root)
-        files = read_files(config, self.images, remember=False)
+        files = read_files(config, self.images, self.root, remember=False)
         self.changed = changed_files(config, self.root, files)
         self.config = with_listings(config, self.root, files)
         self.jobs = jobs(self.config, self.images)

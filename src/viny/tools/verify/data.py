@@ -85,7 +85,7 @@ def check_sources(book: Book, names: Iterable[str]) -> None:
     if config is None:
         return
     images = count_images(config, book.root)
-    changed = changed_files(config, book.root, read_files(config, images, remember=False))
+    changed = changed_files(config, book.root, read_files(config, images, book.root, remember=False))
     for name in names:
         path = layout.pack_manifest(book.root, name)
         if name in changed:
