@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from viny.runtime.shapes import SHAPES
 from viny.study import reading
 
 REPOSITORY = Path(__file__).parents[1]
@@ -127,3 +128,15 @@ def test_what_is_looked_for_is_found(source: str) -> None:
 )
 def test_what_is_looked_for_in_rules_is_found(source: str) -> None:
     assert list(unsafe_in_rules(source))
+
+
+def test_every_kind_of_record_that_is_read_has_a_shape() -> None:
+    calls = [
+        node
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("read_json", "read_sealed")
+    ]
+    kinds = {node.args[1].value for node in calls if isinstance(node.args[1], ast.Constant)}
+    assert len(kinds) > 5
+    assert kinds <= set(SHAPES)

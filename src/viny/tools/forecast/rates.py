@@ -91,7 +91,7 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
                 whole.setdefault(job.stage, []).append(took)
             continue
         try:
-            run = read_json(root / job.outputs[3], "provenance")
+            run = read_json(root / job.outputs[3], "the provenance of a training")
             spec = read_json(root / job.outputs[1], "a weights record")["spec"]
             same = _kind_of_training(spec) == kind(job) and run["threads"] == threads
             if same and (device == "auto" or run["device"].startswith(device)):
