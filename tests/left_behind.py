@@ -50,7 +50,7 @@ def records_of(root: Path, one: Job) -> dict[str, Any]:
 
 def leave(path: Path, record: dict[str, Any]) -> None:
     """A record, and beside that of a training the header of weights that hold it."""
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     weights = path.with_suffix(".safetensors")
     if weights.exists():
         inner = {key: value for key, value in record.items() if key != "weights_sha256"}
@@ -60,5 +60,5 @@ def leave(path: Path, record: dict[str, Any]) -> None:
 
 def change(path: Path, **values: Any) -> None:
     """Rewrite a record as another job would have written it."""
-    record = {**json.loads(path.read_text()), **values}
+    record = {**json.loads(path.read_text(encoding="utf-8")), **values}
     leave(path, {**record, "sha256": seal_of(record)} if "sha256" in record else record)

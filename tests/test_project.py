@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pins(path: Path) -> list[str]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

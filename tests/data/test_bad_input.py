@@ -401,7 +401,7 @@ def trainval(root: Path) -> Path:
     ],
 )
 def test_a_bad_line_of_a_list_is_named(pets: Path, line: str, message: str) -> None:
-    with open(trainval(pets), "a") as f:
+    with open(trainval(pets), "a", encoding="utf-8") as f:
         f.write(line + "\n")
     with pytest.raises(InputError, match=message):
         list_pets(pets)

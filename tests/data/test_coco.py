@@ -68,7 +68,7 @@ def images_at(folder: Path, names: list[str]) -> list[dict[str, Any]]:
 
 
 def written(path: Path, **lists: Any) -> Path:
-    path.write_text(json.dumps({"categories": CATEGORIES} | lists))
+    path.write_text(json.dumps({"categories": CATEGORIES} | lists), encoding="utf-8")
     return path
 
 

@@ -169,7 +169,7 @@ def test_links_to_no_file_end_in_a_sentence_or_are_left_out(
     text = study_text(found)
     assert "on_bad_image: skip" in text
     Path("studies").mkdir()
-    Path("studies/s.yaml").write_text(text)
+    Path("studies/s.yaml").write_text(text, encoding="utf-8")
     assert main(["check", "studies/s.yaml"]) == 0
     assert "links that lead nowhere, left out: 3.png" in capsys.readouterr().out
     name = {"more": "pretrain", "kinds/a": "kinds"}.get(where, "segmentation")
@@ -178,7 +178,7 @@ def test_links_to_no_file_end_in_a_sentence_or_are_left_out(
     manifest = build_pack(pack_spec(config, name), tmp_path / "pack", threads=1)
     assert manifest["skipped"][0]["reason"] == "a link that leads nowhere"
     assert "3.png" in describe(manifest)
-    Path("studies/s.yaml").write_text(text.replace("on_bad_image: skip", "on_bad_image: error"))
+    Path("studies/s.yaml").write_text(text.replace("on_bad_image: skip", "on_bad_image: error"), encoding="utf-8")
     assert main(["check", "studies/s.yaml"]) == 2
     said = capsys.readouterr().err
     assert f"{where}/3.png" in said and "on_bad_image: skip" in said
@@ -206,7 +206,8 @@ def test_folders_that_cannot_be_listed_are_named(
     )
     Path("s.yaml").write_text(
         "study: s\ngrid: {pretrain_sizes: [0], intermediates: [none], finetune_sizes: [4], seeds: [0]}\n"
-        "segmentation: {source: folder, images: images, masks: masks, classes: 2, test_size: 2}\n"
+        "segmentation: {source: folder, images: images, masks: masks, classes: 2, test_size: 2}\n",
+        encoding="utf-8",
     )
     assert main(["check", "s.yaml"]) == 0
     real = os.scandir

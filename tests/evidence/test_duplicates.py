@@ -173,7 +173,7 @@ def study(tmp_path: Path) -> Callable[..., tuple[list[dict[str, str]], str]]:
         spec = {"study": "s", "pretrain": True, "tasks": ["classes"], "finetune_sizes": sizes, "seeds": [0]}
         record = tmp_path / "duplicates.json"
         write_duplicates({**spec, "distance": 4, **over}, root=root, out=tmp_path, record=record)
-        with open(tmp_path / "tables" / "duplicates.csv", newline="") as f:
+        with open(tmp_path / "tables" / "duplicates.csv", encoding="utf-8", newline="") as f:
             rows = list(csv.DictReader(f))
         return rows, (tmp_path / "tables" / "duplicates.md").read_text()
 

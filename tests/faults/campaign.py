@@ -140,8 +140,8 @@ def start(command: list[str], log: Path, prepare: Callable[[], None] = lambda: N
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.stdout = Log(open(1, "w", closefd=False))  # noqa: SIM115, it lives as long as the process
-        sys.stderr = Log(open(2, "w", closefd=False))  # noqa: SIM115
+        sys.stdout = Log(open(1, "w", encoding="utf-8", closefd=False))  # noqa: SIM115, it lives as long as the process
+        sys.stderr = Log(open(2, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked siblings, and a killed sibling may hold it
         prepare()

@@ -82,7 +82,7 @@ def study(tmp_path: Path, configured: Callable[[str, str], dict[str, Any]]) -> S
 
 
 def losses(record: Path) -> list[float]:
-    with open(record.with_name("curve.csv"), newline="") as f:
+    with open(record.with_name("curve.csv"), encoding="utf-8", newline="") as f:
         return [float(row["loss"]) for row in csv.DictReader(f)]
 
 
@@ -434,7 +434,7 @@ def test_curve_and_seconds_of_a_stopped_run_cover_all_attempts(
     stopped(study, crash_after)
     crash_after(None)
     record = run(study, "finetune")
-    with open(record.with_name("curve.csv"), newline="") as f:
+    with open(record.with_name("curve.csv"), encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     seconds = [float(row["seconds"]) for row in rows]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]

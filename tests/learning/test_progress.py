@@ -77,11 +77,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 
 
 def weights_of(record: Path) -> str:
-    return json.loads(record.read_text())["weights_sha256"]
+    return json.loads(record.read_text(encoding="utf-8"))["weights_sha256"]
 
 
 def curve_of(record: Path) -> list[dict[str, float]]:
-    with open(record.with_name("curve.csv"), newline="") as f:
+    with open(record.with_name("curve.csv"), encoding="utf-8", newline="") as f:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f)]
 
 

@@ -82,7 +82,7 @@ def own(chain: Chain, tmp_path: Path) -> Chain:
 
 
 def record_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -98,7 +98,7 @@ def test_every_stage_writes_its_files(chain: Chain, stage: str, epochs: int) -> 
     path = chain.stages[stage]
     names = {"model.safetensors", "model.json", "curve.csv", "run.json"}
     assert {p.name for p in path.parent.iterdir()} == names
-    with open(path.parent / "curve.csv", newline="") as f:
+    with open(path.parent / "curve.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == epochs
     record, run = record_of(path), record_of(path.parent / "run.json")

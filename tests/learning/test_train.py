@@ -237,7 +237,7 @@ def test_divergence_stops_training(train: Callable[..., Any], tmp_path: Path, ba
 
 def test_curve_has_a_row_an_epoch(train: Callable[..., Any], tmp_path: Path) -> None:
     _, rows = train()
-    with open(tmp_path / "curve.csv", newline="") as f:
+    with open(tmp_path / "curve.csv", encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
         written = list(reader)
     assert tuple(reader.fieldnames or ()) == CURVE_COLUMNS

@@ -89,7 +89,7 @@ def holding(spawn: Spawn, path: Path) -> subprocess.Popen:
 def written(path: Path, **changes: Any) -> Owner:
     """A claim of this process with some values changed."""
     owner = replace(Owner.me(), **changes)
-    path.write_text(json.dumps(asdict(owner)))
+    path.write_text(json.dumps(asdict(owner)), encoding="utf-8")
     return owner
 
 

@@ -24,7 +24,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_waits_until_no_job_is_left(queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    queue.write_text("17 RUNNING\n18 PENDING\n")
+    queue.write_text("17 RUNNING\n18 PENDING\n", encoding="utf-8")
     name_file(tmp_path).write_text("viny_demo_1\n")
     assert wait_for_jobs(tmp_path, poll=0)
     assert "2 Slurm jobs of an earlier run" in capsys.readouterr().out
@@ -56,6 +56,6 @@ def test_slurm_s_own_word_for_the_end_of_a_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a;rm -r .", "a\n", "a\0", "\x1b[2J", "x" * 300])
 def test_a_name_that_no_run_has_is_not_asked_for(name: str, queue: Path, tmp_path: Path) -> None:
-    queue.write_text("17 RUNNING\n")
+    queue.write_text("17 RUNNING\n", encoding="utf-8")
     assert active_jobs(name) == []
     assert not (tmp_path / "asked").exists()

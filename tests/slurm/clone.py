@@ -80,7 +80,7 @@ class Clone:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Call `snakemake` with some arguments, in its own process group, and do not wait."""
         soon = SOON if "slurm" in arguments else ()
-        with open(self.folder / "said.txt", "w") as said:
+        with open(self.folder / "said.txt", "w", encoding="utf-8") as said:
             return subprocess.Popen(
                 ["snakemake", *arguments, *soon, "--configfile", "study.yaml"],
                 cwd=self.folder,

@@ -267,7 +267,10 @@ def test_a_job_keeps_to_what_was_submitted_and_to_its_driver(cluster: Cluster, f
         # The snakemake inside the job dies, and the training ends with it; the driver submits the job again.
         first = job_of(cluster, clone, cell(0))
         trainings = cluster.job_processes(first, "viny")
-        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in trainings}
+        parents = {
+            int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            for pid in trainings
+        }
         assert len(trainings) == 1 and len(parents) == 1
         os.kill(parents.pop(), signal.SIGKILL)
         until(lambda: not cluster.job_processes(first, "viny"), "the end of the training", 20)

@@ -350,15 +350,17 @@ def test_faults_of_text_are_named(file: Path, text: str, message: str | None) ->
 
 
 def test_merged_mappings_may_be_overridden(file: Path) -> None:
-    file.write_text("study: x\nfinetune: &f {epochs: 99, lr: 0.1}\npretrain: {<<: *f, lr: 0.2, milestones: []}\n")
+    file.write_text(
+        "study: x\nfinetune: &f {epochs: 99, lr: 0.1}\npretrain: {<<: *f, lr: 0.2, milestones: []}\n", encoding="utf-8"
+    )
     read = read_config(file)
     assert read["pretrain"] == {"epochs": 99, "lr": 0.2, "milestones": []}
-    assert read == yaml.safe_load(file.read_text())
+    assert read == yaml.safe_load(file.read_text(encoding="utf-8"))
     assert sound(lambda: read)
 
 
 def test_sections_that_an_alias_makes_one_keep_their_own_defaults(file: Path) -> None:
-    file.write_text("study: x\npretrain: &a {epochs: 99, milestones: []}\nfinetune: *a\n")
+    file.write_text("study: x\npretrain: &a {epochs: 99, milestones: []}\nfinetune: *a\n", encoding="utf-8")
     config = resolve(read_config(file))
     assert config == resolve(
         {

@@ -88,7 +88,7 @@ def export(cell: Path, kind: str, out: Path, *more: str) -> int:
 
 def blocks(card: Path) -> list[str]:
     """The Python that a card shows."""
-    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("kind", ["timm", "onnx"])

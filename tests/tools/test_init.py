@@ -142,7 +142,7 @@ def mixed(mask: np.ndarray, path: Path) -> None:
 def test_binary_masks_of_any_kind_pack_to_the_truth(tmp_path: Path, save: Any, kind: str, classes: Any) -> None:
     wanted = made(tmp_path, save, kind=kind)
     text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
-    Path("mine.yaml").write_text(text)
+    Path("mine.yaml").write_text(text, encoding="utf-8")
     config = resolve(read_config("mine.yaml"))
     if classes:
         assert config["segmentation"]["classes"] == classes
@@ -172,7 +172,7 @@ def test_colour_masks_get_a_class_a_colour(tmp_path: Path) -> None:
     as_rgb(np.zeros((SIDE, SIDE), np.uint8), tmp_path / "masks" / "i00.png")  # black alone could be grey
     found = inspect(Request("mine", Path("images"), Path("masks")))
     assert found.coding.classes == {"#000000": "class_000000", "#1e1ec8": "class_1e1ec8", "#c81e1e": "class_c81e1e"}
-    Path("mine.yaml").write_text(study_text(found))
+    Path("mine.yaml").write_text(study_text(found), encoding="utf-8")
     masks = packed(tmp_path, resolve(read_config("mine.yaml"))).rows("masks", np.arange(len(wanted)))
     wanted[8][:] = 0  # those of a/ and a/b/ come before i00
     assert np.array_equal(masks, np.array([0, 2, 1], np.uint8)[np.stack(wanted)])
@@ -405,10 +405,10 @@ def test_classes_written_wrongly_are_refused(text: str) -> None:
 def test_nothing_is_overwritten_without_force(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made(tmp_path, grey([0, 255]))
     Path("studies").mkdir()
-    Path("studies/mine.png").write_text("own")
+    Path("studies/mine.png").write_text("own", encoding="utf-8")
     assert run() == 2
     assert "studies/mine.png: there already" in capsys.readouterr().err
-    assert Path("studies/mine.png").read_text() == "own" and not Path("studies/mine.yaml").exists()
+    assert Path("studies/mine.png").read_text(encoding="utf-8") == "own" and not Path("studies/mine.yaml").exists()
     assert run("--force") == 0
     with Image.open("studies/mine.png") as image:
         assert image.width > 500
@@ -439,7 +439,7 @@ def test_every_setting_has_a_comment_and_the_arithmetic_is_right(tmp_path: Path)
         (tmp_path / f"kinds/{at % 3}").mkdir(parents=True, exist_ok=True)
         picture(at).save(tmp_path / f"kinds/{at % 3}/{at}.jpg")
     assert run("--unlabelled", "more", "--task", "kinds=kinds", "--spatial") == 0
-    text = Path("studies/mine.yaml").read_text()
+    text = Path("studies/mine.yaml").read_text(encoding="utf-8")
     config = study()
     grid, tasks = config["grid"], config["intermediate"]
     assert grid["intermediates"] == ["none", "kinds", "spatial"]
@@ -494,7 +494,7 @@ def test_a_split_file_is_passed_on_and_its_training_part_is_what_sizes_fit(tmp_p
     (tmp_path / "split.csv").write_text("".join(lines))
     found = inspect(Request("mine", Path("images"), Path("masks"), split=Path("split.csv")))
     assert (found.train, found.test) == (10, 20)
-    Path("mine.yaml").write_text(study_text(found))
+    Path("mine.yaml").write_text(study_text(found), encoding="utf-8")
     config = resolve(read_config("mine.yaml"))
     assert config["segmentation"]["test_size"] == 0 and max(config["grid"]["finetune_sizes"]) == 10
 

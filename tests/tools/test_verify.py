@@ -49,7 +49,7 @@ def root(whole: Path, tmp_path: Path) -> Path:
 
 def change(path: Path, **values: Any) -> None:
     """Replace keys of a JSON file, given as section__key or key, and seal it again, as another run would."""
-    whole = json.loads(path.read_text())
+    whole = json.loads(path.read_text(encoding="utf-8"))
     for name, value in values.items():
         *sections, key = name.split("__")
         place = whole

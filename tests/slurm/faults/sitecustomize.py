@@ -13,7 +13,7 @@ def strike() -> None:
     for cell in os.listdir(folder):
         if any(f'"name":"{cell}"' in argument for argument in sys.orig_argv):
             path = os.path.join(folder, cell)
-            with open(path) as f:
+            with open(path, encoding="utf-8") as f:
                 how = f.read()
             if how == "slow":
                 slow_down(path)
