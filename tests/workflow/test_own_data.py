@@ -17,6 +17,7 @@ from PIL import Image
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 from test_workflow import SUMS, planned, snakemake
 
+from viny.data.folders import few
 from viny.data.synthetic import render
 
 pytestmark = pytest.mark.slow
@@ -120,9 +121,19 @@ def viny(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
-    assert viny(project, "check", "own.yaml").stdout.splitlines() == [
+    root = project / "results" / "own"
+    masks = np.load(root / "packs" / "segmentation" / "masks.npy")
+    lists = np.load(root / "splits" / "finetune" / "size-10_seed-0.npz")
+    absent = []
+    for part, words in (("train", "training"), ("test", "test")):
+        lacking = [f"class_{i}" for i in range(CLASSES) if i not in masks[lists[part]]]
+        absent.append(f"segmentation: no pixel of {few(lacking)} in the {len(lists[part])} {words} masks as packed: ")
+    said = viny(project, "check", "own.yaml").stdout.splitlines()
+    assert [line[: len(start)] for line, start in zip(said[4:-1], absent, strict=True)] == absent
+    assert [*said[:4], said[-1]] == [
         "pretrain: mine/unlabelled: 14 images",
         "segmentation: mine/images: 20 images with masks of 11 classes",
+        "segmentation: 20 masks have a palette; its indices are their values",
         "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 18 for training, 6 held out",
         "own: 4 cells, protocol sound; no faults found",
     ]
