@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +96,44 @@ def test_an_edited_data_file_touches_what_reads_it(
     file: str, stages: set[str], touched: Callable[[str], set[str]]
 ) -> None:
     assert touched(file) == stages
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "list", "other code's", "no folder"])
+def test_what_is_remembered_of_sources_changes_no_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    copy = tmp_path / "viny"
+    shutil.copytree(fingerprint.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "PACKAGE", copy)
+    parsed: list[bytes] = []
+    analyse = fingerprint._analyse
+
+    def counted(source: bytes) -> list[Any]:
+        parsed.append(source)
+        return analyse(source)
+
+    monkeypatch.setattr(fingerprint, "_analyse", counted)
+
+    def now() -> dict[str, str]:
+        fingerprint._parse.cache_clear()
+        fingerprint._memory.cache_clear()
+        parsed.clear()
+        return modules_of("split")
+
+    memory = copy / "__pycache__" / "fingerprints.json"
+    if damage == "no folder":
+        memory.parent.write_text("in the way")
+    first = now()
+    assert len(parsed) == len(first) and memory.is_file() == (damage != "no folder")
+    if damage == "cut":
+        memory.write_text(memory.read_text()[:1000])
+    elif damage == "list":
+        memory.write_text("[]")
+    elif damage == "other code's":
+        memory.write_text(json.dumps({"by": "another", "found": {}}))
+    assert now() == first
+    assert len(parsed) == (0 if damage == "none" else len(first))
+    (copy / "data" / "parts.py").write_text((copy / "data" / "parts.py").read_text() + "\nNEW = 1\n")
+    assert {name for name, found in now().items() if found != first[name]} == {"viny.data.parts"}
+    fingerprint._parse.cache_clear()
+    fingerprint._memory.cache_clear()

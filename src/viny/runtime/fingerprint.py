@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from viny.runtime.files import write_json
 from viny.runtime.provenance import PACKAGE
 
 # Each stage's function; its module, with everything it imports from this package, makes the stage's output.
@@ -33,6 +37,8 @@ BOOKKEEPING = {
     for name in ("provenance", "fingerprint", "errors", "processes", "claims", "shapes", "signals")
 } | {"viny.learning.progress"}
 
+FILE_NAME = re.compile(r"[\w.-]{1,60}")
+
 
 def _module_file(module: str) -> Path | None:
     path = PACKAGE.joinpath(*module.split(".")[1:])
@@ -53,24 +59,64 @@ def module_tree(module: str) -> ast.Module:
 def _parse(module: str) -> tuple[str, tuple[str, ...]]:
     """A module's hash, and the package's modules that it imports. The hash covers the module's syntax tree, without
     docstrings, and the data files beside it that it names."""
-    tree = module_tree(module)
+    file = _module_file(module)
+    assert file is not None, module
+    tree, names, data = _analysed(file.read_bytes())
+    imports = set()
+    for origin, name in names:  # a name may be a module, or something inside one
+        inner = f"{origin}.{name}"
+        imports.add(inner if name and _module_file(inner) else origin)
+    found = hashlib.sha256(tree.encode())
+    for path in _data_files(module, set(data)):
+        found.update(path.read_bytes())
+    return found.hexdigest(), tuple(sorted(imports))
+
+
+def _analysed(source: bytes) -> list[Any]:
+    """What `_analyse` finds in a source, from memory if it was seen before."""
+    key = hashlib.sha256(source).hexdigest()
+    if key not in _memory():
+        _memory()[key] = _analyse(source)
+    return _memory()[key]
+
+
+def _analyse(source: bytes) -> list[Any]:
+    """A hash of a source's syntax tree, the package's names that it imports, with their origins, and texts that may be
+    names of files."""
+    tree = ast.parse(source)
     imports, data = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         elif isinstance(node, ast.Import):
-            imports |= {a.name for a in node.names if a.name.startswith("viny")}
+            imports |= {(a.name, "") for a in node.names if a.name.startswith("viny")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viny"):
-            for alias in node.names:  # a name may be a module, or something inside one
-                inner = f"{node.module}.{alias.name}"
-                imports.add(inner if _module_file(inner) else node.module)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            imports |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
             data.add(node.value)
-    found = hashlib.sha256(_canonical(tree).encode())
-    for file in _data_files(module, data):
-        found.update(file.read_bytes())
-    return found.hexdigest(), tuple(sorted(imports))
+    sha256 = hashlib.sha256(_canonical(tree).encode()).hexdigest()
+    return [sha256, [list(pair) for pair in sorted(imports)], sorted(data)]
+
+
+def _memory_file() -> Path:
+    """Where analyses are kept, by the hash of the source, as Python keeps its compiled modules."""
+    return PACKAGE / "__pycache__" / "fingerprints.json"
+
+
+def _own_sha256() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # what another version of this module found is void
+
+
+@functools.cache
+def _memory() -> dict[str, Any]:
+    try:
+        kept = json.loads(_memory_file().read_text(encoding="utf-8"))
+        if kept["by"] == _own_sha256() and all(len(one) == 3 for one in kept["found"].values()):
+            return kept["found"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # none, or damaged: made anew
+    return {}
 
 
 def _data_files(module: str, names: set[str]) -> list[Path]:
@@ -101,12 +147,17 @@ def modules_of(stage: str) -> dict[str, str]:
 
     Starts at the stage's entry module and follows imports within the package, including those inside functions.
     """
+    known = len(_memory())
     todo, seen = [ENTRY[stage].partition(":")[0]], {}
     while todo:
         module = todo.pop()
         if module not in seen and module not in BOOKKEEPING:
             seen[module], imports = _parse(module)
             todo += imports
+    if len(_memory()) > known:
+        # Parsing takes most of a job's start; where nothing can be kept, it takes that every time.
+        with suppress(OSError):
+            write_json(_memory_file(), {"by": _own_sha256(), "found": _memory()})
     return seen
 
 
