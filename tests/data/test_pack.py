@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -238,6 +239,16 @@ def test_reduced_jpeg_is_near_the_full_one(tmp_path: Path) -> None:
 @pytest.fixture
 def place(tmp_path: Path) -> Callable[[str], Path]:
     return lambda study: tmp_path / "results" / study / "packs" / "segmentation" / "manifest.json"
+
+
+def test_packing_again_leaves_a_study_as_old_as_it_was(tmp_path: Path, place: Callable[[str], Path]) -> None:
+    """Or all that was trained on the pack would be older than it."""
+    folder = pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1)
+    os.utime(place("one"), (1e9, 1e9))
+    shutil.rmtree(folder)
+    assert pack_into_store(synthetic_spec(), tmp_path / "packs", place("one"), 1) == folder
+    assert place("one").stat().st_mtime == 1e9
+    assert len(open_pack(place("one"))) == 10
 
 
 def test_studies_share_packs(tmp_path: Path, place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,25 @@ def test_a_workflow_manager_reads_study_files_as_we_do_and_all_else_as_before(tm
     with pytest.raises(SystemExit, match="The study's settings are at fault") as stop:
         read(path)
     assert "\x1b" not in str(stop.value)
+
+
+def test_a_study_file_is_a_file_of_bounded_size(tmp_path: Path) -> None:
+    """Or the pipe of a shell's <(...); a named pipe may never have a writer, and a device no end."""
+    os.mkfifo(tmp_path / "study.yaml")
+    for path in (tmp_path / "study.yaml", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_config(path)
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * 10_000_001)
+    with pytest.raises(InputError, match="more than 10,000,000 bytes"):
+        read_config(large)
+    large.write_bytes(b"[" * 5000)
+    with pytest.raises(InputError, match="inside each other"):
+        read_config(large)
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as f:
+        thread = threading.Thread(target=lambda: (f.write(b"study: x\n"), f.close()))
+        thread.start()
+        assert read_config(f"/dev/fd/{reader}") == {"study": "x"}
+        thread.join()
+    os.close(reader)

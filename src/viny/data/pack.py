@@ -304,7 +304,9 @@ def _map(folder: Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # a damaged header can fail in many ways
-        raise InputError(f"{file}: {error}; expected {dtype} {shape}; {_again(folder)}") from error
+        # Of what begins like no array, NumPy says how to unpickle it, which nobody should.
+        said = "does not begin like an array" if "pickle" in str(error) else str(error)
+        raise InputError(f"{file}: {said}; expected {dtype} {shape}; {_again(folder)}") from error
     if not isinstance(array, np.memmap) or list(array.shape) != shape or array.dtype.str != dtype:
         found = f"{array.dtype.str} {list(array.shape)}" if isinstance(array, np.ndarray) else "no array"
         raise InputError(f"{file}: holds {found}, but its manifest says {dtype} {shape}; {_again(folder)}")

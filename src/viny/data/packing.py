@@ -423,7 +423,9 @@ def pack_into_store(spec: Mapping[str, Any], store: Path, manifest_path: Path, t
     with _full_disk_is_input(manifest_path.parent, "run the study in a folder on another disk"):
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
         _link(folder, manifest_path.parent)
-        write_text(manifest_path, (folder / "manifest.json").read_text(encoding="utf-8"))
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        if not (manifest_path.is_file() and manifest_path.read_text(encoding="utf-8") == text):
+            write_text(manifest_path, text)  # else nothing has changed, and what was made from it is not older
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from typing import Any
 import yaml
 
 from viny.runtime.errors import InputError
+from viny.runtime.files import open_file
 from viny.runtime.text import visible
 
+MAX_BYTES = 10_000_000
 MAX_DEPTH = 16  # mappings and lists inside each other
 MAX_ENTRIES = 1000  # in a mapping or list
 MAX_VALUES = 10_000  # in all
@@ -61,6 +64,21 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _text(path: str | Path) -> str:
+    """A study file's text. Of pipes only the shell's `<(...)` is read: another one may never have a writer.
+
+    Raises:
+        OSError: not a file.
+        InputError: larger than any study.
+    """
+    from_shell = os.fspath(path).startswith(("/dev/fd/", "/proc/self/fd/"))
+    with open(path, "rb") if from_shell else open_file(path) as f:
+        data = f.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path}: more than {MAX_BYTES:,} bytes; a study file has fewer")
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """Parse a study file (YAML, or JSON, which is tried first, since YAML takes 1e-3 for text).
 
@@ -68,15 +86,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
         InputError: missing, not YAML, with a key given twice or with code, not a mapping, or absurdly large.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _text(path)
         try:
             value = json.loads(text, object_pairs_hook=_each_once)
         except json.JSONDecodeError:
             value = yaml.load(text, Loader=_StudyLoader)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such study file") from error
+    except InputError:
+        raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a study file") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a study file") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: more than {MAX_DEPTH} mappings and lists inside each other") from error
     except Exception as error:  # besides its own errors, PyYAML lets those of int, date and recursion through
         raise InputError(f"{path}: not valid YAML: {error or type(error).__name__}") from error
     try:

@@ -173,7 +173,11 @@ class Book:
         self.expected.add(path)
         if path.is_file():
             return True
-        self.add(MISSING, path, f"expected {what}, found no such file; {advice.rpartition(' and ')[2]}")
+        if os.path.lexists(path):
+            there = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no file"
+            self.add(MISSING, path, f"expected {what}, found {there} of that name; {advice}")
+        else:
+            self.add(MISSING, path, f"expected {what}, found no such file; {advice.rpartition(' and ')[2]}")
         return False
 
     def sha256(self, path: Path) -> str | None:
