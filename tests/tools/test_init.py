@@ -39,6 +39,8 @@ from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.study_file import study_text
 
 SIDE = 32  # pixels
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+LFS = "a Git LFS pointer instead of the file itself; run 'git lfs pull'"
 
 
 @pytest.fixture(autouse=True)
@@ -257,11 +259,38 @@ def test_a_file_that_is_no_image_is_said_and_skipped(tmp_path: Path, capsys: pyt
     made(tmp_path, grey([0, 255]), count=20)
     (tmp_path / "images" / "i00.jpg").write_text("no image")
     assert run() == 0
-    assert "1 of 20 pairs cannot be used" in capsys.readouterr().out
+    assert "1 of 20 images cannot be opened: i00.jpg: " in capsys.readouterr().out
     config = study()
     assert config["on_bad_image"] == "skip"
     assert max(config["grid"]["finetune_sizes"]) + config["segmentation"]["test_size"] <= 19
     assert len(packed(tmp_path, config)) == 19
+
+
+def test_the_first_names_are_said_for_each_reason_whether_the_header_or_the_rest_is_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 255]), count=20)
+    for name in ("i01.png", "i16.png"):
+        file = next((tmp_path / "images").rglob(name))
+        file.write_bytes(file.read_bytes()[:-500])
+    for name in ("i06.png", "i11.png"):
+        next((tmp_path / "masks").rglob(name)).write_text(POINTER)
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"2 of 20 masks cannot be opened: (i06.png, i11.png|i11.png, i06.png): {LFS}", out)
+    assert re.search(
+        r"2 of 20 pairs cannot be used and are skipped: i(01|16)\.png.* cannot be read as an image \(", out
+    )
+    assert len(packed(tmp_path, study())) == 16
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_where_nothing_can_be_opened_names_and_the_reason_are_said(tmp_path: Path, kind: str) -> None:
+    made(tmp_path, grey([0, 255]))
+    for file in (tmp_path / kind).rglob("*.*"):
+        file.write_text(POINTER)
+    with pytest.raises(InputError, match=f"{kind}: none of the 12 {kind} can be opened: .*i.* and 7 more: {LFS}"):
+        inspect(Request("mine", Path("images"), Path("masks")))
 
 
 def test_one_mask_with_its_images_name_does_not_hide_the_suffix_of_the_others(tmp_path: Path) -> None:

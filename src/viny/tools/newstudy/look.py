@@ -27,6 +27,7 @@ from viny.data.survey import (
     look_at_pairs,
     read_values,
 )
+from viny.data.unusable import by_reason, first, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
@@ -87,6 +88,7 @@ class Inspection:
         values, coding, looked: of the masks looked at.
         unlabelled: how many images there are.
         bad_unlabelled: how many of these probably cannot be opened.
+        unusable: how many other images cannot be used, by their headers or their masks'.
         missing: how many images and masks are links that lead to no file.
         tasks: images of each task.
         notes: what a user should know, one sentence each.
@@ -104,6 +106,7 @@ class Inspection:
     looked: Looked
     unlabelled: int
     bad_unlabelled: int
+    unusable: int
     missing: int
     tasks: dict[str, Listing]
     notes: list[str]
@@ -134,8 +137,12 @@ def inspect(wanted: Request) -> Inspection:
     count = len(pairs.images)
     heads = Heads.read(pairs.images, pairs.masks)
     shapes = heads.shapes()
-    if not len(shapes):
-        raise InputError(f"{wanted.images}: none of the images can be opened; replace them")
+    if not len(shapes) or not heads.known_masks():
+        all_bad = unusable(heads)
+        what, folder, bad = "images", wanted.images, all_bad.images
+        if len(shapes):
+            what, folder, bad = "masks", wanted.masks, all_bad.masks
+        raise InputError(f"{folder}: none of the {count:,} {what} can be opened: {by_reason(bad)}")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
     counts = own_split(pairs.names)
     split = Path(BY_FOLDERS) if wanted.split is None and counts and "none" not in counts else wanted.split
@@ -157,16 +164,18 @@ def inspect(wanted: Request) -> Inspection:
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
     if looked.brightest < DARK:
         notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
-    if looked.refused:
-        notes.append(
-            f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
-        )
+    useless = unusable(heads, read.turns)
+    if useless.said:
+        notes.append(f"{useless.said}. They are skipped")
+    known = useless.images | useless.masks | useless.sizes
+    if others := [error for error in looked.refused if error.path not in known]:
+        notes.append(f"{len(others)} of {len(sample)} pairs cannot be used and are skipped: {first(others)}")
     parts = [TRAIN] * count
     if wanted.split == Path(BY_FOLDERS):
         parts, _ = split_by_folders(pairs.names, wanted.images)
     elif wanted.split:
         parts = split_by_file(wanted.split, pairs.images, wanted.images, pairs.images_without_mask)
-    bad = _in_all(len(looked.refused), len(sample), count)
+    bad = max(_in_all(len(looked.refused), len(sample), count), useless.pairs)
 
     if len(sample) < count:
         notes.append(
@@ -174,6 +183,7 @@ def inspect(wanted: Request) -> Inspection:
         )
     unlabelled, bad_unlabelled, absent = _unlabelled(wanted.unlabelled, pairs, notes)
     missing += absent
+    lost = useless.pairs
     if not unlabelled and pairs.images_without_mask:
         notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
@@ -185,6 +195,9 @@ def inspect(wanted: Request) -> Inspection:
             notes.append(f"{name}: {len(both)} labelled images, some for the test, are among its images")
         missing += len(tasks[name].missing)
         shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
+        if (of_task := unusable(shown)).said:
+            notes.append(f"{name}: {of_task.said}. They are skipped")
+            lost += of_task.pairs
         fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
@@ -205,6 +218,7 @@ def inspect(wanted: Request) -> Inspection:
         looked=looked,
         unlabelled=unlabelled,
         bad_unlabelled=bad_unlabelled,
+        unusable=lost,
         missing=missing,
         tasks=tasks,
         notes=notes,
@@ -223,16 +237,15 @@ def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[in
     files = found.images
     shown = spread(files, LOOKED_AT)
     heads = Heads.read(shown)
-    unopened = heads.unreadable()
+    unopened = unusable(heads).images
     if 2 * len(unopened) > len(shown):
         raise InputError(
-            f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
-            f"({few(path.name for path in unopened)}); mend or remove them"
+            f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened: "
+            f"{by_reason(unopened)}"
         )
     if unopened:
         notes.append(
-            f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: "
-            f"{few(path.name for path in unopened)}"
+            f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: {by_reason(unopened)}"
         )
     if inside := same_files(pairs.masks, files):
         raise InputError(
