@@ -40,6 +40,7 @@ from viny.tools.newstudy.study_file import study_text
 
 SIDE = 32  # pixels
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+NAMED = {0: ["background", "object"], 100: ["class_100", "class_255"]}
 LFS = "a Git LFS pointer instead of the file itself; run 'git lfs pull'"
 
 
@@ -210,6 +211,43 @@ def test_many_classes_in_each_mask_are_not_taken_for_smoothed_edges(tmp_path: Pa
     found = inspect(Request("mine", Path("images"), Path("masks")))
     assert len(found.coding.classes) == 38
     assert any("if values number objects" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("dtype", "odd"), [(np.int16, -1), (np.int32, -7), (np.int32, 70000)])
+def test_values_that_no_class_can_have_are_refused_with_file_and_remedy(tmp_path: Path, dtype: Any, odd: int) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        Image.fromarray(np.array([0, 1, odd], dtype)[mask].astype(np.int32)).save(path)
+
+    made(tmp_path, save, 3, kind="tif")
+    with pytest.raises(
+        InputError, match=rf"i\d\d.tif: holds the value {odd:,}, as do 12 of the 12 .* 0 to 65,535"
+    ) as error:
+        inspect(Request("mine", Path("images"), Path("masks")))
+    mended = tmp_path / "mended.png"
+    code = str(error.value).partition("no class: ")[2]
+    exec(code, {"np": np, "Image": Image, "old": next((tmp_path / "masks").rglob("i00.tif")), "new": mended})
+    assert set(np.unique(np.asarray(Image.open(mended)))) == {0, 1, 255}
+
+
+@pytest.mark.parametrize("beneath", [0, 255])
+@pytest.mark.parametrize("clear", [0, 100], ids=["transparent", "partly"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("classes", [{}, {0: "ground", 255: "object"}], ids=["guessed", "named"])
+def test_masks_in_the_alpha_channel_are_said_to_be_there(
+    tmp_path: Path, beneath: int, clear: int, mode: str, classes: dict[int | str, str]
+) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        picture = Image.new(mode[:-1], mask.shape[::-1], (beneath,) * len(mode[:-1]))
+        picture.putalpha(Image.fromarray(np.array([clear, 255], np.uint8)[mask]))
+        picture.save(path)
+
+    made(tmp_path, save)
+    with pytest.raises(InputError, match=r"what they show is in their alpha channel, .*getchannel\('A'\)") as error:
+        inspect(Request("mine", Path("images"), Path("masks"), classes=classes))
+    code = str(error.value).partition("make masks of that: ")[2]
+    for old in list((tmp_path / "masks").rglob("*.png")):
+        exec(code, {"Image": Image, "old": old, "new": old})
+    assert inspect(Request("mine", Path("images"), Path("masks"))).coding.names == NAMED[clear]
 
 
 def test_more_values_than_classes_can_be_are_refused(tmp_path: Path) -> None:
@@ -596,7 +634,9 @@ def test_a_class_that_is_lost_at_the_packed_size_is_said(tmp_path: Path) -> None
         mask[1::5, 0:4:3] = 2  # between the pixels that nearest neighbour takes, at 64 of 320
         grey([0, 1, 2])(mask, tmp_path / "masks" / f"{at}.png")
     found = inspect(Request("mine", Path("images"), Path("masks")))
-    assert any("class_2 (lost in 10 of 10 masks)" in note and "--image-size" in note for note in found.notes)
+    (note,) = [note for note in found.notes if "class_2 (lost in 10 of 10 masks)" in note]
+    side = found.model["patch_size"]
+    assert f"in patches of {side} x {side}: " in note and "--image-size" in note
     assert found.looked.masks_with.tolist() == [10, 10, 0]
 
 

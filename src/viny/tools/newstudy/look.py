@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
+from viny.data.decoding import values_by_alpha
 from viny.data.folders import check_missing, check_some, composed, few, list_below, same_files
+from viny.data.masks import value_name
 from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import Pairs, guess_suffix, pair
 from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
@@ -39,6 +41,7 @@ ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too muc
 FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
+MOST = 65535  # the greatest value of a mask that may be a class
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -157,6 +160,7 @@ def inspect(wanted: Request) -> Inspection:
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
     values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
+    _check_values(values, heads, wanted.masks)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
     read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
@@ -223,6 +227,31 @@ def inspect(wanted: Request) -> Inspection:
         tasks=tasks,
         notes=notes,
     )
+
+
+def _check_values(values: Values, heads: Heads, folder: Path) -> None:
+    """Refuse values that no class can have, and masks whose alpha channel alone shows something.
+
+    Raises:
+        InputError: there are such values or masks.
+    """
+    found = values.masks()
+    if not values.colours and (odd := [value for value in found if not 0 <= value <= MOST]):
+        path = next(path for path, held in values.of.items() if odd[0] in held)
+        raise InputError(
+            f"{path}: holds the value {odd[0]:,}, as do {found[odd[0]]} of the {len(values.of)} masks looked at; "
+            f"expected 0 to {MOST:,}. Save other values as 255, which is no class: a = np.asarray(Image.open(old)); "
+            f"Image.fromarray(np.where((a < 0) | (a > {MOST}), 255, a).astype(np.uint16)).save(new)"
+        )
+    clear = [path for path, head in heads.known_masks() if head.alpha and path in values.of] if len(found) == 1 else []
+    for path in clear:
+        hidden, shown, partly = values_by_alpha(path, values.colours)
+        if partly or (hidden.size and shown.size):
+            (only,) = (value_name(value, values.colours) for value in found)
+            raise InputError(
+                f"{folder}: masks hold nothing but {only}, and what they show is in their alpha channel, as in "
+                f"{path.name}; make masks of that: Image.open(old).convert('RGBA').getchannel('A').save(new)"
+            )
 
 
 def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[int, int, int]:
@@ -322,6 +351,6 @@ def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> 
         notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
     if small:
         notes.append(
-            f"small at {size} x {size} pixels, with patches of {patch**2}: {few(small)}; --image-size may help"
+            f"small at {size} x {size} pixels, in patches of {patch} x {patch}: {few(small)}; --image-size may help"
         )
     return notes
