@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from viny.tools.newstudy.study_file import study_text
 
 SIDE = 32  # pixels
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+GROUND = {0: "ground", 255: "object"}
 NAMED = {0: ["background", "object"], 100: ["class_100", "class_255"]}
 LFS = "a Git LFS pointer instead of the file itself; run 'git lfs pull'"
 
@@ -229,10 +231,26 @@ def test_values_that_no_class_can_have_are_refused_with_file_and_remedy(tmp_path
     assert set(np.unique(np.asarray(Image.open(mended)))) == {0, 1, 255}
 
 
+def test_a_1_is_a_named_255_only_where_a_pixel_has_one_bit(tmp_path: Path) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        seen = mask * (1 if "i04" in path.name else 255)
+        picture = Image.fromarray(seen.astype(np.uint8))
+        (picture.convert("1") if "i05" in path.name else picture).save(path)
+
+    made(tmp_path, save)
+    wanted = Request("mine", Path("images"), Path("masks"), classes=GROUND)
+    with pytest.raises(InputError, match=r"values without a name: 1 \(in 1 masks: i04.png\).* add 1=object to"):
+        inspect(wanted)
+    found = inspect(replace(wanted, classes=GROUND | {1: "object"}))
+    assert not found.looked.refused and found.coding.names == ["ground", "object"]
+    grey([0, 255])(truth(4), next((tmp_path / "masks").rglob("i04.png")))
+    assert not inspect(wanted).looked.refused  # the one-bit mask's 1 is 255
+
+
 @pytest.mark.parametrize("beneath", [0, 255])
 @pytest.mark.parametrize("clear", [0, 100], ids=["transparent", "partly"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-@pytest.mark.parametrize("classes", [{}, {0: "ground", 255: "object"}], ids=["guessed", "named"])
+@pytest.mark.parametrize("classes", [{}, GROUND], ids=["guessed", "named"])
 def test_masks_in_the_alpha_channel_are_said_to_be_there(
     tmp_path: Path, beneath: int, clear: int, mode: str, classes: dict[int | str, str]
 ) -> None:

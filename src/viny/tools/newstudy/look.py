@@ -13,7 +13,7 @@ import numpy as np
 from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
 from viny.data.decoding import values_by_alpha
 from viny.data.folders import check_missing, check_some, composed, few, list_below, same_files
-from viny.data.masks import value_name
+from viny.data.masks import IGNORE, value_name
 from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import Pairs, guess_suffix, pair
 from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
@@ -160,7 +160,7 @@ def inspect(wanted: Request) -> Inspection:
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
     values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
-    _check_values(values, heads, wanted.masks)
+    _check_values(values, heads, wanted)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
     read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
@@ -229,8 +229,8 @@ def inspect(wanted: Request) -> Inspection:
     )
 
 
-def _check_values(values: Values, heads: Heads, folder: Path) -> None:
-    """Refuse values that no class can have, and masks whose alpha channel alone shows something.
+def _check_values(values: Values, heads: Heads, wanted: Request) -> None:
+    """Refuse values that no class can have or that lack a name, and masks whose alpha channel alone shows something.
 
     Raises:
         InputError: there are such values or masks.
@@ -243,13 +243,23 @@ def _check_values(values: Values, heads: Heads, folder: Path) -> None:
             f"expected 0 to {MOST:,}. Save other values as 255, which is no class: a = np.asarray(Image.open(old)); "
             f"Image.fromarray(np.where((a < 0) | (a > {MOST}), 255, a).astype(np.uint16)).save(new)"
         )
+    named = {*wanted.classes, *wanted.ignore}
+    if IGNORE in wanted.classes and 1 not in named and not values.colours:
+        # Only where a pixel has one bit does 1 stand for 255.
+        wide = {path for path, head in heads.known_masks() if head.mode != "1"}
+        if held := [path.name for path, some in values.of.items() if 1 in some and path in wide]:
+            name = wanted.classes[IGNORE]
+            raise InputError(
+                f"{wanted.masks}: values without a name: 1 (in {len(held)} masks: {few(held)}); if it means the same "
+                f"as 255, add 1={name} to --classes; else give it another name, or --ignore 1"
+            )
     clear = [path for path, head in heads.known_masks() if head.alpha and path in values.of] if len(found) == 1 else []
     for path in clear:
         hidden, shown, partly = values_by_alpha(path, values.colours)
         if partly or (hidden.size and shown.size):
             (only,) = (value_name(value, values.colours) for value in found)
             raise InputError(
-                f"{folder}: masks hold nothing but {only}, and what they show is in their alpha channel, as in "
+                f"{wanted.masks}: masks hold nothing but {only}, and what they show is in their alpha channel, as in "
                 f"{path.name}; make masks of that: Image.open(old).convert('RGBA').getchannel('A').save(new)"
             )
 
