@@ -106,6 +106,18 @@ def test_each_pack_is_looked_at(folder: Path) -> None:
     assert any(line.startswith("pretrain: 1 of 8 images cannot be opened: u3.png: ") for line in folder_report(config))
 
 
+def test_names_that_recur_are_given_with_their_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for sub in "ab":
+        for kind in ("images", "masks"):
+            (folder / kind / sub).mkdir()
+            (folder / kind / sub / "03.png").write_bytes(b"")
+    images = sorted(Path("images").rglob("*.png"))
+    masks = sorted((folder / "masks").rglob("*.png"))
+    found = unusable(Heads.read(images, masks))
+    assert found.pairs == 2 and found.said.count("a/03.png, b/03.png: cannot be read as ") == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_pipe_is_said_and_does_not_block(folder: Path) -> None:
     (folder / "images" / "00.png").unlink()

@@ -333,7 +333,7 @@ def test_the_first_names_are_said_for_each_reason_whether_the_header_or_the_rest
         next((tmp_path / "masks").rglob(name)).write_text(POINTER)
     assert run() == 0
     out = capsys.readouterr().out
-    assert re.search(rf"2 of 20 masks cannot be opened: (i06.png, i11.png|i11.png, i06.png): {LFS}", out)
+    assert re.search(rf"2 of 20 masks cannot be opened: (a/b/i11.png, i06.png|i06.png, a/b/i11.png): {LFS}", out)
     assert re.search(
         r"2 of 20 pairs cannot be used and are skipped: i(01|16)\.png.* cannot be read as an image \(", out
     )

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from viny.data.conventions import Head, Heads, each, turned
 from viny.data.decoding import BadFileError, mask_values, upright
 from viny.data.folders import few
+from viny.data.foreign import START, foreign
 
-START = 64  # bytes of a file that say what it is
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-PAGES = (b"<!doctype html", b"<html", b"<?xml")
-
-
-def foreign(start: bytes) -> str:
-    """What a file is that is no picture that can be read, and what to do; empty if its beginning does not tell.
-
-    Args:
-        start: its first bytes, `START` of them or more.
-    """
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer instead of the file itself; run 'git lfs pull'"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF:
-        return "HEIC or AVIF, whatever its name ends in; convert it to JPEG or PNG"
-    if start.lstrip().lower().startswith(PAGES):
-        return "a web page or XML instead of a picture; download it again"
-    if start.startswith(b"%PDF"):
-        return "a PDF; convert it to PNG"
-    return ""
 
 
 def why(path: Path, what: str) -> str:
@@ -94,15 +76,15 @@ def unusable(heads: Heads, turns: Sequence[int] = ()) -> Unusable:
             one, other = ("{} x {}".format(*shape) for shape in (image.upright, turned(mask.shape, turn)))
             sizes[path] = f"is {one} pixels (height x width), but its mask {other}; they must be the same size"
     lost = {*images, *sizes, *(image for image, mask in zip(heads.images, heads.masks, strict=False) if mask in masks)}
-    counted = [
-        f"{len(some):,} of {len(every):,} {what}"
-        for some, every, what in ((images, heads.images, "images"), (masks, heads.masks, "masks"))
-        if some
-    ]
-    said = [f"{' and '.join(counted)} cannot be opened: {by_reason(images | masks)}"] * bool(counted)
+    kinds = (("images", images, heads.images), ("masks", masks, heads.masks))
+    bad = [(what, some, every) for what, some, every in kinds if some]
+    said = []
+    if bad:
+        counted = " and ".join(f"{len(some):,} of {len(every):,} {what}" for what, some, every in bad)
+        said.append(f"{counted} cannot be opened: {'; '.join(by_reason(some, _over(every)) for _, some, every in bad)}")
     if sizes:
-        said.append(f"{len(sizes):,} of {len(heads.images):,} images have another size than their masks: ")
-        said[-1] += by_reason(sizes)
+        shown = by_reason(sizes, _over(heads.images))
+        said.append(f"{len(sizes):,} of {len(heads.images):,} images have another size than their masks: {shown}")
     return Unusable(images, masks, sizes, len(lost), len(heads.images), "; ".join(said))
 
 
@@ -112,14 +94,15 @@ def _unread(what: str, paths: Sequence[Path], heads: Sequence[Head | None]) -> d
     return {path: reason for path, reason in zip(bad, reasons, strict=True) if reason}
 
 
-def by_reason(files: dict[Path, str]) -> str:
-    """The first names for each reason."""
+def by_reason(files: Mapping[Path, str], folder: Path | None = None) -> str:
+    """The first names for each reason, below a folder; None: below the one that holds all of these files."""
+    folder = folder or _over(files)
     names: dict[str, list[str]] = {}
     for path, reason in files.items():
-        names.setdefault(reason, []).append(path.name)
+        names.setdefault(reason, []).append(os.path.relpath(path, folder))
     return "; ".join(f"{few(some)}: {reason}" for reason, some in names.items())
 
 
-def first(errors: Sequence[BadFileError]) -> str:
-    """The first names for each reason of files that decoding refused."""
-    return by_reason({error.path: error.reason for error in errors})
+def _over(files: Iterable[Path]) -> Path:
+    """The folder that holds all of them."""
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))

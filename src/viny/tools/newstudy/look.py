@@ -29,7 +29,7 @@ from viny.data.survey import (
     look_at_pairs,
     read_values,
 )
-from viny.data.unusable import by_reason, first, unusable
+from viny.data.unusable import by_reason, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
@@ -145,7 +145,7 @@ def inspect(wanted: Request) -> Inspection:
         what, folder, bad = "images", wanted.images, all_bad.images
         if len(shapes):
             what, folder, bad = "masks", wanted.masks, all_bad.masks
-        raise InputError(f"{folder}: none of the {count:,} {what} can be opened: {by_reason(bad)}")
+        raise InputError(f"{folder}: none of the {count:,} {what} can be opened: {by_reason(bad, folder)}")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
     counts = own_split(pairs.names)
     split = Path(BY_FOLDERS) if wanted.split is None and counts and "none" not in counts else wanted.split
@@ -172,8 +172,8 @@ def inspect(wanted: Request) -> Inspection:
     if useless.said:
         notes.append(f"{useless.said}. They are skipped")
     known = useless.images | useless.masks | useless.sizes
-    if others := [error for error in looked.refused if error.path not in known]:
-        notes.append(f"{len(others)} of {len(sample)} pairs cannot be used and are skipped: {first(others)}")
+    if others := {error.path: error.reason for error in looked.refused if error.path not in known}:
+        notes.append(f"{len(others)} of {len(sample)} pairs cannot be used and are skipped: {by_reason(others)}")
     parts = [TRAIN] * count
     if wanted.split == Path(BY_FOLDERS):
         parts, _ = split_by_folders(pairs.names, wanted.images)
@@ -280,11 +280,12 @@ def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[in
     if 2 * len(unopened) > len(shown):
         raise InputError(
             f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened: "
-            f"{by_reason(unopened)}"
+            f"{by_reason(unopened, folder)}"
         )
     if unopened:
         notes.append(
-            f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: {by_reason(unopened)}"
+            f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: "
+            f"{by_reason(unopened, folder)}"
         )
     if inside := same_files(pairs.masks, files):
         raise InputError(
