@@ -492,8 +492,8 @@ def test_parts_of_class_folders_are_kept_or_counted(
     monkeypatch.chdir(tmp_path)
     drawn(tmp_path, *(f"images/{i}.png" for i in range(6)), *(f"masks/{i}.png" for i in range(6)))
     for part, count in (("train", 4), ("val", 2), ("test", 3)):
-        touch(tmp_path, *(f"kinds/{part}/{kind}/{i}.jpg" for kind in ("sea", "wood") for i in range(count)))
-    touch(tmp_path, "kinds/more/x.jpg", "kinds/y.jpg", "kinds/.hidden/z.jpg")
+        drawn(tmp_path, *(f"kinds/{part}/{kind}/{i}.jpg" for kind in ("sea", "wood") for i in range(count)))
+    drawn(tmp_path, "kinds/more/x.jpg", "kinds/y.jpg", "kinds/.hidden/z.jpg")
     config = study(intermediate={"kinds": {"source": "folder", "path": "kinds"} | ({"split": split} if split else {})})
     listing = list_source(pack_spec(config, "kinds"))
     assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (8, 6)

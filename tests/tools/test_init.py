@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.study_file import study_text
 
 SIDE = 32  # pixels
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+GROUND = {0: "ground", 255: "object"}
+NAMED = {0: ["background", "object"], 100: ["class_100", "class_255"]}
+LFS = "a Git LFS pointer instead of the file itself; run 'git lfs pull'"
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +215,59 @@ def test_many_classes_in_each_mask_are_not_taken_for_smoothed_edges(tmp_path: Pa
     assert any("if values number objects" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("dtype", "odd"), [(np.int16, -1), (np.int32, -7), (np.int32, 70000)])
+def test_values_that_no_class_can_have_are_refused_with_file_and_remedy(tmp_path: Path, dtype: Any, odd: int) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        Image.fromarray(np.array([0, 1, odd], dtype)[mask].astype(np.int32)).save(path)
+
+    made(tmp_path, save, 3, kind="tif")
+    with pytest.raises(
+        InputError, match=rf"i\d\d.tif: holds the value {odd:,}, as do 12 of the 12 .* 0 to 65,535"
+    ) as error:
+        inspect(Request("mine", Path("images"), Path("masks")))
+    mended = tmp_path / "mended.png"
+    code = str(error.value).partition("no class: ")[2]
+    exec(code, {"np": np, "Image": Image, "old": next((tmp_path / "masks").rglob("i00.tif")), "new": mended})
+    assert set(np.unique(np.asarray(Image.open(mended)))) == {0, 1, 255}
+
+
+def test_a_1_is_a_named_255_only_where_a_pixel_has_one_bit(tmp_path: Path) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        seen = mask * (1 if "i04" in path.name else 255)
+        picture = Image.fromarray(seen.astype(np.uint8))
+        (picture.convert("1") if "i05" in path.name else picture).save(path)
+
+    made(tmp_path, save)
+    wanted = Request("mine", Path("images"), Path("masks"), classes=GROUND)
+    with pytest.raises(InputError, match=r"values without a name: 1 \(in 1 masks: i04.png\).* add 1=object to"):
+        inspect(wanted)
+    found = inspect(replace(wanted, classes=GROUND | {1: "object"}))
+    assert not found.looked.refused and found.coding.names == ["ground", "object"]
+    grey([0, 255])(truth(4), next((tmp_path / "masks").rglob("i04.png")))
+    assert not inspect(wanted).looked.refused  # the one-bit mask's 1 is 255
+
+
+@pytest.mark.parametrize("beneath", [0, 255])
+@pytest.mark.parametrize("clear", [0, 100], ids=["transparent", "partly"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("classes", [{}, GROUND], ids=["guessed", "named"])
+def test_masks_in_the_alpha_channel_are_said_to_be_there(
+    tmp_path: Path, beneath: int, clear: int, mode: str, classes: dict[int | str, str]
+) -> None:
+    def save(mask: np.ndarray, path: Path) -> None:
+        picture = Image.new(mode[:-1], mask.shape[::-1], (beneath,) * len(mode[:-1]))
+        picture.putalpha(Image.fromarray(np.array([clear, 255], np.uint8)[mask]))
+        picture.save(path)
+
+    made(tmp_path, save)
+    with pytest.raises(InputError, match=r"what they show is in their alpha channel, .*getchannel\('A'\)") as error:
+        inspect(Request("mine", Path("images"), Path("masks"), classes=classes))
+    code = str(error.value).partition("make masks of that: ")[2]
+    for old in list((tmp_path / "masks").rglob("*.png")):
+        exec(code, {"Image": Image, "old": old, "new": old})
+    assert inspect(Request("mine", Path("images"), Path("masks"))).coding.names == NAMED[clear]
+
+
 def test_more_values_than_classes_can_be_are_refused(tmp_path: Path) -> None:
     def save(mask: np.ndarray, path: Path) -> None:
         ramp = np.arange(SIDE, dtype=np.uint16) + np.uint16(30 * int(path.stem[1:]))
@@ -257,11 +315,38 @@ def test_a_file_that_is_no_image_is_said_and_skipped(tmp_path: Path, capsys: pyt
     made(tmp_path, grey([0, 255]), count=20)
     (tmp_path / "images" / "i00.jpg").write_text("no image")
     assert run() == 0
-    assert "1 of 20 pairs cannot be used" in capsys.readouterr().out
+    assert "1 of 20 images cannot be opened: i00.jpg: " in capsys.readouterr().out
     config = study()
     assert config["on_bad_image"] == "skip"
     assert max(config["grid"]["finetune_sizes"]) + config["segmentation"]["test_size"] <= 19
     assert len(packed(tmp_path, config)) == 19
+
+
+def test_the_first_names_are_said_for_each_reason_whether_the_header_or_the_rest_is_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 255]), count=20)
+    for name in ("i01.png", "i16.png"):
+        file = next((tmp_path / "images").rglob(name))
+        file.write_bytes(file.read_bytes()[:-500])
+    for name in ("i06.png", "i11.png"):
+        next((tmp_path / "masks").rglob(name)).write_text(POINTER)
+    assert run() == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"2 of 20 masks cannot be opened: (a/b/i11.png, i06.png|i06.png, a/b/i11.png): {LFS}", out)
+    assert re.search(
+        r"2 of 20 pairs cannot be used and are skipped: i(01|16)\.png.* cannot be read as an image \(", out
+    )
+    assert len(packed(tmp_path, study())) == 16
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_where_nothing_can_be_opened_names_and_the_reason_are_said(tmp_path: Path, kind: str) -> None:
+    made(tmp_path, grey([0, 255]))
+    for file in (tmp_path / kind).rglob("*.*"):
+        file.write_text(POINTER)
+    with pytest.raises(InputError, match=f"{kind}: none of the 12 {kind} can be opened: .*i.* and 7 more: {LFS}"):
+        inspect(Request("mine", Path("images"), Path("masks")))
 
 
 def test_one_mask_with_its_images_name_does_not_hide_the_suffix_of_the_others(tmp_path: Path) -> None:
@@ -567,7 +652,9 @@ def test_a_class_that_is_lost_at_the_packed_size_is_said(tmp_path: Path) -> None
         mask[1::5, 0:4:3] = 2  # between the pixels that nearest neighbour takes, at 64 of 320
         grey([0, 1, 2])(mask, tmp_path / "masks" / f"{at}.png")
     found = inspect(Request("mine", Path("images"), Path("masks")))
-    assert any("class_2 (lost in 10 of 10 masks)" in note and "--image-size" in note for note in found.notes)
+    (note,) = [note for note in found.notes if "class_2 (lost in 10 of 10 masks)" in note]
+    side = found.model["patch_size"]
+    assert f"in patches of {side} x {side}: " in note and "--image-size" in note
     assert found.looked.masks_with.tolist() == [10, 10, 0]
 
 

@@ -255,7 +255,8 @@ class _Source:
             value = one[key]
             whole = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= MAX_PIXELS
             if not whole or value != int(value):
-                raise _fault(self.path, f"{what}: its '{key}' is {_shown(value)}, no number of pixels")
+                shown = f"the text {_shown(repr(value))}" if isinstance(value, str) else _shown(value)
+                raise _fault(self.path, f"{what}: its '{key}' is {shown}, no number of pixels")
             sides.append(int(value))
         return sides[0], sides[1]
 
@@ -400,7 +401,10 @@ class _Source:
             if self._has_pixels(thing) and not self._is_ignored(thing)
         )
         if not used:
-            why = "an outline that is not a crowd" if every else "an annotation"
+            drawn = any(self._has_pixels(thing) for key in self.files for thing in self.objects.get(key, ()))
+            why = "an annotation"
+            if every:
+                why = "an outline that is not a crowd" if drawn else "an outline, only boxes or nothing"
             raise _fault(
                 self.path,
                 f"no image in {self.images} has {why} ({every.total():,} annotations there, "
@@ -594,6 +598,9 @@ def _region(outline: Any, height: int, width: int) -> tuple[np.ndarray, bool]:
         return _filled(outline, height, width)
     if not isinstance(outline, dict):
         raise ValueError("neither polygons nor run lengths")
+    for key in ("size", "counts"):
+        if key not in outline:
+            raise ValueError(f"run lengths without '{key}'")
     size = outline["size"]
     if not isinstance(size, list) or size != [height, width]:
         raise ValueError(f"size {_shown(size)}, but its image is {height} x {width} (height x width)")

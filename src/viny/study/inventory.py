@@ -16,6 +16,7 @@ from viny.data.folders import few, same_files
 from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
 from viny.data.sources import Listing, MissingError, list_source
 from viny.data.synthetic import is_held_out
+from viny.data.unusable import Unusable, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
 from viny.runtime.fingerprint import code_fingerprint
@@ -118,8 +119,10 @@ def _trained(
 def folder_report(config: Mapping[str, Any]) -> list[str]:
     """What is in the folders of a study's own data, and what in them did not match, one line each.
 
+    Files are opened for their headers, and some for their pixels.
+
     Raises:
-        InputError: see `viny.data.folders`.
+        InputError: see `viny.data.folders`; or, by their headers, packing would stop at some files.
     """
     lines, whites, listings = [], {}, {}
     for name in ("pretrain", "segmentation", *config["intermediate"]):
@@ -144,7 +147,9 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
             said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
         lines.append(said)
         lines += [f"{name}: {line}" for line in listing.report()]
-        read = decide(Heads.read(listing.images, listing.masks), listing.mask_values, listing.colours, LOOKED_AT)
+        heads = Heads.read(listing.images, listing.masks)
+        read = decide(heads, listing.mask_values, listing.colours, LOOKED_AT)
+        lines += _left_out(name, spec, unusable(heads, read.turns))
         lines += [f"{name}: {line}" for line in decided(read.about)]
         listings[name], whites[name] = listing, read.white
     labelled = listings.pop("segmentation", None)
@@ -153,6 +158,23 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
             tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
             lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
     return lines + scales(whites)
+
+
+def _left_out(name: str, spec: Mapping[str, Any], found: Unusable) -> list[str]:
+    """What packing will leave out of the files whose headers were read, in a line.
+
+    Raises:
+        InputError: packing will stop at them.
+    """
+    skips = spec.get("on_bad_image") == "skip"
+    if not found.said:
+        return []
+    if skips and 2 * found.pairs <= found.of:
+        return [f"{name}: {found.said}. Packing leaves them out; only headers were read here, so it may find more"]
+    way_out = "more than half, which on_bad_image: skip does not leave out"
+    if not skips:
+        way_out = "mend or remove them, or set on_bad_image: skip to leave them out"
+    raise InputError(f"{name}: {spec['path']}: by their headers, {found.said}; {way_out}")
 
 
 def read_files(

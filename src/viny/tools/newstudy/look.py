@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from viny.data.conventions import LOOKED_AT, Heads, decide, said, spread
+from viny.data.decoding import values_by_alpha
 from viny.data.folders import check_missing, check_some, composed, few, list_below, same_files
+from viny.data.masks import IGNORE, value_name
 from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import Pairs, guess_suffix, pair
 from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
@@ -27,6 +29,7 @@ from viny.data.survey import (
     look_at_pairs,
     read_values,
 )
+from viny.data.unusable import by_reason, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
@@ -38,6 +41,7 @@ ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too muc
 FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
+MOST = 65535  # the greatest value of a mask that may be a class
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -87,6 +91,7 @@ class Inspection:
         values, coding, looked: of the masks looked at.
         unlabelled: how many images there are.
         bad_unlabelled: how many of these probably cannot be opened.
+        unusable: how many other images cannot be used, by their headers or their masks'.
         missing: how many images and masks are links that lead to no file.
         tasks: images of each task.
         notes: what a user should know, one sentence each.
@@ -104,6 +109,7 @@ class Inspection:
     looked: Looked
     unlabelled: int
     bad_unlabelled: int
+    unusable: int
     missing: int
     tasks: dict[str, Listing]
     notes: list[str]
@@ -134,8 +140,12 @@ def inspect(wanted: Request) -> Inspection:
     count = len(pairs.images)
     heads = Heads.read(pairs.images, pairs.masks)
     shapes = heads.shapes()
-    if not len(shapes):
-        raise InputError(f"{wanted.images}: none of the images can be opened; replace them")
+    if not len(shapes) or not heads.known_masks():
+        all_bad = unusable(heads)
+        what, folder, bad = "images", wanted.images, all_bad.images
+        if len(shapes):
+            what, folder, bad = "masks", wanted.masks, all_bad.masks
+        raise InputError(f"{folder}: none of the {count:,} {what} can be opened: {by_reason(bad, folder)}")
     budget = wanted.budget or ("medium" if visible_gpus() else "small")
     counts = own_split(pairs.names)
     split = Path(BY_FOLDERS) if wanted.split is None and counts and "none" not in counts else wanted.split
@@ -150,6 +160,7 @@ def inspect(wanted: Request) -> Inspection:
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
     values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
     check_labels(values, wanted.masks)
+    _check_values(values, heads, wanted)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
     read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
@@ -157,16 +168,18 @@ def inspect(wanted: Request) -> Inspection:
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
     if looked.brightest < DARK:
         notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
-    if looked.refused:
-        notes.append(
-            f"{len(looked.refused)} of {len(sample)} pairs cannot be used and are skipped: {looked.refused[0]}"
-        )
+    useless = unusable(heads, read.turns)
+    if useless.said:
+        notes.append(f"{useless.said}. They are skipped")
+    known = useless.images | useless.masks | useless.sizes
+    if others := {error.path: error.reason for error in looked.refused if error.path not in known}:
+        notes.append(f"{len(others)} of {len(sample)} pairs cannot be used and are skipped: {by_reason(others)}")
     parts = [TRAIN] * count
     if wanted.split == Path(BY_FOLDERS):
         parts, _ = split_by_folders(pairs.names, wanted.images)
     elif wanted.split:
         parts = split_by_file(wanted.split, pairs.images, wanted.images, pairs.images_without_mask)
-    bad = _in_all(len(looked.refused), len(sample), count)
+    bad = max(_in_all(len(looked.refused), len(sample), count), useless.pairs)
 
     if len(sample) < count:
         notes.append(
@@ -174,6 +187,7 @@ def inspect(wanted: Request) -> Inspection:
         )
     unlabelled, bad_unlabelled, absent = _unlabelled(wanted.unlabelled, pairs, notes)
     missing += absent
+    lost = useless.pairs
     if not unlabelled and pairs.images_without_mask:
         notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
@@ -185,6 +199,9 @@ def inspect(wanted: Request) -> Inspection:
             notes.append(f"{name}: {len(both)} labelled images, some for the test, are among its images")
         missing += len(tasks[name].missing)
         shown = Heads.read(spread(tasks[name].images, LOOKED_AT))
+        if (of_task := unusable(shown)).said:
+            notes.append(f"{name}: {of_task.said}. They are skipped")
+            lost += of_task.pairs
         fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
@@ -205,10 +222,46 @@ def inspect(wanted: Request) -> Inspection:
         looked=looked,
         unlabelled=unlabelled,
         bad_unlabelled=bad_unlabelled,
+        unusable=lost,
         missing=missing,
         tasks=tasks,
         notes=notes,
     )
+
+
+def _check_values(values: Values, heads: Heads, wanted: Request) -> None:
+    """Refuse values that no class can have or that lack a name, and masks whose alpha channel alone shows something.
+
+    Raises:
+        InputError: there are such values or masks.
+    """
+    found = values.masks()
+    if not values.colours and (odd := [value for value in found if not 0 <= value <= MOST]):
+        path = next(path for path, held in values.of.items() if odd[0] in held)
+        raise InputError(
+            f"{path}: holds the value {odd[0]:,}, as do {found[odd[0]]} of the {len(values.of)} masks looked at; "
+            f"expected 0 to {MOST:,}. Save other values as 255, which is no class: a = np.asarray(Image.open(old)); "
+            f"Image.fromarray(np.where((a < 0) | (a > {MOST}), 255, a).astype(np.uint16)).save(new)"
+        )
+    named = {*wanted.classes, *wanted.ignore}
+    if IGNORE in wanted.classes and 1 not in named and not values.colours:
+        # Only where a pixel has one bit does 1 stand for 255.
+        wide = {path for path, head in heads.known_masks() if head.mode != "1"}
+        if held := [path.name for path, some in values.of.items() if 1 in some and path in wide]:
+            name = wanted.classes[IGNORE]
+            raise InputError(
+                f"{wanted.masks}: values without a name: 1 (in {len(held)} masks: {few(held)}); if it means the same "
+                f"as 255, add 1={name} to --classes; else give it another name, or --ignore 1"
+            )
+    clear = [path for path, head in heads.known_masks() if head.alpha and path in values.of] if len(found) == 1 else []
+    for path in clear:
+        hidden, shown, partly = values_by_alpha(path, values.colours)
+        if partly or (hidden.size and shown.size):
+            (only,) = (value_name(value, values.colours) for value in found)
+            raise InputError(
+                f"{wanted.masks}: masks hold nothing but {only}, and what they show is in their alpha channel, as in "
+                f"{path.name}; make masks of that: Image.open(old).convert('RGBA').getchannel('A').save(new)"
+            )
 
 
 def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[int, int, int]:
@@ -223,16 +276,16 @@ def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[in
     files = found.images
     shown = spread(files, LOOKED_AT)
     heads = Heads.read(shown)
-    unopened = heads.unreadable()
+    unopened = unusable(heads).images
     if 2 * len(unopened) > len(shown):
         raise InputError(
-            f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened "
-            f"({few(path.name for path in unopened)}); mend or remove them"
+            f"{folder}: {len(unopened)} of {len(shown)} images that were looked at cannot be opened: "
+            f"{by_reason(unopened, folder)}"
         )
     if unopened:
         notes.append(
             f"{len(unopened)} of {len(shown)} unlabelled images cannot be opened and are skipped: "
-            f"{few(path.name for path in unopened)}"
+            f"{by_reason(unopened, folder)}"
         )
     if inside := same_files(pairs.masks, files):
         raise InputError(
@@ -309,6 +362,6 @@ def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> 
         notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
     if small:
         notes.append(
-            f"small at {size} x {size} pixels, with patches of {patch**2}: {few(small)}; --image-size may help"
+            f"small at {size} x {size} pixels, in patches of {patch} x {patch}: {few(small)}; --image-size may help"
         )
     return notes

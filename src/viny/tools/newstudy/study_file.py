@@ -111,7 +111,7 @@ def _body(found: Inspection) -> list[str]:
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
     ]
     lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {kind}.')}"]
-    if found.looked.refused or found.bad_unlabelled or found.missing:
+    if found.looked.refused or found.bad_unlabelled or found.unusable or found.missing:
         lines.append("on_bad_image: skip # some files cannot be used; packing lists them")
     counts = [len(values) for _, values, _ in rows]
     lines += ["", *_section("grid", f"{' x '.join(map(str, counts))} = {math.prod(counts)} cells", rows), ""]
