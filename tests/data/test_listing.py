@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from viny.cli import main
+from viny.data.coco import LEGEND
 from viny.data.folders import images_below, list_below
 from viny.data.pack import TEST, TRAIN
 from viny.data.packing import build_pack, describe
@@ -201,6 +202,26 @@ def test_more_links_to_no_file_than_files_are_never_skipped(tmp_path: Path) -> N
     spec = {"source": "folder", "path": str(tmp_path), "holds": "images", "on_bad_image": "skip"}
     with pytest.raises(InputError, match=r"2 of 3 files are links .*more than half"):
         list_source(spec)
+
+
+@pytest.mark.parametrize("where", ["images", "masks"])
+def test_links_to_no_file_are_counted_in_each_folder_by_itself(tmp_path: Path, where: str) -> None:
+    touch(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(10)))
+    for i in range(6):
+        (tmp_path / where / f"{i}.png").unlink()
+        (tmp_path / where / f"{i}.png").symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{where}: 6 of 10 files are links .*more than half"):
+        pair(tmp_path / "images", tmp_path / "masks", skip_missing=True)
+    (tmp_path / where / "5.png").unlink()
+    touch(tmp_path, f"{where}/5.png")
+    assert len(pair(tmp_path / "images", tmp_path / "masks", skip_missing=True).images) == 5
+
+
+def test_the_list_of_classes_that_viny_writes_is_not_called_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", LEGEND)
+    assert list_below(tmp_path).report() == []
+    touch(tmp_path, "other.csv")
+    assert "1 .csv" in list_below(tmp_path).report()[0]
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def pair(images: Path, masks: Path, mask_suffix: str = "", skip_missing: bool = 
         InputError: a folder is missing or empty, a mask has two images or an image two masks, or nothing matches.
     """
     image_files, mask_files, found = _in_two(images, masks, mask_suffix)
-    for one in found:
+    for one in found:  # each by itself: masks that are there do not make up for images that are not
         check_some(one)
-    check_missing(found, skip_missing)
+        check_missing([one], skip_missing)
     of_image: dict[Path, Path] = {}
     several: set[Path] = set()
     elsewhere, other_case = [], []
