@@ -494,6 +494,8 @@ LAYOUTS: dict[str, tuple[str, str, str, str]] = {  # images, masks, and where ea
     "mmsegmentation": ("img_dir", "mask_dir", "{part}/{i}.png", "{part}/{i}.png"),
     "by part": ("data", "data", "{part}/images/{i}.png", "{part}/masks/{i}.png"),
     "one folder": ("data", "data", "{part}/{i}.png", "{part}/{i}_mask.png"),
+    "named for part and kind": ("data", "data", "images_{part}/{i}.png", "masks_{part}/{i}.png"),
+    "named in two folders": ("images", "masks", "{part}-images/{i}.png", "{part}-masks/{i}.png"),
     "flat masks": ("images", "masks", "{part}/{part}{i}.png", "{part}{i}.png"),
 }
 

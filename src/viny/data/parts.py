@@ -23,6 +23,8 @@ PART_WORD = re.compile(
     rf"(?:{FILLING})*",
     re.IGNORECASE,
 )
+IMAGE_WORD = re.compile("images?|imgs?", re.IGNORECASE)
+MASK_WORD = re.compile("masks?|labels?(?!l?ed)|annot(?:ation)?s?|gts?(?![a-z])", re.IGNORECASE)
 JOINED = re.compile(r"\b(train|test|h[oe]ld)[-_. ]+(val|dev|out)(?![a-z])", re.IGNORECASE)  # one word, written as two
 
 
@@ -52,7 +54,17 @@ def part_of(name: str) -> str | None:
 
 def for_masks(name: str) -> bool:
     """Whether a folder's name says that it holds masks, as 'labels_train' and 'masksTs'."""
-    return bool(re.search("mask|label(?!l?ed)|annot|gts?(?![a-z])", name, re.IGNORECASE))
+    return bool(MASK_WORD.search(name))
+
+
+def for_images(name: str) -> bool:
+    """Whether a folder's name says that it holds images, and not masks, as 'images_train' and 'imgsTs'."""
+    return bool(IMAGE_WORD.search(name)) and not for_masks(name)
+
+
+def of_either(name: str) -> str:
+    """The name of a part's folder without the words for images or masks: 'train' for 'images_train', 'labels_train'."""
+    return re.sub("([-_. ])[-_. ]+", r"\1", IMAGE_WORD.sub("", MASK_WORD.sub("", name))).strip("-_. ")
 
 
 def only_parts(names: Iterable[str]) -> bool:
