@@ -668,7 +668,7 @@ def classes_of(path: Path, split: str = "") -> Listing:
     return list_source({"source": "folder", "path": str(path), "holds": "classes", "held_out": 0.2, "split": split})
 
 
-@pytest.mark.parametrize("layout", ["seg_{}", "seg_{0}/seg_{0}", "images_{}", "{}_data/{}", "1-{}"])
+@pytest.mark.parametrize("layout", ["seg_{}", "seg_{0}/seg_{0}", "{}/images", "images_{}", "{}_data/{}", "1-{}"])
 def test_parts_of_class_folders_may_have_other_words_in_their_names(tmp_path: Path, layout: str) -> None:
     folder = layout.replace("{}", "{0}")
     for part, count in (("train", 3), ("test", 2), ("pred", 1)):
@@ -684,6 +684,9 @@ def test_classes_called_as_parts_are_classes(tmp_path: Path) -> None:
     listing = classes_of(tmp_path)
     assert listing.classes == ["bus", "test tube", "train", "train station"]
     assert (listing.notes, listing.kept) == ([], "")
+    touch(tmp_path, *(f"test/{i}.jpg" for i in range(5)))
+    (note,) = classes_of(tmp_path).notes
+    assert "test, train are taken for classes, as no class folders are in them" in note
 
 
 def test_parts_within_class_folders_are_kept_or_said(tmp_path: Path) -> None:
@@ -699,6 +702,15 @@ def test_parts_within_class_folders_are_kept_or_said(tmp_path: Path) -> None:
     assert any("do not give every image a part and every class both parts" in note for note in listing.notes)
     with pytest.raises(InputError, match="expected folders train and test"):
         classes_of(tmp_path, BY_FOLDERS)
+
+
+def test_parts_within_parts_of_class_folders_are_said(tmp_path: Path) -> None:
+    for part in ("train/{}/train", "train/{}/val", "test/{}"):
+        touch(tmp_path, *(f"{part.format(kind)}/{i}.jpg" for kind in ("sea", "wood") for i in range(2)))
+    listing = classes_of(tmp_path)
+    assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (8, 4)
+    (note,) = listing.notes
+    assert "look like another split (train 4, val 4), which is not used, as train, test are parts already" in note
 
 
 def test_a_split_file_may_divide_what_lies_in_parts(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from viny.data.folders import (
     together,
 )
 from viny.data.pack import TEST, TRAIN
-from viny.data.pairs import Pairs, pair
+from viny.data.pairs import IMAGE_FOLDERS, Pairs, pair
 from viny.data.parts import (
     BY_FOLDERS,
     contradicting,
@@ -418,9 +418,10 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
     known = parts_among(names)
     tops: dict[str, list[Path]] = {}
     for sub in top.subfolders:
-        tops.setdefault(known.get(sub.name, "none"), []).append(_unwrapped(sub) if sub.name in known else sub)
+        tops.setdefault(known.get(sub.name, "none"), []).append(sub)
     # A part of images without class folders, as a competition's test part, holds no labels.
-    labelled = [part for part in ("test", "val") if any(_subfolders(sub).subfolders for sub in tops.get(part, []))]
+    inner = {sub: _unwrapped(sub) for part in ("train", "val", "test") for sub in tops.get(part, [])}
+    labelled = [p for p in ("test", "val") if any(_subfolders(inner[sub]).subfolders for sub in tops.get(p, []))]
     held_out = next(iter(labelled), None)
     split, others = spec["split"], tops.pop("none", [])
     if not held_out:
@@ -433,6 +434,8 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
             if split:
                 raise _no_parts(path, top)
             out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
+        if known:
+            out.notes.append(f"{path}: {few(known)} are taken for classes, as no class folders are in them")
         out.notes += beside(path, split)
         return out
     used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
@@ -440,9 +443,14 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
         if len(tops[part]) > 1:
             raise InputError(f"{path}: {few(tops[part])} all look like the {part} part; keep one of them")
     codes = {part: TRAIN if part == "train" else TEST for part in used}
-    out = _joined(path, {(tops[part][0].name, code): _classes_below(tops[part][0]) for part, code in codes.items()})
+    out = _joined(path, {(tops[p][0].name, code): _classes_below(inner[tops[p][0]]) for p, code in codes.items()})
     if split not in ("", BY_FOLDERS):
         _split(out, split, path)
+    elif counts := own_split([name for one in out.found for name in one.names]):
+        out.notes.append(
+            f"{path}: folders within the class folders look like another split ({_listed(counts)}), which is not used, "
+            f"as {few(tops[part][0].name for part in used)} are parts already"
+        )
     for sub in (*(sub for part, subs in tops.items() if part not in used for sub in subs), *others):
         if count := len(list_below(sub).images):
             out.left_out[composed(sub.name)] = count
@@ -462,12 +470,16 @@ def _no_parts(path: Path, top: Found) -> InputError:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """A part's folder, or the folder of the same part that is all it holds, as in Kaggle's seg_train/seg_train."""
+    """A part's folder, or the folder that is all it holds, as in Kaggle's seg_train/seg_train, or train/images."""
+    part = part_of(folder.name)
     while True:
         inside = _subfolders(folder)
-        if inside.images or [part_of(sub.name) for sub in inside.subfolders] != [part_of(folder.name)]:
+        if inside.images or len(inside.subfolders) != 1:
             return folder
-        folder = inside.subfolders[0]
+        (only,) = inside.subfolders
+        if part_of(only.name) != part and only.name.lower() not in IMAGE_FOLDERS:
+            return folder
+        folder = only
 
 
 def _split_within(listing: Listing, path: Path) -> bool:
@@ -476,13 +488,17 @@ def _split_within(listing: Listing, path: Path) -> bool:
     Adds a note if there are such folders that do not split every class.
     """
     names = [name_below(image, path).partition("/")[2] for image in listing.images]
-    if not (counts := own_split(names)) and not contradicting(names):
+    counts = own_split(names)
+    said = _listed(counts) or few(contradicting(names))
+    if not said:
         return False
     tested = "test" if "test" in counts else "val"
     have = set(zip(listing.labels, parts_of(names), strict=True))
-    if "none" in counts or any((label, part) not in have for label in listing.labels for part in ("train", tested)):
+    if "none" in counts or any(
+        (label, part) not in have for label in range(len(listing.classes)) for part in ("train", tested)
+    ):
         listing.notes.append(
-            f"{path}: folders within the class folders look like their author's split ({_listed(counts)}), but do not "
+            f"{path}: folders within the class folders look like their author's split ({said}), but do not "
             "give every image a part and every class both parts: they are pooled and split anew; a file with lines "
             "image,part as split keeps it"
         )
