@@ -397,6 +397,7 @@ PARTS = {
         "seg_train",
         "1_train",
         "imagesTr",
+        "segTrain",
         "train-val",
     ),
     "val": ("val", "valid", "Validation", "val2017", "dev", "labels_val", "imagesVal", "eval", "Evaluation"),
@@ -464,6 +465,13 @@ def test_levels_that_contradict_are_said_and_refused_as_a_split(
     assert any("name different parts (test/train, train/test)" in line for line in folder_report(study()))
     with pytest.raises(InputError, match="within folders name different parts: test/train, train/test; give"):
         count_images(study(segmentation={"split": BY_FOLDERS, "test_size": 0}), tmp_path)
+
+
+def test_parts_with_other_words_around_them_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{part}/{part}{i}" for part in ("train_rome", "test_oslo") for i in range(4)]
+    drawn(tmp_path, *(f"images/{file}.png" for file in files), *(f"masks/{file}.png" for file in files))
+    assert any("have names of parts (test_oslo, train_rome), but no two" in line for line in folder_report(study()))
 
 
 def test_images_for_prediction_are_counted_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

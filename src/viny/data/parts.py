@@ -31,7 +31,8 @@ JOINED = re.compile(r"\b(train|test|h[oe]ld)[-_. ]+(val|dev|out)(?![a-z])", re.I
 @lru_cache(maxsize=1 << 16)
 def _read(name: str) -> tuple[str, str] | None:
     """The part that a folder's name means, if any, and what else is in the name and tells one split from another."""
-    words = re.split("[-_. ]+", JOINED.sub(r"\1\2", name))
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", " ", name)  # segTrain
+    words = re.split("[-_. ]+", JOINED.sub(r"\1\2", apart))
     matches = [PART_WORD.fullmatch(word) for word in words]
     parts = {match.lastgroup for match in matches if match}
     rest = (word for word, match in zip(words, matches, strict=True) if not match)
@@ -152,6 +153,14 @@ def own_split(names: Sequence[str]) -> dict[str, int]:
     found = Counter(part or "none" for part in parts_of(names))
     whole = found["train"] and (found["val"] or found["test"])
     return {part: found[part] for part in ("train", "val", "test", "pred", "none") if found[part]} if whole else {}
+
+
+def unpartnered(names: Iterable[str]) -> list[str]:
+    """Folders of images called for training and for testing or validation, with other words around, if all differ."""
+    folders = dict.fromkeys(f for name in dict.fromkeys(n.rpartition("/")[0] for n in names) for f in name.split("/"))
+    named = {folder: part for folder in folders if (part := part_of(folder))}
+    found = set(named.values())
+    return list(named) if "train" in found and found & {"val", "test"} else []
 
 
 def split_in_names(names: Iterable[str]) -> dict[str, int]:

@@ -41,6 +41,7 @@ from viny.data.parts import (
     split_by_file,
     split_by_folders,
     split_in_names,
+    unpartnered,
 )
 from viny.runtime.errors import InputError
 
@@ -358,6 +359,11 @@ def pooled_split(names: Sequence[str], split: str) -> list[str]:
         return [
             f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
             f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
+        ]
+    if folders := unpartnered(names):
+        return [
+            f"folders of images have names of parts ({few(folders)}), but no two with the same words around them: this "
+            "study pools them and splits anew; a file with lines image,part as segmentation.split says what they are"
         ]
     if counts := split_in_names(names):
         return [
