@@ -14,12 +14,23 @@ import yaml
 from PIL import Image
 
 from viny.cli import main
+from viny.data.coco import LEGEND
 from viny.data.folders import images_below, list_below
 from viny.data.pack import TEST, TRAIN
 from viny.data.packing import build_pack, describe
 from viny.data.pairs import pair
-from viny.data.parts import BY_FOLDERS, own_split, part_of, rank, split_by_file, split_by_folders
-from viny.data.sources import list_imagenet, list_source
+from viny.data.parts import (
+    BY_FOLDERS,
+    contradicting,
+    own_split,
+    part_of,
+    parts_among,
+    parts_of,
+    rank,
+    split_by_file,
+    split_by_folders,
+)
+from viny.data.sources import Listing, list_imagenet, list_source
 from viny.runtime.errors import InputError
 from viny.study.config import resolve
 from viny.study.inventory import count_images, folder_report
@@ -193,6 +204,26 @@ def test_more_links_to_no_file_than_files_are_never_skipped(tmp_path: Path) -> N
         list_source(spec)
 
 
+@pytest.mark.parametrize("where", ["images", "masks"])
+def test_links_to_no_file_are_counted_in_each_folder_by_itself(tmp_path: Path, where: str) -> None:
+    touch(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(10)))
+    for i in range(6):
+        (tmp_path / where / f"{i}.png").unlink()
+        (tmp_path / where / f"{i}.png").symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{where}: 6 of 10 files are links .*more than half"):
+        pair(tmp_path / "images", tmp_path / "masks", skip_missing=True)
+    (tmp_path / where / "5.png").unlink()
+    touch(tmp_path, f"{where}/5.png")
+    assert len(pair(tmp_path / "images", tmp_path / "masks", skip_missing=True).images) == 5
+
+
+def test_the_list_of_classes_that_viny_writes_is_not_called_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", LEGEND)
+    assert list_below(tmp_path).report() == []
+    touch(tmp_path, "other.csv")
+    assert "1 .csv" in list_below(tmp_path).report()[0]
+
+
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "Permission denied"), OSError(40, "Too many levels"), OSError(5, "I/O")]
 )
@@ -355,17 +386,102 @@ def test_several_masks_of_one_image_are_said_and_never_half_guessed(tmp_path: Pa
 # The author's own split
 
 
+PARTED = ("train", "test")
 PARTS = {
-    "train": ("train", "Training", "trainval", "train2017", "TRAIN_images"),
-    "val": ("val", "valid", "Validation", "val2017", "dev"),
-    "test": ("test", "testing", "test_set"),
-    None: ("trains", "validated", "contest", "tested", "images", ""),
+    "train": (
+        "train",
+        "Training",
+        "trainval",
+        "train2017",
+        "TRAIN_images",
+        "seg_train",
+        "1_train",
+        "imagesTr",
+        "segTrain",
+        "train-val",
+    ),
+    "val": ("val", "valid", "Validation", "val2017", "dev", "labels_val", "imagesVal", "eval", "Evaluation"),
+    "test": ("test", "testing", "test_set", "labelsTs", "holdout", "held_out", "hold-out", "test-dev2017"),
+    "pred": ("pred", "seg_pred", "predict", "unlabeled2017", "unlabelled", "train_unlabelled"),
+    None: ("trains", "validated", "contest", "tested", "images", "", "strain", "datasets", "train_test", "Trier"),
 }
 
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part, every in PARTS.items() for name in every])
 def test_folders_are_called_by_their_part(name: str, part: str | None) -> None:
     assert part_of(name) == part
+
+
+def test_folders_are_parts_only_beside_their_partners() -> None:
+    assert parts_among(["seg_train", "seg_test", "seg_pred"]) == {
+        "seg_train": "train",
+        "seg_test": "test",
+        "seg_pred": "pred",
+    }
+    assert parts_among(["train_a", "train_b", "val"]) == {"train_a": "train", "train_b": "train", "val": "val"}
+    assert set(parts_among(["train", "val", "bus", "train station"])) == {"train", "val"}
+    for classes in (
+        ["train", "bus"],
+        ["train station", "test tube", "car"],
+        ["train_station", "test_tube"],
+        ["eval", "test"],
+    ):
+        assert parts_among(classes) == {}
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        ("seg_train seg_test", "train test"),
+        ("imagesTr imagesTs", "train test"),
+        ("1_train 2_val", "train val"),
+        ("train eval pred", "train val pred"),
+        ("seg_train/seg_train seg_test/seg_test", "train test"),
+        ("training/train training/val training/test", "train val test"),  # the outer level does not split
+        ("train/a/val train/b/train", "val train"),
+        ("train/train train/val test", "train val test"),  # the author's validation part is within the one for training
+        ("a/train b/val", "train val"),
+        ("train/car train/train val/car val/train", "train train val val"),  # a class called train
+        ("train bus", "- -"),
+        ("train/train train/test test/train test/test", "train - - test"),
+        ("train/test test/train", "- -"),
+    ],
+)
+def test_the_innermost_level_that_splits_decides(folders: str, parts: str) -> None:
+    names = [f"{folder}/1.jpg" for folder in folders.split()]
+    assert [part or "-" for part in parts_of(names)] == parts.split()
+    assert bool(contradicting(names)) == ("train/test test/train" in folders)
+
+
+def test_levels_that_contradict_are_said_and_refused_as_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{outer}/{inner}/{outer}{inner}{i}" for outer in PARTED for inner in PARTED for i in range(3)]
+    drawn(tmp_path, *(f"images/{file}.png" for file in files), *(f"masks/{file}.png" for file in files))
+    found = inspect(Request("s", Path("images"), Path("masks")))
+    assert found.wanted.split is None
+    assert any("name different parts (test/train, train/test), so which images" in note for note in found.notes)
+    assert any("name different parts (test/train, train/test)" in line for line in folder_report(study()))
+    with pytest.raises(InputError, match="within folders name different parts: test/train, train/test; give"):
+        count_images(study(segmentation={"split": BY_FOLDERS, "test_size": 0}), tmp_path)
+
+
+def test_parts_with_other_words_around_them_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{part}/{part}{i}" for part in ("train_rome", "test_oslo") for i in range(4)]
+    drawn(tmp_path, *(f"images/{file}.png" for file in files), *(f"masks/{file}.png" for file in files))
+    assert any("have names of parts (test_oslo, train_rome), but no two" in line for line in folder_report(study()))
+
+
+def test_images_for_prediction_are_counted_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"seg_{part}/{part}{i}" for part in ("train", "test", "pred") for i in range(4)]
+    drawn(tmp_path, *(f"images/{file}.png" for file in files), *(f"masks/{file}.png" for file in files))
+    config = study(segmentation={"split": BY_FOLDERS, "test_size": 0})
+    listing = list_source(pack_spec(config, "segmentation"))
+    assert (listing.parts.count(TRAIN), listing.parts.count(TEST), listing.left_out) == (4, 4, {"pred": 4})
+    assert "; 4 images in pred are left out" in listing.kept
 
 
 def test_validation_images_are_tested_on_or_left_out() -> None:
@@ -386,6 +502,8 @@ LAYOUTS: dict[str, tuple[str, str, str, str]] = {  # images, masks, and where ea
     "mmsegmentation": ("img_dir", "mask_dir", "{part}/{i}.png", "{part}/{i}.png"),
     "by part": ("data", "data", "{part}/images/{i}.png", "{part}/masks/{i}.png"),
     "one folder": ("data", "data", "{part}/{i}.png", "{part}/{i}_mask.png"),
+    "named for part and kind": ("data", "data", "images_{part}/{i}.png", "masks_{part}/{i}.png"),
+    "named in two folders": ("images", "masks", "{part}-images/{i}.png", "{part}-masks/{i}.png"),
     "flat masks": ("images", "masks", "{part}/{part}{i}.png", "{part}{i}.png"),
 }
 
@@ -485,6 +603,20 @@ def test_a_part_beside_the_folder_that_is_named_is_said(tmp_path: Path, monkeypa
     assert any("not what lies beside it" in line and "val/images" in line for line in folder_report(config))
 
 
+@pytest.mark.parametrize(
+    ("used", "beside"), [("images_train", "images_val"), ("imagesTr", "imagesTs"), ("a_train", "a_dev")]
+)
+def test_a_part_beside_the_one_that_is_used_is_said_whatever_else_its_name_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: str, beside: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    masks = [name.replace("images", "labels").replace("a_", "a_masks_") for name in (used, beside)]
+    drawn(tmp_path, *(f"{folder}/{i}.png" for folder in (used, beside, *masks) for i in range(6)))
+    lines = folder_report(study(segmentation={"images": used, "masks": masks[0], "ignore": [255]}))
+    (line,) = [line for line in lines if "not what lies beside it" in line]
+    assert line.count(f"/{beside};") == 1 and masks[1] not in line and masks[0] not in line
+
+
 @pytest.mark.parametrize("split", ["", BY_FOLDERS])
 def test_parts_of_class_folders_are_kept_or_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
@@ -532,12 +664,61 @@ def _without_own(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"segmentation": synthetic["segmentation"], "synthetic": synthetic["synthetic"]}
 
 
-@pytest.mark.parametrize("tops", [["val", "test"], ["train"], ["train", "train2"]])
+@pytest.mark.parametrize("tops", [["val", "test"], ["train"], ["train", "train2"], ["seg_train", "seg_pred"]])
 def test_parts_alone_are_never_taken_for_classes(tmp_path: Path, tops: list[str]) -> None:
     touch(tmp_path, *(f"{top}/{kind}/{i}.jpg" for top in tops for kind in ("sea", "wood") for i in range(3)))
     spec = {"source": "folder", "path": str(tmp_path), "holds": "classes", "held_out": 0.2, "split": ""}
     with pytest.raises(InputError, match="expected folders train and test, or train and val, of class folders"):
         list_source(spec)
+
+
+def classes_of(path: Path, split: str = "") -> Listing:
+    return list_source({"source": "folder", "path": str(path), "holds": "classes", "held_out": 0.2, "split": split})
+
+
+@pytest.mark.parametrize("layout", ["seg_{}", "seg_{0}/seg_{0}", "{}/images", "images_{}", "{}_data/{}", "1-{}"])
+def test_parts_of_class_folders_may_have_other_words_in_their_names(tmp_path: Path, layout: str) -> None:
+    folder = layout.replace("{}", "{0}")
+    for part, count in (("train", 3), ("test", 2), ("pred", 1)):
+        touch(tmp_path, *(f"{folder.format(part)}/{kind}/{i}.jpg" for kind in ("sea", "wood") for i in range(count)))
+    listing = classes_of(tmp_path)
+    assert (listing.classes, listing.parts.count(TRAIN), listing.parts.count(TEST)) == (["sea", "wood"], 6, 4)
+    assert list(listing.left_out.values()) == [2]
+    assert any("pred" in note and "2 images, neither trained nor tested on" in note for note in listing.notes)
+
+
+def test_classes_called_as_parts_are_classes(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{kind}/{i}.jpg" for kind in ("train station", "test tube", "train", "bus") for i in range(5)))
+    listing = classes_of(tmp_path)
+    assert listing.classes == ["bus", "test tube", "train", "train station"]
+    assert (listing.notes, listing.kept) == ([], "")
+    touch(tmp_path, *(f"test/{i}.jpg" for i in range(5)))
+    (note,) = classes_of(tmp_path).notes
+    assert "test, train are taken for classes, as no class folders are in them" in note
+
+
+def test_parts_within_class_folders_are_kept_or_said(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        touch(tmp_path, *(f"{kind}/{part}/{i}.jpg" for kind in ("sea", "wood") for i in range(count)))
+    for split in ("", BY_FOLDERS):
+        listing = classes_of(tmp_path, split)
+        assert (listing.parts.count(TRAIN), listing.parts.count(TEST), listing.left_out) == (6, 2, {"val": 4})
+        assert "the author's split is kept (train 6, val 4, test 2)" in listing.report()[0]
+    (tmp_path / "sea" / "test" / "0.jpg").unlink()
+    listing = classes_of(tmp_path)
+    assert len(listing.parts) == 11
+    assert any("do not give every image a part and every class both parts" in note for note in listing.notes)
+    with pytest.raises(InputError, match="expected folders train and test"):
+        classes_of(tmp_path, BY_FOLDERS)
+
+
+def test_parts_within_parts_of_class_folders_are_said(tmp_path: Path) -> None:
+    for part in ("train/{}/train", "train/{}/val", "test/{}"):
+        touch(tmp_path, *(f"{part.format(kind)}/{i}.jpg" for kind in ("sea", "wood") for i in range(2)))
+    listing = classes_of(tmp_path)
+    assert (listing.parts.count(TRAIN), listing.parts.count(TEST)) == (8, 4)
+    (note,) = listing.notes
+    assert "look like another split (train 4, val 4), which is not used, as train, test are parts already" in note
 
 
 def test_a_split_file_may_divide_what_lies_in_parts(tmp_path: Path) -> None:

@@ -24,12 +24,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from viny.data.decoding import FORMATS, MAX_PIXELS
-from viny.data.folders import few, images_below, name_below
+from viny.data.folders import LEGEND, few, images_below, name_below
 from viny.data.masks import BACKGROUNDS, IGNORE, MAX_CLASSES
 from viny.runtime.errors import InputError
 from viny.runtime.files import folder_beside, write_text
 
-LEGEND = "classes.csv"  # lines of value,name beside the masks
 NAME = 40  # characters of a class's name, at most
 OUTSIDE = 2  # pixels that an outline may reach outside of its image without a word
 FAR = 10  # sides of its image: an outline that reaches further is of no picture

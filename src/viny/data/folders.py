@@ -24,6 +24,7 @@ PICTURES = re.compile(
 SYSTEM = frozenset(
     ("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "lost+found", "__pycache__")
 ) | {"system volume information"}
+LEGEND = "classes.csv"  # lines of value,name, which viny writes beside masks that it makes
 STORES = frozenset((".git", ".dvc", ".datalad", ".hg", ".svn"))  # their files are other files' contents or history
 SMALL_COPIES = re.compile(r"(?:.*[-_. ])?thumb(?:nail)?s?", re.IGNORECASE)
 SHOWN = 5  # names that a message lists
@@ -59,7 +60,8 @@ class Found:
         images: its image files, in the order of their paths.
         names: their paths below it, with '/' on every system.
         missing: links to images that lead to no file, such as those of git-annex and DVC before the content is fetched.
-        passed_over: how many other files there are, by their ending in lower case; '' for none.
+        passed_over: how many other files there are, by their ending in lower case; '' for none. The list of classes
+            that viny writes beside masks is not counted.
         hidden: how many files have names that begin with a dot.
         unseen: hidden folders and those of the system, which are not entered.
         again: links to folders that are listed already.
@@ -211,7 +213,7 @@ def list_below(folder: Path, deep: bool = True) -> Found:
             elif kind == "missing" and (ending in ENDINGS or "." not in name):  # without an ending: perhaps a folder
                 check_name(name, Path(here))
                 out.missing.append(Path(entry.path))
-            else:
+            elif name != LEGEND:
                 known = ending.isascii() and ending.isalnum() and len(ending) <= 8
                 out.passed_over[ending if known else ""] += 1
     found.sort()

@@ -6,9 +6,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from viny.data.folders import SHOWN, Found, check_missing, check_some, composed, few, list_below
+from viny.data.parts import for_images, for_masks, of_either, part_of
 from viny.runtime.errors import InputError
 
 # Folders, within each part's, for images and for masks, as some tools export them.
@@ -82,12 +84,13 @@ def _in_two(images: Path, masks: Path, mask_suffix: str) -> tuple[dict[Path, str
     one = list_below(images)
     names = dict(zip(one.images, map(composed, one.names), strict=True))
     image_files, mask_files = {}, {}
-    for path, name in names.items():  # <part>/images/x.jpg and <part>/masks/x.png
+    for path, name in names.items():  # <part>/images/x.jpg and <part>/masks/x.png, or images_<part> and masks_<part>
         *above, last = name.split("/")
-        for kind, files in ((IMAGE_FOLDERS, image_files), (MASK_FOLDERS, mask_files)):
-            at = [i for i, folder in enumerate(above) if folder.lower() in kind]
+        for kind, files in (("images", image_files), ("masks", mask_files)):
+            at = [i for i, folder in enumerate(above) if _holds(folder) == kind]
             if len(at) == 1:
-                files[path] = "/".join([*above[: at[0]], *above[at[0] + 1 :], last])
+                here = [of_either(above[at[0]])] if part_of(above[at[0]]) else []
+                files[path] = "/".join([*above[: at[0]], *here, *above[at[0] + 1 :], last])
     apart = not image_files.keys() & mask_files.keys() and len(image_files) + len(mask_files) == len(names)
     if image_files and mask_files and apart:
         return image_files, mask_files, [one]
@@ -101,12 +104,24 @@ def _in_two(images: Path, masks: Path, mask_suffix: str) -> tuple[dict[Path, str
     return {path: name for path, name in names.items() if path not in mask_files}, mask_files, [one]
 
 
+@lru_cache(maxsize=1 << 16)
+def _holds(folder: str) -> str:
+    """'images' or 'masks' if a folder's name says so; otherwise empty."""
+    for kind, known in (("images", IMAGE_FOLDERS), ("masks", MASK_FOLDERS)):
+        if folder.lower() in known:
+            return kind
+    if not part_of(folder):
+        return ""
+    return "masks" if for_masks(folder) else "images" if for_images(folder) else ""
+
+
 def pair(images: Path, masks: Path, mask_suffix: str = "", skip_missing: bool = False) -> Pairs:
     """Match images and masks by their names.
 
-    A mask belongs to the image with the same path below its folder, extensions aside; if the folders differ, to the
-    image with the same name, if no other image or mask has that name; if that fails, likewise with capital and small
-    letters alike. `x.jpg.png` is the mask of `x.jpg`. Names are compared in Unicode's composed form.
+    A mask belongs to the image with the same path below its folder, extensions aside, where `images_train` is the same
+    as `labels_train`; if the folders differ, to the image with the same name, if no other image or mask has that name;
+    if that fails, likewise with capital and small letters alike. `x.jpg.png` is the mask of `x.jpg`. Names are compared
+    in Unicode's composed form.
 
     Args:
         images: folder of images.
@@ -118,9 +133,9 @@ def pair(images: Path, masks: Path, mask_suffix: str = "", skip_missing: bool = 
         InputError: a folder is missing or empty, a mask has two images or an image two masks, or nothing matches.
     """
     image_files, mask_files, found = _in_two(images, masks, mask_suffix)
-    for one in found:
+    for one in found:  # each by itself: masks that are there do not make up for images that are not
         check_some(one)
-    check_missing(found, skip_missing)
+        check_missing([one], skip_missing)
     of_image: dict[Path, Path] = {}
     several: set[Path] = set()
     elsewhere, other_case = [], []
@@ -197,7 +212,13 @@ def _apart(found: Found, other: Path) -> dict[Path, str]:
     every = zip(found.images, found.names, strict=True)
     if inside < above:
         every = ((path, name) for path, name in every if name.rpartition("/")[0] not in inside)
-    return {path: composed(name) for path, name in every}
+    return {path: _matched(composed(name)) for path, name in every}
+
+
+def _matched(name: str) -> str:
+    """A path with images_train and labels_train alike."""
+    *above, last = name.split("/")
+    return "/".join([*(of_either(folder) if _holds(folder) and part_of(folder) else folder for folder in above), last])
 
 
 def _join(of_image: dict[Path, Path], fitting: Sequence[Path], mask: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from viny.data.folders import composed, few, name_below, stem_below
@@ -14,48 +15,161 @@ from viny.runtime.errors import InputError
 
 PARTS = {"train": 0, "test": 1}  # as in parts.npy; 'none' leaves an image out
 BY_FOLDERS = "folders"  # as a split: the names of the images' own folders say it
-PART_FOLDERS = re.compile(
-    r"(?:(?P<train>train(?:ing|val)?)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))"
-    r"(?:[-_. ]?(?:set|data|split|images?|imgs?|masks?|labels?|\d+))?",
+# What may stand around the part's word without telling one split from another.
+FILLING = r"(?:sub)?sets?|data(?:sets?)?|splits?|images?|imgs?|pictures?|masks?|labels?|annot(?:ation)?s?|gts?|\d+"
+PART_WORD = re.compile(
+    rf"(?:{FILLING})?(?:(?P<train>tr(?:n|ain(?:ing|val)?)?)|(?P<val>val(?:id(?:ation)?)?|dev|eval(?:uation)?)|"
+    r"(?P<test>ts|tst|test(?:ing|dev)?|h[oe]ld-?out)|(?P<pred>pred(?:ict(?:ions?)?)?|unlabell?ed))"
+    rf"(?:{FILLING})*",
     re.IGNORECASE,
 )
+IMAGE_WORD = re.compile("images?|imgs?", re.IGNORECASE)
+MASK_WORD = re.compile("masks?|labels?(?!l?ed)|annot(?:ation)?s?|gts?(?![a-z])", re.IGNORECASE)
+JOINED = re.compile(r"\b(train|test|h[oe]ld)[-_. ]+(val|dev|out)(?![a-z])", re.IGNORECASE)  # one word, written as two
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(name: str) -> tuple[str, str] | None:
+    """The part that a folder's name means, if any, and what else is in the name and tells one split from another."""
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", " ", name)  # segTrain
+    words = re.split("[-_. ]+", JOINED.sub(r"\1\2", apart))
+    matches = [PART_WORD.fullmatch(word) for word in words]
+    parts = {match.lastgroup for match in matches if match}
+    rest = (word for word, match in zip(words, matches, strict=True) if not match)
+    if len(parts) > 1 and "pred" in parts:  # train_unlabelled
+        parts = {"pred"}
+    if len(parts) != 1:
+        return None
+    return str(parts.pop()), " ".join(w.lower() for w in rest if not re.fullmatch(FILLING, w, re.IGNORECASE))
 
 
 def part_of(name: str) -> str | None:
-    """The part, train, val or test, that a folder's name such as 'Training', 'valid' or 'test2017' means, if any."""
-    match = PART_FOLDERS.fullmatch(name)
-    return match.lastgroup if match else None
+    """The part that a folder's name may mean, such as 'Training', 'seg_train', 'imagesTr' or 'test2017', if any.
+
+    It is train, val, test, or pred for what has no labels. Whether the folder is a part, the folders beside it decide:
+    see `parts_among`.
+    """
+    read = _read(name)
+    return read[0] if read else None
+
+
+def for_masks(name: str) -> bool:
+    """Whether a folder's name says that it holds masks, as 'labels_train' and 'masksTs'."""
+    return bool(MASK_WORD.search(name))
+
+
+def for_images(name: str) -> bool:
+    """Whether a folder's name says that it holds images, and not masks, as 'images_train' and 'imgsTs'."""
+    return bool(IMAGE_WORD.search(name)) and not for_masks(name)
+
+
+def of_either(name: str) -> str:
+    """The name of a part's folder without the words for images or masks: 'train' for 'images_train', 'labels_train'."""
+    return re.sub("([-_. ])[-_. ]+", r"\1", IMAGE_WORD.sub("", MASK_WORD.sub("", name))).strip("-_. ")
+
+
+def only_parts(names: Iterable[str]) -> bool:
+    """Whether folders' names are all those of parts, with the same words around, as seg_train and seg_pred."""
+    read = list(map(_read, names))
+    return bool(read) and None not in read and len({known[1] for known in read if known}) == 1
+
+
+def parts_among(names: Iterable[str]) -> dict[str, str]:
+    """The parts of those folders, of some that lie side by side, that split images as an author would.
+
+    One must be for training and another for validation or testing, with the same words around: seg_train and seg_test
+    are parts, 'train station' and 'test tube' are not.
+
+    Args:
+        names: all the folders' names.
+
+    Returns:
+        Train, val, test or pred, by name; empty if there is no split.
+    """
+    names = list(names)
+    read = {name: known for name in names if (known := _read(name))}
+    every = len(read) == len(names) and any(not rest for _, rest in read.values())  # train_a, train_b and val
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, (part, rest) in read.items():
+        groups["" if every else rest][name] = part
+    out: dict[str, str] = {}
+    for group in groups.values():
+        if "train" in group.values() and {"val", "test"} & set(group.values()):
+            out |= group
+    return out
 
 
 def parts_of(names: Iterable[str]) -> list[str | None]:
-    """The part that the folders in each image's path mean: train, val or test; None if none is named so.
+    """The part that the folders in each image's path mean: train, val, test or pred; None if there is none, or several.
 
     Args:
         names: paths below the images' folder, with '/'.
     """
-    known: dict[str, str | None] = {}
-    for above in {name.rpartition("/")[0] for name in names}:
-        known[above] = next((part for folder in above.split("/") if (part := part_of(folder))), None)
+    names = list(names)
+    said = _said_by_folders(names)
+    known = {above: _decided(parts) for above, parts in said.items()}
     return [known[name.rpartition("/")[0]] for name in names]
+
+
+def contradicting(names: Iterable[str]) -> list[str]:
+    """Folders of images whose paths name two parts, each at a level that splits, as train/test with train/train."""
+    return [above for above, parts in _said_by_folders(names).items() if parts and not _decided(parts)]
+
+
+def _decided(parts: Sequence[str]) -> str | None:
+    """What the levels of a path say together, outermost first: the innermost, if it is within what the others say."""
+    within = all(outer == parts[-1] or (outer, parts[-1]) == ("train", "val") for outer in parts)
+    return parts[-1] if parts and within else None
+
+
+def _said_by_folders(names: Iterable[str]) -> dict[str, list[str]]:
+    """The parts named in each image's folder, outermost first, at the levels that split."""
+    paths = {above: above.split("/") for above in dict.fromkeys(name.rpartition("/")[0] for name in names)}
+    beside: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
+    for folders in paths.values():
+        for at, folder in enumerate(folders):
+            beside[*folders[:at]][folder] = None
+    splits = {above: parts_among(level) for above, level in beside.items()}
+    said, below = {}, {}
+    for above, folders in paths.items():
+        at_level = [splits[*folders[:at]].get(folder) for at, folder in enumerate(folders)]
+        said[above] = [part for part in at_level if part]
+        last = max((at for at, part in enumerate(at_level) if part), default=-1)
+        below[above] = folders[last + 1 :]
+    # Parts that lie in different folders, as a/train and b/val: those below a split, and, where there is none, all.
+    inner = parts_among(dict.fromkeys(f for above, rest in below.items() if said[above] for f in rest))
+    whole = parts_among(dict.fromkeys(folder for folders in paths.values() for folder in folders))
+    for above, rest in below.items():
+        known = inner if said[above] else whole
+        said[above] += [known[folder] for folder in rest if folder in known][-1:]
+    return said
 
 
 def own_split(names: Sequence[str]) -> dict[str, int]:
     """How many images are in folders for training, validation and testing, if that is a split; otherwise empty.
 
-    'none' counts images in no such folder.
+    'pred' counts images in folders for prediction, 'none' those in no such folder, or in folders that contradict.
     """
     found = Counter(part or "none" for part in parts_of(names))
     whole = found["train"] and (found["val"] or found["test"])
-    return {part: found[part] for part in ("train", "val", "test", "none") if found[part]} if whole else {}
+    return {part: found[part] for part in ("train", "val", "test", "pred", "none") if found[part]} if whole else {}
+
+
+def unpartnered(names: Iterable[str]) -> list[str]:
+    """Folders of images called for training and for testing or validation, with other words around, if all differ."""
+    folders = dict.fromkeys(f for name in dict.fromkeys(n.rpartition("/")[0] for n in names) for f in name.split("/"))
+    named = {folder: part for folder in folders if (part := part_of(folder))}
+    found = set(named.values())
+    return list(named) if "train" in found and found & {"val", "test"} else []
 
 
 def split_in_names(names: Iterable[str]) -> dict[str, int]:
-    """How many images have names that begin with train, val or test, as train_01.jpg, if that is a split of all."""
+    """How many images have names that begin with a part, as train_01.jpg, if that is a split of all."""
     found: Counter[str] = Counter()
     for start, count in Counter(re.split("[-_. ]", name.rpartition("/")[2], maxsplit=1)[0] for name in names).items():
         found[part_of(start) or "none"] += count
     whole = found["train"] and (found["val"] or found["test"]) and not found["none"]
-    return {part: found[part] for part in ("train", "val", "test") if found[part]} if whole else {}
+    return {part: found[part] for part in ("train", "val", "test", "pred") if found[part]} if whole else {}
 
 
 def split_by_folders(names: Sequence[str], folder: Path) -> tuple[list[int | None], dict[str, int]]:
@@ -72,9 +186,14 @@ def split_by_folders(names: Sequence[str], folder: Path) -> tuple[list[int | Non
         TRAIN or TEST for each image, None for one that is left out; and `own_split`.
 
     Raises:
-        InputError: there are no such folders, or an image is in none of them.
+        InputError: there are no such folders, they contradict each other, or an image is in none of them.
     """
     counts = own_split(names)
+    if (not counts or "none" in counts) and (unclear := contradicting(names)):
+        raise InputError(
+            f"{folder}: split: {BY_FOLDERS}, but folders within folders name different parts: {few(unclear)}; give "
+            "a file with lines image,part"
+        )
     if not counts:
         raise InputError(
             f"{folder}: split: {BY_FOLDERS} needs images in subfolders train and val or test; found none in one of "

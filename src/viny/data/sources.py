@@ -27,8 +27,22 @@ from viny.data.folders import (
     together,
 )
 from viny.data.pack import TEST, TRAIN
-from viny.data.pairs import Pairs, pair
-from viny.data.parts import BY_FOLDERS, hold_out, own_split, part_of, split_by_file, split_by_folders, split_in_names
+from viny.data.pairs import IMAGE_FOLDERS, Pairs, pair
+from viny.data.parts import (
+    BY_FOLDERS,
+    contradicting,
+    for_masks,
+    hold_out,
+    only_parts,
+    own_split,
+    part_of,
+    parts_among,
+    parts_of,
+    split_by_file,
+    split_by_folders,
+    split_in_names,
+    unpartnered,
+)
 from viny.runtime.errors import InputError
 
 
@@ -307,7 +321,7 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
         pairs=pairs,
     )
     if spec["split"]:
-        _split(out, spec["split"], path, pairs.images_without_mask)
+        _split(out, spec["split"], path, pairs.images_without_mask, pairs.names)
     out.kept = kept_split(pairs.names, spec["split"])
     out.notes += pooled_split(pairs.names, spec["split"]) + beside(path, spec["split"])
     return out
@@ -321,20 +335,35 @@ def kept_split(names: Sequence[str], split: str) -> str:
     kept = "train and test as in their folders"
     if "test" not in counts:
         kept = "train as in its folder, and val as the test part"
-    elif "val" in counts:
-        kept += f"; {counts['val']} images in val are left out, neither trained nor tested on"
+    for part, count in _unused(counts).items():
+        kept += f"; {count} images in {part} are left out, neither trained nor tested on"
     return f"the author's split is kept ({_listed(counts)}): {kept}"
+
+
+def _unused(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those parts of an author's split that are neither trained nor tested on."""
+    return {part: counts[part] for part in (*["val"] * ("test" in counts), "pred") if part in counts}
 
 
 def pooled_split(names: Sequence[str], split: str) -> list[str]:
     """A note on images whose folders or names look like an author's split, if a study's `split` is empty."""
     if split:
         return []
+    if unclear := contradicting(names):
+        return [
+            f"folders within folders name different parts ({few(unclear)}), so which images are for the test is not "
+            "clear: this study pools them and splits anew; a file with lines image,part as segmentation.split says it"
+        ]
     if counts := own_split(names):
         outside = f", with {counts['none']} images in neither" if "none" in counts else ""
         return [
             f"images lie in folders that look like their author's split ({_listed(counts)}{outside}), which this study "
             f"pools and splits anew; segmentation.split: {BY_FOLDERS} keeps it"
+        ]
+    if folders := unpartnered(names):
+        return [
+            f"folders of images have names of parts ({few(folders)}), but no two with the same words around them: this "
+            "study pools them and splits anew; a file with lines image,part as segmentation.split says what they are"
         ]
     if counts := split_in_names(names):
         return [
@@ -372,39 +401,47 @@ def _parts_beside(place: Path) -> list[str]:
         if part_of(above.name) != "train":
             continue
         try:
-            near = [other / place.relative_to(above) for other in list_below(above.parent, deep=False).subfolders]
+            near = list_below(above.parent, deep=False).subfolders
         except InputError:  # where this user may not look
             continue
-        near = [other for other in near if part_of(os.path.relpath(other, above.parent).split(os.sep)[0])]
-        others = [str(other) for other in near if other != place and os.path.isdir(other)]
-        if others:
-            return [f"{place} is used, but not what lies beside it: {few(others)}; to use both, name the folder above"]
+        # Folders of masks are no parts of the images: labels_val is beside labels_train, not images_train.
+        near = [other for other in near if for_masks(other.name) == for_masks(above.name)]
+        parts = parts_among(other.name for other in near)
+        if above.name not in parts:
+            continue
+        inside = [(other, other / place.relative_to(above)) for other in near if other.name in parts and other != above]
+        others = [str(inner if os.path.isdir(inner) else other) for other, inner in inside]
+        return [f"{place} is used, but not what lies beside it: {few(others)}; to use both, name the folder above"]
     return []
 
 
 def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
-    """Class folders and all their subfolders; directly in `path`, or in its train and test folders."""
+    """Class folders and all their subfolders; directly in `path`, or in its train and test folders, or around them."""
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such folder; expected class folders of images, <path>/<class>/**/*.jpg")
     top = _subfolders(path)
+    names = [sub.name for sub in top.subfolders]
+    known = parts_among(names)
     tops: dict[str, list[Path]] = {}
     for sub in top.subfolders:
-        tops.setdefault(part_of(sub.name) or "none", []).append(sub)
+        tops.setdefault(known.get(sub.name, "none"), []).append(sub)
     # A part of images without class folders, as a competition's test part, holds no labels.
-    labelled = [part for part in ("test", "val") if any(_subfolders(sub).subfolders for sub in tops.get(part, []))]
+    inner = {sub: _unwrapped(sub) for part in ("train", "val", "test") for sub in tops.get(part, [])}
+    labelled = [p for p in ("test", "val") if any(_subfolders(inner[sub]).subfolders for sub in tops.get(p, []))]
     held_out = next(iter(labelled), None)
     split, others = spec["split"], tops.pop("none", [])
-    if "train" not in tops or not held_out:
-        if split == BY_FOLDERS or (tops and not others):
-            raise InputError(
-                f"{path}: expected folders train and test, or train and val, of class folders, or class folders alone; "
-                f"found {few(sub.name for sub in top.subfolders)}"
-            )
+    if not held_out:
+        if only_parts(names) or (tops and not others):
+            raise _no_parts(path, top)
         out = _classes_below(path, top)
-        if split:
+        if split not in ("", BY_FOLDERS):
             _split(out, split, path)
-        else:
+        elif not _split_within(out, path):
+            if split:
+                raise _no_parts(path, top)
             out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, spec["held_out"])
+        if known:
+            out.notes.append(f"{path}: {few(known)} are taken for classes, as no class folders are in them")
         out.notes += beside(path, split)
         return out
     used = ("train", held_out) if split in ("", BY_FOLDERS) else ("train", *labelled)
@@ -412,9 +449,14 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
         if len(tops[part]) > 1:
             raise InputError(f"{path}: {few(tops[part])} all look like the {part} part; keep one of them")
     codes = {part: TRAIN if part == "train" else TEST for part in used}
-    out = _joined(path, {(tops[part][0].name, code): _classes_below(tops[part][0]) for part, code in codes.items()})
+    out = _joined(path, {(tops[p][0].name, code): _classes_below(inner[tops[p][0]]) for p, code in codes.items()})
     if split not in ("", BY_FOLDERS):
         _split(out, split, path)
+    elif counts := own_split([name for one in out.found for name in one.names]):
+        out.notes.append(
+            f"{path}: folders within the class folders look like another split ({_listed(counts)}), which is not used, "
+            f"as {few(tops[part][0].name for part in used)} are parts already"
+        )
     for sub in (*(sub for part, subs in tops.items() if part not in used for sub in subs), *others):
         if count := len(list_below(sub).images):
             out.left_out[composed(sub.name)] = count
@@ -424,6 +466,52 @@ def _list_classes(path: Path, spec: Mapping[str, Any]) -> Listing:
     if top.images:
         out.notes.append(_loose(top))
     return out
+
+
+def _no_parts(path: Path, top: Found) -> InputError:
+    return InputError(
+        f"{path}: expected folders train and test, or train and val, of class folders, or class folders alone; "
+        f"found {few(sub.name for sub in top.subfolders)}"
+    )
+
+
+def _unwrapped(folder: Path) -> Path:
+    """A part's folder, or the folder that is all it holds, as in Kaggle's seg_train/seg_train, or train/images."""
+    part = part_of(folder.name)
+    while True:
+        inside = _subfolders(folder)
+        if inside.images or len(inside.subfolders) != 1:
+            return folder
+        (only,) = inside.subfolders
+        if part_of(only.name) != part and only.name.lower() not in IMAGE_FOLDERS:
+            return folder
+        folder = only
+
+
+def _split_within(listing: Listing, path: Path) -> bool:
+    """Split by folders within the class folders, as <class>/train and <class>/val, if each class has both parts.
+
+    Adds a note if there are such folders that do not split every class.
+    """
+    names = [name_below(image, path).partition("/")[2] for image in listing.images]
+    counts = own_split(names)
+    said = _listed(counts) or few(contradicting(names))
+    if not said:
+        return False
+    tested = "test" if "test" in counts else "val"
+    have = set(zip(listing.labels, parts_of(names), strict=True))
+    if "none" in counts or any(
+        (label, part) not in have for label in range(len(listing.classes)) for part in ("train", tested)
+    ):
+        listing.notes.append(
+            f"{path}: folders within the class folders look like their author's split ({said}), but do not "
+            "give every image a part and every class both parts: they are pooled and split anew; a file with lines "
+            "image,part as split keeps it"
+        )
+        return False
+    listing.kept = kept_split(names, BY_FOLDERS)
+    _split(listing, BY_FOLDERS, path, names=names)
+    return True
 
 
 def _loose(top: Found) -> str:
@@ -450,12 +538,11 @@ def _classes_below(path: Path, top: Found | None = None) -> Listing:
     return out
 
 
-def _split(listing: Listing, split: str, folder: Path, others: Sequence[Path] = ()) -> None:
-    """Set the parts of a listing from a split file or its folders, and drop images that are in no part."""
-    if split == BY_FOLDERS and listing.pairs:
-        parts, counts = split_by_folders(listing.pairs.names, folder)
-        if counts.get("val") and counts.get("test"):
-            listing.left_out["val"] = counts["val"]
+def _split(listing: Listing, split: str, folder: Path, others: Sequence[Path] = (), names: Sequence[str] = ()) -> None:
+    """Set the parts of a listing from a split file or the folders in `names`, and drop images that are in no part."""
+    if split == BY_FOLDERS:
+        parts, counts = split_by_folders(names, folder)
+        listing.left_out |= _unused(counts)
     else:
         parts = split_by_file(Path(split), listing.images, folder, others)
         listing.lists.append(Path(split))
