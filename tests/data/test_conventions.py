@@ -128,6 +128,20 @@ def tiff(pixels: np.ndarray, photometric: int = 1, **tags: int) -> bytes:
     return out + struct.pack("<I", 0) + extra + data
 
 
+def planar(channel: np.ndarray) -> bytes:
+    """A TIFF of three equal channels, one after the other."""
+    data = bytearray(tiff(np.dstack([channel] * 3), 2, t284=2))
+    count = channel.size * channel.itemsize
+    starts, lengths = len(data), len(data) + 12
+    whole = int.from_bytes(data[data.index(struct.pack("<HHI", 273, 4, 1)) + 8 :][:4], "little")
+    for tag, at in ((273, starts), (279, lengths)):
+        entry = data.index(struct.pack("<HHI", tag, 4, 1))
+        data[entry : entry + 12] = struct.pack("<HHII", tag, 4, 3, at)
+    data += struct.pack("<6I", *(whole + i * count for i in range(3)), *[count] * 3)
+    data[whole : whole + 3 * count] = channel.tobytes() * 3
+    return bytes(data)
+
+
 def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -368,6 +382,13 @@ def test_scales_that_differ_within_a_study_are_said() -> None:
         (lambda: tiff(scene().astype("<f4"), t339=3), None, r"32 bits per sample, in a range"),
         (lambda: tiff(scene().astype("i1") - 1, t339=2), None, r"signed 8-bit samples below 0"),
         (lambda: tiff(np.dstack([scene()] * 4), 2), None, r"a fourth channel that it does not call transparency"),
+        (
+            lambda: tiff(np.dstack([scene().astype("<u2") * 4000] * 4), 2),
+            4095,
+            r"a fourth channel that it does not call transparency",
+        ),
+        (lambda: planar(scene().astype("<u2") * 65535), None, r"lie one after the other \(PlanarConfiguration 2\)"),
+        (lambda: tiff(scene(), 0, t284=2), None, r"lie one after the other \(PlanarConfiguration 2\)"),
     ],
 )
 def test_a_range_that_is_not_known_is_refused(make: Callable[[], bytes], white: int | None, reason: str) -> None:
@@ -387,6 +408,14 @@ def test_dark_images_are_said() -> None:
         Image.fromarray(np.dstack([scene()] * 3)).save(f"images/{i}.png")
         Image.fromarray(scene()).save(f"masks/{i}.png")
     assert "images are dark: their brightest sample is 1 of 255; check the range" in looked().notes
+
+
+def test_channels_one_after_the_other_are_read_from_8_bits_and_refused_in_masks_of_more() -> None:
+    Path("masks/a.tif").write_bytes(planar(scene()))
+    assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
+    Path("masks/a.tif").write_bytes(planar(scene().astype("<u2") * 257))
+    with pytest.raises(BadFileError, match="PlanarConfiguration 2"):
+        decode_mask(Path("masks/a.tif"), 36, BINARY)
 
 
 # White is zero

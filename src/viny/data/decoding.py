@@ -55,6 +55,7 @@ _BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 # Cameras and microscopes write 10, 12 or 14 bits into 16.
 WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # of TIFF's tags 262 and 339
+_PLANAR = 2  # of tag 284: a channel after the other
 _REDUCED = 1  # bit of TIFF's tag 254: a page that is a smaller copy of another
 
 
@@ -511,7 +512,8 @@ def _is_grey_16(image: Image.Image) -> bool:
 
 def bits_per_sample(image: Image.Image) -> int:
     """Bits of a sample of an opened picture that has more than 8 and at most 16; else 0."""
-    if not _is_grey_16(image) and (";16" not in raw_mode(image) or image.mode == "I"):  # signed ones are I
+    apart = image.format == "TIFF" and image.tag_v2.get(284) == _PLANAR and image.tag_v2.get(258, (1,))[0] == 16
+    if not _is_grey_16(image) and not apart and (";16" not in raw_mode(image) or image.mode == "I"):  # signed are I
         return 0
     return min(16, max(9, image.tag_v2.get(258, (16,))[0])) if image.format == "TIFF" else 16
 
@@ -531,6 +533,13 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
         if np.asarray(image).max() > 127:
             raise BadFileError(path, "signed 8-bit samples below 0; convert it to 0 to 255")
         return None
+    # Pillow takes only the first letter of a raw mode there, so that 'RGB;16L' and 'L;I' are read as 8 plain bits.
+    if image.format == "TIFF" and image.tag_v2.get(284) == _PLANAR and _is_misread_apart(image):
+        raise BadFileError(
+            path,
+            "a TIFF whose channels lie one after the other (PlanarConfiguration 2); save it with PlanarConfiguration 1, "
+            "or as PNG",
+        )
     if not bits_per_sample(image):
         return None
     if _is_grey_16(image):
@@ -546,6 +555,14 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
         order = "L" if sys.byteorder == "little" else "B"
     high, low = (_bytes_as(path, data, f"{mode};16{end}") for end in (order, "LB".replace(order, "")))
     return high.astype(np.uint16) << 8 | low
+
+
+def _is_misread_apart(image: Image.Image) -> bool:
+    """Whether a single letter does not tell how the samples of an opened TIFF lie."""
+    if len(image.getbands()) == 1 and image.tile[0].codec_name == "libtiff":  # which knows
+        return False
+    plain = image.tag_v2.get(258, (1,))[0] == (1 if image.mode == "1" else 8) and image.tag_v2.get(266, 1) == 1
+    return not plain or white_is_zero(image)
 
 
 def _bytes_as(path: Path, data: bytes, raw: str) -> np.ndarray:
@@ -579,8 +596,14 @@ def _white(path: Path, greatest: int, white: int | None) -> int:
     return white or WHITES[-1]
 
 
+def _is_fourth_unnamed(image: Image.Image) -> bool:
+    """Whether a picture is a TIFF of four channels that does not say that the fourth is transparency."""
+    return image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
+
+
 def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int | None) -> Image.Image:
     """A loaded image of any mode as RGB."""
+    unnamed = _is_fourth_unnamed(image)
     if samples is not None:
         clear = image.info.get("transparency")  # the one value or colour that is transparent
         if samples.ndim == 2:
@@ -601,7 +624,6 @@ def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int 
         reason = f"{bits} per sample, in a range that the file does not state; convert it to 8 or unsigned 16 bits"
         raise BadFileError(path, f"cannot be read as an image ({reason})")
     if image.has_transparency_data:
-        unnamed = image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
         image = image.convert("RGBA")
         if unnamed and image.getextrema()[3] != (255, 255):
             raise BadFileError(path, "has a fourth channel that it does not call transparency; save it with three")
