@@ -680,6 +680,52 @@ def test_channels_that_are_not_read_are_said() -> None:
     assert said(about) == ["1 images have further channels; only red, green and blue are used"]
 
 
+# Lossy masks
+
+
+def encoded_masks(values: Sequence[int], **how: Any) -> None:
+    """Eight masks with a rectangle of each value but the first, named .png whatever they are."""
+    mask = np.full((24, 36), values[0], np.uint8)
+    for i, value in enumerate(values[1:]):
+        mask[3 + 8 * i : 10 + 8 * i, 5:21] = value
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        Image.fromarray(mask).save(f"masks/{i}.png", **how)
+
+
+@pytest.mark.parametrize(
+    ("values", "how", "remedy"),
+    [
+        ((0, 255), {"format": "JPEG", "quality": 90}, "in Pillow"),
+        ((0, 1, 2), {"format": "JPEG", "quality": 75}, "cannot be told apart again"),
+        ((0, 255), {"format": "TIFF", "compression": "jpeg"}, "in Pillow"),
+        ((0, 255), {"format": "WEBP", "quality": 60}, "as PNG, without smoothing"),
+    ],
+)
+def test_lossy_masks_are_refused_by_their_content_with_a_remedy_that_works(
+    values: Sequence[int], how: dict[str, Any], remedy: str
+) -> None:
+    encoded_masks(values, **how)
+    with pytest.raises(InputError, match=r"8 are JPEG or lossy WebP \(0\.png, .*" + remedy):
+        looked()
+    assert "8 masks are JPEG or lossy WebP inside (0.png), which blurs values; export them as PNG" in said(read().about)
+
+
+def test_webp_may_keep_every_value() -> None:
+    encoded_masks((0, 255), format="WEBP", lossless=True)
+    assert list(looked().coding.classes) == [0, 255]
+    assert not any(head.lossy for head in Heads.read(files("masks")).of_images)
+
+
+def test_a_jpeg_of_two_far_values_is_taken_with_a_note() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        blocks = np.zeros((24, 36), np.uint8)
+        blocks[8:16, 8:24] = 255
+        Image.fromarray(blocks).save(f"masks/{i}.png", format="JPEG", quality=100)
+    assert any("JPEG or lossy WebP inside (0.png)" in note for note in looked().notes)
+
+
 # Any files at all
 
 

@@ -22,6 +22,7 @@ from viny.data.decoding import (
     BadFileError,
     bits_per_sample,
     further_pages,
+    is_lossy,
     mask_values,
     open_picture,
     orientation,
@@ -34,6 +35,7 @@ from viny.data.decoding import (
 from viny.data.masks import value_name
 from viny.runtime.errors import InputError
 
+JPEGS = (".jpg", ".jpeg")
 LOOKED_AT = 200  # files whose pixels `viny init` and `viny check` read
 
 T = TypeVar("T")
@@ -84,6 +86,7 @@ class Head:
         alpha: whether some pixels may be transparent.
         white_is_zero: whether it is a TIFF of greys whose 0 means white.
         palette: its colours, three bytes each.
+        lossy: whether it is a JPEG or a lossy WebP, whatever its name.
     """
 
     mode: str
@@ -96,6 +99,7 @@ class Head:
     alpha: bool
     white_is_zero: bool
     palette: bytes | None
+    lossy: bool
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -132,6 +136,7 @@ def read_head(path: Path) -> Head | None:
                 alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
                 white_is_zero=white_is_zero(image),
                 palette=palette_of(image) if image.mode == "P" else None,
+                lossy=is_lossy(path, image),
             )
     except Exception:  # each decoder raises its own errors
         return None
@@ -234,6 +239,10 @@ def decide(
             about["few_bits"] = {"masks": few}
         if not colours:
             about |= _palettes(heads, values)
+        # Names that say so are told of with the names.
+        blurred = [path for path, head in heads.known_masks() if head.lossy and path.suffix.lower() not in JPEGS]
+        if blurred:
+            about["lossy"] = {"masks": len(blurred), "first": blurred[0].name}
         about |= _white_is_zero(heads) | _transparency(heads, values, colours, most, threads)
     return Conventions(white, turns, about)
 
@@ -494,6 +503,11 @@ def said(about: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{one['masks']} masks have 2 or 4 bits per grey level; their values are read as they are shown, stretched "
             "to 0 to 255"
+        )
+    if one := about.get("lossy"):
+        lines.append(
+            f"{one['masks']} masks are JPEG or lossy WebP inside ({one['first']}), which blurs values; export them as "
+            "PNG"
         )
     if one := about.get("white_is_zero"):
         lines.append(f"{one['masks']} masks are TIFFs whose 0 means white; their values are read as they are shown")

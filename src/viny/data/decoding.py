@@ -498,6 +498,20 @@ def orientation(image: Image.Image, whole: bool = True) -> int:
     return found if found in TURNS else 1
 
 
+def is_lossy(path: Path, image: Image.Image) -> bool:
+    """Whether an opened picture's pixels were changed to make its file small: JPEG or lossy WebP, by any name."""
+    if image.format != "WEBP":
+        return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
+    with open(path, "rb") as f:
+        f.seek(12)
+        while len(start := f.read(8)) == 8:
+            if start[:4] in (b"VP8 ", b"VP8L"):
+                return start[:4] == b"VP8 "
+            size = int.from_bytes(start[4:], "little")
+            f.seek(size + size % 2, 1)
+    return False
+
+
 def raw_mode(image: Image.Image) -> str:
     """How the samples of an opened picture lie in its file, in Pillow's words: 'RGB;16B', 'L;I'."""
     if not image.tile:
@@ -537,8 +551,8 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
     if image.format == "TIFF" and image.tag_v2.get(284) == _PLANAR and _is_misread_apart(image):
         raise BadFileError(
             path,
-            "a TIFF whose channels lie one after the other (PlanarConfiguration 2); save it with PlanarConfiguration 1, "
-            "or as PNG",
+            "a TIFF whose channels lie one after the other (PlanarConfiguration 2); save it with PlanarConfiguration "
+            "1, or as PNG",
         )
     if not bits_per_sample(image):
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viny.data.conventions import each, palettes_clash, spread
+from viny.data.conventions import each, palettes_clash, read_head, spread
 from viny.data.decoding import BadFileError, decode, decode_mask, inner_box, mask_values
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
@@ -23,7 +23,7 @@ MANY = 40  # values in a typical mask; labels have fewer
 SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges may have been smoothed
 FILLED = 0.8  # share of the pixels that are then black or white
 LIGHT = 200  # smoothed edges of white have greys above this
-LOSSY = (".jpg", ".jpeg")
+NEAR = 64  # grey levels: values this near to each other do not survive a lossy format
 
 
 def percent(share: float) -> str:
@@ -95,11 +95,12 @@ def check_labels(values: Values, folder: Path) -> None:
         InputError: they do.
     """
     found, typical = values.masks(), statistics.median(map(len, values.of.values()))
-    lossy = [path for path in values.of if path.suffix.lower() in LOSSY]
+    lossy = [path for path in values.of if (head := read_head(path)) and head.lossy]
+    near = not values.colours and max(found) - min(found) < NEAR
     if not (
         len(found) > MAX_CLASSES
         or typical > MANY
-        or (lossy and len(found) > 2)
+        or (lossy and (len(found) > 2 or near))
         or (len(found) > SMOOTH[0] and typical > SMOOTH[1] and _is_smoothed(values))
     ):
         return
@@ -107,13 +108,20 @@ def check_labels(values: Values, folder: Path) -> None:
     if values.said:
         why = f"{values.said[0]}; if indices do mean classes, save all masks as grey levels. Else {why}"
     if lossy:
-        why = f"{len(lossy)} are JPEGs ({few(path.name for path in lossy)}), which change values at edges"
+        why = f"{len(lossy)} are JPEG or lossy WebP ({few(path.name for path in lossy)}), which change values at edges"
     shown = ", ".join(str(value_name(value, values.colours)) for value in list(found)[:8])
+    shown += ", ..." if len(found) > 8 else ""
+    remedy = "Export the masks again as PNG, without smoothing"
+    if lossy and near:
+        remedy += ", from what they were drawn in: values so near to each other cannot be told apart again"
+    elif all(value % 0x010101 == 0 for value in found) if values.colours else not near:
+        remedy += (
+            ". To make masks black and white in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127))"
+            ".save(new), where new ends in .png and is in another folder"
+        )
     raise InputError(
-        f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}, ...), a typical one {typical:.0f}; "
-        f"expected one value per class: {why}. Export the masks again as PNG, without smoothing. To make masks black "
-        "and white in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127)).save(new), where new ends "
-        "in .png and is in another folder"
+        f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}), a typical one {typical:.0f}; "
+        f"expected one value per class: {why}. {remedy}"
     )
 
 
