@@ -676,8 +676,25 @@ def test_a_thumbnail_that_comes_first_is_not_the_picture() -> None:
 
 def test_channels_that_are_not_read_are_said() -> None:
     Path("images/a.tif").write_bytes(tiff(np.dstack([scene() * 100] * 4), 2, t338=0))
+    Path("images/b.tif").write_bytes(tiff(np.dstack([scene() * 100] * 2), 1, t338=0))
     about = decide(Heads.read(files("images"))).about
-    assert said(about) == ["1 images have further channels; only red, green and blue are used"]
+    assert said(about) == ["2 images have further channels; only grey or red, green and blue are used"]
+
+
+@pytest.mark.parametrize(("count", "tags"), [(2, {"t338": 0}), (4, {}), (4, {"t338": 0})], ids=["2", "unnamed", "4"])
+def test_masks_with_channels_that_could_hold_the_classes_are_refused(count: int, tags: dict[str, int]) -> None:
+    layers = [scene()] * (count - 1) + [1 - scene()]
+    Path("masks/a.tif").write_bytes(tiff(np.dstack(layers), 1 if count == 2 else 2, **tags))
+    for ask in (lambda: mask_values(Path("masks/a.tif"), False), lambda: decode_mask(Path("masks/a.tif"), 36, BINARY)):
+        with pytest.raises(BadFileError, match="channels besides grey, colours and transparency; export it without"):
+            ask()
+    noted = said(decide(Heads.read([], files("masks")), BINARY).about)
+    assert noted == ([] if not tags else ["1 masks have further channels; packing refuses them"])
+
+
+def test_a_fourth_channel_of_a_mask_that_hides_nothing_is_no_matter() -> None:
+    Path("masks/a.tif").write_bytes(tiff(np.dstack([scene()] * 3 + [np.full_like(scene(), 255)]), 2))
+    assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
 
 
 # Lossy masks

@@ -21,6 +21,7 @@ from viny.data.decoding import (
     WHITES,
     BadFileError,
     bits_per_sample,
+    further_channels,
     further_pages,
     is_lossy,
     mask_values,
@@ -123,8 +124,6 @@ def read_head(path: Path) -> Head | None:
             turn = orientation(image, image.format != "PNG" or _has_late_chunks(path))
             lies = image.format == "TIFF" and turn in LYING  # Pillow says a TIFF's size as it is once loaded
             raw = raw_mode(image)
-            stated = image.tag_v2.get(277, 1) if image.format == "TIFF" else 0
-            read = 1 if image.mode == "P" else len(image.getbands())
             return Head(
                 mode=image.mode,
                 shape=(width, height) if lies else (height, width),
@@ -132,7 +131,7 @@ def read_head(path: Path) -> Head | None:
                 bits=bits_per_sample(image),
                 stretched=raw.startswith(("L;2", "L;4")),
                 pages=further_pages(image),
-                channels=max(0, stated - read) if raw.startswith("RGB") else 0,
+                channels=further_channels(image),
                 alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
                 white_is_zero=white_is_zero(image),
                 palette=palette_of(image) if image.mode == "P" else None,
@@ -334,10 +333,11 @@ def _pages(heads: Heads) -> dict[str, Any]:
     pages = sum(bool(head and head.pages) for head in heads.of_images)
     masks = sum(bool(head and head.pages) for head in heads.of_masks)
     channels = sum(bool(head and head.channels) for head in heads.of_images)
+    of_masks = sum(bool(head and head.channels) for head in heads.of_masks)
     if pages or masks:
         about["further_pages"] = {"images": pages, "masks": masks}
-    if channels:
-        about["further_channels"] = {"images": channels}
+    if channels or of_masks:
+        about["further_channels"] = {"images": channels, "masks": of_masks}
     return about
 
 
@@ -494,7 +494,10 @@ def said(about: Mapping[str, Any]) -> list[str]:
         if one["masks"]:
             lines.append(f"{one['masks']} masks have further pages or frames; packing refuses them")
     if one := about.get("further_channels"):
-        lines.append(f"{one['images']} images have further channels; only red, green and blue are used")
+        if one["images"]:
+            lines.append(f"{one['images']} images have further channels; only grey or red, green and blue are used")
+        if one.get("masks"):
+            lines.append(f"{one['masks']} masks have further channels; packing refuses them")
     if one := about.get("palettes"):
         mixed = f"; {one['without']} have none, and their values are taken for the same" if one["without"] else ""
         clear = f"; {one['transparent']} have transparent ones, which count like others" if one["transparent"] else ""

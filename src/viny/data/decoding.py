@@ -327,6 +327,8 @@ def _whole(path: Path, what: str) -> Iterator[_Loaded]:
             before = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
             samples = _wide(path, data, image)
             image.load()
+            if what == "mask" and (further_channels(image) or _has_fourth_unnamed(image)):
+                raise BadFileError(path, "has channels besides grey, colours and transparency; export it without them")
             # Pillow turns TIFFs upright while it loads them, and nothing else.
             yield _Loaded(image, samples, before if before in TURNS and orientation(image) == 1 else 1)
     except (BadFileError, MemoryError):
@@ -483,6 +485,12 @@ def further_pages(image: Image.Image) -> int:
     return sum(_tiff_pages(image)) - 1 if image.format == "TIFF" else image.n_frames - 1
 
 
+def further_channels(image: Image.Image) -> int:
+    """Channels of an opened picture that are not read, beyond grey or red, green and blue, and alpha."""
+    stated = image.tag_v2.get(277, 1) if image.format == "TIFF" else 0
+    return max(0, stated - len(image.getbands()))
+
+
 def orientation(image: Image.Image, whole: bool = True) -> int:
     """A picture's EXIF orientation, 1 to 8; 1, upright, if its EXIF data are missing or unreadable.
 
@@ -610,14 +618,15 @@ def _white(path: Path, greatest: int, white: int | None) -> int:
     return white or WHITES[-1]
 
 
-def _is_fourth_unnamed(image: Image.Image) -> bool:
-    """Whether a picture is a TIFF of four channels that does not say that the fourth is transparency."""
-    return image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
+def _has_fourth_unnamed(image: Image.Image) -> bool:
+    """Whether a loaded picture is a TIFF with a fourth channel that it does not call transparency, and not opaque."""
+    unnamed = image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
+    return unnamed and image.getextrema()[3] != (255, 255)
 
 
 def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int | None) -> Image.Image:
     """A loaded image of any mode as RGB."""
-    unnamed = _is_fourth_unnamed(image)
+    unnamed = _has_fourth_unnamed(image)
     if samples is not None:
         clear = image.info.get("transparency")  # the one value or colour that is transparent
         if samples.ndim == 2:
@@ -639,7 +648,7 @@ def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int 
         raise BadFileError(path, f"cannot be read as an image ({reason})")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if unnamed and image.getextrema()[3] != (255, 255):
+        if unnamed:
             raise BadFileError(path, "has a fourth channel that it does not call transparency; save it with three")
         if image.getextrema()[3] == (0, 0):
             raise BadFileError(path, "shows nothing: every pixel is transparent; remove its alpha channel")
