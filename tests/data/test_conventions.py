@@ -352,6 +352,22 @@ def test_16_bit_images_are_said_everywhere_and_packed_bright(tmp_path: Path) -> 
     assert "to 900 in the 4 looked at" in said(sampled)[0]
 
 
+@pytest.mark.parametrize("each_one", [False, True])
+def test_a_hot_pixel_that_makes_all_images_dark_is_said(each_one: bool) -> None:
+    for i in range(8):
+        pixels = scene().astype(int) * 3000 + 500
+        pixels[0, 0] = 65535 if each_one or i == 5 else 0
+        deep(f"images/{i}.tif", pixels)
+    line = (
+        "16-bit images become dark: in half of them 99 % of the samples become at most 14 of 255; if hot pixels or a "
+        "few other images set the scale, clip their values or remove them"
+    )
+    assert line in said(decide(Heads.read(files("images"))).about)
+    for i in range(8):
+        deep(f"images/{i}.tif", scene().astype(int) * 3000 + 500)
+    assert len(said(decide(Heads.read(files("images"))).about)) == 1
+
+
 def test_scales_that_differ_within_a_study_are_said() -> None:
     Path("more").mkdir()
     for i in range(8):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_high
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from viny.data.masks import value_name
 from viny.runtime.errors import InputError
 
 JPEGS = (".jpg", ".jpeg")
+DARK = 32  # of 255: 16-bit images whose samples stay below this are nearly black
 LOOKED_AT = 200  # files whose pixels `viny init` and `viny check` read
 
 T = TypeVar("T")
@@ -254,7 +256,7 @@ def _depth(
     if not deep:
         return None, {}
 
-    def read(path: Path) -> tuple[int, int] | None:
+    def read(path: Path) -> tuple[int, int, int] | None:
         try:
             return sample_range(path)
         except BadFileError:  # packing says why
@@ -264,11 +266,13 @@ def _depth(
     picked = {*also, *(paths if most is None else spread(paths, most))}
     looked = [path for path in paths if path in picked]
     ranges = [found for found in each(read, looked, "read 16-bit images", "image", threads) if found]
-    greatest = max((high for _, high in ranges), default=WHITES[-1])
+    greatest = max((high for _, high, _ in ranges), default=WHITES[-1])
     stated = max((bits for _, bits in deep if bits < 16), default=0)
     white = next(value for value in WHITES if value >= max(greatest, (1 << stated) - 1))
-    least = min((low for low, _ in ranges), default=0)
+    least = min((low for low, _, _ in ranges), default=0)
+    typical = median_high([most for _, _, most in ranges] or [greatest])
     about = {"images": len(deep), "looked_at": len(looked), "least": least, "greatest": greatest, "white": white}
+    about["typical"] = typical
     return white, {"sixteen_bit": about}
 
 
@@ -486,6 +490,12 @@ def said(about: Mapping[str, Any]) -> list[str]:
             f"{one['greatest']:,}{of}; {one['white']:,} is taken to be white, so that they become {dark} to {light} "
             "of 255"
         )
+        typical = round(255 * one.get("typical", one["white"]) / one["white"])
+        if typical < DARK:
+            lines.append(
+                f"16-bit images become dark: in half of them 99 % of the samples become at most {typical} of 255; if "
+                "hot pixels or a few other images set the scale, clip their values or remove them"
+            )
     if one := about.get("turned"):
         lines.append(_said_of_turns(one))
     if one := about.get("further_pages"):
