@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from viny.data.conventions import Conventions, Heads, decide, read_head, said
+from viny.data.conventions import Conventions, Heads, _encoding, decide, read_head, said
 from viny.data.decoding import WHITES, BadFileError, decode, decode_mask, mask_values
 from viny.data.masks import mask_coding
 from viny.data.pack import open_pack
@@ -580,6 +580,88 @@ def test_greys_of_few_bits_are_said() -> None:
     assert said(found.about) == [
         "1 masks have 2 or 4 bits per grey level; their values are read as they are shown, stretched to 0 to 255"
     ]
+
+
+def few_bits(mask: np.ndarray, bits: int) -> bytes:
+    """A PNG of grey levels of 2 or 4 bits."""
+    head = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, 0, 0, 0, 0)
+    parts = np.stack([mask[:, i :: 8 // bits] << (8 - bits * (i + 1)) for i in range(8 // bits)]).sum(0)
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in parts)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+GREYS = [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+ENCODERS: dict[str, Callable[[str, np.ndarray], Any]] = {
+    "indices": lambda path, mask: Image.fromarray(mask).save(path),
+    "levels": lambda path, mask: Image.fromarray(np.array([0, 128, 255], np.uint8)[mask]).save(path),
+    "palette": lambda path, mask: palette_mask(path, mask, GREYS),
+    "2 bits": lambda path, mask: Path(path).write_bytes(few_bits(mask, 2)),
+    "4 bits": lambda path, mask: Path(path).write_bytes(few_bits(mask, 4)),
+    "16 bits": lambda path, mask: Image.fromarray(mask.astype(np.uint16)).save(path),
+    "16 bits wide": lambda path, mask: Image.fromarray(mask.astype(np.uint16) * 257).save(path),
+    "16 bits colours": lambda path, mask: Path(path).write_bytes(deep_png(np.dstack([mask.astype("<u2") * 257] * 3))),
+}
+
+
+def both_ways(first: str, second: str) -> np.ndarray:
+    """Eight masks, of each encoding in turn."""
+    truth = scene()
+    truth[-4:] = 2
+    for i in range(8):
+        Image.fromarray(np.dstack([truth * 100] * 3)).save(f"images/{i}.png")
+        ENCODERS[second if i % 2 else first](f"masks/{i}.png", truth)
+    return truth
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rounds"),
+    [
+        ("palette", "levels", 1),
+        ("indices", "2 bits", 1),
+        ("4 bits", "indices", 1),
+        ("2 bits", "4 bits", 2),  # each has its remedy
+        ("indices", "16 bits wide", 1),
+    ],
+)
+def test_one_mask_in_two_encodings_is_refused_with_a_remedy_that_works(first: str, second: str, rounds: int) -> None:
+    both_ways(first, second)
+    for _ in range(rounds):
+        with pytest.raises(InputError, match=r"masks/0\.png: a mask of .* in masks/1\.png, of .* save all") as refused:
+            looked()
+        values = {value for path in files("masks") for value in mask_values(path, False).tolist()}
+        with pytest.raises(InputError, match="in one encoding"):
+            folder_report(study(classes={value: f"c{value}" for value in values}))
+        of, remedy = str(refused.value).split("those of ")[1].split(" with ")
+        for path in (path for path in files("masks") if _encoding(read_head(path))[0] == of):
+            exec(remedy, {"Image": Image, "np": np, "old": path, "new": Path("new.png")})
+            Path("new.png").rename(path)
+    values = {value: index for index, value in enumerate(looked().coding.classes)}
+    assert len(values) == 3
+    shown = [decode_mask(path, 36, values).pixels for path in files("masks")]
+    assert all(np.array_equal(shown[0], one) for one in shown)
+
+
+@pytest.mark.parametrize(("first", "second"), [("indices", "16 bits"), ("indices", "16 bits colours")])
+def test_one_value_in_two_encodings_is_one_class(first: str, second: str) -> None:
+    both_ways(first, second)
+    assert list(looked().coding.classes) == [0, 1, 2]
+
+
+def test_two_values_that_the_study_gives_one_name_are_one_class() -> None:
+    both_ways("indices", "2 bits")
+    named = {0: "a", 1: "b", 85: "b", 2: "c", 170: "c"}
+    assert looked(classes=named).coding.names == ["a", "b", "c"]
+
+
+def test_a_set_bit_is_white_beside_greys_that_hold_white(tmp_path: Path) -> None:
+    truth = both_ways("levels", "levels")
+    Image.fromarray(truth == 2).save("masks/3.png")
+    found = looked()
+    assert list(found.coding.classes) == [0, 128, 255] and found.coding.ignore == []
+    assert found.looked.masks_with.tolist() == [8, 7, 8]
+    pack = packed(tmp_path, classes=found.coding.classes)
+    assert ((pack.masks[3] == 2) == (pack.masks[0] == 2)).all()
 
 
 # Transparency

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from statistics import median_high
 from typing import Any, TypeVar
@@ -83,7 +84,7 @@ class Head:
         shape: height and width as stored, pixels.
         turn: EXIF orientation, 1 to 8.
         bits: of a sample, if more than 8, else 0.
-        stretched: whether it is a grey of 2 or 4 bits, whose levels are read as 0 to 255.
+        step: between the levels of a grey of 2 or 4 bits, which are read as 0 to 255, else 1.
         pages: further pages or frames, thumbnails aside.
         channels: those that are not read, beyond red, green, blue and alpha.
         alpha: whether some pixels may be transparent.
@@ -96,7 +97,7 @@ class Head:
     shape: tuple[int, int]
     turn: int
     bits: int
-    stretched: bool
+    step: int
     pages: int
     channels: int
     alpha: bool
@@ -131,7 +132,7 @@ def read_head(path: Path) -> Head | None:
                 shape=(width, height) if lies else (height, width),
                 turn=turn,
                 bits=bits_per_sample(image),
-                stretched=raw.startswith(("L;2", "L;4")),
+                step=85 if raw.startswith("L;2") else 17 if raw.startswith("L;4") else 1,
                 pages=further_pages(image),
                 channels=further_channels(image),
                 alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
@@ -236,10 +237,11 @@ def decide(
     turns, turning = _turns(heads)
     about = depth | turning | _pages(heads)
     if heads.masks:
-        if few := sum(head.stretched for _, head in heads.known_masks()):
+        if few := sum(head.step > 1 for _, head in heads.known_masks()):
             about["few_bits"] = {"masks": few}
         if not colours:
             about |= _palettes(heads, values)
+            _check_encodings(heads, values, threads)
         # Names that say so are told of with the names.
         blurred = [path for path, head in heads.known_masks() if head.lossy and path.suffix.lower() not in JPEGS]
         if blurred:
@@ -413,6 +415,80 @@ def _clash(masks: Iterable[tuple[Path, bytes, Collection[int]]]) -> Clash | None
             if before != colour:
                 return first, path, value, f"#{before.hex()}", f"#{colour.hex()}"
     return None
+
+
+@dataclass
+class _Encoding:
+    """Masks that are encoded alike; `meant` is what each of their values, as read, may be in other encodings."""
+
+    name: str
+    remedy: str
+    paths: list[Path] = field(default_factory=list)
+    meant: dict[int, int] = field(default_factory=dict)
+
+
+def _encoding(head: Head) -> tuple[str, str, Callable[[int], int]]:
+    """A mask's encoding, how to save it in another, and what its values may be there."""
+    as_shown = "Image.open(old).convert('L').save(new)"
+    if (palette := head.palette) is not None:
+        return "a palette", as_shown, lambda v: palette[3 * v] if _is_grey(palette, v) else v
+    if head.mode == "1":
+        return "one bit", as_shown, lambda v: 255 * v
+    if head.step > 1:
+        remedy = f"Image.open(old).point(lambda v: v // {head.step}).save(new)"
+        return ("2" if head.step == 85 else "4") + " bits per grey level", remedy, lambda v: v // head.step
+    if head.bits and head.mode.startswith("I"):  # colours of 16 bits are read as 8
+        remedy = "Image.fromarray((np.asarray(Image.open(old)) // 257).astype(np.uint8)).save(new)"
+        return "16 bits", remedy, lambda v: v if v % 257 else v // 257
+    return "8 bits", "", lambda v: v
+
+
+def _is_grey(palette: bytes, index: int) -> bool:
+    return len(colour := palette[3 * index : 3 * index + 3]) == 3 and len(set(colour)) == 1
+
+
+def _check_encodings(heads: Heads, values: Collection[int], threads: int | None) -> None:
+    """Refuse masks in two encodings whose values agree only if those of one are read in another way.
+
+    A mask of the grey levels 0, 128 and 255, say, beside a palette of these levels, whose indices are 0, 1 and 2.
+
+    Raises:
+        InputError: there are some; names two of them.
+    """
+    known = [(path, *_encoding(head)) for path, head in heads.known_masks() if not head.white_is_zero]
+    found = {name: _Encoding(name, remedy) for _, name, remedy, _ in known}
+    if len(found) < 2:
+        return
+    for path, name, _, _ in known:
+        found[name].paths.append(path)
+    meaning = {path: meant for path, _, _, meant in known}
+
+    def read(path: Path) -> dict[int, int]:
+        try:
+            held = mask_values(path, False).tolist()
+        except BadFileError:  # packing says why
+            return {}
+        return {value: meaning[path](value) for value in held if value and value in values}
+
+    for one in found.values():
+        for meant in each(read, spread(one.paths, LOOKED_AT), "read masks", "mask", threads):
+            one.meant |= meant
+    classes = values if isinstance(values, Mapping) else {value: value for value in values}
+    for one, other in combinations(found.values(), 2):
+        agree = len(one.meant.keys() & other.meant.keys())
+        pairs = [(a, b) for a in one.meant for b in other.meant if classes[a] != classes[b]]
+        for reads in (
+            [one.meant[a] == b for a, b in pairs],
+            [a == other.meant[b] for a, b in pairs],
+            [one.meant[a] == other.meant[b] for a, b in pairs],
+        ):
+            if sum(reads) > agree:
+                a, b = next(pair for pair, same in zip(pairs, reads, strict=True) if same)
+                again = one if one.remedy else other
+                raise InputError(
+                    f"{one.paths[0]}: a mask of {one.name}, where {a} seems to be what is {b} in {other.paths[0]}, of "
+                    f"{other.name}; save all masks in one encoding: those of {again.name} with {again.remedy}"
+                )
 
 
 def _white_is_zero(heads: Heads) -> dict[str, Any]:

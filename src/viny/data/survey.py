@@ -81,11 +81,21 @@ def read_values(
         return read_values(masks, True)
     if not whole:
         raise InputError(f"{refused[0]}; no mask can be read")
-    values = Values(whole, bool(colours), refused)
+    values = Values(whole if colours else _bits_as_shown(whole), bool(colours), refused)
     if colours is None and (clash := palettes_clash(palettes, values.masks())):
         said = f"palettes differ from mask to mask ({clash[0].name}, {clash[1].name}), so colours count, not indices"
         return replace(read_values(masks, True), said=[said])
     return values
+
+
+def _bits_as_shown(of: dict[Path, list[int]]) -> dict[Path, list[int]]:
+    """A set bit is 255, as in decoding, if other masks hold 255 and none of them holds 1."""
+    if not {1, IGNORE} <= set().union(*of.values()):
+        return of
+    bits = {path for path, held in of.items() if 1 in held and (head := read_head(path)) and head.mode == "1"}
+    if any(1 in held for path, held in of.items() if path not in bits):
+        return of
+    return {path: [IGNORE if path in bits and v == 1 else v for v in held] for path, held in of.items()}
 
 
 def check_labels(values: Values, folder: Path) -> None:
