@@ -705,6 +705,17 @@ def test_a_transparent_ground_is_the_ground() -> None:
     assert "1 masks have partly transparent pixels, which count as if they were opaque" in looked().notes
 
 
+def test_a_transparent_ground_has_one_colour_in_all_masks() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        ground = (1 - scene())[..., None] * np.uint8(255 if i % 2 else 0)
+        layered(f"masks/{i}.png", red() + ground, scene() * 255)
+    with pytest.raises(InputError, match=r"masks/0\.png: all .* lies over #000000, but in masks/1\.png over #ffffff"):
+        looked()
+    named = {"#000000": "ground", "#ffffff": "ground", "#ff0000": "thing"}
+    assert looked(classes=named).coding.names == ["ground", "thing"]
+
+
 def test_opaque_alpha_needs_no_word_and_a_transparent_index_is_one_like_others() -> None:
     for i in range(4):
         Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
@@ -839,6 +850,23 @@ def test_a_jpeg_of_two_far_values_is_taken_with_a_note() -> None:
         blocks[8:16, 8:24] = 255
         Image.fromarray(blocks).save(f"masks/{i}.png", format="JPEG", quality=100)
     assert any("JPEG or lossy WebP inside (0.png)" in note for note in looked().notes)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_values_that_are_lines_everywhere_are_said(colours: bool, smooth: bool) -> None:
+    mask = np.zeros((24, 36), np.uint8)
+    for i, level in enumerate((60, 120, 180, 240)):
+        mask[3:9, 4 + 8 * i : 9 + 8 * i] = level
+    picture = Image.fromarray(np.dstack([mask, mask // 2, 255 - mask]) if colours else mask)
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        out = picture.resize((37, 24), Image.Resampling.BILINEAR).resize((36, 24), 0) if smooth else picture
+        out.save(f"masks/{i}.png")
+    notes = [note for note in looked().notes if "nowhere 3 pixels wide" in note]
+    assert len(notes) == smooth
+    if smooth:
+        assert "edges may have been smoothed; if so, export the masks again without smoothing" in notes[0]
 
 
 # Any files at all

@@ -536,6 +536,20 @@ def _transparency(
                 "Image.alpha_composite(Image.new('RGBA', old.size, '#000000'), old.convert('RGBA')).convert('RGB')"
                 ".save(new)"
             )
+    if not isinstance(values, Mapping):
+        values = {value: value for value in values}
+    grounds: dict[int, Path] = {}
+    for path, one in found.items():
+        for value in one[0] & values.keys():
+            grounds.setdefault(value, path)
+    if len({values[value] for value in grounds}) > 1 and all(len(one[0]) < 2 for one in found.values()):
+        (value, path), (second, other) = sorted(grounds.items())[:2]
+        raise InputError(
+            f"{path}: all that is transparent lies over {value_name(value, colours)}, but in {other} over "
+            f"{value_name(second, colours)}: whether these are one class is not known; give both values one name, or "
+            "put all masks on one colour: Image.alpha_composite(Image.new('RGBA', old.size, '#000000'), "
+            "old.convert('RGBA')).convert('RGB').save(new)"
+        )
     beneath = sorted(set().union(*(one[0] for one in found.values())))
     about = {
         "masks": sum(bool(one[0]) for one in found.values()),

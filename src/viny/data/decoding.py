@@ -288,6 +288,20 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
 
 
 @_in_turn
+def filling_values(path: Path, colours: bool) -> np.ndarray:
+    """Those values of a mask that fill a square of 3 x 3 pixels somewhere, as `mask_values` gives them.
+
+    Raises:
+        BadFileError: as `mask_values`.
+    """
+    with _whole(path, "mask") as loaded:
+        raw = _values(path, loaded, colours)
+        right, down = raw[:, 1:] == raw[:, :-1], raw[1:] == raw[:-1]
+        rows, column = right[:, 1:] & right[:, :-1], (down[1:] & down[:-1])[:, 1:-1]
+        return np.unique(raw[1:-1, 1:-1][rows[:-2] & rows[1:-1] & rows[2:] & column]).astype(np.int64)
+
+
+@_in_turn
 def values_by_alpha(path: Path, colours: bool) -> tuple[np.ndarray, np.ndarray, bool]:
     """The values that a mask hides beneath transparent pixels and those that it shows, as `mask_values` gives them.
 

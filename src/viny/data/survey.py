@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from viny.data.conventions import each, palettes_clash, read_head, spread
-from viny.data.decoding import BadFileError, decode, decode_mask, inner_box, mask_values
+from viny.data.decoding import BadFileError, decode, decode_mask, filling_values, inner_box, mask_values
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
@@ -149,6 +150,26 @@ def _is_smoothed(values: Values) -> bool:
     return counts[[0, 255]].sum() > FILLED * counts.sum()
 
 
+def _thin(values: Values, classes: Sequence[int]) -> list[str]:
+    """A sentence if half of the values that would be classes are nowhere more than a line, as smoothed edges are."""
+    if len(classes) <= 3:
+        return []
+    filling: set[int] = set()
+    masks = spread(list(values.of), LEAST)
+    for path in masks:
+        with suppress(BadFileError):  # changed since
+            filling |= set(filling_values(path, values.colours).tolist())
+    held = {value for path in masks for value in values.of[path]}
+    thin = [value for value in classes if value in held - filling]
+    if 2 * len(thin) < len(classes):
+        return []
+    shown = few(str(value_name(value, values.colours)) for value in thin)
+    return [
+        f"{len(thin)} of {len(classes)} values are nowhere 3 pixels wide ({shown}): edges may have been smoothed; if "
+        "so, export the masks again without smoothing, or --ignore these values"
+    ]
+
+
 @dataclass(frozen=True)
 class Coding:
     """What mask values mean.
@@ -210,6 +231,7 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
             shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
             raise InputError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
         return Coding(dict(classes), ignore, said)
+    said += _thin(values, left)
     keys = [value_name(value, values.colours) for value in left]
     if two_ways and len(left) == 3:
         said.append("some masks hold 0 and 1, others 0 and 255; 1 and 255 are taken to be one class")
