@@ -806,6 +806,20 @@ def test_a_fourth_channel_of_a_mask_that_hides_nothing_is_no_matter() -> None:
     assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
 
 
+def test_a_mask_in_the_alpha_channel_is_pointed_out() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        layered(f"masks/{i}.png", np.dstack([scene() * 0] * 3), scene() * 255)
+    with pytest.raises(InputError, match=r"no class but 0 beneath .*getchannel\('A'\)\.save\(new\); expected two"):
+        looked()
+
+
+def test_values_below_zero_are_refused() -> None:
+    Path("masks/a.tif").write_bytes(tiff(scene().astype("<i2") - 1, t339=2))
+    with pytest.raises(BadFileError, match="values below 0, the least -1; save what is below 0 as 255"):
+        mask_values(Path("masks/a.tif"), False)
+
+
 # Lossy masks
 
 

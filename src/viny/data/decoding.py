@@ -265,6 +265,8 @@ def _values(path: Path, loaded: _Loaded, colours: bool) -> np.ndarray:
     if wide is not None and white_is_zero(image):  # as Pillow does with fewer bits
         return 65535 - wide
     raw = np.asarray(image)
+    if image.mode == "I" and raw.min() < 0:
+        raise BadFileError(path, f"has values below 0, the least {raw.min()}; save what is below 0 as 255, in 8 bits")
     return raw.astype(np.uint8) if image.mode == "1" else raw
 
 

@@ -241,9 +241,10 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
     else:
         names = [f"class_{str(key).lstrip('#')}" for key in keys]
     if len(left) < 2:
-        raise InputError(
-            f"{folder}: {len(values.of)} masks hold no class but {few(keys) or 'ignored values'}; expected two or more"
-        )
+        said_of = f"{len(values.of)} masks hold no class but {few(map(str, keys)) or 'ignored values'}"
+        if any((head := read_head(path)) and head.alpha for path in values.of):
+            said_of += " beneath their transparency; if that is the mask: Image.open(old).getchannel('A').save(new)"
+        raise InputError(f"{folder}: {said_of}; expected two or more")
     return Coding(dict(zip(keys, names, strict=True)), ignore, said)
 
 
