@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from viny.data.conventions import Conventions, Heads, decide, read_head, said
+from viny.data.conventions import Conventions, Heads, _encoding, decide, read_head, said
 from viny.data.decoding import WHITES, BadFileError, decode, decode_mask, mask_values
 from viny.data.masks import mask_coding
 from viny.data.pack import open_pack
@@ -126,6 +126,20 @@ def tiff(pixels: np.ndarray, photometric: int = 1, **tags: int) -> bytes:
         else:
             out += struct.pack("<I", values[0]) if kind == 4 else struct.pack("<HH", *[*values, 0][:2])
     return out + struct.pack("<I", 0) + extra + data
+
+
+def planar(channel: np.ndarray) -> bytes:
+    """A TIFF of three equal channels, one after the other."""
+    data = bytearray(tiff(np.dstack([channel] * 3), 2, t284=2))
+    count = channel.size * channel.itemsize
+    starts, lengths = len(data), len(data) + 12
+    whole = int.from_bytes(data[data.index(struct.pack("<HHI", 273, 4, 1)) + 8 :][:4], "little")
+    for tag, at in ((273, starts), (279, lengths)):
+        entry = data.index(struct.pack("<HHI", tag, 4, 1))
+        data[entry : entry + 12] = struct.pack("<HHII", tag, 4, 3, at)
+    data += struct.pack("<6I", *(whole + i * count for i in range(3)), *[count] * 3)
+    data[whole : whole + 3 * count] = channel.tobytes() * 3
+    return bytes(data)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -338,6 +352,22 @@ def test_16_bit_images_are_said_everywhere_and_packed_bright(tmp_path: Path) -> 
     assert "to 900 in the 4 looked at" in said(sampled)[0]
 
 
+@pytest.mark.parametrize("each_one", [False, True])
+def test_a_hot_pixel_that_makes_all_images_dark_is_said(each_one: bool) -> None:
+    for i in range(8):
+        pixels = scene().astype(int) * 3000 + 500
+        pixels[0, 0] = 65535 if each_one or i == 5 else 0
+        deep(f"images/{i}.tif", pixels)
+    line = (
+        "16-bit images become dark: in half of them 99 % of the samples become at most 14 of 255; if hot pixels or a "
+        "few other images set the scale, clip their values or remove them"
+    )
+    assert line in said(decide(Heads.read(files("images"))).about)
+    for i in range(8):
+        deep(f"images/{i}.tif", scene().astype(int) * 3000 + 500)
+    assert len(said(decide(Heads.read(files("images"))).about)) == 1
+
+
 def test_scales_that_differ_within_a_study_are_said() -> None:
     Path("more").mkdir()
     for i in range(8):
@@ -368,6 +398,13 @@ def test_scales_that_differ_within_a_study_are_said() -> None:
         (lambda: tiff(scene().astype("<f4"), t339=3), None, r"32 bits per sample, in a range"),
         (lambda: tiff(scene().astype("i1") - 1, t339=2), None, r"signed 8-bit samples below 0"),
         (lambda: tiff(np.dstack([scene()] * 4), 2), None, r"a fourth channel that it does not call transparency"),
+        (
+            lambda: tiff(np.dstack([scene().astype("<u2") * 4000] * 4), 2),
+            4095,
+            r"a fourth channel that it does not call transparency",
+        ),
+        (lambda: planar(scene().astype("<u2") * 65535), None, r"lie one after the other \(PlanarConfiguration 2\)"),
+        (lambda: tiff(scene(), 0, t284=2), None, r"lie one after the other \(PlanarConfiguration 2\)"),
     ],
 )
 def test_a_range_that_is_not_known_is_refused(make: Callable[[], bytes], white: int | None, reason: str) -> None:
@@ -387,6 +424,14 @@ def test_dark_images_are_said() -> None:
         Image.fromarray(np.dstack([scene()] * 3)).save(f"images/{i}.png")
         Image.fromarray(scene()).save(f"masks/{i}.png")
     assert "images are dark: their brightest sample is 1 of 255; check the range" in looked().notes
+
+
+def test_channels_one_after_the_other_are_read_from_8_bits_and_refused_in_masks_of_more() -> None:
+    Path("masks/a.tif").write_bytes(planar(scene()))
+    assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
+    Path("masks/a.tif").write_bytes(planar(scene().astype("<u2") * 257))
+    with pytest.raises(BadFileError, match="PlanarConfiguration 2"):
+        decode_mask(Path("masks/a.tif"), 36, BINARY)
 
 
 # White is zero
@@ -537,6 +582,88 @@ def test_greys_of_few_bits_are_said() -> None:
     ]
 
 
+def few_bits(mask: np.ndarray, bits: int) -> bytes:
+    """A PNG of grey levels of 2 or 4 bits."""
+    head = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, 0, 0, 0, 0)
+    parts = np.stack([mask[:, i :: 8 // bits] << (8 - bits * (i + 1)) for i in range(8 // bits)]).sum(0)
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in parts)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+GREYS = [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+ENCODERS: dict[str, Callable[[str, np.ndarray], Any]] = {
+    "indices": lambda path, mask: Image.fromarray(mask).save(path),
+    "levels": lambda path, mask: Image.fromarray(np.array([0, 128, 255], np.uint8)[mask]).save(path),
+    "palette": lambda path, mask: palette_mask(path, mask, GREYS),
+    "2 bits": lambda path, mask: Path(path).write_bytes(few_bits(mask, 2)),
+    "4 bits": lambda path, mask: Path(path).write_bytes(few_bits(mask, 4)),
+    "16 bits": lambda path, mask: Image.fromarray(mask.astype(np.uint16)).save(path),
+    "16 bits wide": lambda path, mask: Image.fromarray(mask.astype(np.uint16) * 257).save(path),
+    "16 bits colours": lambda path, mask: Path(path).write_bytes(deep_png(np.dstack([mask.astype("<u2") * 257] * 3))),
+}
+
+
+def both_ways(first: str, second: str) -> np.ndarray:
+    """Eight masks, of each encoding in turn."""
+    truth = scene()
+    truth[-4:] = 2
+    for i in range(8):
+        Image.fromarray(np.dstack([truth * 100] * 3)).save(f"images/{i}.png")
+        ENCODERS[second if i % 2 else first](f"masks/{i}.png", truth)
+    return truth
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rounds"),
+    [
+        ("palette", "levels", 1),
+        ("indices", "2 bits", 1),
+        ("4 bits", "indices", 1),
+        ("2 bits", "4 bits", 2),  # each has its remedy
+        ("indices", "16 bits wide", 1),
+    ],
+)
+def test_one_mask_in_two_encodings_is_refused_with_a_remedy_that_works(first: str, second: str, rounds: int) -> None:
+    both_ways(first, second)
+    for _ in range(rounds):
+        with pytest.raises(InputError, match=r"masks/0\.png: a mask of .* in masks/1\.png, of .* save all") as refused:
+            looked()
+        values = {value for path in files("masks") for value in mask_values(path, False).tolist()}
+        with pytest.raises(InputError, match="in one encoding"):
+            folder_report(study(classes={value: f"c{value}" for value in values}))
+        of, remedy = str(refused.value).split("those of ")[1].split(" with ")
+        for path in (path for path in files("masks") if _encoding(read_head(path))[0] == of):
+            exec(remedy, {"Image": Image, "np": np, "old": path, "new": Path("new.png")})
+            Path("new.png").rename(path)
+    values = {value: index for index, value in enumerate(looked().coding.classes)}
+    assert len(values) == 3
+    shown = [decode_mask(path, 36, values).pixels for path in files("masks")]
+    assert all(np.array_equal(shown[0], one) for one in shown)
+
+
+@pytest.mark.parametrize(("first", "second"), [("indices", "16 bits"), ("indices", "16 bits colours")])
+def test_one_value_in_two_encodings_is_one_class(first: str, second: str) -> None:
+    both_ways(first, second)
+    assert list(looked().coding.classes) == [0, 1, 2]
+
+
+def test_two_values_that_the_study_gives_one_name_are_one_class() -> None:
+    both_ways("indices", "2 bits")
+    named = {0: "a", 1: "b", 85: "b", 2: "c", 170: "c"}
+    assert looked(classes=named).coding.names == ["a", "b", "c"]
+
+
+def test_a_set_bit_is_white_beside_greys_that_hold_white(tmp_path: Path) -> None:
+    truth = both_ways("levels", "levels")
+    Image.fromarray(truth == 2).save("masks/3.png")
+    found = looked()
+    assert list(found.coding.classes) == [0, 128, 255] and found.coding.ignore == []
+    assert found.looked.masks_with.tolist() == [8, 7, 8]
+    pack = packed(tmp_path, classes=found.coding.classes)
+    assert ((pack.masks[3] == 2) == (pack.masks[0] == 2)).all()
+
+
 # Transparency
 
 
@@ -576,6 +703,17 @@ def test_a_transparent_ground_is_the_ground() -> None:
     assert "8 masks have transparent pixels, which count as what is beneath them: #000000" in found.notes
     layered("masks/3.png", red(), scene() * 128)
     assert "1 masks have partly transparent pixels, which count as if they were opaque" in looked().notes
+
+
+def test_a_transparent_ground_has_one_colour_in_all_masks() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        ground = (1 - scene())[..., None] * np.uint8(255 if i % 2 else 0)
+        layered(f"masks/{i}.png", red() + ground, scene() * 255)
+    with pytest.raises(InputError, match=r"masks/0\.png: all .* lies over #000000, but in masks/1\.png over #ffffff"):
+        looked()
+    named = {"#000000": "ground", "#ffffff": "ground", "#ff0000": "thing"}
+    assert looked(classes=named).coding.names == ["ground", "thing"]
 
 
 def test_opaque_alpha_needs_no_word_and_a_transparent_index_is_one_like_others() -> None:
@@ -647,8 +785,102 @@ def test_a_thumbnail_that_comes_first_is_not_the_picture() -> None:
 
 def test_channels_that_are_not_read_are_said() -> None:
     Path("images/a.tif").write_bytes(tiff(np.dstack([scene() * 100] * 4), 2, t338=0))
+    Path("images/b.tif").write_bytes(tiff(np.dstack([scene() * 100] * 2), 1, t338=0))
     about = decide(Heads.read(files("images"))).about
-    assert said(about) == ["1 images have further channels; only red, green and blue are used"]
+    assert said(about) == ["2 images have further channels; only grey or red, green and blue are used"]
+
+
+@pytest.mark.parametrize(("count", "tags"), [(2, {"t338": 0}), (4, {}), (4, {"t338": 0})], ids=["2", "unnamed", "4"])
+def test_masks_with_channels_that_could_hold_the_classes_are_refused(count: int, tags: dict[str, int]) -> None:
+    layers = [scene()] * (count - 1) + [1 - scene()]
+    Path("masks/a.tif").write_bytes(tiff(np.dstack(layers), 1 if count == 2 else 2, **tags))
+    for ask in (lambda: mask_values(Path("masks/a.tif"), False), lambda: decode_mask(Path("masks/a.tif"), 36, BINARY)):
+        with pytest.raises(BadFileError, match="channels besides grey, colours and transparency; export it without"):
+            ask()
+    noted = said(decide(Heads.read([], files("masks")), BINARY).about)
+    assert noted == ([] if not tags else ["1 masks have further channels; packing refuses them"])
+
+
+def test_a_fourth_channel_of_a_mask_that_hides_nothing_is_no_matter() -> None:
+    Path("masks/a.tif").write_bytes(tiff(np.dstack([scene()] * 3 + [np.full_like(scene(), 255)]), 2))
+    assert np.array_equal(decode_mask(Path("masks/a.tif"), 36, BINARY).pixels, decode_upright(scene()))
+
+
+def test_a_mask_in_the_alpha_channel_is_pointed_out() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        layered(f"masks/{i}.png", np.dstack([scene() * 0] * 3), scene() * 255)
+    with pytest.raises(InputError, match=r"no class but 0 beneath .*getchannel\('A'\)\.save\(new\); expected two"):
+        looked()
+
+
+def test_values_below_zero_are_refused() -> None:
+    Path("masks/a.tif").write_bytes(tiff(scene().astype("<i2") - 1, t339=2))
+    with pytest.raises(BadFileError, match="values below 0, the least -1; save what is below 0 as 255"):
+        mask_values(Path("masks/a.tif"), False)
+
+
+# Lossy masks
+
+
+def encoded_masks(values: Sequence[int], **how: Any) -> None:
+    """Eight masks with a rectangle of each value but the first, named .png whatever they are."""
+    mask = np.full((24, 36), values[0], np.uint8)
+    for i, value in enumerate(values[1:]):
+        mask[3 + 8 * i : 10 + 8 * i, 5:21] = value
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        Image.fromarray(mask).save(f"masks/{i}.png", **how)
+
+
+@pytest.mark.parametrize(
+    ("values", "how", "remedy"),
+    [
+        ((0, 255), {"format": "JPEG", "quality": 90}, "in Pillow"),
+        ((0, 1, 2), {"format": "JPEG", "quality": 75}, "cannot be told apart again"),
+        ((0, 255), {"format": "TIFF", "compression": "jpeg"}, "in Pillow"),
+        ((0, 255), {"format": "WEBP", "quality": 60}, "as PNG, without smoothing"),
+    ],
+)
+def test_lossy_masks_are_refused_by_their_content_with_a_remedy_that_works(
+    values: Sequence[int], how: dict[str, Any], remedy: str
+) -> None:
+    encoded_masks(values, **how)
+    with pytest.raises(InputError, match=r"8 are JPEG or lossy WebP \(0\.png, .*" + remedy):
+        looked()
+    assert "8 masks are JPEG or lossy WebP inside (0.png), which blurs values; export them as PNG" in said(read().about)
+
+
+def test_webp_may_keep_every_value() -> None:
+    encoded_masks((0, 255), format="WEBP", lossless=True)
+    assert list(looked().coding.classes) == [0, 255]
+    assert not any(head.lossy for head in Heads.read(files("masks")).of_images)
+
+
+def test_a_jpeg_of_two_far_values_is_taken_with_a_note() -> None:
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        blocks = np.zeros((24, 36), np.uint8)
+        blocks[8:16, 8:24] = 255
+        Image.fromarray(blocks).save(f"masks/{i}.png", format="JPEG", quality=100)
+    assert any("JPEG or lossy WebP inside (0.png)" in note for note in looked().notes)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_values_that_are_lines_everywhere_are_said(colours: bool, smooth: bool) -> None:
+    mask = np.zeros((24, 36), np.uint8)
+    for i, level in enumerate((60, 120, 180, 240)):
+        mask[3:9, 4 + 8 * i : 9 + 8 * i] = level
+    picture = Image.fromarray(np.dstack([mask, mask // 2, 255 - mask]) if colours else mask)
+    for i in range(8):
+        Image.fromarray(np.dstack([scene() * 200] * 3)).save(f"images/{i}.png")
+        out = picture.resize((37, 24), Image.Resampling.BILINEAR).resize((36, 24), 0) if smooth else picture
+        out.save(f"masks/{i}.png")
+    notes = [note for note in looked().notes if "nowhere 3 pixels wide" in note]
+    assert len(notes) == smooth
+    if smooth:
+        assert "edges may have been smoothed; if so, export the masks again without smoothing" in notes[0]
 
 
 # Any files at all

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from statistics import median_high
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +23,9 @@ from viny.data.decoding import (
     WHITES,
     BadFileError,
     bits_per_sample,
+    further_channels,
     further_pages,
+    is_lossy,
     mask_values,
     open_picture,
     orientation,
@@ -34,6 +38,8 @@ from viny.data.decoding import (
 from viny.data.masks import value_name
 from viny.runtime.errors import InputError
 
+JPEGS = (".jpg", ".jpeg")
+DARK = 32  # of 255: 16-bit images whose samples stay below this are nearly black
 LOOKED_AT = 200  # files whose pixels `viny init` and `viny check` read
 
 T = TypeVar("T")
@@ -78,24 +84,26 @@ class Head:
         shape: height and width as stored, pixels.
         turn: EXIF orientation, 1 to 8.
         bits: of a sample, if more than 8, else 0.
-        stretched: whether it is a grey of 2 or 4 bits, whose levels are read as 0 to 255.
+        step: between the levels of a grey of 2 or 4 bits, which are read as 0 to 255, else 1.
         pages: further pages or frames, thumbnails aside.
         channels: those that are not read, beyond red, green, blue and alpha.
         alpha: whether some pixels may be transparent.
         white_is_zero: whether it is a TIFF of greys whose 0 means white.
         palette: its colours, three bytes each.
+        lossy: whether it is a JPEG or a lossy WebP, whatever its name.
     """
 
     mode: str
     shape: tuple[int, int]
     turn: int
     bits: int
-    stretched: bool
+    step: int
     pages: int
     channels: int
     alpha: bool
     white_is_zero: bool
     palette: bytes | None
+    lossy: bool
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -119,19 +127,18 @@ def read_head(path: Path) -> Head | None:
             turn = orientation(image, image.format != "PNG" or _has_late_chunks(path))
             lies = image.format == "TIFF" and turn in LYING  # Pillow says a TIFF's size as it is once loaded
             raw = raw_mode(image)
-            stated = image.tag_v2.get(277, 1) if image.format == "TIFF" else 0
-            read = 1 if image.mode == "P" else len(image.getbands())
             return Head(
                 mode=image.mode,
                 shape=(width, height) if lies else (height, width),
                 turn=turn,
                 bits=bits_per_sample(image),
-                stretched=raw.startswith(("L;2", "L;4")),
+                step=85 if raw.startswith("L;2") else 17 if raw.startswith("L;4") else 1,
                 pages=further_pages(image),
-                channels=max(0, stated - read) if raw.startswith("RGB") else 0,
+                channels=further_channels(image),
                 alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
                 white_is_zero=white_is_zero(image),
                 palette=palette_of(image) if image.mode == "P" else None,
+                lossy=is_lossy(path, image),
             )
     except Exception:  # each decoder raises its own errors
         return None
@@ -230,10 +237,15 @@ def decide(
     turns, turning = _turns(heads)
     about = depth | turning | _pages(heads)
     if heads.masks:
-        if few := sum(head.stretched for _, head in heads.known_masks()):
+        if few := sum(head.step > 1 for _, head in heads.known_masks()):
             about["few_bits"] = {"masks": few}
         if not colours:
             about |= _palettes(heads, values)
+            _check_encodings(heads, values, threads)
+        # Names that say so are told of with the names.
+        blurred = [path for path, head in heads.known_masks() if head.lossy and path.suffix.lower() not in JPEGS]
+        if blurred:
+            about["lossy"] = {"masks": len(blurred), "first": blurred[0].name}
         about |= _white_is_zero(heads) | _transparency(heads, values, colours, most, threads)
     return Conventions(white, turns, about)
 
@@ -246,7 +258,7 @@ def _depth(
     if not deep:
         return None, {}
 
-    def read(path: Path) -> tuple[int, int] | None:
+    def read(path: Path) -> tuple[int, int, int] | None:
         try:
             return sample_range(path)
         except BadFileError:  # packing says why
@@ -256,11 +268,13 @@ def _depth(
     picked = {*also, *(paths if most is None else spread(paths, most))}
     looked = [path for path in paths if path in picked]
     ranges = [found for found in each(read, looked, "read 16-bit images", "image", threads) if found]
-    greatest = max((high for _, high in ranges), default=WHITES[-1])
+    greatest = max((high for _, high, _ in ranges), default=WHITES[-1])
     stated = max((bits for _, bits in deep if bits < 16), default=0)
     white = next(value for value in WHITES if value >= max(greatest, (1 << stated) - 1))
-    least = min((low for low, _ in ranges), default=0)
+    least = min((low for low, _, _ in ranges), default=0)
+    typical = median_high([most for _, _, most in ranges] or [greatest])
     about = {"images": len(deep), "looked_at": len(looked), "least": least, "greatest": greatest, "white": white}
+    about["typical"] = typical
     return white, {"sixteen_bit": about}
 
 
@@ -325,10 +339,11 @@ def _pages(heads: Heads) -> dict[str, Any]:
     pages = sum(bool(head and head.pages) for head in heads.of_images)
     masks = sum(bool(head and head.pages) for head in heads.of_masks)
     channels = sum(bool(head and head.channels) for head in heads.of_images)
+    of_masks = sum(bool(head and head.channels) for head in heads.of_masks)
     if pages or masks:
         about["further_pages"] = {"images": pages, "masks": masks}
-    if channels:
-        about["further_channels"] = {"images": channels}
+    if channels or of_masks:
+        about["further_channels"] = {"images": channels, "masks": of_masks}
     return about
 
 
@@ -402,6 +417,80 @@ def _clash(masks: Iterable[tuple[Path, bytes, Collection[int]]]) -> Clash | None
     return None
 
 
+@dataclass
+class _Encoding:
+    """Masks that are encoded alike; `meant` is what each of their values, as read, may be in other encodings."""
+
+    name: str
+    remedy: str
+    paths: list[Path] = field(default_factory=list)
+    meant: dict[int, int] = field(default_factory=dict)
+
+
+def _encoding(head: Head) -> tuple[str, str, Callable[[int], int]]:
+    """A mask's encoding, how to save it in another, and what its values may be there."""
+    as_shown = "Image.open(old).convert('L').save(new)"
+    if (palette := head.palette) is not None:
+        return "a palette", as_shown, lambda v: palette[3 * v] if _is_grey(palette, v) else v
+    if head.mode == "1":
+        return "one bit", as_shown, lambda v: 255 * v
+    if head.step > 1:
+        remedy = f"Image.open(old).point(lambda v: v // {head.step}).save(new)"
+        return ("2" if head.step == 85 else "4") + " bits per grey level", remedy, lambda v: v // head.step
+    if head.bits and head.mode.startswith("I"):  # colours of 16 bits are read as 8
+        remedy = "Image.fromarray((np.asarray(Image.open(old)) // 257).astype(np.uint8)).save(new)"
+        return "16 bits", remedy, lambda v: v if v % 257 else v // 257
+    return "8 bits", "", lambda v: v
+
+
+def _is_grey(palette: bytes, index: int) -> bool:
+    return len(colour := palette[3 * index : 3 * index + 3]) == 3 and len(set(colour)) == 1
+
+
+def _check_encodings(heads: Heads, values: Collection[int], threads: int | None) -> None:
+    """Refuse masks in two encodings whose values agree only if those of one are read in another way.
+
+    A mask of the grey levels 0, 128 and 255, say, beside a palette of these levels, whose indices are 0, 1 and 2.
+
+    Raises:
+        InputError: there are some; names two of them.
+    """
+    known = [(path, *_encoding(head)) for path, head in heads.known_masks() if not head.white_is_zero]
+    found = {name: _Encoding(name, remedy) for _, name, remedy, _ in known}
+    if len(found) < 2:
+        return
+    for path, name, _, _ in known:
+        found[name].paths.append(path)
+    meaning = {path: meant for path, _, _, meant in known}
+
+    def read(path: Path) -> dict[int, int]:
+        try:
+            held = mask_values(path, False).tolist()
+        except BadFileError:  # packing says why
+            return {}
+        return {value: meaning[path](value) for value in held if value and value in values}
+
+    for one in found.values():
+        for meant in each(read, spread(one.paths, LOOKED_AT), "read masks", "mask", threads):
+            one.meant |= meant
+    classes = values if isinstance(values, Mapping) else {value: value for value in values}
+    for one, other in combinations(found.values(), 2):
+        agree = len(one.meant.keys() & other.meant.keys())
+        pairs = [(a, b) for a in one.meant for b in other.meant if classes[a] != classes[b]]
+        for reads in (
+            [one.meant[a] == b for a, b in pairs],
+            [a == other.meant[b] for a, b in pairs],
+            [one.meant[a] == other.meant[b] for a, b in pairs],
+        ):
+            if sum(reads) > agree:
+                a, b = next(pair for pair, same in zip(pairs, reads, strict=True) if same)
+                again = one if one.remedy else other
+                raise InputError(
+                    f"{one.paths[0]}: a mask of {one.name}, where {a} seems to be what is {b} in {other.paths[0]}, of "
+                    f"{other.name}; save all masks in one encoding: those of {again.name} with {again.remedy}"
+                )
+
+
 def _white_is_zero(heads: Heads) -> dict[str, Any]:
     """Masks whose white is 0 are read as they are shown, with their values turned over."""
     over = [path for path, head in heads.known_masks() if head.white_is_zero]
@@ -447,6 +536,20 @@ def _transparency(
                 "Image.alpha_composite(Image.new('RGBA', old.size, '#000000'), old.convert('RGBA')).convert('RGB')"
                 ".save(new)"
             )
+    if not isinstance(values, Mapping):
+        values = {value: value for value in values}
+    grounds: dict[int, Path] = {}
+    for path, one in found.items():
+        for value in one[0] & values.keys():
+            grounds.setdefault(value, path)
+    if len({values[value] for value in grounds}) > 1 and all(len(one[0]) < 2 for one in found.values()):
+        (value, path), (second, other) = sorted(grounds.items())[:2]
+        raise InputError(
+            f"{path}: all that is transparent lies over {value_name(value, colours)}, but in {other} over "
+            f"{value_name(second, colours)}: whether these are one class is not known; give both values one name, or "
+            "put all masks on one colour: Image.alpha_composite(Image.new('RGBA', old.size, '#000000'), "
+            "old.convert('RGBA')).convert('RGB').save(new)"
+        )
     beneath = sorted(set().union(*(one[0] for one in found.values())))
     about = {
         "masks": sum(bool(one[0]) for one in found.values()),
@@ -477,6 +580,12 @@ def said(about: Mapping[str, Any]) -> list[str]:
             f"{one['greatest']:,}{of}; {one['white']:,} is taken to be white, so that they become {dark} to {light} "
             "of 255"
         )
+        typical = round(255 * one.get("typical", one["white"]) / one["white"])
+        if typical < DARK:
+            lines.append(
+                f"16-bit images become dark: in half of them 99 % of the samples become at most {typical} of 255; if "
+                "hot pixels or a few other images set the scale, clip their values or remove them"
+            )
     if one := about.get("turned"):
         lines.append(_said_of_turns(one))
     if one := about.get("further_pages"):
@@ -485,7 +594,10 @@ def said(about: Mapping[str, Any]) -> list[str]:
         if one["masks"]:
             lines.append(f"{one['masks']} masks have further pages or frames; packing refuses them")
     if one := about.get("further_channels"):
-        lines.append(f"{one['images']} images have further channels; only red, green and blue are used")
+        if one["images"]:
+            lines.append(f"{one['images']} images have further channels; only grey or red, green and blue are used")
+        if one.get("masks"):
+            lines.append(f"{one['masks']} masks have further channels; packing refuses them")
     if one := about.get("palettes"):
         mixed = f"; {one['without']} have none, and their values are taken for the same" if one["without"] else ""
         clear = f"; {one['transparent']} have transparent ones, which count like others" if one["transparent"] else ""
@@ -494,6 +606,11 @@ def said(about: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{one['masks']} masks have 2 or 4 bits per grey level; their values are read as they are shown, stretched "
             "to 0 to 255"
+        )
+    if one := about.get("lossy"):
+        lines.append(
+            f"{one['masks']} masks are JPEG or lossy WebP inside ({one['first']}), which blurs values; export them as "
+            "PNG"
         )
     if one := about.get("white_is_zero"):
         lines.append(f"{one['masks']} masks are TIFFs whose 0 means white; their values are read as they are shown")

@@ -35,6 +35,7 @@ MAX_BYTES = 1 << 30  # of a file, since it is read whole
 # Memory that decoding takes, bytes a pixel of a file, measured with Pillow 13.0: at most 37 for 16-bit colours, 13
 # for JPEG.
 PER_PIXEL, PER_JPEG_PIXEL = 40, 16
+SOME = 1 << 18  # samples of an image that say how bright most of it is
 HASH = 16  # bytes kept of a sha256
 GREY = 32  # side of the picture that a perceptual hash is made from, pixels
 
@@ -55,6 +56,7 @@ _BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 # Cameras and microscopes write 10, 12 or 14 bits into 16.
 WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # of TIFF's tags 262 and 339
+_PLANAR = 2  # of tag 284: a channel after the other
 _REDUCED = 1  # bit of TIFF's tag 254: a page that is a smaller copy of another
 
 
@@ -201,8 +203,8 @@ def decode(
         raise BadFileError(path, _unreadable("image", error)) from error
 
 
-def sample_range(path: Path) -> tuple[int, int]:
-    """The least and the greatest sample of a 16-bit image, alpha aside.
+def sample_range(path: Path) -> tuple[int, int, int]:
+    """The least and the greatest sample of a 16-bit image, and the one that 99 of 100 do not pass, alpha aside.
 
     Raises:
         BadFileError: as `decode`.
@@ -214,7 +216,8 @@ def sample_range(path: Path) -> tuple[int, int]:
             if samples is None:
                 raise BadFileError(path, "changed while it was read; run again")
             levels = samples if samples.ndim == 2 else _apart(samples)[0]
-            return int(levels.min()), int(levels.max())
+            some = levels.ravel()[:: max(1, levels.size // SOME)]
+            return int(levels.min()), int(levels.max()), int(np.percentile(some, 99, method="lower"))
     except (BadFileError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
@@ -262,6 +265,8 @@ def _values(path: Path, loaded: _Loaded, colours: bool) -> np.ndarray:
     if wide is not None and white_is_zero(image):  # as Pillow does with fewer bits
         return 65535 - wide
     raw = np.asarray(image)
+    if image.mode == "I" and raw.min() < 0:
+        raise BadFileError(path, f"has values below 0, the least {raw.min()}; save what is below 0 as 255, in 8 bits")
     return raw.astype(np.uint8) if image.mode == "1" else raw
 
 
@@ -282,6 +287,20 @@ def mask_values(path: Path, colours: bool) -> np.ndarray:
     """
     with _whole(path, "mask") as loaded:
         return np.unique(_values(path, loaded, colours)).astype(np.int64)
+
+
+@_in_turn
+def filling_values(path: Path, colours: bool) -> np.ndarray:
+    """Those values of a mask that fill a square of 3 x 3 pixels somewhere, as `mask_values` gives them.
+
+    Raises:
+        BadFileError: as `mask_values`.
+    """
+    with _whole(path, "mask") as loaded:
+        raw = _values(path, loaded, colours)
+        right, down = raw[:, 1:] == raw[:, :-1], raw[1:] == raw[:-1]
+        rows, column = right[:, 1:] & right[:, :-1], (down[1:] & down[:-1])[:, 1:-1]
+        return np.unique(raw[1:-1, 1:-1][rows[:-2] & rows[1:-1] & rows[2:] & column]).astype(np.int64)
 
 
 @_in_turn
@@ -326,6 +345,8 @@ def _whole(path: Path, what: str) -> Iterator[_Loaded]:
             before = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
             samples = _wide(path, data, image)
             image.load()
+            if what == "mask" and (further_channels(image) or _has_fourth_unnamed(image)):
+                raise BadFileError(path, "has channels besides grey, colours and transparency; export it without them")
             # Pillow turns TIFFs upright while it loads them, and nothing else.
             yield _Loaded(image, samples, before if before in TURNS and orientation(image) == 1 else 1)
     except (BadFileError, MemoryError):
@@ -482,6 +503,12 @@ def further_pages(image: Image.Image) -> int:
     return sum(_tiff_pages(image)) - 1 if image.format == "TIFF" else image.n_frames - 1
 
 
+def further_channels(image: Image.Image) -> int:
+    """Channels of an opened picture that are not read, beyond grey or red, green and blue, and alpha."""
+    stated = image.tag_v2.get(277, 1) if image.format == "TIFF" else 0
+    return max(0, stated - len(image.getbands()))
+
+
 def orientation(image: Image.Image, whole: bool = True) -> int:
     """A picture's EXIF orientation, 1 to 8; 1, upright, if its EXIF data are missing or unreadable.
 
@@ -495,6 +522,20 @@ def orientation(image: Image.Image, whole: bool = True) -> int:
     except Exception:  # many real files have a broken EXIF block but whole pixels
         return 1
     return found if found in TURNS else 1
+
+
+def is_lossy(path: Path, image: Image.Image) -> bool:
+    """Whether an opened picture's pixels were changed to make its file small: JPEG or lossy WebP, by any name."""
+    if image.format != "WEBP":
+        return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
+    with open(path, "rb") as f:
+        f.seek(12)
+        while len(start := f.read(8)) == 8:
+            if start[:4] in (b"VP8 ", b"VP8L"):
+                return start[:4] == b"VP8 "
+            size = int.from_bytes(start[4:], "little")
+            f.seek(size + size % 2, 1)
+    return False
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -511,7 +552,8 @@ def _is_grey_16(image: Image.Image) -> bool:
 
 def bits_per_sample(image: Image.Image) -> int:
     """Bits of a sample of an opened picture that has more than 8 and at most 16; else 0."""
-    if not _is_grey_16(image) and (";16" not in raw_mode(image) or image.mode == "I"):  # signed ones are I
+    apart = image.format == "TIFF" and image.tag_v2.get(284) == _PLANAR and image.tag_v2.get(258, (1,))[0] == 16
+    if not _is_grey_16(image) and not apart and (";16" not in raw_mode(image) or image.mode == "I"):  # signed are I
         return 0
     return min(16, max(9, image.tag_v2.get(258, (16,))[0])) if image.format == "TIFF" else 16
 
@@ -531,6 +573,13 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
         if np.asarray(image).max() > 127:
             raise BadFileError(path, "signed 8-bit samples below 0; convert it to 0 to 255")
         return None
+    # Pillow takes only the first letter of a raw mode there, so that 'RGB;16L' and 'L;I' are read as 8 plain bits.
+    if image.format == "TIFF" and image.tag_v2.get(284) == _PLANAR and _is_misread_apart(image):
+        raise BadFileError(
+            path,
+            "a TIFF whose channels lie one after the other (PlanarConfiguration 2); save it with PlanarConfiguration "
+            "1, or as PNG",
+        )
     if not bits_per_sample(image):
         return None
     if _is_grey_16(image):
@@ -546,6 +595,14 @@ def _wide(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
         order = "L" if sys.byteorder == "little" else "B"
     high, low = (_bytes_as(path, data, f"{mode};16{end}") for end in (order, "LB".replace(order, "")))
     return high.astype(np.uint16) << 8 | low
+
+
+def _is_misread_apart(image: Image.Image) -> bool:
+    """Whether a single letter does not tell how the samples of an opened TIFF lie."""
+    if len(image.getbands()) == 1 and image.tile[0].codec_name == "libtiff":  # which knows
+        return False
+    plain = image.tag_v2.get(258, (1,))[0] == (1 if image.mode == "1" else 8) and image.tag_v2.get(266, 1) == 1
+    return not plain or white_is_zero(image)
 
 
 def _bytes_as(path: Path, data: bytes, raw: str) -> np.ndarray:
@@ -579,8 +636,15 @@ def _white(path: Path, greatest: int, white: int | None) -> int:
     return white or WHITES[-1]
 
 
+def _has_fourth_unnamed(image: Image.Image) -> bool:
+    """Whether a loaded picture is a TIFF with a fourth channel that it does not call transparency, and not opaque."""
+    unnamed = image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
+    return unnamed and image.getextrema()[3] != (255, 255)
+
+
 def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int | None) -> Image.Image:
     """A loaded image of any mode as RGB."""
+    unnamed = _has_fourth_unnamed(image)
     if samples is not None:
         clear = image.info.get("transparency")  # the one value or colour that is transparent
         if samples.ndim == 2:
@@ -601,9 +665,8 @@ def _rgb(path: Path, image: Image.Image, samples: np.ndarray | None, white: int 
         reason = f"{bits} per sample, in a range that the file does not state; convert it to 8 or unsigned 16 bits"
         raise BadFileError(path, f"cannot be read as an image ({reason})")
     if image.has_transparency_data:
-        unnamed = image.format == "TIFF" and image.mode == "RGBA" and 338 not in image.tag_v2
         image = image.convert("RGBA")
-        if unnamed and image.getextrema()[3] != (255, 255):
+        if unnamed:
             raise BadFileError(path, "has a fourth channel that it does not call transparency; save it with three")
         if image.getextrema()[3] == (0, 0):
             raise BadFileError(path, "shows nothing: every pixel is transparent; remove its alpha channel")

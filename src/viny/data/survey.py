@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from viny.data.conventions import each, palettes_clash, spread
-from viny.data.decoding import BadFileError, decode, decode_mask, inner_box, mask_values
+from viny.data.conventions import each, palettes_clash, read_head, spread
+from viny.data.decoding import BadFileError, decode, decode_mask, filling_values, inner_box, mask_values
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
@@ -23,7 +24,7 @@ MANY = 40  # values in a typical mask; labels have fewer
 SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges may have been smoothed
 FILLED = 0.8  # share of the pixels that are then black or white
 LIGHT = 200  # smoothed edges of white have greys above this
-LOSSY = (".jpg", ".jpeg")
+NEAR = 64  # grey levels: values this near to each other do not survive a lossy format
 
 
 def percent(share: float) -> str:
@@ -81,11 +82,21 @@ def read_values(
         return read_values(masks, True)
     if not whole:
         raise InputError(f"{refused[0]}; no mask can be read")
-    values = Values(whole, bool(colours), refused)
+    values = Values(whole if colours else _bits_as_shown(whole), bool(colours), refused)
     if colours is None and (clash := palettes_clash(palettes, values.masks())):
         said = f"palettes differ from mask to mask ({clash[0].name}, {clash[1].name}), so colours count, not indices"
         return replace(read_values(masks, True), said=[said])
     return values
+
+
+def _bits_as_shown(of: dict[Path, list[int]]) -> dict[Path, list[int]]:
+    """A set bit is 255, as in decoding, if other masks hold 255 and none of them holds 1."""
+    if not {1, IGNORE} <= set().union(*of.values()):
+        return of
+    bits = {path for path, held in of.items() if 1 in held and (head := read_head(path)) and head.mode == "1"}
+    if any(1 in held for path, held in of.items() if path not in bits):
+        return of
+    return {path: [IGNORE if path in bits and v == 1 else v for v in held] for path, held in of.items()}
 
 
 def check_labels(values: Values, folder: Path) -> None:
@@ -95,11 +106,12 @@ def check_labels(values: Values, folder: Path) -> None:
         InputError: they do.
     """
     found, typical = values.masks(), statistics.median(map(len, values.of.values()))
-    lossy = [path for path in values.of if path.suffix.lower() in LOSSY]
+    lossy = [path for path in values.of if (head := read_head(path)) and head.lossy]
+    near = not values.colours and max(found) - min(found) < NEAR
     if not (
         len(found) > MAX_CLASSES
         or typical > MANY
-        or (lossy and len(found) > 2)
+        or (lossy and (len(found) > 2 or near))
         or (len(found) > SMOOTH[0] and typical > SMOOTH[1] and _is_smoothed(values))
     ):
         return
@@ -107,13 +119,20 @@ def check_labels(values: Values, folder: Path) -> None:
     if values.said:
         why = f"{values.said[0]}; if indices do mean classes, save all masks as grey levels. Else {why}"
     if lossy:
-        why = f"{len(lossy)} are JPEGs ({few(path.name for path in lossy)}), which change values at edges"
+        why = f"{len(lossy)} are JPEG or lossy WebP ({few(path.name for path in lossy)}), which change values at edges"
     shown = ", ".join(str(value_name(value, values.colours)) for value in list(found)[:8])
+    shown += ", ..." if len(found) > 8 else ""
+    remedy = "Export the masks again as PNG, without smoothing"
+    if lossy and near:
+        remedy += ", from what they were drawn in: values so near to each other cannot be told apart again"
+    elif all(value % 0x010101 == 0 for value in found) if values.colours else not near:
+        remedy += (
+            ". To make masks black and white in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127))"
+            ".save(new), where new ends in .png and is in another folder"
+        )
     raise InputError(
-        f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}, ...), a typical one {typical:.0f}; "
-        f"expected one value per class: {why}. Export the masks again as PNG, without smoothing. To make masks black "
-        "and white in Pillow: Image.open(old).convert('L').point(lambda v: 255 * (v > 127)).save(new), where new ends "
-        "in .png and is in another folder"
+        f"{folder}: {len(values.of)} masks hold {len(found):,} values ({shown}), a typical one {typical:.0f}; "
+        f"expected one value per class: {why}. {remedy}"
     )
 
 
@@ -129,6 +148,26 @@ def _is_smoothed(values: Values) -> bool:
         except BadFileError:  # nothing but 255
             counts[IGNORE] += 256**2
     return counts[[0, 255]].sum() > FILLED * counts.sum()
+
+
+def _thin(values: Values, classes: Sequence[int]) -> list[str]:
+    """A sentence if half of the values that would be classes are nowhere more than a line, as smoothed edges are."""
+    if len(classes) <= 3:
+        return []
+    filling: set[int] = set()
+    masks = spread(list(values.of), LEAST)
+    for path in masks:
+        with suppress(BadFileError):  # changed since
+            filling |= set(filling_values(path, values.colours).tolist())
+    held = {value for path in masks for value in values.of[path]}
+    thin = [value for value in classes if value in held - filling]
+    if 2 * len(thin) < len(classes):
+        return []
+    shown = few(str(value_name(value, values.colours)) for value in thin)
+    return [
+        f"{len(thin)} of {len(classes)} values are nowhere 3 pixels wide ({shown}): edges may have been smoothed; if "
+        "so, export the masks again without smoothing, or --ignore these values"
+    ]
 
 
 @dataclass(frozen=True)
@@ -192,6 +231,7 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
             shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
             raise InputError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
         return Coding(dict(classes), ignore, said)
+    said += _thin(values, left)
     keys = [value_name(value, values.colours) for value in left]
     if two_ways and len(left) == 3:
         said.append("some masks hold 0 and 1, others 0 and 255; 1 and 255 are taken to be one class")
@@ -201,9 +241,10 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
     else:
         names = [f"class_{str(key).lstrip('#')}" for key in keys]
     if len(left) < 2:
-        raise InputError(
-            f"{folder}: {len(values.of)} masks hold no class but {few(keys) or 'ignored values'}; expected two or more"
-        )
+        said_of = f"{len(values.of)} masks hold no class but {few(map(str, keys)) or 'ignored values'}"
+        if any((head := read_head(path)) and head.alpha for path in values.of):
+            said_of += " beneath their transparency; if that is the mask: Image.open(old).getchannel('A').save(new)"
+        raise InputError(f"{folder}: {said_of}; expected two or more")
     return Coding(dict(zip(keys, names, strict=True)), ignore, said)
 
 
