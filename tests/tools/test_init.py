@@ -215,14 +215,13 @@ def test_many_classes_in_each_mask_are_not_taken_for_smoothed_edges(tmp_path: Pa
     assert any("if values number objects" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(("dtype", "odd"), [(np.int16, -1), (np.int32, -7), (np.int32, 70000)])
-def test_values_that_no_class_can_have_are_refused_with_file_and_remedy(tmp_path: Path, dtype: Any, odd: int) -> None:
+def test_values_that_no_class_can_have_are_refused_with_file_and_remedy(tmp_path: Path) -> None:
     def save(mask: np.ndarray, path: Path) -> None:
-        Image.fromarray(np.array([0, 1, odd], dtype)[mask].astype(np.int32)).save(path)
+        Image.fromarray(np.array([0, 1, 70_000], np.int32)[mask]).save(path)
 
     made(tmp_path, save, 3, kind="tif")
     with pytest.raises(
-        InputError, match=rf"i\d\d.tif: holds the value {odd:,}, as do 12 of the 12 .* 0 to 65,535"
+        InputError, match=r"i\d\d.tif: holds the value 70,000, as do 12 of the 12 .* 0 to 65,535"
     ) as error:
         inspect(Request("mine", Path("images"), Path("masks")))
     mended = tmp_path / "mended.png"

@@ -241,10 +241,8 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
     else:
         names = [f"class_{str(key).lstrip('#')}" for key in keys]
     if len(left) < 2:
-        said_of = f"{len(values.of)} masks hold no class but {few(map(str, keys)) or 'ignored values'}"
-        if any((head := read_head(path)) and head.alpha for path in values.of):
-            said_of += " beneath their transparency; if that is the mask: Image.open(old).getchannel('A').save(new)"
-        raise InputError(f"{folder}: {said_of}; expected two or more")
+        only = few(map(str, keys)) or "ignored values"
+        raise InputError(f"{folder}: {len(values.of)} masks hold no class but {only}; expected two or more")
     return Coding(dict(zip(keys, names, strict=True)), ignore, said)
 
 

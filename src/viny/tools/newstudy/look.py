@@ -236,12 +236,12 @@ def _check_values(values: Values, heads: Heads, wanted: Request) -> None:
         InputError: there are such values or masks.
     """
     found = values.masks()
-    if not values.colours and (odd := [value for value in found if not 0 <= value <= MOST]):
+    if not values.colours and (odd := [value for value in found if value > MOST]):
         path = next(path for path, held in values.of.items() if odd[0] in held)
         raise InputError(
             f"{path}: holds the value {odd[0]:,}, as do {found[odd[0]]} of the {len(values.of)} masks looked at; "
             f"expected 0 to {MOST:,}. Save other values as 255, which is no class: a = np.asarray(Image.open(old)); "
-            f"Image.fromarray(np.where((a < 0) | (a > {MOST}), 255, a).astype(np.uint16)).save(new)"
+            f"Image.fromarray(np.where(a > {MOST}, 255, a).astype(np.uint16)).save(new)"
         )
     named = {*wanted.classes, *wanted.ignore}
     if IGNORE in wanted.classes and 1 not in named and not values.colours:
