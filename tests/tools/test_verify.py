@@ -20,6 +20,7 @@ from finished_study import TINY, finished_study, own_images
 
 from viny.cli import main
 from viny.learning.progress import PROGRESS
+from viny.runtime.differences import differences
 from viny.runtime.files import digest, write_json, write_sealed
 from viny.study import layout
 from viny.study.config import merge, resolve
@@ -27,7 +28,7 @@ from viny.study.graph import jobs
 from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.saved import saved_study
-from viny.tools.verify.report import Report, differences
+from viny.tools.verify.report import Report
 from viny.tools.verify.verifier import verify_study
 
 GRID = {"pretrain_sizes": [24], "intermediates": ["none", "scenes"], "finetune_sizes": [8], "seeds": [0]}

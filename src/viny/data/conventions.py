@@ -184,10 +184,6 @@ class Heads:
         """Heights and widths of the upright images whose header can be read, int [N, 2], pixels."""
         return np.array([head.upright for head in self.of_images if head], int).reshape(-1, 2)
 
-    def unreadable(self) -> list[Path]:
-        """The images whose header cannot be read."""
-        return [path for path, head in zip(self.images, self.of_images, strict=True) if head is None]
-
     def palettes(self) -> list[tuple[Path, bytes]]:
         """The palettes of those masks that have one."""
         return [(path, head.palette) for path, head in self.known_masks() if head.palette is not None]

@@ -555,12 +555,6 @@ def _split(listing: Listing, split: str, folder: Path, others: Sequence[Path] = 
         raise InputError(f"{split}: expected images in both train and test, found only one of them")
 
 
-def split_file(spec: Mapping[str, Any]) -> Path | None:
-    """The file that says which images are for training; None if none does."""
-    split = spec.get("split", "")
-    return Path(split) if split not in ("", BY_FOLDERS) else None
-
-
 LISTERS = {"imagenet": list_imagenet, "intel": list_intel, "pets": list_pets}
 
 

@@ -21,7 +21,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.layout import IMAGES, pack_manifest, split_record
-from viny.study.specs import pack_spec, split_is_given, task_split_spec
+from viny.study.specs import pack_spec, source_spec, split_is_given, task_split_spec
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def read_files(
     found: dict[str, Contents] = {}
     read: dict[str, Contents] = {}  # a task may learn from another pack's images
     for name, listing in images.listings.items():
-        spec = pack_spec({**config, "listings": {}}, name)
+        spec = source_spec(config, name)
         key, store = canonical_json(spec), Path(config["pack_store"])
         stored = any(store.glob(f"{spec['source']}-{spec['size']}-*"))
         if packed is not None and not stored and not pack_manifest(packed, name).is_file():
@@ -213,7 +213,7 @@ def with_listings(config: dict[str, Any], root: Path, files: Mapping[str, Conten
     """
     uses: dict[str, list[str]] = {}  # a task may learn from another pack's images
     for name in ("pretrain", "segmentation", *config["intermediate"]):
-        uses.setdefault(canonical_json(pack_spec({**config, "listings": {}}, name)), []).append(name)
+        uses.setdefault(canonical_json(source_spec(config, name)), []).append(name)
     found = {}
     for text, names in uses.items():
         spec = json.loads(text)

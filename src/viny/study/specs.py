@@ -51,6 +51,11 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return spec
 
 
+def source_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the pack `name` is made from, whatever its files hold now."""
+    return pack_spec({**config, "listings": {}}, name)
+
+
 def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """What the pack of a user's own folder is made from, besides what all packs are made from."""
     spec: dict[str, Any] = {"holds": "images"}
@@ -71,8 +76,7 @@ def mask_class_count(config: Mapping[str, Any]) -> int:
 
 def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
     """Whether an intermediate task learns from the same images that are segmented."""
-    unread = {**config, "listings": {}}
-    return pack_spec(unread, task) == pack_spec(unread, "segmentation")
+    return source_spec(config, task) == source_spec(config, "segmentation")
 
 
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:

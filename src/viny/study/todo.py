@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import textwrap
@@ -14,7 +13,7 @@ from typing import Any
 from viny.data.pack import stored_at
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
-from viny.runtime.files import digest, read_sealed
+from viny.runtime.files import digest, file_sha256, read_sealed
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 from viny.study.layout import IMAGES
@@ -66,8 +65,7 @@ def _small_sha256(path: Path) -> str | None:
     if not path.is_file():  # a record of somebody else's may name a device, which has no end
         return None
     try:
-        with open(path, "rb") as f:
-            return None if os.fstat(f.fileno()).st_size > SMALL else hashlib.file_digest(f, "sha256").hexdigest()
+        return None if path.stat().st_size > SMALL else file_sha256(path)
     except OSError:
         return None
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from viny.data.pack import Pack
+from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import broken_seal, file_sha256, json_text, read_json
 from viny.study import layout
 from viny.study.layout import Training
-from viny.tools.verify.report import MISSING, NOTE, WRONG, Finding, Report, differences
+from viny.tools.verify.report import MISSING, NOTE, WRONG, Finding, Report
 
 RUN_KEYS = ("code", "device", "precision", "threads", "seed", "started", "ended", "seconds", "packages")
 AGAIN = "delete it and rerun the workflow"

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from viny.runtime.differences import SHORT as SHORT
-from viny.runtime.differences import differences as differences
-
 WRONG, MISSING, NOTE = "wrong", "missing", "note"
 
 

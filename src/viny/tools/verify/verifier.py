@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from viny.learning.progress import PROGRESS
+from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import json_text, read_json
 from viny.study import grid, layout
@@ -24,7 +25,7 @@ from viny.study.saved import saved_study, study_file
 from viny.tools.verify.book import Book
 from viny.tools.verify.data import check_pack, check_sources, check_split
 from viny.tools.verify.evaluated import check_any_geometry, check_codes, check_geometry, check_metrics
-from viny.tools.verify.report import MISSING, NOTE, WRONG, Report, differences
+from viny.tools.verify.report import MISSING, NOTE, WRONG, Report
 from viny.tools.verify.summaries import check_age, check_summary
 from viny.tools.verify.trainings import check_training
 
