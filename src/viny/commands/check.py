@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
     else:
-        check_sizes(config, count_images(config, Path("results", config["study"])).limits)
-        for line in folder_report(config) + absent_report(config):
+        images = count_images(config, Path("results", config["study"]))
+        check_sizes(config, images.limits)
+        for line in folder_report(config, images.listings) + absent_report(config, images.listings):
             print(line)
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")

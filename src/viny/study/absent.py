@@ -23,7 +23,7 @@ from viny.study.specs import finetune_split_spec, pack_spec
 AT_ONCE = 64  # masks read before it is asked whether every class is found
 
 
-def absent_report(config: Mapping[str, Any]) -> list[str]:
+def absent_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | None = None) -> list[str]:
     """Classes of which no training or no test mask of a study has a pixel once it is packed, a line for each part.
 
     So are classes of which a task's training or test part has no image. Masks are read, as packing reads them, until
@@ -32,6 +32,7 @@ def absent_report(config: Mapping[str, Any]) -> list[str]:
 
     Args:
         config: resolved settings.
+        listed: data sets that were listed already, see `viny.study.inventory.Images.listings`.
 
     Returns:
         The lines; none if no class is absent, or the data are not a user's own.
@@ -39,11 +40,15 @@ def absent_report(config: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: see `viny.data.folders`, or sizes that do not fit the data.
     """
-    lines = _of_masks(config) if pack_spec(config, "segmentation").get("holds") == "masks" else []
+    listed = listed or {}
+    spec = pack_spec(config, "segmentation")
+    lines = []
+    if spec.get("holds") == "masks":
+        lines += _of_masks(config, spec, listed.get("segmentation") or list_source(spec))
     for task in config["grid"]["intermediates"]:
         spec = pack_spec(config, task) if task != "none" else {}
         if spec.get("holds") == "classes":
-            listing = list_source(spec)
+            listing = listed.get(task) or list_source(spec)
             for part, code in (("training", TRAIN), ("test", TEST)):
                 there = {label for label, one in zip(listing.labels, listing.parts, strict=True) if one == code}
                 if lacking := [name for at, name in enumerate(listing.classes) if at not in there]:
@@ -51,9 +56,7 @@ def absent_report(config: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _of_masks(config: Mapping[str, Any]) -> list[str]:
-    spec = pack_spec(config, "segmentation")
-    listing = list_source(spec)
+def _of_masks(config: Mapping[str, Any], spec: Mapping[str, Any], listing: Listing) -> list[str]:
     parts = {part: [listing.masks[row] for row in rows] for part, rows in _rows_of_parts(config, listing).items()}
     found = _found(parts, spec, listing)
     per_image = config["switches"]["miou"] == "per_image"

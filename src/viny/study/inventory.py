@@ -116,10 +116,14 @@ def _trained(
     return parts[0] if parts else None
 
 
-def folder_report(config: Mapping[str, Any]) -> list[str]:
+def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | None = None) -> list[str]:
     """What is in the folders of a study's own data, and what in them did not match, one line each.
 
     Files are opened for their headers, and some for their pixels.
+
+    Args:
+        config: resolved settings.
+        listed: data sets that were listed already, see `Images.listings`.
 
     Raises:
         InputError: see `viny.data.folders`; or, by their headers, packing would stop at some files.
@@ -132,7 +136,7 @@ def folder_report(config: Mapping[str, Any]) -> list[str]:
         if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
         try:
-            listing = list_source(spec)
+            listing = (listed or {}).get(name) or list_source(spec)
         except MissingError:
             continue
         if spec["source"] != "folder":
