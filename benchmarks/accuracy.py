@@ -26,12 +26,13 @@ from viny.data.packing import build_pack
 from viny.data.splits import finetune_split
 from viny.evidence.evaluate import confusion_matrices, predict
 from viny.evidence.metrics import mean_iou_dataset
-from viny.learning.batches import BatchMaker, LabelledAugmentation, mask_batches
+from viny.learning.batches import Batches, LabelledAugmentation, mask_batches
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
+from viny.learning.run import epoch_order, rate
 from viny.learning.settings import TrainSettings
-from viny.learning.train import epoch_order, fit, rate
+from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
 from viny.runtime.seeds import derive, generator
 
@@ -43,7 +44,7 @@ WAYS = {
 }
 
 
-def plainly(objective: nn.Module, batches: BatchMaker, count: int, settings: TrainSettings, seed: int) -> None:
+def plainly(objective: nn.Module, batches: Batches, count: int, settings: TrainSettings, seed: int) -> None:
     """Train in plain PyTorch: the whole batch at once, its own attention, AdamW without fused kernels."""
     objective.train()
     objective.encoder.set_fused_attention(True)

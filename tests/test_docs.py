@@ -31,7 +31,7 @@ from viny.evidence.paper import scorecard
 from viny.evidence.statistics import costs, effects, fits, gains, representations, transfer
 from viny.evidence.summary import Summary
 from viny.learning.progress import ProgressReport
-from viny.learning.train import CURVE_COLUMNS
+from viny.learning.run import CURVE_COLUMNS
 from viny.runtime.fingerprint import ENTRY
 from viny.study.config import resolve
 from viny.study.grid import Cell

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tiny_study import Study
 
-from viny.learning import progress, stages, train
+from viny.learning import progress, run, stages, train
 from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter, read_progress
 from viny.runtime.processes import Owner
 from viny.runtime.signals import Stopped
@@ -49,7 +49,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[ProgressReport]:
         found.append(report)
 
     monkeypatch.setattr(ProgressWriter, "write", noted)
-    monkeypatch.setattr(train, "LOOK", -1.0)
+    monkeypatch.setattr(run, "LOOK", -1.0)
     return found
 
 
@@ -135,8 +135,8 @@ def test_it_says_so_no_more_often_than_its_log(
         return step(*arguments)
 
     monkeypatch.setattr(train, "_step", slow)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(train, "LOOK", 10.0)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(run, "LOOK", 10.0)
     study.finetune(CELL, None)
     assert places(written) == [(0, 0), *expected, (3, 0)]
     for one in written[1:]:
@@ -162,7 +162,7 @@ def test_a_stopped_training_leaves_it_beside_its_checkpoint(
     stop_at: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train, "LOOK", look)
+    monkeypatch.setattr(run, "LOOK", look)
     stop_at(3)
     with pytest.raises(Stopped):
         study.finetune(CELL, None)
@@ -201,7 +201,7 @@ def test_a_disk_that_fails_does_not_stop_a_training(
     study: Study, tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Study(tmp_path / "other", study.config).finetune(CELL, None)
-    monkeypatch.setattr(train, "LOOK", -1.0)
+    monkeypatch.setattr(run, "LOOK", -1.0)
     attempts = []
 
     def full(path: Path, value: Any) -> None:

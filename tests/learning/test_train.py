@@ -19,13 +19,14 @@ from viny.data.pack import Pack
 from viny.learning import batches as batches_module
 from viny.learning import gradients as gradients_module
 from viny.learning import machine as machine_module
-from viny.learning import train as train_module
+from viny.learning import run as run_module
 from viny.learning.batches import LabelledAugmentation, PackSubset, class_batches, mask_batches, simmim_batches
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, Segmentation, SimMIM
+from viny.learning.run import CURVE_COLUMNS, make_optimizer, rate
 from viny.learning.settings import ModelSettings, TrainSettings
-from viny.learning.train import CURVE_COLUMNS, fit, make_optimizer, rate
+from viny.learning.train import fit
 from viny.learning.weights import new_encoder
 from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.seeds import derive, generator
@@ -107,7 +108,7 @@ def test_rate_reaches_the_optimiser(train: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimiser_is_the_named_one(name: str, kind: type) -> None:
     settings = replace(SETTINGS, optimizer=name, lr=0.3, weight_decay=0.07)
-    optimizer = make_optimizer(nn.Linear(2, 2), settings, CPU)
+    optimizer = make_optimizer(nn.Linear(2, 2), settings)
     assert type(optimizer) is kind  # AdamW is a subclass of Adam in some versions
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.3, 0.07)
 
@@ -195,7 +196,7 @@ def test_epochs_loss_is_the_mean_over_images(tiny: ModelSettings, tmp_path: Path
 def test_a_log_tells_of_a_long_epoch_in_parts(
     tiny: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_module, "LOOK", -1.0)  # as if every step took long enough to log
+    monkeypatch.setattr(run_module, "LOOK", -1.0)  # as if every step took long enough to log
     batches: list[Tensor] = []
 
     def make(positions: Tensor, draws: torch.Generator) -> Tensor:

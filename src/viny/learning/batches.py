@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor
 
 from viny.data import augment
 from viny.data.pack import Pack
-from viny.learning.objectives import draw_patch_mask, mixup
+from viny.learning.objectives import draw_mixup, draw_patch_mask, mixup
 from viny.learning.settings import IN_MEMORY
 
-# (positions in the training list [B], generator of the step) -> what the objective's loss takes
-BatchMaker = Callable[[Tensor, torch.Generator], Any]
+Tensors = Mapping[str, Tensor]
 
 
 class PackSubset:
@@ -27,15 +25,24 @@ class PackSubset:
         pack: the pack.
         name: name of its array [N, ...]: 'images', 'masks' or 'labels'.
         indices: [M], rows that make up the subset.
-        device: where batches are wanted; on a GPU the subset is kept there if it fits alongside the training.
+        device: where batches are wanted; on a GPU the subset is kept there if it fits alongside the training. None:
+            whoever trains reads the rows.
     """
 
-    def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device) -> None:
+    def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device | None) -> None:
         self.pack, self.name, self.indices, self.device = pack, name, indices, device
-        array = getattr(pack, name)
-        size = len(indices) * int(np.prod(array.shape[1:])) * array.dtype.itemsize
+        self.held: Tensor | None = None
+        if device is None:
+            return
         limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
-        self.held = torch.from_numpy(pack.rows(name, indices)).to(device) if size <= limit else None
+        if len(indices) * self.bytes_each <= limit:
+            self.held = torch.from_numpy(pack.rows(name, indices)).to(device)
+
+    @property
+    def bytes_each(self) -> int:
+        """Of a row."""
+        array = getattr(self.pack, self.name)
+        return int(np.prod(array.shape[1:])) * array.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,9 +52,31 @@ class PackSubset:
         if self.held is not None:
             return self.held[augment.to_device(positions, self.held.device)]
         batch = torch.from_numpy(self.pack.rows(self.name, self.indices[positions.numpy()]))
-        if self.device.type == "cuda":
+        if self.device is not None and self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A stage's batches. What is drawn is kept apart from what is computed, so that it can be drawn ahead.
+
+    Attributes:
+        subsets: what is read of each image: 'images', and 'masks' where the stage needs them.
+        draw: from positions [B] in the training list and the step's generator to all that is drawn or looked up on
+            the CPU, a row for each image.
+        make: from what was read and drawn to what the objective's loss takes, on the device of what was read.
+    """
+
+    subsets: Mapping[str, PackSubset]
+    draw: Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+    make: Callable[[Tensors, Tensors], tuple[Tensor, ...]]
+
+    def __call__(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        drawn = self.draw(positions, generator)
+        read = {name: subset[positions] for name, subset in self.subsets.items()}
+        device = read["images"].device
+        return self.make(read, {name: augment.to_device(values, device) for name, values in drawn.items()})
 
 
 def simmim_batches(
@@ -57,22 +86,23 @@ def simmim_batches(
     patches: int,
     mask_ratio: float,
     crop_scale: float,
-    device: torch.device,
-) -> BatchMaker:
+    device: torch.device | None,
+) -> Batches:
     """Random crops, flips, ImageNet normalisation, and one patch mask per image."""
-    images = PackSubset(pack, "images", indices, device)
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
-    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(positions)
         boxes = augment.draw_crops(shapes[positions], crop_scale, generator)
         flips = augment.draw_flips(count, generator)
-        mask = draw_patch_mask(count, patches, mask_ratio, generator)
-        x = augment.to_float(images[positions])
-        x = augment.crop_resize_flip(x, boxes, flips, image_size)
-        return augment.normalise(x), augment.to_device(mask, device)
+        return {"boxes": boxes, "flips": flips, "mask": draw_patch_mask(count, patches, mask_ratio, generator)}
 
-    return make
+    def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
+        x = augment.to_float(read["images"])
+        x = augment.crop_resize_flip(x, drawn["boxes"], drawn["flips"], image_size)
+        return augment.normalise(x), drawn["mask"]
+
+    return Batches({"images": PackSubset(pack, "images", indices, device)}, draw, make)
 
 
 @dataclass(frozen=True)
@@ -83,10 +113,16 @@ class LabelledAugmentation:
     normalised: bool
     frozen: augment.Draws | None = None  # drawn once for all images of the list; None: drawn at every step
 
-    def draws(self, positions: Tensor, generator: torch.Generator) -> augment.Draws:
-        if self.frozen is not None:
-            return self.frozen.at(positions)
-        return augment.Draws.make(len(positions), self.contrast, generator)
+    def draw(self, positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.frozen is None:
+            draws = augment.Draws.make(len(positions), self.contrast, generator)
+        else:
+            draws = self.frozen.at(positions)
+        return {"flips": draws.flips, "contrast": draws.contrast}
+
+    def images(self, read: Tensors, drawn: Tensors) -> Tensor:
+        draws = augment.Draws(drawn["flips"], drawn["contrast"])
+        return augment.labelled_images(read["images"], draws, self.normalised)
 
 
 def class_batches(
@@ -95,38 +131,38 @@ def class_batches(
     classes: int,
     augmentation: LabelledAugmentation,
     alpha: float,
-    device: torch.device,
+    device: torch.device | None,
     shuffle: torch.Generator | None = None,
-) -> BatchMaker:
-    """Flips, contrast jitter, normalisation, MixUp; targets as probabilities [B, classes].
+) -> Batches:
+    """Flips, contrast jitter, normalisation, MixUp if `alpha` is not 0; targets as probabilities [B, classes].
 
     With `shuffle`, every image gets the class of another one at random, the same in all epochs: meaningless labels
     with the same frequencies (Zhang et al. 2017, arXiv 1611.03530).
     """
-    images = PackSubset(pack, "images", indices, device)
     labels = torch.from_numpy(np.asarray(pack.labels)[indices]).long()
     if shuffle is not None:
         labels = labels[torch.randperm(len(labels), generator=shuffle)]
 
-    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        draws = augmentation.draws(positions, generator)
-        x = augment.labelled_images(images[positions], draws, augmentation.normalised)
-        targets = augment.to_device(F.one_hot(labels[positions], classes).float(), device)
-        return mixup(x, targets, alpha, generator)
+    def draw(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = augmentation.draw(positions, generator) | {"labels": labels[positions]}
+        if alpha:
+            drawn["order"], drawn["blend"] = draw_mixup(len(positions), alpha, generator)
+        return drawn
 
-    return make
+    def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
+        x, targets = augmentation.images(read, drawn), F.one_hot(drawn["labels"], classes).float()
+        return mixup(x, targets, drawn["order"], drawn["blend"]) if alpha else (x, targets)
+
+    return Batches({"images": PackSubset(pack, "images", indices, device)}, draw, make)
 
 
 def mask_batches(
-    pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device
-) -> BatchMaker:
+    pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device | None
+) -> Batches:
     """Flips of image and mask together, contrast jitter and normalisation of the image."""
-    images = PackSubset(pack, "images", indices, device)
-    masks = PackSubset(pack, "masks", indices, device)
+    subsets = {name: PackSubset(pack, name, indices, device) for name in ("images", "masks")}
 
-    def make(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        draws = augmentation.draws(positions, generator)
-        x = augment.labelled_images(images[positions], draws, augmentation.normalised)
-        return x, augment.flip(masks[positions], draws.flips)
+    def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
+        return augmentation.images(read, drawn), augment.flip(read["masks"], drawn["flips"])
 
-    return make
+    return Batches(subsets, augmentation.draw, make)

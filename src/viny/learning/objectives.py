@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viny.data.augment import to_device
 from viny.data.masks import IGNORE
 from viny.learning.model import ViNy, patchify, unpatchify
 
@@ -92,22 +91,31 @@ class Classification(nn.Module):
         return F.cross_entropy(self(images).float(), targets)
 
 
-def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_mixup(count: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What a batch is blended with, and how much of it stays: int64 [count] and float [count], one weight for all.
+
+    Args:
+        count: images in the batch.
+        alpha: of the Beta distribution that the weight comes from; above 0.
+        generator: source of the draws.
+    """
+    # A Beta draw is a ratio of two Gamma draws; torch's sampler takes the generator, its Beta class does not.
+    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    weight = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
+    return torch.randperm(count, generator=generator), torch.full((count,), weight)
+
+
+def mixup(images: Tensor, targets: Tensor, order: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Blend a batch with a shuffled copy of itself (Zhang et al. 2018, arXiv 1710.09412).
 
     Args:
         images: [B, 3, S, S].
         targets: [B, classes], probabilities.
-        alpha: of the Beta distribution that the blend's weight comes from; 0 leaves the batch as it is.
-        generator: source of the draws.
+        order: int64 [B], which image each is blended with.
+        weights: float [B], each image's own share.
     """
-    if alpha == 0:
-        return images, targets
-    # A Beta draw is a ratio of two Gamma draws; torch's sampler takes the generator, its Beta class does not.
-    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
-    weight = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
-    order = to_device(torch.randperm(len(images), generator=generator), images.device)
-    return torch.lerp(images[order], images, weight), torch.lerp(targets[order], targets, weight)
+    w = weights.view(-1, 1)
+    return torch.lerp(images[order], images, w.view(-1, 1, 1, 1)), torch.lerp(targets[order], targets, w)
 
 
 def labelled_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

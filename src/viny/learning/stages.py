@@ -17,7 +17,7 @@ from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.learning.batches import (
-    BatchMaker,
+    Batches,
     LabelledAugmentation,
     PackSubset,
     class_batches,
@@ -70,7 +70,7 @@ def _finetune(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, de
     return objective, mask_batches(pack, train, augmentation, device)
 
 
-STAGES: dict[str, Callable[..., tuple[nn.Module, BatchMaker]]] = {
+STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {
     "pretrain": _pretrain,
     "intermediate": _intermediate,
     "finetune": _finetune,

@@ -1,0 +1,306 @@
+"""A training run between its steps: where it is, its losses, its curve, its checkpoints, its reports."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.progress import ProgressReport, ProgressWriter
+from viny.learning.settings import TrainSettings
+from viny.runtime.errors import TrainingError
+from viny.runtime.files import atomic_path
+from viny.runtime.seeds import generator
+from viny.runtime.signals import Stopped
+
+LOOK = 10.0  # seconds between checks of the losses within an epoch, and between progress reports
+CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
+
+# (positions in the training list [B], generator of the step) -> what the objective's loss takes
+BatchMaker = Callable[[Tensor, torch.Generator], Any]
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def rate(settings: TrainSettings, epoch: int) -> float:
+    """Learning rate of an epoch, counted from 0, under MultiStepLR."""
+    return settings.lr * settings.gamma ** sum(m <= epoch for m in settings.milestones)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run: where it stands, counted from 0, and the positions [B] of its images in the training list."""
+
+    epoch: int
+    number: int
+    positions: Tensor
+
+
+class Run:
+    """A training run between its steps: where it is, its curve, its checkpoints, its reports.
+
+    The random draws of a step depend on (seed, stage, epoch, step) alone, so a run that is stopped at any step
+    and resumed ends where an undisturbed one does. Progress is kept beside the checkpoints, see
+    `viny.learning.progress`.
+
+    Args:
+        objective: a module with `loss(batch)`, on the device where it is trained.
+        batches: makes the batch for given positions in the training list.
+        count: length of the training list.
+        settings: epochs, optimiser, rates.
+        seed: the run's.
+        stage: the stage's name, for random draws and messages.
+        curve_path: CSV to write, one row per epoch.
+        checkpoints: this run's; None to keep none. The run goes on from the newest.
+        clock: seconds of the machine that the run has used; None: it has the machine to itself.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        batches: BatchMaker,
+        count: int,
+        settings: TrainSettings,
+        seed: int,
+        stage: str,
+        curve_path: Path,
+        checkpoints: Checkpoints | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
+        self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
+        self.clock = clock or (lambda: time.monotonic())
+        self.optimizer = make_optimizer(objective, settings)
+        self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
+        self.report = _Report(
+            stage, settings.epochs, math.ceil(count / settings.batch_size), self.progress, checkpoints
+        )
+        self._before, self._began = self.progress.seconds, self.clock()
+        self.sound = self._sound  # whether every weight is finite; whoever keeps the weights elsewhere says so himself
+        self._looked = time.monotonic()
+        self._signal = 0
+        self._start_epoch()
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.epoch == self.settings.epochs
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the last step of an epoch was taken that is still to be closed."""
+        return len(self.progress.losses) == self.report.steps
+
+    @property
+    def seconds(self) -> float:
+        """Spent training, over all attempts."""
+        return self._before + self.clock() - self._began
+
+    @property
+    def signal(self) -> int:
+        """Number of the stop signal that arrived; 0 for none."""
+        return self._signal
+
+    @property
+    def to_be_saved(self) -> bool:
+        """Whether `look` will write a checkpoint, of the objective and the optimiser as they are then."""
+        return bool(self._signal) or (self.checkpoints is not None and self.checkpoints.due)
+
+    def stop(self, number: int) -> None:
+        """Note a stop signal; the run stops when it is next looked after."""
+        self._signal = self._signal or number
+
+    def steps(self) -> Iterator[Step]:
+        """The steps from here to the end. They may be asked for ahead of the run."""
+        done = len(self.progress.losses)
+        for epoch in range(self.progress.epoch, self.settings.epochs):
+            order = epoch_order(self.count, self.settings.batch_size, self.seed, self.stage, epoch)
+            for number in range(done, len(order)):
+                yield Step(epoch, number, order[number])
+            done = 0
+
+    def draws(self, step: Step) -> torch.Generator:
+        """The source of a step's draws."""
+        return generator(self.seed, self.stage, step.epoch, step.number)
+
+    def _start_epoch(self) -> None:
+        self._epoch_began, self._images = self.clock(), 0
+
+    def took(self, step: Step, loss: Tensor) -> None:
+        """Note a step's loss, a scalar, the mean over its images."""
+        self.progress.losses.append(loss * len(step.positions))
+        self._images += len(step.positions)
+
+    def end_epoch(self) -> None:
+        """Close the epoch if its last step was taken.
+
+        Raises:
+            TrainingError: the loss or the weights became NaN or infinite.
+        """
+        if not self.epoch_is_over:
+            return
+        loss = self.finite() / self.count  # the epoch's only wait for the device
+        epoch, images, taken = self.progress.epoch, self._images, self.clock() - self._epoch_began
+        row = {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "lr": rate(self.settings, epoch),
+            "images_per_second": images / taken if images else 0.0,
+            "seconds": self.seconds,
+        }
+        self.progress.curve.append(row)
+        self.progress.epoch, self.progress.losses = epoch + 1, []
+        self._start_epoch()
+        self.report.show(row)
+
+    def look(self) -> None:
+        """Do what is due between two steps; if nothing is, this costs little.
+
+        Raises:
+            TrainingError: the loss or the weights became NaN or infinite.
+            Stopped: a signal arrived; a checkpoint was written.
+        """
+        if self._signal:
+            self.save_and_stop()
+        total = None
+        if self.checkpoints and self.checkpoints.due:
+            total = self.finite()
+            self.save()
+        elif time.monotonic() - self._looked > LOOK:
+            total = self.finite()
+        if total is not None and self._images:
+            seen = min(len(self.progress.losses) * self.settings.batch_size, self.count)
+            self.report.within(total / seen, self._images / (self.clock() - self._epoch_began))
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; returns the file, or None if it could not be written."""
+        assert self.checkpoints is not None
+        saved = replace(self.progress, seconds=self.seconds)
+        return self.checkpoints.save(self.objective, self.optimizer, saved)
+
+    def save_and_stop(self) -> None:
+        """Write a checkpoint and raise Stopped, because of the signal that arrived."""
+        where = f"in epoch {self.progress.epoch + 1} of {self.settings.epochs}"
+        if self.checkpoints is None:
+            raise Stopped(self._signal, f"{where}; without a folder for checkpoints its work is lost")
+        self.finite()
+        path = self.save()
+        kept = f"the next run goes on from {path}" if path else "no checkpoint could be written"
+        raise Stopped(self._signal, f"{where}, step {len(self.progress.losses)}; {kept}")
+
+    def _sound(self) -> bool:
+        return bool(torch.stack([p.isfinite().all() for p in self.objective.parameters()]).all())
+
+    def finite(self) -> float:
+        """The epoch's summed loss so far, once it and the weights are known to be finite.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        self._looked = time.monotonic()
+        losses = self.progress.losses
+        total = float(torch.stack(losses).sum()) if losses else 0.0
+        if math.isfinite(total) and self.sound():
+            return total
+        each = torch.stack(losses).cpu()
+        bad = (~each.isfinite()).nonzero().flatten().tolist()
+        what = f"the loss became {float(each[bad[0]])}" if bad else "the weights became NaN or infinite"
+        step = bad[0] + 1 if bad else len(losses)
+        kept = self.checkpoints.newest() if self.checkpoints else None
+        raise TrainingError(
+            f"{self.stage}: {what} in epoch {self.progress.epoch + 1} of {self.settings.epochs}, step {step}, at rate "
+            f"{rate(self.settings, self.progress.epoch):g}; lower {self.stage}.lr or check the images"
+            + (f". The last good checkpoint is {kept}" if kept else "")
+        )
+
+    def finish(self) -> Progress:
+        """Write the curve of a finished run; returns the curve, the seconds spent and the earlier attempts."""
+        self.progress.seconds = self.seconds
+        _write_curve(self.curve_path, self.progress.curve)
+        return self.progress
+
+
+class _Report:
+    """Shows a run's progress: a bar on a terminal, a line in a log now and then, a file beside its checkpoints."""
+
+    def __init__(
+        self, stage: str, epochs: int, steps: int, progress: Progress, checkpoints: Checkpoints | None
+    ) -> None:
+        self.stage, self.epochs, self.steps, self.progress = stage, epochs, steps, progress
+        self._writer = ProgressWriter(checkpoints.folder) if checkpoints else None
+        self._first = self._done
+        self._began = self._told = time.monotonic()
+        self._loss: float | None = progress.curve[-1]["loss"] if progress.curve else None
+        self._rate: float | None = None
+        self._bar = tqdm(total=epochs, initial=progress.epoch, desc=stage, unit="epoch", mininterval=1.0, disable=None)
+
+    def __enter__(self) -> None:
+        self._bar.__enter__()
+        self._write()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._bar.__exit__(kind, *error)
+        if kind is not None and issubclass(kind, Stopped):
+            self._write()  # the same progress as its checkpoint
+
+    @property
+    def _done(self) -> float:
+        return self.progress.epoch + len(self.progress.losses) / self.steps
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end, at this attempt's rate so far."""
+        done = self._done - self._first
+        # A run resumed after its very last step has nothing left to do.
+        return (time.monotonic() - self._began) / done * (self.epochs - self._done) if done > 0 else 0.0
+
+    def show(self, row: dict[str, float]) -> None:
+        """Report a finished epoch."""
+        self._bar.set_postfix(loss=f"{row['loss']:.4f}", images=f"{row['images_per_second']:.0f}/s")
+        self._bar.update()
+        self._loss, self._rate = row["loss"], row["images_per_second"]
+        if time.monotonic() - self._told > LOOK or self.progress.epoch == self.epochs:
+            self._tell(f"epoch {self.progress.epoch}/{self.epochs}")
+
+    def within(self, loss: float, rate: float) -> None:
+        """Report in the middle of a long epoch: its mean loss so far, images per second."""
+        self._loss, self._rate = loss, rate
+        if time.monotonic() - self._told > LOOK:
+            self._tell(f"epoch {self.progress.epoch + 1}/{self.epochs}, step {len(self.progress.losses)}/{self.steps}")
+
+    def _tell(self, where: str) -> None:
+        self._told = time.monotonic()
+        if self._bar.disable:
+            speed = f"{self._rate:.0f} images/s, {self.left:.0f} s left"
+            print(f"{self.stage}: {where}, loss {self._loss:.4f}, {speed}", flush=True)
+        self._write()
+
+    def _write(self) -> None:
+        if self._writer is not None:
+            left = None if self._rate is None else self.left
+            step = len(self.progress.losses)
+            report = ProgressReport(self._done, self.epochs, step, self.steps, self._loss, self._rate, left)
+            self._writer.write(report)
+
+
+def epoch_order(count: int, batch_size: int, seed: int, stage: str, epoch: int) -> tuple[Tensor, ...]:
+    order = torch.randperm(count, generator=generator(seed, stage, epoch, "order"))
+    return order.split(batch_size)
+
+
+def _write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, CURVE_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,282 @@
+"""The training loop of a stack: runs of equal shapes in one process, each with its own draws, checkpoints and end."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol
+
+import torch
+
+from viny.learning.engine import Engine
+from viny.learning.machine import Machine
+from viny.learning.run import LOOK, Run
+from viny.learning.settings import ModelSettings
+from viny.runtime.errors import TrainingError
+from viny.runtime.signals import Stopped
+
+POLL = 1.0  # seconds between looks at who waits and who is still there
+ROOM = 0.6  # share of a GPU's free memory that a stack's activations may take
+
+
+class SharedClock:
+    """Seconds of the machine for each run of a stack: those of the clock on the wall, divided by the runs."""
+
+    def __init__(self) -> None:
+        self._runs, self._told, self._at = 1, 0.0, time.monotonic()
+
+    def __call__(self) -> float:
+        return self._told + (time.monotonic() - self._at) / self._runs
+
+    def share(self, runs: int) -> None:
+        """So many runs share the machine from now on."""
+        self._told, self._at, self._runs = self(), time.monotonic(), max(1, runs)
+
+
+class Guest(Protocol):
+    """A run in a stack, and whose it is."""
+
+    run: Run
+
+    def lines(self) -> AbstractContextManager[object]:
+        """What is printed meanwhile goes into the run's own log."""
+
+    def here(self) -> bool:
+        """Whether anybody still wants the run; if not, it is dropped without a word."""
+
+    def stop_signal(self) -> int:
+        """Number of the stop signal that arrived for the run; 0 for none."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The run is trained, or has failed or stopped: `error` says how. Never raises."""
+
+    def sent_away(self, why: str) -> None:
+        """The run goes on elsewhere, from its checkpoint. Never raises."""
+
+
+class Host(Protocol):
+    """Who fills a stack."""
+
+    def guests(self, room: int, clock: Callable[[], float]) -> Sequence[Guest]:
+        """Up to `room` further runs that fit into the stack."""
+
+    def leaving(self, left: float) -> bool:
+        """Whether the stack is to end now, though its runs would take `left` seconds more."""
+
+
+def activation_bytes(model: ModelSettings, precision: str) -> int:
+    """Bytes that a training step keeps of an image between forward and backward pass, roughly."""
+    inner, width = model.heads * model.head_dim, 2 if precision == "bfloat16" else 4
+    block = model.patches * (4 * model.dim + 4 * inner + 2 * model.mlp_dim)
+    return 2 * width * model.depth * block + 40 * model.image_size**2
+
+
+def room_for(model: ModelSettings, batch: int, machine: Machine, most: int) -> int:
+    """How many runs a stack may have: at most `most`, and no more than the GPU's free memory holds."""
+    if machine.device.type != "cuda":
+        return most
+    free = ROOM * torch.cuda.mem_get_info(machine.device)[0]
+    return max(1, min(most, int(free / (batch * activation_bytes(model, machine.precision)))))
+
+
+def train_together(host: Host, machine: Machine, most: int) -> None:
+    """Train the runs that a host brings, until there are none; the first is the host's own.
+
+    Args:
+        host: brings the runs; their objectives are on the machine's device.
+        machine: device and precision.
+        most: runs at once.
+
+    Raises:
+        Exception: what makes it impossible to train the host's own run by itself, even.
+    """
+    _Stack(host, machine, most).train()
+
+
+class _Stack:
+    def __init__(self, host: Host, machine: Machine, most: int) -> None:
+        self.host, self.machine, self.most = host, machine, most
+        self.clock = SharedClock()
+        self.guests: list[Guest] = []
+        self.known: set[int] = set()  # runs whose gradients were held against plain PyTorch's
+        self.reports: dict[int, ExitStack] = {}
+
+    def train(self) -> None:
+        newcomers = self._newcomers()
+        try:
+            while self.guests or newcomers:
+                engine = self._form(newcomers)
+                newcomers = self._work(engine)
+        finally:
+            for report in self.reports.values():
+                report.close()
+
+    # Coming and going
+
+    def _newcomers(self) -> list[Guest]:
+        """Further runs; those that have nothing left to do are done with."""
+        found = []
+        for guest in self.host.guests(self.most - len(self.guests), self.clock):
+            run = guest.run
+            with guest.lines():
+                run.objective.train()
+                self.reports[id(run)] = ExitStack()
+                self.reports[id(run)].enter_context(run.report)
+                run.end_epoch()
+            if run.finished:
+                self._end(guest, None)
+            else:
+                found.append(guest)
+        return found
+
+    def _end(self, guest: Guest, error: BaseException | None) -> None:
+        with guest.lines():
+            report = self.reports.pop(id(guest.run))
+            report.__exit__(type(error) if error else None, error, None)
+        if guest in self.guests:
+            self.guests.remove(guest)
+            self.clock.share(len(self.guests))
+        guest.ended(error)
+
+    def _send_away(self, guest: Guest, why: str) -> None:
+        self.reports.pop(id(guest.run)).close()
+        self.guests.remove(guest)
+        self.clock.share(len(self.guests))
+        guest.sent_away(why)
+
+    def _form(self, newcomers: list[Guest]) -> Engine:
+        """An engine for all runs, or for as many as fit."""
+        self.guests += newcomers
+        self.clock.share(len(self.guests))
+        while True:
+            try:
+                engine = Engine([guest.run for guest in self.guests], self.machine, known=self.known)
+                engine.start()
+            except Exception as error:
+                # Nothing of these runs is lost: their weights are where they were before.
+                engine = None
+                full = isinstance(error, torch.OutOfMemoryError)
+                if len(self.guests) == 1:
+                    raise
+                self.most = len(self.guests) // 2 if full else 1
+                said = "the GPU's memory is full" if full else f"{type(error).__name__}: {error}"
+                print(f"{len(self.guests)} runs at once: {said}; {self.most} at once from here", flush=True)
+                for guest in self.guests[self.most :]:
+                    self._send_away(guest, "" if full else said)
+            else:
+                self.known |= {id(guest.run) for guest in self.guests}
+                for guest in self.guests:
+                    guest.run.sound = functools.partial(engine.sound, guest.run)
+                return engine
+            gc.collect()
+            if self.machine.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    # Between the steps
+
+    def _work(self, engine: Engine) -> list[Guest]:
+        """Train until everybody has ended, or the stack should have another size; returns those without a place."""
+        waiting: list[Guest] = []
+        polled = checked = time.monotonic()
+        while self.guests:
+            engine.queue()
+            ended = self._take_in(engine, pending=1)
+            now = time.monotonic()
+            if not ended and now - polled < POLL:
+                continue
+            polled = now
+            waiting += self._newcomers()  # made ready while the device works
+            if not (ended or waiting or now - checked > LOOK or self._is_asked()):
+                continue
+            self._take_in(engine, pending=0)  # now the weights are those of the last step that was noted
+            checked = now
+            engine.look()
+            for guest in list(self.guests):
+                self._look_after(engine, guest)
+            left = max((guest.run.report.left for guest in self.guests), default=0.0)
+            if self.guests and self.host.leaving(left):
+                for guest in list(self.guests):
+                    self._leave(engine, guest)
+                for guest in waiting:
+                    self.guests.append(guest)
+                    self._send_away(guest, "")
+                return []
+            waiting = [guest for guest in waiting if not self._seat(engine, guest)]
+            if waiting or len(self.guests) <= len(engine.slots) // 2:
+                for guest in self.guests:
+                    engine.give_back(guest.run)
+                return waiting
+        return waiting
+
+    def _is_asked(self) -> bool:
+        """Whether a run is to stop, to be saved or to be dropped, or the stack is to end."""
+        asked = any(g.stop_signal() or g.run.to_be_saved or not g.here() for g in self.guests)
+        return asked or self.host.leaving(max(guest.run.report.left for guest in self.guests))
+
+    def _take_in(self, engine: Engine, pending: int) -> bool:
+        """Note the losses of queued steps until `pending` batches of steps are left; returns whether a run ended."""
+        ended = False
+        while len(engine.pending) > pending or (engine.pending and not engine.busy):
+            for run, step, loss in engine.collect():
+                guest = next((guest for guest in self.guests if guest.run is run), None)
+                if guest is None:
+                    continue  # it ended meanwhile
+                run.took(step, loss)
+                if not run.epoch_is_over:
+                    continue
+                try:
+                    with guest.lines():
+                        run.end_epoch()
+                except TrainingError as error:
+                    engine.dismiss(run)
+                    self._end(guest, error)
+                ended = ended or run.finished or guest not in self.guests
+        return ended
+
+    def _look_after(self, engine: Engine, guest: Guest) -> None:
+        """Do what is due for a run; the engine is idle."""
+        run = guest.run
+        if not guest.here():
+            engine.dismiss(run)
+            self._send_away(guest, "")
+            return
+        run.stop(guest.stop_signal())
+        error: BaseException | None = None
+        try:
+            with guest.lines():
+                if run.finished or run.to_be_saved:
+                    run.finite()
+                    engine.give_back(run)
+                if not run.finished:
+                    run.look()
+        except (TrainingError, Stopped) as found:
+            error = found
+        if run.finished or error is not None:
+            engine.dismiss(run)
+            self._end(guest, error)
+
+    def _leave(self, engine: Engine, guest: Guest) -> None:
+        """Save a run and let it go on elsewhere."""
+        run = guest.run
+        try:
+            with guest.lines():
+                run.finite()
+                engine.give_back(run)
+                if run.checkpoints is not None:
+                    run.save()
+        except TrainingError as error:
+            self._end(guest, error)
+            return
+        self._send_away(guest, "")
+
+    def _seat(self, engine: Engine, guest: Guest) -> bool:
+        """Give a newcomer a free place, if there is one for it."""
+        if not engine.seat(guest.run):
+            return False
+        guest.run.sound = functools.partial(engine.sound, guest.run)
+        self.guests.append(guest)
+        self.clock.share(len(self.guests))
+        return True

@@ -1,0 +1,357 @@
+"""Several runs of equal shape as one: every tensor has a leading dimension M, a run each.
+
+What a stack computes for a run is what `viny.learning.objectives` computes for it alone, up to rounding. A small
+transformer's products are too small for a large GPU; those of M runs are as fast as one product M times the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viny.data.masks import IGNORE
+from viny.learning.model import patchify
+from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM, majority_class
+from viny.learning.settings import ModelSettings, TrainSettings
+
+Views = Mapping[str, Tensor]
+Attention = Callable[[Tensor], Tensor]  # [B, N, 3, H, W] to [B, N, H, W]
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # PyTorch's defaults for Adam and AdamW
+ALIGNED = 64  # elements, so that each parameter of each run starts where a GPU reads it at full width
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[M, T, I] to [M, T, O] by weights [M, I, O] and biases [M, 1, O], in the weights' type."""
+    x = x.to(weight.dtype)
+    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Layer norm of [M, T, D] by weights and biases [M, 1, D]."""
+    return F.layer_norm(wide(x), x.shape[-1:]) * weight + bias
+
+
+def block(x: Tensor, p: Views, settings: ModelSettings, tokens: int, attend: Attention) -> Tensor:
+    """A transformer block: [M, B * N, D] to [M, B * N, D].
+
+    Args:
+        x: tokens of M runs with B images each.
+        p: the block's parameters.
+        settings: the model's dimensions.
+        tokens: N.
+        attend: softmax attention.
+    """
+    m, t, _ = x.shape
+    qkv = linear(norm(x, p["norm1.weight"], p["norm1.bias"]), p["attn.qkv.weight"])
+    heads = attend(qkv.view(m * t // tokens, tokens, 3, settings.heads, settings.head_dim))
+    x = x + linear(heads.reshape(m, t, -1), p["attn.proj.weight"], p["attn.proj.bias"])
+    hidden = linear(norm(x, p["norm2.weight"], p["norm2.bias"]), p["mlp.fc1.weight"], p["mlp.fc1.bias"])
+    return x + linear(F.gelu(hidden), p["mlp.fc2.weight"], p["mlp.fc2.bias"])
+
+
+def embed(
+    images: Tensor, p: Views, settings: ModelSettings, class_token: bool, mask: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Tokens of images before the first block: [M * B, 3, S, S] to [M, B * N, D].
+
+    Args:
+        images: of M runs with B images each.
+        p: the model's parameters.
+        settings: the model's dimensions.
+        class_token: whether a class token comes first in the sequence.
+        mask: bool [M * B, L], True where the patch token is replaced; None for nowhere.
+        dtype: of the tokens.
+    """
+    m = p["encoder.pos_embed"].shape[0]
+    e = "encoder.patch_embed."
+    patches = patchify(images, settings.patch_size).view(m, -1, 3 * settings.patch_size**2)
+    x = norm(patches, p[e + "norm_in.weight"], p[e + "norm_in.bias"])
+    x = norm(linear(x, p[e + "proj.weight"], p[e + "proj.bias"]), p[e + "norm_out.weight"], p[e + "norm_out.bias"])
+    x = x.view(m, -1, settings.patches, settings.dim)
+    if mask is not None:
+        x = torch.where(mask.view(m, -1, settings.patches, 1), p["mask_token"].unsqueeze(1), x)
+    x = x + p["encoder.pos_embed"][:, None, 1:]
+    if class_token:
+        first = p["encoder.cls_token"] + p["encoder.pos_embed"][:, :1]
+        x = torch.cat([first.unsqueeze(1).expand(-1, x.shape[1], -1, -1), x], dim=2)
+    return x.reshape(m, -1, settings.dim).to(dtype)
+
+
+def _classes(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits [..., C] against classes [...], 0 where they are IGNORE."""
+    loss = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), ignore_index=IGNORE, reduction="none"
+    )
+    return loss.view(targets.shape)
+
+
+def simmim_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
+    """Each image's loss [M, B]; norm and head are computed for the masked patches alone."""
+    m, d = x.shape[0], x.shape[2]
+    places = batch["places"]  # [M * B, K], of the masked patches
+    found = (places + int(kind.class_token)).unsqueeze(2).expand(-1, -1, d)
+    x = x.view(len(places), kind.tokens, d).gather(1, found).view(m, -1, d)
+    x = norm(x, p["encoder.norm.weight"], p["encoder.norm.bias"])
+    predicted = wide(linear(x, p["head.weight"], p["head.bias"])).view(m, len(places) // m, -1)
+    pixels = patchify(batch["images"], kind.settings.patch_size)
+    pixels = pixels.gather(1, places.unsqueeze(2).expand(-1, -1, pixels.shape[2])).view(predicted.shape)
+    return (predicted - pixels).abs().mean(2)
+
+
+def classification_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
+    """Each image's loss [M, B]."""
+    m, n = x.shape[0], kind.tokens
+    x = x.view(m, -1, n, x.shape[2])
+    w, b = p["encoder.norm.weight"], p["encoder.norm.bias"]
+    if kind.pooling == "mean":
+        x = norm(x, w.unsqueeze(1), b.unsqueeze(1))[:, :, int(kind.class_token) :].mean(2)
+    else:
+        x = norm(x[:, :, 0], w, b)
+    logits = wide(linear(x, p["head.weight"], p["head.bias"]))
+    targets = batch["targets"].view(m, -1, logits.shape[2])
+    return -(targets * F.log_softmax(logits, 2)).sum(2)
+
+
+def patch_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
+    """Each image's loss [M, B] against its patches' majority classes."""
+    m = x.shape[0]
+    x = _patch_tokens(x, p, kind)
+    logits = wide(linear(x, p["head.weight"], p["head.bias"]))  # [M, B * L, C]
+    targets = majority_class(batch["targets"], kind.settings.patch_size, kind.classes).view(
+        m, -1, kind.settings.patches
+    )
+    return _classes(logits.view(*targets.shape, -1), targets).mean(2)
+
+
+def segmentation_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
+    """Each image's loss [M, B] over its pixels."""
+    m = x.shape[0]
+    x = _patch_tokens(x, p, kind)
+    logits = wide(linear(x, p["head.weight"], p["head.bias"]))  # [M, B * L, P * P * C]
+    targets = patchify(batch["targets"].unsqueeze(1), kind.settings.patch_size).flatten(1)  # [M * B, L * P * P]
+    logits = logits.view(*targets.shape, kind.classes)
+    if kind.pixel_softmax:
+        logits = F.log_softmax(logits, dim=1)
+    return _classes(logits, targets).mean(1).view(m, -1)
+
+
+def _patch_tokens(x: Tensor, p: Views, kind: Kind) -> Tensor:
+    """Normalised patch tokens [M, B * L, D], without the class token."""
+    if kind.class_token:
+        m, _, d = x.shape
+        x = x.view(m, -1, kind.tokens, d)[:, :, 1:].reshape(m, -1, d)
+    return norm(x, p["encoder.norm.weight"], p["encoder.norm.bias"])
+
+
+LOSSES: dict[type[nn.Module], Callable[[Tensor, Views, Views, Kind], Tensor]] = {
+    SimMIM: simmim_loss,
+    Classification: classification_loss,
+    PatchClassification: patch_loss,
+    Segmentation: segmentation_loss,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the runs of a stack have in common, as read off one of their objectives.
+
+    Attributes:
+        objective: its class.
+        settings: the model's dimensions.
+        class_token: whether a class token is in the sequence.
+        classes: of a segmentation or of patches.
+        pooling: of a classification.
+        pixel_softmax: of a segmentation.
+    """
+
+    objective: type[nn.Module]
+    settings: ModelSettings
+    class_token: bool
+    classes: int = 0
+    pooling: str = ""
+    pixel_softmax: bool = False
+
+    @classmethod
+    def of(cls, objective: Any) -> Kind:
+        return cls(
+            type(objective),
+            objective.encoder.settings,
+            objective.class_token,
+            getattr(objective, "classes", 0),
+            getattr(objective, "pooling", ""),
+            getattr(objective, "loss_kind", "") == "pixel_softmax",
+        )
+
+    @property
+    def tokens(self) -> int:
+        """N, in a sequence."""
+        return self.settings.patches + int(self.class_token)
+
+    def losses(self, x: Tensor, p: Views, batch: Views) -> Tensor:
+        """Each image's loss [M, B], from the last block's tokens [M, B * N, D].
+
+        A batch has 'images' [M * B, 3, S, S], and 'places' int64 [M * B, K] of masked patches or 'targets'.
+        """
+        return LOSSES[self.objective](x, p, batch, self)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a parameter of shape [..] stands in a row of a stack's parameters."""
+
+    name: str
+    shape: torch.Size
+    product: bool  # whether it is a linear layer's, used in the products' type
+    start: int
+    stop: int
+    end: int  # of what follows it to align the next one
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """Its shape behind the leading M: linear weights [I, O], vectors [1, D], tokens as they are."""
+        if len(self.shape) == 2:
+            return self.shape[1], self.shape[0]
+        return tuple(self.shape[1:]) if len(self.shape) == 3 else (1, *self.shape)
+
+    def from_module(self, tensor: Tensor) -> Tensor:
+        """A run's parameter, or whatever has its shape, as it stands in a row."""
+        return (tensor.t() if len(self.shape) == 2 else tensor).reshape(-1)
+
+    def to_module(self, row: Tensor) -> Tensor:
+        values = row[self.start : self.stop]
+        return values.view(self.stacked).t() if len(self.shape) == 2 else values.view(self.shape)
+
+
+class Parameters:
+    """The parameters of M runs and their Adam state: two tensors [M, P] each, one for products, one for the rest.
+
+    Args:
+        objective: one of the runs'; says names and shapes.
+        kind: what the runs have in common.
+        runs: M.
+        device: where they are.
+        product_dtype: the type that products are computed in; parameters are kept as the objective's.
+    """
+
+    def __init__(
+        self, objective: nn.Module, kind: Kind, runs: int, device: torch.device, product_dtype: torch.dtype
+    ) -> None:
+        linears = {name for name, module in objective.named_modules() if isinstance(module, nn.Linear)}
+        self.entries: list[Entry] = []
+        ends = {True: 0, False: 0}
+        self.indices: dict[str, int] = {}  # in the optimiser's order
+        for index, (name, parameter) in enumerate(objective.named_parameters()):
+            if name == "encoder.cls_token" and not kind.class_token:
+                continue  # the loss does not use it: it has no gradient, and does not decay either
+            product = name.rpartition(".")[0] in linears
+            start = ends[product]
+            stop = start + parameter.numel()
+            ends[product] = -(-stop // ALIGNED) * ALIGNED
+            self.entries.append(Entry(name, parameter.shape, product, start, stop, ends[product]))
+            self.indices[name] = index
+        dtype = next(objective.parameters()).dtype
+        self.product_dtype = product_dtype
+        new = {product: torch.zeros(runs, end, device=device, dtype=dtype) for product, end in ends.items()}
+        self.values = new
+        self.means = {product: torch.zeros_like(x) for product, x in new.items()}
+        self.squares = {product: torch.zeros_like(x) for product, x in new.items()}
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Views [M, ...] by name, which gradients can be taken of; those of products in the products' type."""
+        rows = {True: self.values[True].to(self.product_dtype), False: self.values[False]}
+        found = {}
+        for entry in self.entries:
+            row = rows[entry.product].detach()[:, entry.start : entry.stop]
+            found[entry.name] = row.view(-1, *entry.stacked).requires_grad_()
+        return found
+
+    def gathered(self, gradients: Mapping[str, Tensor]) -> dict[bool, Tensor]:
+        """Gradients by name as two tensors [M, P]."""
+        pieces: dict[bool, list[Tensor]] = {True: [], False: []}
+        for entry in self.entries:
+            gradient = gradients[entry.name].flatten(1)
+            pieces[entry.product].append(gradient)
+            if entry.end > entry.stop:
+                pieces[entry.product].append(gradient.new_zeros(len(gradient), entry.end - entry.stop))
+        return {product: torch.cat(found, 1) for product, found in pieces.items()}
+
+    def load(self, row: int, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Take in a run's parameters and Adam state; returns how many steps it has taken."""
+        tensors = dict(objective.named_parameters())
+        state = optimizer.state_dict()["state"]
+        taken = 0
+        for entry in self.entries:
+            place = row, slice(entry.start, entry.stop)
+            self.values[entry.product][place] = entry.from_module(tensors[entry.name].detach())
+            kept = state.get(self.indices[entry.name], {})
+            for store, key in ((self.means, "exp_avg"), (self.squares, "exp_avg_sq")):
+                store[entry.product][place] = entry.from_module(kept[key]) if kept else 0.0
+            taken = max(taken, int(kept["step"])) if kept else taken
+        return taken
+
+    def save(self, row: int, objective: nn.Module, optimizer: torch.optim.Optimizer, taken: int) -> None:
+        """Give a run its parameters and Adam state back, after `taken` steps."""
+        tensors = dict(objective.named_parameters())
+        state = {}
+        with torch.no_grad():
+            for entry in self.entries:
+                tensors[entry.name].copy_(entry.to_module(self.values[entry.product][row]))
+                state[self.indices[entry.name]] = {
+                    "step": torch.tensor(float(taken)),
+                    "exp_avg": entry.to_module(self.means[entry.product][row]).contiguous(),
+                    "exp_avg_sq": entry.to_module(self.squares[entry.product][row]).contiguous(),
+                }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def sound(self) -> list[bool]:
+        """Whether each run's parameters are finite."""
+        return (self.values[True].isfinite().all(1) & self.values[False].isfinite().all(1)).tolist()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that training changes."""
+        for group in (self.values, self.means, self.squares):
+            yield from group.values()
+
+
+def adam_scalars(settings: TrainSettings, rate: float, step: int) -> tuple[float, float, float, float]:
+    """What Adam's update of a step needs besides the gradients; see `adam`.
+
+    Args:
+        settings: optimiser and weight decay.
+        rate: of this step.
+        step: counted from 1.
+
+    Returns:
+        What is left of a weight after decay, decay that is added to the gradient, the step's size over the first
+        bias correction, and the root of the second.
+    """
+    decay = settings.weight_decay
+    kept, added = (1 - rate * decay, 0.0) if settings.optimizer == "adamw" else (1.0, decay)
+    return kept, added, rate / (1 - BETAS[0] ** step), (1 - BETAS[1] ** step) ** 0.5
+
+
+def adam(values: Tensor, means: Tensor, squares: Tensor, gradients: Tensor, scalars: Tensor) -> None:
+    """Adam's update (Kingma and Ba 2015, arXiv 1412.6980) of M runs in place, with decay as in L2 or in AdamW.
+
+    Args:
+        values: parameters [M, P].
+        means: of the gradients [M, P].
+        squares: means of their squares [M, P].
+        gradients: [M, P].
+        scalars: [M, 4], each run's `adam_scalars`.
+    """
+    kept, added, size, root = scalars.unsqueeze(2).unbind(1)  # [M, 1]
+    g = gradients.to(values.dtype) + added * values
+    means.lerp_(g, 1 - BETAS[0])
+    squares.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+    values.mul_(kept).sub_(size * means / (squares.sqrt() / root + EPSILON))
