@@ -30,7 +30,7 @@ from viny.learning.batches import Batches, LabelledAugmentation, mask_batches
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
-from viny.learning.run import epoch_order, rate
+from viny.learning.run import Run, epoch_order, rate
 from viny.learning.settings import TrainSettings
 from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
@@ -70,7 +70,7 @@ def train(way: str, seed: int, pack: Pack, labels: int, settings: TrainSettings,
         plainly(objective, batches, labels, settings, seed)
     else:
         with tempfile.TemporaryDirectory() as folder, silence():
-            fit(objective, batches, labels, settings, machine, seed, STAGE, Path(folder) / "curve.csv")
+            fit(Run(objective, batches, labels, settings, seed, STAGE, Path(folder) / "curve.csv"), machine)
     seconds = time.perf_counter() - began
     truth, guess = predict(objective.eval(), pack, split["test"], True, None, machine)
     classes = list(range(objective.classes))

@@ -23,6 +23,7 @@ from viny.learning.checkpoint import Checkpoints
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
+from viny.learning.run import Run
 from viny.learning.settings import TrainSettings
 from viny.learning.stages import CHECKPOINT_MINUTES
 from viny.learning.train import fit
@@ -53,11 +54,11 @@ def main() -> None:
         pack = open_pack(folder / "manifest.json")
         images = torch.arange(256).numpy()
         batches = mask_batches(pack, images, LabelledAugmentation(0.3, True), machine.device)
-        objective = Segmentation(ViNy(), 3)
+        objective = Segmentation(ViNy(), 3).to(machine.device)
         settings = TrainSettings(args.epochs, 64, "adamw", 1e-3, 0.0, (), 0.1)
         checkpoints = Timed(folder / "checkpoints", {"benchmark": True}, args.minutes)
         began = time.perf_counter()
-        fit(objective, batches, 256, settings, machine, 0, "finetune", folder / "curve.csv", checkpoints)
+        fit(Run(objective, batches, 256, settings, 0, "finetune", folder / "curve.csv", checkpoints), machine)
         seconds = time.perf_counter() - began
     median = statistics.median(saves)
     print(

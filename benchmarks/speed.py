@@ -37,7 +37,7 @@ from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.learning.run import make_optimizer
+from viny.learning.run import Run, make_optimizer
 from viny.learning.settings import TRAINING, TrainSettings, forward_operations
 from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
@@ -105,7 +105,8 @@ class Ours:
 
     def epoch(self) -> int:
         with silence():
-            fit(self.objective, self.batches, self.count, self.settings, self.machine, 0, self.stage, self.curve)
+            self.objective.to(self.machine.device)
+            fit(Run(self.objective, self.batches, self.count, self.settings, 0, self.stage, self.curve), self.machine)
         if self.machine.device.type == "cuda":
             torch.cuda.synchronize()
         return self.count

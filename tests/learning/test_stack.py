@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from viny.data.augment import Draws
 from viny.data.pack import Pack
+from viny.learning import engine as engine_module
 from viny.learning import stack as stack_module
 from viny.learning.batches import Batches, LabelledAugmentation, class_batches, mask_batches, simmim_batches
 from viny.learning.checkpoint import Checkpoints
+from viny.learning.engine import Engine
 from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
 from viny.learning.run import Run
@@ -66,6 +70,7 @@ class Visitor:
     gone_after: float = math.inf  # steps
     signal_after: float = math.inf
     outcome: Any = None
+    seconds: float = 0.0
 
     def lines(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -82,7 +87,7 @@ class Visitor:
 
     def ended(self, error: BaseException | None) -> None:
         assert self.outcome is None
-        self.outcome = error or "trained"
+        self.outcome, self.seconds = error or "trained", self.run.finish().seconds
 
     def sent_away(self, why: str) -> None:
         assert self.outcome is None
@@ -119,8 +124,10 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two batches of steps, of which a few are queued."""
     monkeypatch.setattr(stack_module, "POLL", -1.0)
+    monkeypatch.setattr(engine_module, "AHEAD", 0.0)
 
 
 @pytest.fixture
@@ -155,9 +162,8 @@ def new_run(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., Ru
 
 def alone(run: Run, machine: Machine = MACHINE) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Weights and curve of a run that is trained by itself."""
-    where = run.curve_path.with_suffix(".alone.csv")
-    fit(run.objective, run.batches, run.count, run.settings, machine, run.seed, run.stage, where)
-    return run.objective.state_dict(), list(read_rows(where))
+    fit(run, machine)
+    return run.objective.state_dict(), list(read_rows(run.curve_path))
 
 
 def read_rows(path: Path) -> Iterator[dict[str, float]]:
@@ -173,9 +179,10 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])
 def test_runs_end_together_where_each_ends_alone(
-    kind: str, optimizer: str, new_run: Callable[..., Run], double: None
+    kind: str, optimizer: str, new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With unequal numbers of images: batches that are cut short, epochs that end at different steps."""
+    monkeypatch.setattr(engine_module, "AHEAD", 0.1)
     settings = replace(SETTINGS, optimizer=optimizer)
     members = [(0, 12), (1, 21), (2, 8), (3, 5)]
     runs = [new_run(kind, *member, settings, precise=True) for member in members]
@@ -183,9 +190,304 @@ def test_runs_end_together_where_each_ends_alone(
     train_together(House(visitors), MACHINE, most=8)
     assert [visitor.outcome for visitor in visitors] == ["trained"] * 4
     for run, member in zip(runs, members, strict=True):
-        run.finish()
+        found = list(read_rows(run.curve_path))
         weights, curve = alone(new_run(kind, *member, settings, precise=True))
         assert farthest(run.objective.state_dict(), weights) < 1e-12
-        for row, expected in zip(read_rows(run.curve_path), curve, strict=True):
+        for row, expected in zip(found, curve, strict=True):
             assert row["loss"] == pytest.approx(expected["loss"], rel=1e-12)
             assert row["lr"] == expected["lr"]
+
+
+@pytest.mark.parametrize(("precision", "weights", "loss"), [("float32", 1e-4, 1e-4), ("bfloat16", 1e-2, 2e-2)])
+@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
+def test_rounding_is_all_that_differs(
+    kind: str, precision: str, weights: float, loss: float, new_run: Callable[..., Run]
+) -> None:
+    machine = Machine(CPU, precision)
+    runs = [new_run(kind, seed, 12 + seed) for seed in range(3)]
+    train_together(House([Visitor(run) for run in runs]), machine, most=3)
+    for run in runs:
+        curve = list(read_rows(run.curve_path))
+        other, expected = alone(new_run(kind, run.seed, run.count), machine)
+        # Adam turns the rounding of a gradient near zero into a step of any size up to the rate: hence the median.
+        found = run.objective.state_dict()
+        errors = torch.cat([(found[name] - other[name]).abs().flatten() for name in other])
+        assert float(errors.quantile(0.9)) < weights
+        assert [row["loss"] for row in curve] == pytest.approx([row["loss"] for row in expected], rel=loss)
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """On a CPU, where compiling is tried for the tests alone."""
+
+    def choose(backend: str) -> None:
+        monkeypatch.setattr(engine_module, "COMPILER", backend)
+        engine_module._compiled.cache_clear()
+
+    monkeypatch.setattr(stack_module, "Engine", partial(Engine, compiled=True))
+    yield choose
+    engine_module._compiled.cache_clear()
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.parametrize(("backend", "kind"), [*(("aot_eager", kind) for kind in KINDS), ("inductor", "masks")])
+def test_compiled_steps_train_as_plain_ones(
+    backend: str,
+    kind: str,
+    compiling: Callable[[str], None],
+    new_run: Callable[..., Run],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compiling(backend)
+    settings = replace(SETTINGS, epochs=2)
+    runs = [new_run(kind, seed, count, settings) for seed, count in ((0, 12), (1, 9))]
+    train_together(House([Visitor(run) for run in runs]), MACHINE, most=2)
+    assert "without" not in capsys.readouterr().out
+    for run in runs:
+        weights, _ = alone(new_run(kind, run.seed, run.count, settings))
+        errors = torch.cat([(run.objective.state_dict()[name] - weights[name]).abs().flatten() for name in weights])
+        assert float(errors.quantile(0.9)) < 1e-4
+
+
+# Coming and going
+
+
+def finished(kind: str, new_run: Callable[..., Run], seed: int, count: int) -> dict[str, Tensor]:
+    run = new_run(kind, seed, count, precise=True)
+    train_together(House([Visitor(run)]), MACHINE, most=1)
+    return run.objective.state_dict()
+
+
+def test_runs_may_come_later_and_take_free_places(
+    new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formed: list[int] = []
+
+    class Counted(Engine):
+        def start(self) -> None:
+            formed.append(len(self.slots))
+            super().start()
+
+    monkeypatch.setattr(stack_module, "Engine", Counted)
+    long, short, late, later = ((0, 21), (1, 8), (2, 13), (3, 20))
+    visitors = {m: Visitor(new_run("masks", *m, precise=True)) for m in (long, short, late, later)}
+    house = House([visitors[long], visitors[short]], [(4, visitors[late]), (5, visitors[later])])
+    train_together(house, MACHINE, most=3)
+    for member, visitor in visitors.items():
+        assert visitor.outcome == "trained"
+        assert farthest(visitor.run.objective.state_dict(), finished("masks", new_run, *member)) < 1e-12
+    assert max(house.rooms) == 3 and min(house.rooms) == 0
+    assert formed[0] == 2 and max(formed) == 3
+
+
+def test_a_place_is_taken_over_without_a_new_engine(
+    new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newcomer's images are among those that the stack holds."""
+    expected = finished("masks", new_run, 3, 11)
+    formed = []
+    start = Engine.start
+    monkeypatch.setattr(Engine, "start", lambda self: (formed.append(1), start(self)))
+    first = [Visitor(new_run("masks", 0, 30, precise=True)), Visitor(new_run("masks", 1, 8, precise=True))]
+    first.append(Visitor(new_run("masks", 2, 30, precise=True)))
+    newcomer = Visitor(new_run("masks", 3, 11, precise=True))
+    train_together(House(first, [(6, newcomer)]), MACHINE, most=3)
+    assert newcomer.outcome == "trained"
+    assert farthest(newcomer.run.objective.state_dict(), expected) < 1e-12
+    assert len(formed) == 1
+
+
+def test_a_run_that_diverges_leaves_alone(new_run: Callable[..., Run], double: None) -> None:
+    members = [(0, 12), (1, 13), (2, 9)]
+    runs = [new_run("masks", *member, precise=True) for member in members]
+    draw, steps = runs[1].batches.draw, 0
+
+    def spoilt(positions: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+        nonlocal steps
+        steps += 1
+        drawn = draw(positions, draws)
+        return drawn | {"contrast": drawn["contrast"] * (math.nan if steps == 3 else 1.0)}
+
+    runs[1].batches = replace(runs[1].batches, draw=spoilt)
+    visitors = [Visitor(run) for run in runs]
+    train_together(House(visitors), MACHINE, most=3)
+    assert isinstance(visitors[1].outcome, TrainingError)
+    assert "the loss became nan in epoch 2 of 3, step 1, at rate 0.002" in str(visitors[1].outcome)
+    for visitor, member in ((visitors[0], (0, 12)), (visitors[2], (2, 9))):
+        assert visitor.outcome == "trained"
+        assert farthest(visitor.run.objective.state_dict(), finished("masks", new_run, *member)) < 1e-12
+
+
+def test_a_run_that_nobody_wants_any_more_is_dropped(new_run: Callable[..., Run], double: None) -> None:
+    visitors = [Visitor(new_run("masks", 0, 12, precise=True)), Visitor(new_run("masks", 1, 13), gone_after=2)]
+    visitors[1].run = new_run("masks", 1, 13, precise=True)
+    train_together(House(visitors), MACHINE, most=2)
+    assert visitors[1].outcome == "sent away: "
+    assert farthest(visitors[0].run.objective.state_dict(), finished("masks", new_run, 0, 12)) < 1e-12
+
+
+def checkpoints_at(folder: Path, minutes: float = 60.0) -> Checkpoints:
+    return Checkpoints(folder, {"test": folder.name}, minutes)
+
+
+def test_a_stopped_run_goes_on_in_another_stack_beside_others_at_other_steps(
+    new_run: Callable[..., Run], double: None, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, epochs=6, milestones=(2, 4))
+    stopped = Visitor(
+        new_run("masks", 1, 13, settings, precise=True, checkpoints=checkpoints_at(tmp_path / "one")), signal_after=5
+    )
+    train_together(House([stopped, Visitor(new_run("masks", 0, 12, precise=True))]), MACHINE, most=2)
+    assert isinstance(stopped.outcome, Stopped) and stopped.outcome.signal == 15
+    assert "the next run goes on from" in str(stopped.outcome)
+    again = Visitor(new_run("masks", 1, 13, settings, precise=True, checkpoints=checkpoints_at(tmp_path / "one")))
+    assert again.run.progress.epoch > 0
+    fresh = Visitor(new_run("masks", 2, 9, settings, precise=True))
+    train_together(House([fresh, again]), MACHINE, most=2)
+    for visitor, member in ((again, (1, 13)), (fresh, (2, 9))):
+        weights, _ = alone(new_run("masks", *member, settings, precise=True))
+        assert farthest(visitor.run.objective.state_dict(), weights) < 1e-12
+
+
+def test_checkpoints_of_a_stack_and_of_a_run_by_itself_are_the_same(
+    new_run: Callable[..., Run], double: None, tmp_path: Path
+) -> None:
+    """Whichever is written last is where the other goes on."""
+    make = partial(new_run, "simmim", 0, 21, precise=True, settings=replace(SETTINGS, epochs=5))
+    visitor = Visitor(make(checkpoints=checkpoints_at(tmp_path / "c")), signal_after=4)
+    train_together(House([visitor]), MACHINE, most=1)
+    halfway = make(checkpoints=checkpoints_at(tmp_path / "c"))
+    assert (halfway.progress.epoch, len(halfway.progress.losses)) > (0, 0)
+    weights, _ = alone(halfway)
+    assert farthest(weights, alone(make())[0]) < 1e-12
+
+
+def test_every_checkpoint_is_of_the_step_that_it_names(
+    new_run: Callable[..., Run], double: None, tmp_path: Path
+) -> None:
+    """Steps are queued ahead; a checkpoint must not hold weights that are further on than its step."""
+    always = checkpoints_at(tmp_path / "c", minutes=0)
+    visitors = [Visitor(new_run("masks", 0, 21, precise=True, checkpoints=always))]
+    visitors.append(Visitor(new_run("masks", 1, 12, precise=True)))
+    train_together(House(visitors), MACHINE, most=2)
+    kept = sorted(always.folder.glob("*.safetensors"))
+    assert len(kept) == 2
+    expected = finished("masks", new_run, 0, 21)
+    for path in kept:
+        only = tmp_path / path.stem / path.name
+        only.parent.mkdir()
+        only.write_bytes(path.read_bytes())
+        resumed = new_run("masks", 0, 21, precise=True)
+        there = Checkpoints(only.parent, always.identity, 60.0)
+        resumed.progress = there.load(resumed.objective, resumed.optimizer)
+        if not resumed.finished:
+            fit(resumed, MACHINE)
+        assert farthest(resumed.objective.state_dict(), expected) < 1e-12
+
+
+def test_a_stack_that_ends_early_saves_everybody(new_run: Callable[..., Run], double: None, tmp_path: Path) -> None:
+    runs = [
+        new_run("masks", seed, 12, precise=True, checkpoints=checkpoints_at(tmp_path / str(seed))) for seed in (0, 1)
+    ]
+    visitors = [Visitor(run) for run in runs]
+    train_together(House(visitors, leave_after=3), MACHINE, most=2)
+    assert [visitor.outcome for visitor in visitors] == ["sent away: "] * 2
+    for seed in (0, 1):
+        resumed = new_run("masks", seed, 12, precise=True, checkpoints=checkpoints_at(tmp_path / str(seed)))
+        assert resumed.progress.epoch > 0
+        weights, _ = alone(resumed)
+        assert farthest(weights, finished("masks", new_run, seed, 12)) < 1e-12
+
+
+def test_a_full_memory_halves_the_stack(
+    new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Engine.start
+
+    def small(self: Engine) -> None:
+        if len(self.slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        start(self)
+
+    monkeypatch.setattr(Engine, "start", small)
+    visitors = [Visitor(new_run("masks", seed, 12, precise=True)) for seed in range(5)]
+    train_together(House(visitors), MACHINE, most=5)
+    assert [visitor.outcome for visitor in visitors] == ["trained"] * 2 + ["sent away: "] * 3
+    assert "5 runs at once: the GPU's memory is full; 2 at once from here" in capsys.readouterr().out
+    assert farthest(visitors[1].run.objective.state_dict(), finished("masks", new_run, 1, 12)) < 1e-12
+
+
+def test_time_is_shared(new_run: Callable[..., Run]) -> None:
+    runs = [new_run("masks", seed, 12) for seed in range(3)]
+    began = time.monotonic()
+
+    class Shared(House):
+        def guests(self, room: int, clock: Callable[[], float]) -> list[Visitor]:
+            found = super().guests(room, clock)
+            for visitor in found:
+                visitor.run.clock = clock
+                visitor.run._began = visitor.run._epoch_began = clock()
+            return found
+
+    visitors = [Visitor(run) for run in runs]
+    train_together(Shared(visitors), MACHINE, most=3)
+    total = sum(visitor.seconds for visitor in visitors)
+    assert 0 < total <= time.monotonic() - began
+    for run in runs:
+        seconds = [row["seconds"] for row in read_rows(run.curve_path)]
+        assert sorted(seconds) == seconds and seconds[0] > 0
+
+
+# What is checked at the start
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_wrong_gradients_are_noticed(
+    compiled: bool, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One parameter's gradient of one run is wrong: the stack does without, and says so."""
+    gradients = Engine._gradients
+
+    def wrong(self: Engine, now: Any) -> Any:
+        losses, found = gradients(self, now)
+        if self.compiled or not compiled:
+            found["encoder.blocks.1.norm2.weight"][-1] *= 1.5
+        return losses, found
+
+    monkeypatch.setattr(Engine, "_gradients", wrong)
+    monkeypatch.setattr(engine_module, "_compiled", lambda function: function)
+    monkeypatch.setattr(stack_module, "Engine", partial(Engine, compiled=compiled))
+    run = new_run("masks", 0, 12)
+    visitor = Visitor(run)
+    train_together(House([visitor]), MACHINE, most=1)
+    assert visitor.outcome == "trained"
+    said = capsys.readouterr().out
+    what = "without compiled kernels" if compiled else "without the stacked engine, step by step"
+    assert f"{what}: the gradient of encoder.blocks.1.norm2.weight differs by " in said
+    weights, _ = alone(new_run("masks", 0, 12))
+    assert farthest(run.objective.state_dict(), weights) < (1e-3 if compiled else 1e-12)
+
+
+def test_kernels_that_do_not_compile_are_left_out(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(function: Callable[..., Any]) -> Callable[..., Any]:
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(engine_module, "_compiled", broken)
+    monkeypatch.setattr(stack_module, "Engine", partial(Engine, compiled=True))
+    visitor = Visitor(new_run("masks", 0, 12))
+    train_together(House([visitor]), MACHINE, most=1)
+    assert visitor.outcome == "trained"
+    assert capsys.readouterr().out.startswith("without compiled kernels: no compiler here\n")
+
+
+def test_images_that_do_not_fit_are_read_step_by_step(
+    new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("simmim", "masks"):
+        runs = [new_run(kind, seed, 12, precise=True) for seed in (0, 1)]
+        with monkeypatch.context() as small:
+            small.setattr(engine_module, "IN_MEMORY", 0)
+            train_together(House([Visitor(run) for run in runs]), MACHINE, most=2)
+        assert farthest(runs[1].objective.state_dict(), finished(kind, new_run, 1, 12)) < 1e-12

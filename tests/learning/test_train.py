@@ -24,7 +24,7 @@ from viny.learning.batches import LabelledAugmentation, PackSubset, class_batche
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, Segmentation, SimMIM
-from viny.learning.run import CURVE_COLUMNS, make_optimizer, rate
+from viny.learning.run import CURVE_COLUMNS, Run, make_optimizer, rate
 from viny.learning.settings import ModelSettings, TrainSettings
 from viny.learning.train import fit
 from viny.learning.weights import new_encoder
@@ -67,10 +67,9 @@ def train(pack: Pack, tiny: ModelSettings, tmp_path: Path) -> Callable[..., tupl
         device: torch.device = CPU,
     ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         objective, make = objective_and_batches(kind, pack, tiny, seed, device)
-        machine = Machine(device, precision)
-        rows = fit(
-            objective, wrap(make), len(SUBSET), settings, machine, seed, "finetune", tmp_path / "curve.csv"
-        ).curve
+        objective.to(device)
+        one = Run(objective, wrap(make), len(SUBSET), settings, seed, "finetune", tmp_path / "curve.csv")
+        rows = fit(one, Machine(device, precision)).curve
         return objective.state_dict(), rows
 
     return run
@@ -189,7 +188,7 @@ class Count(nn.Module):
 def test_epochs_loss_is_the_mean_over_images(tiny: ModelSettings, tmp_path: Path) -> None:
     """Batches of unequal size count by their images."""
     machine = Machine(CPU, "float32")
-    rows = fit(Count(tiny), lambda p, _: p, 12, SETTINGS, machine, 0, "count", tmp_path / "c.csv").curve
+    rows = fit(Run(Count(tiny), lambda p, _: p, 12, SETTINGS, 0, "count", tmp_path / "c.csv"), machine).curve
     assert [row["loss"] for row in rows] == pytest.approx([5.5] * 3)
 
 
@@ -203,7 +202,7 @@ def test_a_log_tells_of_a_long_epoch_in_parts(
         batches.append(positions)
         return positions
 
-    fit(Count(tiny), make, 12, SETTINGS, Machine(CPU, "float32"), 0, "count", tmp_path / "c.csv")
+    fit(Run(Count(tiny), make, 12, SETTINGS, 0, "count", tmp_path / "c.csv"), Machine(CPU, "float32"))
     lines = capsys.readouterr().out.splitlines()
     for epoch in range(3):
         first, second, whole = lines[3 * epoch : 3 * epoch + 3]
@@ -424,75 +423,3 @@ def test_a_fault_in_a_shard_is_the_trainings(pack: Pack, tiny: ModelSettings, mo
     monkeypatch.setattr(gradients_module, "LEAST_SHARD", 2)
     with Gradients(objective, Machine(CPU, "float32"), 12) as shared, pytest.raises(RuntimeError):
         shared.compute((images[:, :2], masks))
-
-
-class StandIn(nn.Module):
-    """What a CUDA graph of a loss looks like from outside; counts its calls."""
-
-    def __init__(self, loss: nn.Module, samples: tuple[Tensor, ...], factor: float) -> None:
-        super().__init__()
-        self.inner, self.factor, self.calls = loss, factor, 0
-        self.shapes = [sample.shape for sample in samples]
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        assert [part.shape for part in batch] == self.shapes  # a graph takes nothing else
-        self.calls += 1
-        return self.factor * self.inner(*batch)
-
-
-@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
-@pytest.mark.parametrize("factor", [1.0, 1.5, None])
-def test_a_cuda_graph_is_used_where_it_gives_the_same_loss(
-    kind: str,
-    factor: float | None,
-    pack: Pack,
-    tiny: ModelSettings,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    made: list[StandIn] = []
-
-    def graphed(loss: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool) -> StandIn:
-        assert allow_unused_input  # the class token, where there is none
-        if factor is None:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        made.append(StandIn(loss, samples, factor))
-        return made[-1]
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
-    objective, batches = objective_and_batches(kind, pack, tiny, 0, CPU)
-    losses = []
-    with Gradients(objective, Machine(CPU, "float32"), 8) as shared:
-        shared._to_capture = True
-        for count in (8, 8, 4):
-            batch = batches(torch.arange(count), generator(0, "graph", count))
-            losses.append(shared.compute(batch))
-            torch.testing.assert_close(losses[-1], objective.loss(batch).detach())
-            assert any(parameter.grad is not None for parameter in objective.parameters())
-    said = capsys.readouterr().out
-    if factor == 1.0:
-        assert made[0].calls == 3 and said == ""  # one to compare; the batch of 4 goes without
-    elif factor is None:
-        assert made == [] and "no CUDA graph (operation not permitted" in said
-    else:
-        assert made[0].calls == 1 and "a CUDA graph gives loss" in said
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["simmim", "classes", "masks"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_cuda_graph_trains_as_single_launches_do(
-    kind: str,
-    precision: str,
-    train: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    device = torch.device("cuda")
-    graphed, _ = train(kind, precision=precision, device=device)
-    assert "CUDA graph" not in capsys.readouterr().out  # that is, no graph was refused
-    monkeypatch.setattr(gradients_module, "capture", lambda *_: None)
-    plain, _ = train(kind, precision=precision, device=device)
-    for name in plain:
-        torch.testing.assert_close(graphed[name], plain[name], atol=5e-3, rtol=0)

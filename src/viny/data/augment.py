@@ -25,9 +25,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-@cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[1, C, 1, 1]; cached, since making one waits for the GPU."""
+    """[1, C, 1, 1]."""
+    if torch.compiler.is_compiling():  # a compiled kernel holds them as constants
+        return torch.stack([torch.full((), value, device=device) for value in values]).view(1, -1, 1, 1)
+    return _kept_channels(values, device)
+
+
+@cache  # since making one waits for the GPU
+def _kept_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 

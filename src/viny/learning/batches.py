@@ -25,14 +25,14 @@ class PackSubset:
         pack: the pack.
         name: name of its array [N, ...]: 'images', 'masks' or 'labels'.
         indices: [M], rows that make up the subset.
-        device: where batches are wanted; on a GPU the subset is kept there if it fits alongside the training. None:
-            whoever trains reads the rows.
+        device: where batches are wanted.
+        hold: whether to read the subset at once and keep it there, if it fits alongside the training.
     """
 
-    def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device | None) -> None:
+    def __init__(self, pack: Pack, name: str, indices: np.ndarray, device: torch.device, hold: bool = True) -> None:
         self.pack, self.name, self.indices, self.device = pack, name, indices, device
         self.held: Tensor | None = None
-        if device is None:
+        if not hold:
             return
         limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
         if len(indices) * self.bytes_each <= limit:
@@ -52,7 +52,7 @@ class PackSubset:
         if self.held is not None:
             return self.held[augment.to_device(positions, self.held.device)]
         batch = torch.from_numpy(self.pack.rows(self.name, self.indices[positions.numpy()]))
-        if self.device is not None and self.device.type == "cuda":
+        if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
 
@@ -86,7 +86,8 @@ def simmim_batches(
     patches: int,
     mask_ratio: float,
     crop_scale: float,
-    device: torch.device | None,
+    device: torch.device,
+    hold: bool = True,
 ) -> Batches:
     """Random crops, flips, ImageNet normalisation, and one patch mask per image."""
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
@@ -102,7 +103,7 @@ def simmim_batches(
         x = augment.crop_resize_flip(x, drawn["boxes"], drawn["flips"], image_size)
         return augment.normalise(x), drawn["mask"]
 
-    return Batches({"images": PackSubset(pack, "images", indices, device)}, draw, make)
+    return Batches({"images": PackSubset(pack, "images", indices, device, hold)}, draw, make)
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def class_batches(
     classes: int,
     augmentation: LabelledAugmentation,
     alpha: float,
-    device: torch.device | None,
+    device: torch.device,
     shuffle: torch.Generator | None = None,
+    hold: bool = True,
 ) -> Batches:
     """Flips, contrast jitter, normalisation, MixUp if `alpha` is not 0; targets as probabilities [B, classes].
 
@@ -153,14 +155,14 @@ def class_batches(
         x, targets = augmentation.images(read, drawn), F.one_hot(drawn["labels"], classes).float()
         return mixup(x, targets, drawn["order"], drawn["blend"]) if alpha else (x, targets)
 
-    return Batches({"images": PackSubset(pack, "images", indices, device)}, draw, make)
+    return Batches({"images": PackSubset(pack, "images", indices, device, hold)}, draw, make)
 
 
 def mask_batches(
-    pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device | None
+    pack: Pack, indices: np.ndarray, augmentation: LabelledAugmentation, device: torch.device, hold: bool = True
 ) -> Batches:
     """Flips of image and mask together, contrast jitter and normalisation of the image."""
-    subsets = {name: PackSubset(pack, name, indices, device) for name in ("images", "masks")}
+    subsets = {name: PackSubset(pack, name, indices, device, hold) for name in ("images", "masks")}
 
     def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
         return augmentation.images(read, drawn), augment.flip(read["masks"], drawn["flips"])

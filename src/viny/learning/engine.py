@@ -29,6 +29,7 @@ MOST_AHEAD = 64  # steps drawn ahead
 AHEAD = 0.3  # seconds of work drawn ahead
 HELD = 0.4  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
+COMPILER = "inductor"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}  # of a gradient, relative to its norm
 NEGLIGIBLE = 0.01  # a parameter's gradient, relative to that of all, below which it is held against this share of all
 
@@ -96,7 +97,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     # A stack that changes its size has its kernels made anew.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER)
 
 
 class Engine:

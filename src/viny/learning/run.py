@@ -19,6 +19,7 @@ from viny.learning.progress import ProgressReport, ProgressWriter
 from viny.learning.settings import TrainSettings
 from viny.runtime.errors import TrainingError
 from viny.runtime.files import atomic_path
+from viny.runtime.processes import Owner
 from viny.runtime.seeds import generator
 from viny.runtime.signals import Stopped
 
@@ -65,6 +66,7 @@ class Run:
         curve_path: CSV to write, one row per epoch.
         checkpoints: this run's; None to keep none. The run goes on from the newest.
         clock: seconds of the machine that the run has used; None: it has the machine to itself.
+        owner: the process whose job the run is; None: this one.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Run:
         curve_path: Path,
         checkpoints: Checkpoints | None = None,
         clock: Callable[[], float] | None = None,
+        owner: Owner | None = None,
     ) -> None:
         self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
         self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
@@ -85,7 +88,7 @@ class Run:
         self.optimizer = make_optimizer(objective, settings)
         self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
         self.report = _Report(
-            stage, settings.epochs, math.ceil(count / settings.batch_size), self.progress, checkpoints
+            stage, settings.epochs, math.ceil(count / settings.batch_size), self.progress, checkpoints, owner
         )
         self._before, self._began = self.progress.seconds, self.clock()
         self.sound = self._sound  # whether every weight is finite; whoever keeps the weights elsewhere says so himself
@@ -235,9 +238,16 @@ class _Report:
     """Shows a run's progress: a bar on a terminal, a line in a log now and then, a file beside its checkpoints."""
 
     def __init__(
-        self, stage: str, epochs: int, steps: int, progress: Progress, checkpoints: Checkpoints | None
+        self,
+        stage: str,
+        epochs: int,
+        steps: int,
+        progress: Progress,
+        checkpoints: Checkpoints | None,
+        owner: Owner | None,
     ) -> None:
         self.stage, self.epochs, self.steps, self.progress = stage, epochs, steps, progress
+        self._owner = owner or Owner.me()
         self._writer = ProgressWriter(checkpoints.folder) if checkpoints else None
         self._first = self._done
         self._began = self._told = time.monotonic()
@@ -290,7 +300,8 @@ class _Report:
         if self._writer is not None:
             left = None if self._rate is None else self.left
             step = len(self.progress.losses)
-            report = ProgressReport(self._done, self.epochs, step, self.steps, self._loss, self._rate, left)
+            place = self._done, self.epochs, step, self.steps
+            report = ProgressReport(*place, self._loss, self._rate, left, process=self._owner)
             self._writer.write(report)
 
 

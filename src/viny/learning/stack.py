@@ -6,15 +6,16 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 import torch
 
-from viny.learning.engine import Engine
+from viny.learning.engine import Engine, UnsoundError
 from viny.learning.machine import Machine
 from viny.learning.run import LOOK, Run
 from viny.learning.settings import ModelSettings
+from viny.learning.train import step_by_step
 from viny.runtime.errors import TrainingError
 from viny.runtime.signals import Stopped
 
@@ -96,6 +97,55 @@ def train_together(host: Host, machine: Machine, most: int) -> None:
     _Stack(host, machine, most).train()
 
 
+def train_one(run: Run, machine: Machine) -> None:
+    """Train a run that has the GPU to itself.
+
+    Args:
+        run: its objective is on the machine's device; `run.stop` stops it.
+        machine: device and precision.
+
+    Raises:
+        TrainingError: the loss or the weights became NaN or infinite.
+        Stopped: a signal arrived.
+    """
+    single = _Single(run)
+    train_together(single, machine, 1)
+    if single.error is not None:
+        raise single.error
+
+
+class _Single:
+    """A host with one run of its own."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.error: BaseException | None = None
+        self._met = False
+
+    def guests(self, room: int, clock: Callable[[], float]) -> list[Guest]:
+        found: list[Guest] = [] if self._met else [self]
+        self._met = True
+        return found
+
+    def leaving(self, left: float) -> bool:
+        return False
+
+    def lines(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def here(self) -> bool:
+        return True
+
+    def stop_signal(self) -> int:
+        return self.run.signal
+
+    def ended(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def sent_away(self, why: str) -> None:
+        raise AssertionError(why)
+
+
 class _Stack:
     def __init__(self, host: Host, machine: Machine, most: int) -> None:
         self.host, self.machine, self.most = host, machine, most
@@ -108,8 +158,9 @@ class _Stack:
         newcomers = self._newcomers()
         try:
             while self.guests or newcomers:
-                engine = self._form(newcomers)
-                newcomers = self._work(engine)
+                self.guests += newcomers
+                engine = self._form()
+                newcomers = [] if engine is None else self._work(engine)
         finally:
             for report in self.reports.values():
                 report.close()
@@ -147,33 +198,49 @@ class _Stack:
         self.clock.share(len(self.guests))
         guest.sent_away(why)
 
-    def _form(self, newcomers: list[Guest]) -> Engine:
-        """An engine for all runs, or for as many as fit."""
-        self.guests += newcomers
-        self.clock.share(len(self.guests))
+    def _form(self) -> Engine | None:
+        """An engine for all runs, or for as many as fit; None where a run had to be trained without one."""
         while True:
+            self.clock.share(len(self.guests))
             try:
                 engine = Engine([guest.run for guest in self.guests], self.machine, known=self.known)
                 engine.start()
             except Exception as error:
-                # Nothing of these runs is lost: their weights are where they were before.
+                # Nothing is lost: the runs' own weights are where they were before.
                 engine = None
-                full = isinstance(error, torch.OutOfMemoryError)
                 if len(self.guests) == 1:
-                    raise
-                self.most = len(self.guests) // 2 if full else 1
-                said = "the GPU's memory is full" if full else f"{type(error).__name__}: {error}"
-                print(f"{len(self.guests)} runs at once: {said}; {self.most} at once from here", flush=True)
-                for guest in self.guests[self.most :]:
-                    self._send_away(guest, "" if full else said)
+                    if not isinstance(error, UnsoundError):
+                        raise
+                    self._without_engine(self.guests[0], error)
+                    return None
+                self._make_room(error)
             else:
                 self.known |= {id(guest.run) for guest in self.guests}
                 for guest in self.guests:
                     guest.run.sound = functools.partial(engine.sound, guest.run)
                 return engine
-            gc.collect()
-            if self.machine.device.type == "cuda":
-                torch.cuda.empty_cache()
+
+    def _make_room(self, error: Exception) -> None:
+        """Let half of the runs go, or all but the first if they cannot be trained together."""
+        full = isinstance(error, torch.OutOfMemoryError)
+        said = "the GPU's memory is full" if full else f"{type(error).__name__}: {error}"
+        self.most = len(self.guests) // 2 if full else 1
+        print(f"{len(self.guests)} runs at once: {said}; {self.most} at once from here", flush=True)
+        for guest in self.guests[self.most :]:
+            self._send_away(guest, "" if full else said)
+        gc.collect()
+        if self.machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _without_engine(self, guest: Guest, error: UnsoundError) -> None:
+        found: BaseException | None = None
+        with guest.lines():
+            print(f"without the stacked engine, step by step: {error}", flush=True)
+            try:
+                step_by_step(guest.run, self.machine, guest.stop_signal)
+            except (TrainingError, Stopped) as stopped:
+                found = stopped
+        self._end(guest, found)
 
     # Between the steps
 

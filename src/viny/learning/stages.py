@@ -24,50 +24,55 @@ from viny.learning.batches import (
     mask_batches,
     simmim_batches,
 )
-from viny.learning.checkpoint import Checkpoints
+from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy, count_parameters
 from viny.learning.objectives import Classification, PatchClassification, SimMIM
+from viny.learning.run import Run
 from viny.learning.settings import BATCH, TrainSettings
 from viny.learning.train import fit
 from viny.learning.weights import load_encoder, make_segmentation, new_encoder, read_weights, save_weights
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, file_sha256, read_sealed, write_sealed
+from viny.runtime.processes import Owner
 from viny.runtime.provenance import Provenance
 from viny.runtime.seeds import derive, generator
+from viny.runtime.stacks import Desk, Work
 
 CHECKPOINT_MINUTES = 5.0
 
 
-def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
+def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool) -> Any:
     settings = encoder.settings
     batches = simmim_batches(
-        pack, train, settings.image_size, settings.patches, spec["mask_ratio"], spec["crop_scale"], device
+        pack, train, settings.image_size, settings.patches, spec["mask_ratio"], spec["crop_scale"], device, hold
     )
     return SimMIM(encoder, spec["class_token"]), batches
 
 
-def _intermediate(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
+def _intermediate(
+    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool
+) -> Any:
     augmentation = LabelledAugmentation(spec["contrast"], normalised=True)
     if spec["target"] == "patch":
         classes = len(pack.manifest["mask_classes"])
         objective = PatchClassification(encoder, classes, spec["class_token"])
-        return objective, mask_batches(pack, train, augmentation, device)
+        return objective, mask_batches(pack, train, augmentation, device, hold)
     classes = len(pack.manifest["classes"])
     shuffle = generator(spec["cell"]["seed"], "intermediate", "labels") if spec["labels"] == "shuffled" else None
-    batches = class_batches(pack, train, classes, augmentation, spec["mixup"], device, shuffle)
+    batches = class_batches(pack, train, classes, augmentation, spec["mixup"], device, shuffle, hold)
     return Classification(encoder, classes, spec["pooling"], spec["class_token"]), batches
 
 
-def _finetune(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device) -> Any:
+def _finetune(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool) -> Any:
     frozen = None
     if spec["augmentation"] == "frozen":
         draws = generator(spec["cell"]["seed"], "finetune", "frozen")
         frozen = Draws.make(len(train), spec["contrast"], draws)
     augmentation = LabelledAugmentation(spec["contrast"], spec["normalise"], frozen)
     objective = make_segmentation(spec, encoder, len(pack.manifest["mask_classes"]))
-    return objective, mask_batches(pack, train, augmentation, device)
+    return objective, mask_batches(pack, train, augmentation, device, hold)
 
 
 STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {
@@ -96,7 +101,7 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
     return float(torch.cat(hits).mean())
 
 
-class _Files(NamedTuple):
+class Files(NamedTuple):
     manifest: Path
     split: Path
     indices: Path
@@ -147,9 +152,7 @@ def train(
         TrainingError: the loss diverged.
         Stopped: a stop signal arrived.
     """
-    files = _Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints)
-    if checkpoint_minutes is None:
-        checkpoint_minutes = float(os.environ.get("VINY_CHECKPOINT_MINUTES") or CHECKPOINT_MINUTES)
+    files = Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints)
     if checkpoints is None:
         _train(spec, files, threads, checkpoint_minutes, False)
         return
@@ -158,80 +161,156 @@ def train(
         _train(spec, files, threads, checkpoint_minutes, waited)
 
 
-def _train(spec: Mapping[str, Any], files: _Files, threads: int, checkpoint_minutes: float, another: bool) -> None:
-    provenance = Provenance()
+def _train(
+    spec: Mapping[str, Any], files: Files, threads: int, checkpoint_minutes: float | None, another: bool
+) -> None:
     machine = Machine.choose(spec["device"], spec["precision"], threads)
-    pack = open_pack(files.manifest, node_local=True)
-    split = read_split(files.split, files.indices, pack)
-    train = split["train"]
-    stage, seed = spec["stage"], spec["cell"]["seed"]
-    encoder = new_encoder(spec["model"], seed)
-    parent = load_encoder(encoder, files.parent) if files.parent else None
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, stage, "head"))
-        objective, batches = STAGES[stage](spec, encoder, pack, train, machine.device)
-    record = {
-        "stage": stage,
-        "spec": dict(spec),
-        "precision": machine.precision,
-        "parameters": count_parameters(objective),
-        "images": len(train),
-        "pack_sha256": pack.sha256,
-        "split_sha256": read_sealed(files.split, "a split record")["parts"]["train"]["sha256"],
-        "parent_sha256": parent["weights_sha256"] if parent else None,
-        "mask_classes": pack.manifest["mask_classes"],
-    }
-    if another and _is_made(files, record):
-        print(f"{stage}: {files.weights} already exists, made by another process meanwhile", flush=True)
+    # On a GPU, the training's engine reads the images.
+    training = TrainingJob(spec, files, machine, threads, checkpoint_minutes, hold=machine.device.type == "cpu")
+    if another and training.is_made():
         return
-    print(
-        f"{stage}: {len(train)} images, {count_parameters(objective):,} parameters, {machine.device}, "
-        f"{machine.precision}, {threads} threads",
-        flush=True,
-    )
-    checkpoints = None
-    if files.checkpoints:
-        identity = {**record, "device": machine.device.type, "torch": torch.__version__}
-        attempt = {"host": platform.node(), "threads": threads, "started": provenance.started}
-        checkpoints = Checkpoints(files.checkpoints, identity, checkpoint_minutes, attempt)
-    train_settings = TrainSettings.of(spec["train"])
-    done = fit(objective, batches, len(train), train_settings, machine, seed, stage, files.curve, checkpoints)
-    record["final_loss"] = done.curve[-1]["loss"]
-    if stage == "intermediate":
-        record["held_out_images"] = len(split["test"])
-        record["held_out_accuracy"] = held_out_accuracy(objective, pack, split["test"], machine)
-        print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(split['test'])} held-out images")
-    record["weights_sha256"] = save_weights(files.weights, objective.state_dict(), record)
-    write_sealed(
-        files.run,
-        provenance.finish(
-            device=str(machine.device),
-            precision=machine.precision,
-            threads=threads,
-            seed=seed,
-            image_passes=len(train) * train_settings.epochs,
-            training_seconds=round(done.seconds, 3),
-            earlier_attempts=done.attempts,
-            fingerprint=spec.get("code"),
-            hashes={
-                "spec": digest(dict(spec)),
-                "pack": record["pack_sha256"],
-                "split": record["split_sha256"],
-                "weights": record["weights_sha256"],
-                "parent_weights": record["parent_sha256"],
-            },
-            outputs={files.curve.name: file_sha256(files.curve)},
-        ),
-    )
-    write_sealed(files.record, record)
-    if checkpoints:
-        checkpoints.remove()
+    training.begin()
+    training.finish(fit(training.new_run(), machine))
 
 
-def _is_made(files: _Files, record: Mapping[str, Any]) -> bool:
-    """Whether every output exists and is what this run would make."""
-    try:
-        made = read_weights(files.record)[1]
-    except InputError:
-        return False
-    return all(made.get(k) == v for k, v in record.items()) and files.curve.is_file() and files.run.is_file()
+def lead(desk: Desk, work: Work) -> None:
+    """Train this process's own work, and beside it what other jobs hand in that fits.
+
+    Args:
+        desk: where others hand in.
+        work: this process's own.
+
+    Raises:
+        InputError, TrainingError, Stopped: as `train`, of its own work.
+    """
+    from viny.learning.leader import Leader  # what it imports is needed on a GPU alone
+
+    Leader(desk, work).train()
+
+
+class TrainingJob:
+    """A training between its input and its output files.
+
+    Args:
+        spec: see `train`; so are the others.
+        files: what it reads and writes.
+        machine: where it is computed.
+        threads: CPU threads.
+        checkpoint_minutes: between checkpoints.
+        hold: whether the training's images are read at once, and kept; if not, whoever trains it reads them.
+        owner: the process whose job it is; None: this one.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        files: Files,
+        machine: Machine,
+        threads: int,
+        checkpoint_minutes: float | None,
+        hold: bool = True,
+        owner: Owner | None = None,
+    ) -> None:
+        self.provenance = Provenance()
+        self.spec, self.files, self.machine, self.threads, self.owner = spec, files, machine, threads, owner
+        self.stage, self.seed = spec["stage"], spec["cell"]["seed"]
+        if checkpoint_minutes is None:
+            checkpoint_minutes = float(os.environ.get("VINY_CHECKPOINT_MINUTES") or CHECKPOINT_MINUTES)
+        self.pack = open_pack(files.manifest, node_local=True)
+        self.split = read_split(files.split, files.indices, self.pack)
+        encoder = new_encoder(spec["model"], self.seed)
+        parent = load_encoder(encoder, files.parent) if files.parent else None
+        self.count = len(self.split["train"])
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(self.seed, self.stage, "head"))
+            self.objective, self.batches = STAGES[self.stage](
+                spec, encoder, self.pack, self.split["train"], machine.device, hold
+            )
+        self.record = {
+            "stage": self.stage,
+            "spec": dict(spec),
+            "precision": machine.precision,
+            "parameters": count_parameters(self.objective),
+            "images": self.count,
+            "pack_sha256": self.pack.sha256,
+            "split_sha256": read_sealed(files.split, "a split record")["parts"]["train"]["sha256"],
+            "parent_sha256": parent["weights_sha256"] if parent else None,
+            "mask_classes": self.pack.manifest["mask_classes"],
+        }
+        self.settings = TrainSettings.of(spec["train"])
+        self.checkpoints: Checkpoints | None = None
+        if files.checkpoints:
+            identity = {**self.record, "device": machine.device.type, "torch": torch.__version__}
+            attempt = {"host": platform.node(), "threads": threads, "started": self.provenance.started}
+            self.checkpoints = Checkpoints(files.checkpoints, identity, checkpoint_minutes, attempt)
+
+    def is_made(self) -> bool:
+        """Whether every output exists and is what this training would make; if so, it says so."""
+        try:
+            made = read_weights(self.files.record)[1]
+        except InputError:
+            return False
+        found = all(made.get(k) == v for k, v in self.record.items())
+        found = found and self.files.curve.is_file() and self.files.run.is_file()
+        if found:
+            print(f"{self.stage}: {self.files.weights} already exists, made by another process meanwhile", flush=True)
+        return found
+
+    def begin(self) -> None:
+        """Say what begins."""
+        print(
+            f"{self.stage}: {self.count} images, {self.record['parameters']:,} parameters, {self.machine.device}, "
+            f"{self.machine.precision}, {self.threads} threads",
+            flush=True,
+        )
+
+    def new_run(self, clock: Callable[[], float] | None = None) -> Run:
+        """The training as a run, from its newest checkpoint if there is one."""
+        self.objective.to(self.machine.device)
+        return Run(
+            self.objective,
+            self.batches,
+            self.count,
+            self.settings,
+            self.seed,
+            self.stage,
+            self.files.curve,
+            self.checkpoints,
+            clock,
+            self.owner,
+        )
+
+    def finish(self, done: Progress) -> None:
+        """Write what was trained, from the finished run's curve, seconds and attempts."""
+        record, files, stage = self.record, self.files, self.stage
+        record["final_loss"] = done.curve[-1]["loss"]
+        if stage == "intermediate":
+            test = self.split["test"]
+            record["held_out_images"] = len(test)
+            record["held_out_accuracy"] = held_out_accuracy(self.objective, self.pack, test, self.machine)
+            print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(test)} held-out images")
+        record["weights_sha256"] = save_weights(files.weights, self.objective.state_dict(), record)
+        write_sealed(
+            files.run,
+            self.provenance.finish(
+                device=str(self.machine.device),
+                precision=self.machine.precision,
+                threads=self.threads,
+                seed=self.seed,
+                image_passes=self.count * self.settings.epochs,
+                training_seconds=round(done.seconds, 3),
+                earlier_attempts=done.attempts,
+                fingerprint=self.spec.get("code"),
+                hashes={
+                    "spec": digest(dict(self.spec)),
+                    "pack": record["pack_sha256"],
+                    "split": record["split_sha256"],
+                    "weights": record["weights_sha256"],
+                    "parent_weights": record["parent_sha256"],
+                },
+                outputs={files.curve.name: file_sha256(files.curve)},
+            ),
+        )
+        write_sealed(files.record, record)
+        if self.checkpoints:
+            self.checkpoints.remove()

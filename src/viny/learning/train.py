@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.checkpoint import Progress
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.run import BatchMaker, Run, rate
-from viny.learning.settings import TrainSettings
 from viny.runtime.signals import on_stop
 
 
-def fit(
-    objective: nn.Module,
-    batches: BatchMaker,
-    count: int,
-    settings: TrainSettings,
-    machine: Machine,
-    seed: int,
-    stage: str,
-    curve_path: Path,
-    checkpoints: Checkpoints | None = None,
-) -> Progress:
-    """Train an objective in place, from its newest checkpoint if it has one; see `Run` for the arguments.
+def fit(run: Run, machine: Machine) -> Progress:
+    """Train a run to its end, its objective in place.
 
     On SIGTERM, SIGINT or SIGHUP, the current step is finished and a checkpoint written.
+
+    Args:
+        run: its objective is on the machine's device.
+        machine: device and precision.
 
     Returns:
         The curve, the seconds spent training, and the earlier attempts.
@@ -37,18 +30,40 @@ def fit(
         TrainingError: the loss or the weights became NaN or infinite.
         Stopped: a signal arrived.
     """
-    objective.to(machine.device).train()
-    objective.encoder.set_fused_attention(machine.fused_attention)
-    run = Run(objective, batches, count, settings, seed, stage, curve_path, checkpoints)
-    with on_stop(run.stop), run.report, Gradients(objective, machine, settings.batch_size) as gradients:
+    with on_stop(run.stop):
+        if machine.device.type == "cuda":
+            from viny.learning.stack import train_one  # what it imports is needed on a GPU alone
+
+            train_one(run, machine)
+        else:
+            with run.report:
+                step_by_step(run, machine)
+    return run.finish()
+
+
+def step_by_step(run: Run, machine: Machine, asked: Callable[[], int] = lambda: 0) -> None:
+    """Train a run with PyTorch's own kernels, one step after the other.
+
+    Args:
+        run: its objective is on the machine's device.
+        machine: device and precision.
+        asked: number of a stop signal that arrived for the run elsewhere; 0 for none.
+
+    Raises:
+        TrainingError: the loss or the weights became NaN or infinite.
+        Stopped: a signal arrived.
+    """
+    run.objective.train()
+    run.objective.encoder.set_fused_attention(machine.fused_attention)
+    with Gradients(run.objective, machine, run.settings.batch_size) as gradients:
         run.end_epoch()  # a run resumed after an epoch's very last step
         for step in run.steps():
             for group in run.optimizer.param_groups:
-                group["lr"] = rate(settings, step.epoch)
-            run.took(step, _step(gradients, batches, run.optimizer, step.positions, run.draws(step)))
+                group["lr"] = rate(run.settings, step.epoch)
+            run.took(step, _step(gradients, run.batches, run.optimizer, step.positions, run.draws(step)))
+            run.stop(asked())
             run.look()
             run.end_epoch()
-    return run.finish()
 
 
 def _step(

@@ -18,7 +18,7 @@ class Stopped(BaseException):
     """A signal asked the process to end; `signal` is its number. Not an error, so `except Exception` lets it pass."""
 
     def __init__(self, number: int, where: str = "") -> None:
-        self.signal = number
+        self.signal, self.where = number, where
         super().__init__(f"stopped by {signal.Signals(number).name}" + (f" {where}" if where else ""))
 
 

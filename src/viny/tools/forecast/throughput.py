@@ -28,6 +28,7 @@ LEAST = 3  # blocks of steps
 LONGEST = 6.0  # seconds for one kind of step: more would not tell more
 BLOCK = 0.2  # seconds; the kernel counts a thread's time in hundredths
 SHORT, EPOCHS = 16, 2  # a training with so few batches per epoch is timed by that many epochs
+QUEUED = 40  # batches of an epoch that is timed on a GPU
 AT_ONCE = 64  # images that are packed between two looks at the clock
 TOGETHER = 600.0  # seconds after which a process that the others wait for is given up on
 _all: Any = None  # the barrier at which the processes that measure side by side meet
@@ -221,6 +222,7 @@ def _training(step: Step, threads: int) -> Run:
 
     from viny.learning.gradients import Gradients
     from viny.learning.machine import Machine
+    from viny.learning.run import Run as TrainingRun
     from viny.learning.run import make_optimizer
     from viny.learning.settings import TrainSettings
     from viny.learning.stages import STAGES
@@ -231,17 +233,19 @@ def _training(step: Step, threads: int) -> Run:
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     settings = replace(TrainSettings.of(spec["train"]), epochs=1 + EPOCHS, milestones=())
     size = min(settings.batch_size, step.images)
-    short = _is_short(step)
-    pack = _made(step, step.images if short else 2 * size)
+    on_gpu = machine.device.type == "cuda"
+    whole = _is_short(step) or on_gpu  # a GPU's steps are queued, and cannot be timed one by one
+    pack = _made(step, step.images if _is_short(step) else (QUEUED if on_gpu else 2) * size)
     make = STAGES[spec["stage"]]
     objective, batches = make(spec, new_encoder(spec["model"], 0), pack, np.arange(len(pack)), machine.device)
-    if short:
+    if whole:
 
         def run() -> tuple[int, float]:
             with tempfile.TemporaryDirectory() as folder:
-                curve = fit(
-                    objective, batches, len(pack), settings, machine, 0, spec["stage"], Path(folder, "curve.csv")
-                ).curve
+                path = Path(folder, "curve.csv")
+                objective.to(machine.device)
+                trained = TrainingRun(objective, batches, len(pack), settings, 0, spec["stage"], path)
+                curve = fit(trained, machine).curve
             return EPOCHS * len(pack), curve[-1]["seconds"] - curve[0]["seconds"]
 
         return run
