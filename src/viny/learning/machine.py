@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from viny.runtime.errors import InputError
+from viny.runtime.files import digest, file_sha256
+
+KERNELS = ".kernels"  # in the pack store
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,38 @@ class Machine:
         # Measured for 64 tokens on a CPU: one head at a time is a tenth faster than PyTorch's fused kernel in
         # float32, and twice as fast in bfloat16.
         return self.device.type == "cuda"
+
+
+def keep_kernels(store: Path, machine: Machine) -> None:
+    """Keep compiled kernels in a pack store, so that the next job starts fast, unless the user says another place.
+
+    They are code, so a folder that others may write to is not used: PyTorch then keeps them where it does by itself.
+
+    Args:
+        store: the pack store.
+        machine: whose GPU they are for; on a CPU nothing is compiled.
+    """
+    if machine.device.type != "cuda" or "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    # PyTorch's cache does not see an edit inside the project's own kernels.
+    own = file_sha256(Path(__file__).with_name("attention_kernels.py"))
+    about = [torch.__version__, torch.cuda.get_device_name(machine.device), platform.python_version(), _triton(), own]
+    folder = store / KERNELS / digest(about)[:12]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        places = [folder.stat(), folder.parent.stat()]
+    except OSError:
+        return
+    if all(place.st_uid == os.geteuid() and not place.st_mode & 0o022 for place in places):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder.absolute() / "triton"))
+
+
+def _triton() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def computes_in_bfloat16(device: str) -> bool:

@@ -25,7 +25,7 @@ from viny.learning.batches import (
     simmim_batches,
 )
 from viny.learning.checkpoint import Checkpoints, Progress
-from viny.learning.machine import Machine
+from viny.learning.machine import Machine, keep_kernels
 from viny.learning.model import ViNy, count_parameters
 from viny.learning.objectives import Classification, PatchClassification, SimMIM
 from viny.learning.run import Run
@@ -216,6 +216,7 @@ class TrainingJob:
         self.stage, self.seed = spec["stage"], spec["cell"]["seed"]
         if checkpoint_minutes is None:
             checkpoint_minutes = float(os.environ.get("VINY_CHECKPOINT_MINUTES") or CHECKPOINT_MINUTES)
+        keep_kernels(Path(os.path.realpath(files.manifest.parent / "images.npy")).parents[1], machine)
         self.pack = open_pack(files.manifest, node_local=True)
         self.split = read_split(files.split, files.indices, self.pack)
         encoder = new_encoder(spec["model"], self.seed)
