@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from viny.learning.model import ViNy
 from viny.learning.objectives import Segmentation
 from viny.learning.run import Run, epoch_order, rate
 from viny.learning.settings import TrainSettings
+from viny.learning.stack import train_runs
 from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
 from viny.runtime.seeds import derive, generator
@@ -40,6 +42,7 @@ STAGE = "finetune"
 WAYS = {
     "bfloat16": "fast path, bfloat16",
     "float32": "fast path, float32",
+    "stack": "all seeds in one stack, bfloat16",
     "eager": "plain PyTorch, float32",
 }
 
@@ -58,28 +61,35 @@ def plainly(objective: nn.Module, batches: Batches, count: int, settings: TrainS
             optimizer.step()
 
 
-def train(way: str, seed: int, pack: Pack, labels: int, settings: TrainSettings, threads: int) -> dict[str, Any]:
-    """mIoU on the 1,000 test images after one fine-tuning from random weights, and its seconds."""
-    machine = Machine.choose("auto", "bfloat16" if way == "bfloat16" else "float32", threads)
-    torch.manual_seed(derive(seed, "accuracy"))
-    objective = Segmentation(ViNy(), len(pack.manifest["mask_classes"])).to(machine.device)
-    split = finetune_split(pack, labels, seed, 42, "shared", "fixed", 1000)
-    batches = mask_batches(pack, split["train"], LabelledAugmentation(0.3, True), machine.device)
+def train(way: str, seeds: Sequence[int], pack: Pack, labels: int, settings: TrainSettings, threads: int) -> list[Any]:
+    """mIoU on the 1,000 test images after one fine-tuning a seed from random weights, and its seconds."""
+    machine = Machine.choose("auto", "bfloat16" if way in ("bfloat16", "stack") else "float32", threads)
+    objectives, runs, splits = [], [], []
     began = time.perf_counter()
-    if way == "eager":
-        plainly(objective, batches, labels, settings, seed)
-    else:
-        with tempfile.TemporaryDirectory() as folder, silence():
-            fit(Run(objective, batches, labels, settings, seed, STAGE, Path(folder) / "curve.csv"), machine)
-    seconds = time.perf_counter() - began
-    truth, guess = predict(objective.eval(), pack, split["test"], True, None, machine)
-    classes = list(range(objective.classes))
-    return {
-        "way": way,
-        "seed": seed,
-        "miou": 100 * mean_iou_dataset(confusion_matrices(truth, guess, len(classes)).numpy(), classes),
-        "seconds": seconds,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            torch.manual_seed(derive(seed, "accuracy"))
+            objectives.append(Segmentation(ViNy(), len(pack.manifest["mask_classes"])).to(machine.device))
+            splits.append(finetune_split(pack, labels, seed, 42, "shared", "fixed", 1000))
+            batches = mask_batches(pack, splits[-1]["train"], LabelledAugmentation(0.3, True), machine.device)
+            curve = Path(folder) / f"{seed}.csv"
+            runs.append(Run(objectives[-1], batches, labels, settings, seed, STAGE, curve))
+        with silence():
+            if way == "stack":
+                train_runs(runs, machine)
+            for run in runs if way != "stack" else ():
+                if way == "eager":
+                    plainly(run.objective, run.batches, labels, settings, run.seed)
+                else:
+                    fit(run, machine)
+    seconds = (time.perf_counter() - began) / len(seeds)
+    rows = []
+    for seed, objective, split in zip(seeds, objectives, splits, strict=True):
+        truth, guess = predict(objective.eval(), pack, split["test"], True, None, machine)
+        classes = list(range(objective.classes))
+        miou = 100 * mean_iou_dataset(confusion_matrices(truth, guess, len(classes)).numpy(), classes)
+        rows.append({"way": way, "seed": seed, "miou": miou, "seconds": seconds})
+    return rows
 
 
 def main() -> None:
@@ -89,6 +99,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="number of epochs (default 20)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default all)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of the ways (default all)")
     parser.add_argument("--out", type=Path, default=Path("results/speed/accuracy.json"))
     args = parser.parse_args()
     milestones = tuple(int(share * args.epochs) for share in (0.7, 0.9))
@@ -99,23 +110,26 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             build_pack(spec, Path(folder), args.threads)
         pack = open_pack(Path(folder) / "manifest.json")
-        for seed in range(args.seeds):
-            for way in WAYS:
-                rows.append(train(way, seed, pack, args.labels, settings, args.threads))
-                print(rows[-1], file=sys.stderr, flush=True)
+        for way in args.ways:
+            rows += train(way, range(args.seeds), pack, args.labels, settings, args.threads)
+            print(rows[-args.seeds :], file=sys.stderr, flush=True)
     machine = {"processor": processor_name(), "torch": torch.__version__, "threads": args.threads}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         json.dumps({"machine": machine, "labels": args.labels, "rows": rows}, indent=1) + "\n", encoding="utf-8"
     )
-    found = {way: np.array([row["miou"] for row in rows if row["way"] == way]) for way in WAYS}
+    found = {way: np.array([row["miou"] for row in rows if row["way"] == way]) for way in args.ways}
     print("| way | mIoU by seed, % | mean | standard deviation | less plain PyTorch, by seed |")
     print("|---|---|--:|--:|---|")
-    for way, name in WAYS.items():
+    for way in args.ways:
         each = ", ".join(f"{value:.2f}" for value in found[way])
-        less = ", ".join(f"{value:+.2f}" for value in found[way] - found["eager"]) if way != "eager" else ""
+        less = (
+            ", ".join(f"{value:+.2f}" for value in found[way] - found["eager"])
+            if {way, "eager"} <= {*args.ways} and way != "eager"
+            else ""
+        )
         spread = found[way].std(ddof=1) if args.seeds > 1 else float("nan")
-        print(f"| {name} | {each} | {found[way].mean():.2f} | {spread:.2f} | {less} |")
+        print(f"| {WAYS[way]} | {each} | {found[way].mean():.2f} | {spread:.2f} | {less} |")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
 from viny.learning.run import Run
 from viny.learning.settings import ModelSettings, TrainSettings
-from viny.learning.stack import train_together
+from viny.learning.stack import SharedClock, train_together
 from viny.learning.train import fit
 from viny.learning.weights import new_encoder
 from viny.runtime.errors import TrainingError
@@ -104,7 +104,7 @@ class House:
     rooms: list[int] = field(default_factory=list)
     _in: bool = False
 
-    def guests(self, room: int, clock: Callable[[], float]) -> list[Visitor]:
+    def guests(self, room: int, clock: SharedClock) -> list[Visitor]:
         self.rooms.append(room)
         if not self._in:
             self._in = True
@@ -422,11 +422,10 @@ def test_time_is_shared(new_run: Callable[..., Run]) -> None:
     began = time.monotonic()
 
     class Shared(House):
-        def guests(self, room: int, clock: Callable[[], float]) -> list[Visitor]:
+        def guests(self, room: int, clock: SharedClock) -> list[Visitor]:
             found = super().guests(room, clock)
             for visitor in found:
-                visitor.run.clock = clock
-                visitor.run._began = visitor.run._epoch_began = clock()
+                visitor.run.use(clock)
             return found
 
     visitors = [Visitor(run) for run in runs]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from viny.learning.machine import Machine
 from viny.learning.run import Run
 from viny.learning.settings import ModelSettings
-from viny.learning.stack import room_for, train_together
+from viny.learning.stack import SharedClock, room_for, train_together
 from viny.learning.stages import Files, TrainingJob
 from viny.runtime.signals import Stopped, on_stop
 from viny.runtime.stacks import Desk, Member, Work
@@ -63,7 +62,7 @@ class Leader:
         job.begin()
         return job
 
-    def guests(self, room: int, clock: Callable[[], float]) -> list[_Guest]:
+    def guests(self, room: int, clock: SharedClock) -> list[_Guest]:
         found = []
         if self.own is not None:
             work, self.own = self.own, None
@@ -71,14 +70,12 @@ class Leader:
             if job is None:
                 self.done = True
             else:
-                found.append(_Guest(self, job, job.new_run(clock), None))
-        if self.done or self.signal:
-            return found
-        for member in self.desk.take(room - len(found)):
+                found.append(_Guest(self, job, job.new_run(), None))
+        for member in [] if self.done or self.signal else self.desk.take(room - len(found)):
             try:
                 with redirect_stdout(member.log):
                     job = self.job(member.work, member)
-                    run = None if job is None else job.new_run(clock)
+                    run = None if job is None else job.new_run()
             except Exception as error:  # the member's own, whatever it is: it will raise it or try by itself
                 member.failed(error)
                 continue
@@ -86,6 +83,8 @@ class Leader:
                 member.done()
             else:
                 found.append(_Guest(self, job, run, member))
+        for guest in found:
+            guest.run.use(clock)
         return found
 
     def leaving(self, left: float) -> bool:

@@ -65,7 +65,6 @@ class Run:
         stage: the stage's name, for random draws and messages.
         curve_path: CSV to write, one row per epoch.
         checkpoints: this run's; None to keep none. The run goes on from the newest.
-        clock: seconds of the machine that the run has used; None: it has the machine to itself.
         owner: the process whose job the run is; None: this one.
     """
 
@@ -79,21 +78,25 @@ class Run:
         stage: str,
         curve_path: Path,
         checkpoints: Checkpoints | None = None,
-        clock: Callable[[], float] | None = None,
         owner: Owner | None = None,
     ) -> None:
         self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
         self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
-        self.clock = clock or (lambda: time.monotonic())
         self.optimizer = make_optimizer(objective, settings)
         self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
         self.report = _Report(
             stage, settings.epochs, math.ceil(count / settings.batch_size), self.progress, checkpoints, owner
         )
-        self._before, self._began = self.progress.seconds, self.clock()
+        self._before = self.progress.seconds
+        self.use(lambda: time.monotonic())
         self.sound = self._sound  # whether every weight is finite; whoever keeps the weights elsewhere says so himself
         self._looked = time.monotonic()
         self._signal = 0
+
+    def use(self, clock: Callable[[], float]) -> None:
+        """Take time from another clock from now on: seconds of the machine, which a stack's runs share."""
+        self.clock = clock
+        self._began = clock()
         self._start_epoch()
 
     @property

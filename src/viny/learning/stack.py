@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
@@ -61,7 +61,7 @@ class Guest(Protocol):
 class Host(Protocol):
     """Who fills a stack."""
 
-    def guests(self, room: int, clock: Callable[[], float]) -> Sequence[Guest]:
+    def guests(self, room: int, clock: SharedClock) -> Sequence[Guest]:
         """Up to `room` further runs that fit into the stack."""
 
     def leaving(self, left: float) -> bool:
@@ -97,38 +97,47 @@ def train_together(host: Host, machine: Machine, most: int) -> None:
     _Stack(host, machine, most).train()
 
 
-def train_one(run: Run, machine: Machine) -> None:
-    """Train a run that has the GPU to itself.
+def train_runs(runs: Sequence[Run], machine: Machine) -> None:
+    """Train runs of one's own together, or one by itself.
 
     Args:
-        run: its objective is on the machine's device; `run.stop` stops it.
+        runs: their objectives are on the machine's device; `run.stop` stops one.
         machine: device and precision.
 
     Raises:
-        TrainingError: the loss or the weights became NaN or infinite.
-        Stopped: a signal arrived.
+        TrainingError: the loss or the weights of one became NaN or infinite; the others are trained.
+        Stopped: a signal arrived for one.
     """
-    single = _Single(run)
-    train_together(single, machine, 1)
-    if single.error is not None:
-        raise single.error
+    guests = [_Own(run) for run in runs]
+    train_together(_House(guests), machine, len(runs))
+    for guest in guests:
+        if guest.error is not None:
+            raise guest.error
 
 
-class _Single:
-    """A host with one run of its own."""
+class _House:
+    """A host whose guests are all there from the beginning."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.error: BaseException | None = None
-        self._met = False
+    def __init__(self, guests: Sequence[_Own]) -> None:
+        self._waiting = list(guests)
 
-    def guests(self, room: int, clock: Callable[[], float]) -> list[Guest]:
-        found: list[Guest] = [] if self._met else [self]
-        self._met = True
+    def guests(self, room: int, clock: SharedClock) -> list[_Own]:
+        found, self._waiting = self._waiting[:room], self._waiting[room:]
+        if len(found) > 1:
+            for guest in found:
+                guest.run.use(clock)
         return found
 
     def leaving(self, left: float) -> bool:
         return False
+
+
+class _Own:
+    """A run of this process."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.error: BaseException | None = None
 
     def lines(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -143,7 +152,7 @@ class _Single:
         self.error = error
 
     def sent_away(self, why: str) -> None:
-        raise AssertionError(why)
+        self.error = RuntimeError(f"{self.run.stage}: not trained; {why or 'no memory for so many runs at once'}")
 
 
 class _Stack:

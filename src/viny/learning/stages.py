@@ -265,7 +265,7 @@ class TrainingJob:
             flush=True,
         )
 
-    def new_run(self, clock: Callable[[], float] | None = None) -> Run:
+    def new_run(self) -> Run:
         """The training as a run, from its newest checkpoint if there is one."""
         self.objective.to(self.machine.device)
         return Run(
@@ -277,7 +277,6 @@ class TrainingJob:
             self.stage,
             self.files.curve,
             self.checkpoints,
-            clock,
             self.owner,
         )
 

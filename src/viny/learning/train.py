@@ -32,9 +32,9 @@ def fit(run: Run, machine: Machine) -> Progress:
     """
     with on_stop(run.stop):
         if machine.device.type == "cuda":
-            from viny.learning.stack import train_one  # what it imports is needed on a GPU alone
+            from viny.learning.stack import train_runs  # what it imports is needed on a GPU alone
 
-            train_one(run, machine)
+            train_runs([run], machine)
         else:
             with run.report:
                 step_by_step(run, machine)
