@@ -27,7 +27,7 @@ from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalar
 
 MOST_AHEAD = 64  # steps drawn ahead
 AHEAD = 0.3  # seconds of work drawn ahead
-HELD = 0.4  # share of a GPU's free memory that images may take
+HELD = 0.7  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}  # of a gradient, relative to its norm
@@ -81,6 +81,8 @@ class Images:
     def hold(self, batches: Batches) -> bool:
         """Whether a further run's images are among these."""
         subset = batches.subsets["images"]
+        if not self.held:
+            return False
         return subset.pack.sha256 == self.pack.sha256 and bool((self._where[subset.indices] >= 0).all())
 
     def look_up(self, batches: Batches, positions: Tensor) -> dict[str, Tensor]:
@@ -110,6 +112,10 @@ class Engine:
         compiled: whether to compile; None: on a GPU.
         residual: type of the tokens between the blocks; None: that of the products.
         known: `id` of runs whose gradients need not be held against plain PyTorch's again.
+        images: of an earlier engine, used if they are all that is needed.
+
+    Raises:
+        torch.OutOfMemoryError: the images of several runs do not fit on the GPU together.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class Engine:
         compiled: bool | None = None,
         residual: torch.dtype | None = None,
         known: Collection[int] = (),
+        images: Images | None = None,
     ) -> None:
         self.machine, self.device = machine, machine.device
         self.on_gpu = self.device.type == "cuda"
@@ -132,7 +139,11 @@ class Engine:
         product = torch.bfloat16 if machine.precision == "bfloat16" else self.dtype
         self.residual = residual or product
         self.parameters = Parameters(first.objective, self.kind, len(self.slots), self.device, product)
-        self.images = Images([run.batches for run in runs], self.device)
+        if images is None or not all(images.hold(run.batches) for run in runs):
+            images = Images([run.batches for run in runs], self.device)
+        self.images = images
+        if self.on_gpu and not images.held and len(runs) > 1:
+            raise torch.OutOfMemoryError("the images of so many runs")
         for place, run in enumerate(runs):
             self._seat(place, run)
             self.slots[place].checked = id(run) in known
@@ -212,15 +223,15 @@ class Engine:
                 drawn["weights"] = torch.full((count,), 1 / count, dtype=self.dtype)
                 for name, values in drawn.items():
                     if name not in host:  # zeros, so that places without an image hold something finite
-                        made = torch.zeros(*shape, self.batch, *values.shape[1:], dtype=values.dtype)
-                        host[name] = made.pin_memory() if self.on_gpu else made
+                        whole = (*shape, self.batch, *values.shape[1:])
+                        host[name] = torch.zeros(whole, dtype=values.dtype, pin_memory=self.on_gpu)
                     host[name][k, m, :count] = values
                 slot = self.slots[m]
                 slot.updates += 1
                 if "scalars" not in host:
-                    made = torch.zeros(*shape, 4, dtype=self.dtype)
+                    made = torch.zeros(*shape, 4, dtype=self.dtype, pin_memory=self.on_gpu)
                     made[:, :, 0] = made[:, :, 3] = 1  # no run, no update
-                    host["scalars"] = made.pin_memory() if self.on_gpu else made
+                    host["scalars"] = made
                 scalars = adam_scalars(run.settings, rate(run.settings, step.epoch), slot.updates)
                 host["scalars"][k, m] = torch.tensor(scalars, dtype=self.dtype)
         for name, values in host.items():

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from viny.learning.engine import Engine, UnsoundError
+from viny.learning.engine import Engine, Images, UnsoundError
 from viny.learning.machine import Machine
 from viny.learning.run import LOOK, Run
 from viny.learning.settings import ModelSettings
@@ -84,15 +84,12 @@ def room_for(model: ModelSettings, batch: int, machine: Machine, most: int) -> i
 
 
 def train_together(host: Host, machine: Machine, most: int) -> None:
-    """Train the runs that a host brings, until there are none; the first is the host's own.
+    """Train the runs that a host brings, until there are none. What fails a run ends it alone.
 
     Args:
         host: brings the runs; their objectives are on the machine's device.
         machine: device and precision.
         most: runs at once.
-
-    Raises:
-        Exception: what makes it impossible to train the host's own run by itself, even.
     """
     _Stack(host, machine, most).train()
 
@@ -162,6 +159,7 @@ class _Stack:
         self.guests: list[Guest] = []
         self.known: set[int] = set()  # runs whose gradients were held against plain PyTorch's
         self.reports: dict[int, ExitStack] = {}
+        self.images: Images | None = None  # of the last engine
 
     def train(self) -> None:
         newcomers = self._newcomers()
@@ -170,6 +168,7 @@ class _Stack:
                 self.guests += newcomers
                 engine = self._form()
                 newcomers = [] if engine is None else self._work(engine)
+                engine = None
         finally:
             for report in self.reports.values():
                 report.close()
@@ -178,8 +177,10 @@ class _Stack:
 
     def _newcomers(self) -> list[Guest]:
         """Further runs; those that have nothing left to do are done with."""
-        found = []
-        for guest in self.host.guests(self.most - len(self.guests), self.clock):
+        found: list[Guest] = []
+        came = self.host.guests(self.most - len(self.guests), self.clock)
+        self.clock.share(len(self.guests) + len(came))
+        for guest in came:
             run = guest.run
             with guest.lines():
                 run.objective.train()
@@ -207,22 +208,36 @@ class _Stack:
         self.clock.share(len(self.guests))
         guest.sent_away(why)
 
+    def _forget(self) -> None:
+        """Free what an engine held, before there is another."""
+        for guest in self.guests:
+            guest.run.sound = lambda: True
+        if self.machine.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
     def _form(self) -> Engine | None:
         """An engine for all runs, or for as many as fit; None where a run had to be trained without one."""
         while True:
+            self._forget()
             self.clock.share(len(self.guests))
             try:
-                engine = Engine([guest.run for guest in self.guests], self.machine, known=self.known)
+                engine = Engine(
+                    [guest.run for guest in self.guests], self.machine, known=self.known, images=self.images
+                )
+                self.images = engine.images
                 engine.start()
             except Exception as error:
-                # Nothing is lost: the runs' own weights are where they were before.
-                engine = None
-                if len(self.guests) == 1:
-                    if not isinstance(error, UnsoundError):
-                        raise
+                # Nothing is lost: the runs have their weights.
+                engine = self.images = None
+                if len(self.guests) > 1:
+                    self._make_room(error)
+                    continue
+                if isinstance(error, UnsoundError):
                     self._without_engine(self.guests[0], error)
-                    return None
-                self._make_room(error)
+                else:
+                    self._end(self.guests[0], error)
+                return None
             else:
                 self.known |= {id(guest.run) for guest in self.guests}
                 for guest in self.guests:
@@ -236,10 +251,10 @@ class _Stack:
         self.most = len(self.guests) // 2 if full else 1
         print(f"{len(self.guests)} runs at once: {said}; {self.most} at once from here", flush=True)
         for guest in self.guests[self.most :]:
+            with guest.lines():
+                if guest.run.checkpoints is not None:
+                    guest.run.save()
             self._send_away(guest, "" if full else said)
-        gc.collect()
-        if self.machine.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _without_engine(self, guest: Guest, error: UnsoundError) -> None:
         found: BaseException | None = None
