@@ -100,6 +100,8 @@ def _first_run(tokens: int, width: int, device: torch.device, dtype: torch.dtype
     values = torch.arange(torch.Size(shape).numel(), device=device).sin().view(shape)  # any that differ, without draws
     try:
         found, expected = (_with_gradient(f, values.to(dtype)) for f in (few_token_attention, plain_attention))
+    except torch.OutOfMemoryError:  # says nothing about the kernels
+        raise
     except Exception as error:  # a missing compiler, a GPU that is too small or too old: Triton raises all sorts
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     for ours, theirs in zip(found, expected, strict=True):

@@ -7,6 +7,7 @@ steps draw is made ahead on the CPU, the same numbers as for a run alone, and co
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,6 +31,8 @@ AHEAD = 0.3  # seconds of work drawn ahead
 HELD = 0.7  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
+# Ways to compile, the fastest first. Fused reductions once gave wrong gradients of layer norms in a PyTorch release.
+WAYS = ("", "triton.mix_order_reduction")  # what is switched off
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}  # of a gradient, relative to its norm
 NEGLIGIBLE = 0.01  # a parameter's gradient, relative to that of all, below which it is held against this share of all
 
@@ -74,9 +77,11 @@ class Images:
         self.names = tuple(subsets)
         size = len(rows) * sum(subset.bytes_each for subset in subsets.values())
         limit = int(HELD * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else IN_MEMORY
-        self.held: dict[str, Tensor] = {}
-        if size <= limit:
-            self.held = {name: torch.from_numpy(self.pack.rows(name, rows)).to(device) for name in subsets}
+        self.shapes = {name: getattr(self.pack, name).shape[1:] for name in subsets}
+        self.held: dict[str, Tensor] = {}  # a row an image, of as wide elements as fit: a GPU gathers these faster
+        for name in subsets if size <= limit else ():
+            made = torch.from_numpy(self.pack.rows(name, rows)).flatten(1)
+            self.held[name] = (made.view(torch.int64) if made.shape[1] % 8 == 0 else made).to(device)
 
     def hold(self, batches: Batches) -> bool:
         """Whether a further run's images are among these."""
@@ -84,6 +89,11 @@ class Images:
         if not self.held:
             return False
         return subset.pack.sha256 == self.pack.sha256 and bool((self._where[subset.indices] >= 0).all())
+
+    def at(self, rows: Tensor) -> dict[str, Tensor]:
+        """Held images, by name, at rows [B] of `held`: uint8 [B, ...]."""
+        found = {name: held.index_select(0, rows).view(torch.uint8) for name, held in self.held.items()}
+        return {name: values.view(-1, *self.shapes[name]) for name, values in found.items()}
 
     def look_up(self, batches: Batches, positions: Tensor) -> dict[str, Tensor]:
         """Where a step's images are in `held`, or the images themselves."""
@@ -94,12 +104,13 @@ class Images:
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], without: str) -> Callable[..., Any]:
     import torch._dynamo
 
     # A stack that changes its size has its kernels made anew.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER)
+    options = {without: False} if without else None
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER, options=options)
 
 
 class Engine:
@@ -149,6 +160,7 @@ class Engine:
             self.slots[place].checked = id(run) in known
         self.attend: Attention = plain_attention
         self.compiled = self.on_gpu if compiled is None else compiled
+        self.without: str | None = None  # what is switched off in compiling; None: nothing is compiled
         self.most = MOST_AHEAD if self.images.held else 4
         self.ahead = 1
         self.pending: deque[Queued] = deque()
@@ -166,7 +178,10 @@ class Engine:
         self.slots[place] = Slot(run, run.steps(), updates)
 
     def seat(self, run: Run) -> bool:
-        """Give a further run a free place, if there is one for it; the engine is idle."""
+        """Give a further run a free place, if there is one for it; the engine is idle.
+
+        Its gradients come from the kernels that were held against PyTorch's at the start.
+        """
         free = [place for place, slot in enumerate(self.slots) if slot.run is None]
         if not free or not self.images.hold(run.batches) or min(run.count, self.settings.batch_size) > self.batch:
             return False
@@ -243,18 +258,21 @@ class Engine:
     # What is computed
 
     def _part(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return _compiled(function) if self.compiled else function
+        return function if self.without is None else _compiled(function, self.without)
 
     def _now(self) -> dict[str, Tensor]:
         """What the step at the cursor draws: [M, 4] scalars, [M, B] weights, and the rest [M * B, ...]."""
         now = {name: values.index_select(0, self.cursor)[0] for name, values in self.ring.items()}
         return {name: x if name in ("scalars", "weights") else x.flatten(0, 1) for name, x in now.items()}
 
+    def _read(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.images.at(now["rows"]) if self.images.held else {name: now[name] for name in self.images.names}
+
     def _gradients(self, now: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Each run's loss [M], and the gradients by name."""
         kind, leaves = self.kind, self.parameters.leaves()
         inner = {name: leaf for name, leaf in leaves.items() if ".blocks." not in name}
-        read = dict(self.images.held) or {name: now.pop(name) for name in self.images.names}
+        read = self._read(now)
         batch = self._part(_augment)(self.make, read, now, self.dtype)
         mask = now.get("mask")
         x = self._part(embed)(batch["images"], inner, kind.settings, kind.class_token, mask, self.residual)
@@ -269,9 +287,7 @@ class Engine:
     def _step(self) -> None:
         now = self._now()
         losses, gradients = self._gradients(now)
-        p, flat = self.parameters, self.parameters.gathered(gradients)
-        for group in (True, False):
-            self._part(adam)(p.values[group], p.means[group], p.squares[group], flat[group], now["scalars"])
+        self.parameters.update(gradients, now["scalars"], self._part(adam))
         self.out.index_copy_(0, self.cursor, losses.unsqueeze(0))
         self.cursor.add_(1)
 
@@ -291,12 +307,10 @@ class Engine:
         why = usable(self.kind.tokens, settings.head_dim, self.device, self.parameters.product_dtype, settings.heads)
         if why is not None and self.on_gpu:
             print(f"attention by PyTorch's kernels: {why}", flush=True)
-        ways = [(False, plain_attention)]
-        if why is None:
-            ways.insert(0, (False, few_token_attention))
-        if self.compiled:
-            ways.insert(0, (True, ways[0][1]))
-        for way, (self.compiled, self.attend) in enumerate(ways):
+        attentions = [plain_attention] if why is not None else [few_token_attention, plain_attention]
+        ways = [(without, attentions[0]) for without in WAYS] if self.compiled else []
+        ways += [(None, attention) for attention in attentions]
+        for way, (self.without, self.attend) in enumerate(ways):
             try:
                 self._check(steps)
                 break
@@ -305,9 +319,10 @@ class Engine:
             except Exception as error:  # compilers raise errors of many types
                 if way + 1 == len(ways):
                     raise
-                what = "compiled kernels" if self.compiled else "the project's attention kernels"
                 said = (str(error) or type(error).__name__).splitlines()[0][:300]
-                print(f"without {what}: {said}", flush=True)
+            what = "the project's attention kernels" if self.without is None else "compiled kernels"
+            what = f"compiled kernels with {WAYS[1]}" if self.without == WAYS[0] else what
+            print(f"without {what}: {said}", flush=True)
         if self.on_gpu:
             self._capture()
         self._run([steps])
@@ -324,9 +339,7 @@ class Engine:
             drawn = {name: x[here] for name, x in now.items() if name not in ("scalars", "weights")}
             if "order" in drawn:
                 drawn["order"] = drawn["order"] - place * self.batch
-            read = {name: x[drawn["rows"]] for name, x in self.images.held.items()} or {
-                name: drawn[name] for name in self.images.names
-            }
+            read = self._read(drawn)
             objective = run.objective
             batch = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in run.batches.make(read, drawn))
             with self.machine.autocast():
@@ -370,7 +383,9 @@ class Engine:
                     self._step()
             torch.cuda.current_stream(self.device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            gc.collect()  # what is collected during the capture may free memory, which would end it
+            gc.disable()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self.graph = graph
         except torch.OutOfMemoryError:
@@ -378,6 +393,7 @@ class Engine:
         except RuntimeError as error:
             print(f"no CUDA graph ({error}); each operation is launched by itself", flush=True)
         finally:
+            gc.enable()
             for tensor, was in zip(changed, kept, strict=True):
                 tensor.copy_(was)
 
@@ -392,7 +408,7 @@ class Engine:
         if self.on_gpu:
             host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
             losses = host.copy_(losses, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event(blocking=True)  # waiting leaves the processor to other jobs
             ready.record()
         self.pending.append(Queued(steps, losses, ready, began))
 
@@ -415,7 +431,7 @@ class Engine:
         if queued.ready is not None:
             queued.ready.synchronize()
         each = (time.monotonic() - queued.began) / len(queued.steps) / (1 + len(self.pending))
-        self.ahead = max(1, min(self.most, round(AHEAD / max(each, 1e-6)), 2 * self.ahead))
+        self.ahead = min(2 * self.ahead if 2 * self.ahead * each < AHEAD else self.ahead, self.most)
         losses = queued.losses.unbind(0)
         return [
             (*taken, row[place])
@@ -429,11 +445,9 @@ def _augment(
     make: Callable[[Tensors, Tensors], tuple[Tensor, ...]], read: Tensors, now: Tensors, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """What the losses take of a step, of all runs' images one after the other."""
-    if "rows" in now:
-        read = {name: values.index_select(0, now["rows"]) for name, values in read.items()}
     images, second = make(read, now)
     if "places" in now:
-        return {"images": images.to(dtype), "places": now["places"]}
+        return {"images": images.to(dtype), "mask": now["mask"], "places": now["places"]}
     return {"images": images.to(dtype), "targets": second.to(dtype) if second.is_floating_point() else second}
 
 

@@ -76,6 +76,8 @@ def keep_kernels(store: Path, machine: Machine) -> None:
     if all(place.st_uid == os.geteuid() and not place.st_mode & 0o022 for place in places):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder.absolute() / "triton"))
+        # Processes that compile are started when something is to be compiled, not in every job.
+        os.environ.setdefault("TORCH_WARM_POOL", "0")
 
 
 def _triton() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from viny.data.masks import IGNORE
 from viny.learning.model import patchify
@@ -32,8 +33,9 @@ def wide(x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[M, T, I] to [M, T, O] by weights [M, I, O] and biases [M, 1, O], in the weights' type."""
-    x = x.to(weight.dtype)
-    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+    y = torch.bmm(x.to(weight.dtype), weight)
+    # `baddbmm` would write the bias out to the result's size and read it back; a compiled kernel adds it in passing.
+    return y if bias is None else y + bias
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -95,13 +97,30 @@ def _classes(logits: Tensor, targets: Tensor) -> Tensor:
     return loss.view(targets.shape)
 
 
+class Masked(torch.autograd.Function):
+    """Tokens of the masked patches; its gradient is a selection too, where that of `gather` would add one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+        """[B, N, D] at places [B, K], in ascending order, to [B, K, D]; `mask` bool [B, N] is True there alone."""
+        ctx.save_for_backward(mask)
+        return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        rank = (mask.cumsum(1) - 1).clamp(min=0).unsqueeze(2).expand(-1, -1, gradient.shape[2])
+        return torch.where(mask.unsqueeze(2), gradient.gather(1, rank), 0), None, None
+
+
 def simmim_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
     """Each image's loss [M, B]; norm and head are computed for the masked patches alone."""
     m, d = x.shape[0], x.shape[2]
-    places = batch["places"]  # [M * B, K], of the masked patches
-    found = (places + int(kind.class_token)).unsqueeze(2).expand(-1, -1, d)
-    x = x.view(len(places), kind.tokens, d).gather(1, found).view(m, -1, d)
-    x = norm(x, p["encoder.norm.weight"], p["encoder.norm.bias"])
+    places, mask = batch["places"], batch["mask"]  # [M * B, K], [M * B, L]
+    x = x.view(len(places), kind.tokens, d)
+    x = Masked.apply(x, places + 1, F.pad(mask, (1, 0))) if kind.class_token else Masked.apply(x, places, mask)
+    x = norm(x.view(m, -1, d), p["encoder.norm.weight"], p["encoder.norm.bias"])
     predicted = wide(linear(x, p["head.weight"], p["head.bias"])).view(m, len(places) // m, -1)
     pixels = patchify(batch["images"], kind.settings.patch_size)
     pixels = pixels.gather(1, places.unsqueeze(2).expand(-1, -1, pixels.shape[2])).view(predicted.shape)
@@ -200,7 +219,8 @@ class Kind:
     def losses(self, x: Tensor, p: Views, batch: Views) -> Tensor:
         """Each image's loss [M, B], from the last block's tokens [M, B * N, D].
 
-        A batch has 'images' [M * B, 3, S, S], and 'places' int64 [M * B, K] of masked patches or 'targets'.
+        A batch has 'images' [M * B, 3, S, S] and 'targets', or 'mask' bool [M * B, L] and 'places' int64 [M * B, K] of
+        the masked patches in ascending order.
         """
         return LOSSES[self.objective](x, p, batch, self)
 
@@ -263,12 +283,14 @@ class Parameters:
         self.product_dtype = product_dtype
         new = {product: torch.zeros(runs, end, device=device, dtype=dtype) for product, end in ends.items()}
         self.values = new
+        # What products are computed with.
+        self.products = new[True] if product_dtype == dtype else new[True].to(product_dtype)
         self.means = {product: torch.zeros_like(x) for product, x in new.items()}
         self.squares = {product: torch.zeros_like(x) for product, x in new.items()}
 
     def leaves(self) -> dict[str, Tensor]:
         """Views [M, ...] by name, which gradients can be taken of; those of products in the products' type."""
-        rows = {True: self.values[True].to(self.product_dtype), False: self.values[False]}
+        rows = {True: self.products, False: self.values[False]}
         found = {}
         for entry in self.entries:
             row = rows[entry.product].detach()[:, entry.start : entry.stop]
@@ -297,6 +319,7 @@ class Parameters:
             for store, key in ((self.means, "exp_avg"), (self.squares, "exp_avg_sq")):
                 store[entry.product][place] = entry.from_module(kept[key]) if kept else 0.0
             taken = max(taken, int(kept["step"])) if kept else taken
+        self.products.copy_(self.values[True])
         return taken
 
     def save(self, row: int, objective: nn.Module, optimizer: torch.optim.Optimizer, taken: int) -> None:
@@ -313,12 +336,26 @@ class Parameters:
                 }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
+    def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, adam: Callable[..., None]) -> None:
+        """Take a step of Adam, by `adam` or that compiled.
+
+        Args:
+            gradients: by name.
+            scalars: [M, 4], each run's `adam_scalars`.
+            adam: see there.
+        """
+        flat = self.gathered(gradients)
+        for group, copy in ((True, self.products), (False, None)):
+            copy = None if copy is self.values[True] else copy
+            adam(self.values[group], self.means[group], self.squares[group], flat[group], scalars, copy)
+
     def sound(self) -> list[bool]:
         """Whether each run's parameters are finite."""
         return (self.values[True].isfinite().all(1) & self.values[False].isfinite().all(1)).tolist()
 
     def tensors(self) -> Iterator[Tensor]:
         """All that training changes."""
+        yield self.products
         for group in (self.values, self.means, self.squares):
             yield from group.values()
 
@@ -340,7 +377,9 @@ def adam_scalars(settings: TrainSettings, rate: float, step: int) -> tuple[float
     return kept, added, rate / (1 - BETAS[0] ** step), (1 - BETAS[1] ** step) ** 0.5
 
 
-def adam(values: Tensor, means: Tensor, squares: Tensor, gradients: Tensor, scalars: Tensor) -> None:
+def adam(
+    values: Tensor, means: Tensor, squares: Tensor, gradients: Tensor, scalars: Tensor, copy: Tensor | None = None
+) -> None:
     """Adam's update (Kingma and Ba 2015, arXiv 1412.6980) of M runs in place, with decay as in L2 or in AdamW.
 
     Args:
@@ -349,9 +388,12 @@ def adam(values: Tensor, means: Tensor, squares: Tensor, gradients: Tensor, scal
         squares: means of their squares [M, P].
         gradients: [M, P].
         scalars: [M, 4], each run's `adam_scalars`.
+        copy: of the parameters, in another type; None for none.
     """
     kept, added, size, root = scalars.unsqueeze(2).unbind(1)  # [M, 1]
     g = gradients.to(values.dtype) + added * values
     means.lerp_(g, 1 - BETAS[0])
     squares.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
     values.mul_(kept).sub_(size * means / (squares.sqrt() / root + EPSILON))
+    if copy is not None:
+        copy.copy_(values)
