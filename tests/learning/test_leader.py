@@ -284,6 +284,14 @@ def test_a_member_that_diverges_is_told_so(study: Study) -> None:
     assert outputs(work(study, MINE))
 
 
+def test_a_kind_that_does_not_stack_takes_nobody_in(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader_module, "stackable", lambda objective: False)
+    table = Table([Guest(work(study, THEIRS))])
+    Leader(table, work(study, MINE)).train()
+    assert len(table.waiting) == 1 and table.closed
+    assert outputs(work(study, MINE))
+
+
 def test_progress_names_the_members_own_process(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, ProgressReport | None] = {}
     member = Guest(work(study, THEIRS))

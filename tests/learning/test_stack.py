@@ -481,6 +481,25 @@ def test_kernels_that_do_not_compile_are_left_out(
     assert "\nwithout compiled kernels: no compiler here\n" in capsys.readouterr().out
 
 
+def test_an_objective_of_ones_own_is_trained_step_by_step(
+    new_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine knows its own objectives' losses; what is derived from one may mean something else."""
+
+    class Doubled(Segmentation):
+        def loss(self, batch: Any) -> Tensor:
+            return 2 * super().loss(batch)
+
+    runs = [new_run("masks", 0, 12) for _ in range(2)]
+    for run in runs:
+        run.objective.__class__ = Doubled
+    visitor = Visitor(runs[0])
+    train_together(House([visitor]), MACHINE, most=1)
+    assert visitor.outcome == "trained"
+    assert "step by step: it knows no loss of Doubled" in capsys.readouterr().out
+    assert farthest(runs[0].objective.state_dict(), alone(runs[1])[0]) == 0
+
+
 def test_images_that_do_not_fit_are_read_step_by_step(
     new_run: Callable[..., Run], double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

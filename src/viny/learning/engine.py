@@ -24,7 +24,7 @@ from viny.learning.batches import Batches, Tensors
 from viny.learning.machine import Machine
 from viny.learning.run import Run, Step, rate
 from viny.learning.settings import IN_MEMORY
-from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, block, embed
+from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, block, embed, stackable
 
 MOST_AHEAD = 64  # steps drawn ahead
 AHEAD = 0.3  # seconds of work drawn ahead
@@ -126,6 +126,7 @@ class Engine:
         images: of an earlier engine, used if they are all that is needed.
 
     Raises:
+        UnsoundError: the runs' objective is none that `viny.learning.stacked` knows.
         torch.OutOfMemoryError: the images of several runs do not fit on the GPU together.
     """
 
@@ -142,6 +143,8 @@ class Engine:
         self.machine, self.device = machine, machine.device
         self.on_gpu = self.device.type == "cuda"
         first = runs[0]
+        if not stackable(first.objective):
+            raise UnsoundError(f"it knows no loss of {type(first.objective).__name__}")
         self.settings, self.kind = first.settings, Kind.of(first.objective)
         self.make = first.batches.make
         self.slots = [Slot() for _ in range(max(places, len(runs)))]

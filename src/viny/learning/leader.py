@@ -9,6 +9,7 @@ from viny.learning.machine import Machine
 from viny.learning.run import Run
 from viny.learning.settings import ModelSettings
 from viny.learning.stack import SharedClock, room_for, train_together
+from viny.learning.stacked import stackable
 from viny.learning.stages import Files, TrainingJob
 from viny.runtime.signals import Stopped, on_stop
 from viny.runtime.stacks import Desk, Member, Work
@@ -29,6 +30,7 @@ class Leader:
         spec = work.spec
         self.machine = Machine.choose(spec["device"], spec["precision"], work.arguments["threads"])
         self.signal = 0
+        self.solitary = False  # whether its kind of training is done by itself
         self.own: Work | None = work  # until its run has begun
         self.done = False
         self.error: BaseException | None = None
@@ -71,7 +73,10 @@ class Leader:
                 self.done = True
             else:
                 found.append(_Guest(self, job, job.new_run(), None))
-        for member in [] if self.done or self.signal else self.desk.take(room - len(found)):
+                self.solitary = not stackable(job.objective)
+        if self.solitary:
+            self.desk.stop_taking()
+        for member in [] if self.done or self.signal or self.solitary else self.desk.take(room - len(found)):
             try:
                 with redirect_stdout(member.log):
                     job = self.job(member.work, member)

@@ -180,6 +180,11 @@ LOSSES: dict[type[nn.Module], Callable[[Tensor, Views, Views, Kind], Tensor]] = 
 }
 
 
+def stackable(objective: nn.Module) -> bool:
+    """Whether runs with this objective can be stacked: it is one of those here, not one derived from them."""
+    return type(objective) in LOSSES
+
+
 @dataclass(frozen=True)
 class Kind:
     """What the runs of a stack have in common, as read off one of their objectives.
