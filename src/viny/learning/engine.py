@@ -33,7 +33,8 @@ WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
 # Ways to compile, the fastest first. Fused reductions once gave wrong gradients of layer norms in a PyTorch release.
 WAYS = ("", "triton.mix_order_reduction")  # what is switched off
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}  # of a gradient, relative to its norm
+# Of a gradient, relative to its norm. In bfloat16 a ViNy's differ from float32's by up to 0.03.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}
 NEGLIGIBLE = 0.01  # a parameter's gradient, relative to that of all, below which it is held against this share of all
 
 
@@ -345,8 +346,9 @@ class Engine:
             read = self._read(drawn)
             objective = run.objective
             batch = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in run.batches.make(read, drawn))
-            with self.machine.autocast():
-                loss = objective.loss(batch)
+            loss = objective.loss(
+                batch
+            )  # in float32: in bfloat16 PyTorch's own gradients are farther from it than these
             names = [name for name, _ in objective.named_parameters()]
             found = torch.autograd.grad(loss, list(objective.parameters()), allow_unused=True)
             self._compare(place, loss.detach(), losses[place], dict(zip(names, found, strict=True)), gradients)
