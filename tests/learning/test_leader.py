@@ -150,6 +150,7 @@ def test_each_works_files_are_those_of_a_training_by_itself(study: Study) -> Non
         }
         assert record["final_loss"] == pytest.approx(record_alone["final_loss"], rel=1e-4)
         assert set(run) == set(run_alone)
+        assert run["stacked"] > 1 == run_alone["stacked"]
         for key in ("image_passes", "seed", "precision", "device", "threads"):
             assert run[key] == run_alone[key]
         assert run["hashes"] | {"weights": ""} == run_alone["hashes"] | {"weights": ""}

@@ -117,7 +117,7 @@ class _Guest:
         try:
             if error is None:
                 with self.lines():
-                    self.job.finish(self.run.finish())
+                    self.job.finish(self.run, self.run.finish())
         except Exception as found:  # a full disk, for one; the others are trained on
             error = found
         if self.member is None:

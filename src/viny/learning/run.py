@@ -96,7 +96,7 @@ class Run:
     def use(self, clock: Callable[[], float]) -> None:
         """Take time from another clock from now on: seconds of the machine, which a stack's runs share."""
         self.clock = clock
-        self._began = clock()
+        self._began, self._wall = clock(), time.monotonic()
         self._start_epoch()
 
     @property
@@ -112,6 +112,12 @@ class Run:
     def seconds(self) -> float:
         """Spent training, over all attempts."""
         return self._before + self.clock() - self._began
+
+    @property
+    def stacked(self) -> float:
+        """How many runs have shared the machine in this attempt, this one included, on average over time."""
+        used = self.clock() - self._began
+        return max(1.0, (time.monotonic() - self._wall) / used) if used > 0 else 1.0
 
     @property
     def signal(self) -> int:

@@ -170,7 +170,8 @@ def _train(
     if another and training.is_made():
         return
     training.begin()
-    training.finish(fit(training.new_run(), machine))
+    run = training.new_run()
+    training.finish(run, fit(run, machine))
 
 
 def lead(desk: Desk, work: Work) -> None:
@@ -280,8 +281,8 @@ class TrainingJob:
             self.owner,
         )
 
-    def finish(self, done: Progress) -> None:
-        """Write what was trained, from the finished run's curve, seconds and attempts."""
+    def finish(self, run: Run, done: Progress) -> None:
+        """Write what was trained, from the finished run and its curve, seconds and attempts."""
         record, files, stage = self.record, self.files, self.stage
         record["final_loss"] = done.curve[-1]["loss"]
         if stage == "intermediate":
@@ -300,6 +301,7 @@ class TrainingJob:
                 image_passes=self.count * self.settings.epochs,
                 training_seconds=round(done.seconds, 3),
                 earlier_attempts=done.attempts,
+                stacked=round(run.stacked, 1),
                 fingerprint=self.spec.get("code"),
                 hashes={
                     "spec": digest(dict(self.spec)),
