@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -49,7 +49,6 @@ class Slot:
     run: Run | None = None
     steps: Iterator[Step] = field(default_factory=lambda: iter(()))
     updates: int = 0  # of its weights, those that are queued included
-    checked: bool = False
 
 
 class Queued(NamedTuple):
@@ -123,7 +122,6 @@ class Engine:
         places: M, at least as many as runs.
         compiled: whether to compile; None: on a GPU.
         residual: type of the tokens between the blocks; None: that of the products.
-        known: `id` of runs whose gradients need not be held against plain PyTorch's again.
         images: of an earlier engine, used if they are all that is needed.
 
     Raises:
@@ -138,7 +136,6 @@ class Engine:
         places: int = 0,
         compiled: bool | None = None,
         residual: torch.dtype | None = None,
-        known: Collection[int] = (),
         images: Images | None = None,
     ) -> None:
         self.machine, self.device = machine, machine.device
@@ -161,7 +158,6 @@ class Engine:
             raise torch.OutOfMemoryError("the images of so many runs")
         for place, run in enumerate(runs):
             self._seat(place, run)
-            self.slots[place].checked = id(run) in known
         self.attend: Attention = plain_attention
         self.compiled = self.on_gpu if compiled is None else compiled
         self.without: str | None = None  # what is switched off in compiling; None: nothing is compiled
@@ -334,8 +330,8 @@ class Engine:
     def _check(self, steps: list[tuple[Run, Step] | None]) -> None:
         now = self._now()
         losses, gradients = self._gradients(dict(now))
-        for place, (slot, taken) in enumerate(zip(self.slots, steps, strict=True)):
-            if taken is None or slot.checked:
+        for place, taken in enumerate(steps):
+            if taken is None:
                 continue
             run, step = taken
             count = len(step.positions)
@@ -346,13 +342,11 @@ class Engine:
             read = self._read(drawn)
             objective = run.objective
             batch = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in run.batches.make(read, drawn))
-            loss = objective.loss(
-                batch
-            )  # in float32: in bfloat16 PyTorch's own gradients are farther from it than these
+            # In float32, from which PyTorch's own gradients in bfloat16 are farther away than these.
+            loss = objective.loss(batch)
             names = [name for name, _ in objective.named_parameters()]
             found = torch.autograd.grad(loss, list(objective.parameters()), allow_unused=True)
             self._compare(place, loss.detach(), losses[place], dict(zip(names, found, strict=True)), gradients)
-            slot.checked = True
 
     def _compare(
         self, place: int, loss: Tensor, ours: Tensor, expected: dict[str, Tensor | None], found: dict[str, Tensor]
@@ -379,6 +373,7 @@ class Engine:
         """Make a graph of the step; parameters and cursor stay as they are."""
         changed = [*self.parameters.tensors(), self.cursor]
         kept = [tensor.clone() for tensor in changed]
+        collecting = gc.isenabled()
         try:
             stream = torch.cuda.Stream(self.device)
             stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -388,8 +383,8 @@ class Engine:
                     self._step()
             torch.cuda.current_stream(self.device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            gc.collect()  # what is collected during the capture may free memory, which would end it
-            gc.disable()
+            gc.collect()
+            gc.disable()  # what is collected during the capture may free memory, which would end it
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self.graph = graph
@@ -398,7 +393,8 @@ class Engine:
         except RuntimeError as error:
             print(f"no CUDA graph ({error}); each operation is launched by itself", flush=True)
         finally:
-            gc.enable()
+            if collecting:
+                gc.enable()
             for tensor, was in zip(changed, kept, strict=True):
                 tensor.copy_(was)
 

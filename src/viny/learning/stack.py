@@ -157,7 +157,6 @@ class _Stack:
         self.host, self.machine, self.most = host, machine, most
         self.clock = SharedClock()
         self.guests: list[Guest] = []
-        self.known: set[int] = set()  # runs whose gradients were held against plain PyTorch's
         self.reports: dict[int, ExitStack] = {}
         self.images: Images | None = None  # of the last engine
 
@@ -222,9 +221,7 @@ class _Stack:
             self._forget()
             self.clock.share(len(self.guests))
             try:
-                engine = Engine(
-                    [guest.run for guest in self.guests], self.machine, known=self.known, images=self.images
-                )
+                engine = Engine([guest.run for guest in self.guests], self.machine, images=self.images)
                 self.images = engine.images
                 engine.start()
             except Exception as error:
@@ -239,7 +236,6 @@ class _Stack:
                     self._end(self.guests[0], error)
                 return None
             else:
-                self.known |= {id(guest.run) for guest in self.guests}
                 for guest in self.guests:
                     guest.run.sound = functools.partial(engine.sound, guest.run)
                 return engine
