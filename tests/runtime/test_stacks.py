@@ -506,21 +506,23 @@ def stress(all_jobs: Jobs, works: int, seconds: float, draws: random.Random) -> 
     ended: Counter[str] = Counter()
     running: dict[str, subprocess.Popen[bytes]] = {}
     open_works = {f"w{number}": f"k{draws.randrange(2)}" for number in range(works)}
-    end = time.monotonic() + seconds
+    end = last = time.monotonic()
+    end += seconds
     while open_works:
         for name, kind in open_works.items():
-            if name not in running and len(running) < 24:
-                running[name] = all_jobs.start(name, kind=kind, steps=draws.choice([5, 30, 100]))
+            if name not in running and len(running) < 12:
+                running[name] = all_jobs.start(name, kind=kind, steps=draws.choice([5, 100, 300]))
         time.sleep(draws.uniform(0, 0.3))
-        assert time.monotonic() < end + 120, (open_works, all_jobs.left())
-        if time.monotonic() < end and running:
-            victim = draws.choice(list(running.values()))
-            victim.send_signal(draws.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGINT]))
+        assert time.monotonic() < last + 120, (open_works, all_jobs.left())
+        for victim in draws.sample(list(running.values()), min(len(running), draws.randrange(5))):
+            if time.monotonic() < end:
+                victim.send_signal(draws.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGINT]))
         for name, one in list(running.items()):
             code = one.poll()
             if code is None:
                 continue
             del running[name]
+            last = time.monotonic()
             ended[str(code)] += 1
             if code == 0:
                 del open_works[name]
@@ -535,7 +537,7 @@ def stress(all_jobs: Jobs, works: int, seconds: float, draws: random.Random) -> 
 def test_with_jobs_killed_at_random_each_work_is_done_and_nothing_is_left(jobs: Callable[..., Jobs]) -> None:
     seed, seconds = int(os.environ.get("VINY_STRESS_SEED", 0)), float(os.environ.get("VINY_STRESS_SECONDS", 6))
     all_jobs = jobs(gpus=2, jobs_per_gpu=2, stack=6)
-    ended = stress(all_jobs, int(20 * max(1, seconds / 6)), seconds, random.Random(seed))
+    ended = stress(all_jobs, int(14 * max(1, seconds / 30)), seconds, random.Random(seed))
     print(dict(ended))
     made = all_jobs.made()
     # A job may be killed in the moment between its last step and its end, and then its work is done once more.

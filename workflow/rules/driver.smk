@@ -21,11 +21,11 @@ from viny.runtime.files import last_lines
 from viny.runtime.gpus import SHORT_JOBS, claims_folder, job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.runtime.text import visible
+from viny.study import workload
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve, typed
 from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.reading import read_config
-from viny.study import workload
 from viny.study.saved import export_settings, is_written, submitted_settings, write_study
 
 take_names_for_utf8()
@@ -139,9 +139,10 @@ def share_gpus_out():
         most = {"stacked": places * STACK, "short": len(MY_GPUS) * SHORT_JOBS}
         most["gpu"] = sum(most.values())
     # 9.27.1: the limits and what is left of them; the workflow's own `resources:` would also apply on a cluster.
-    for name in most.keys() - inside("global_resources", most.keys()).keys():
+    for name in most:
         for limits in ("scheduler.global_resources", "scheduler.resources"):
-            inside(limits, {})[name] = most[name]
+            if name not in inside("global_resources", most):
+                inside(limits, {})[name] = most[name]
 
 
 def computing(kind):

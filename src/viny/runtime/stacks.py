@@ -375,7 +375,8 @@ class _Job:
         if kind == "done":
             return True
         if kind == "stopped":
-            raise Stopped(outcome["signal"], outcome["where"])
+            number = outcome["signal"] if outcome["signal"] in STOP_SIGNALS else STOP_SIGNALS[0]
+            raise Stopped(number, outcome["where"])
         if kind in SAME:
             raise SAME[kind](why)
         if kind == "OSError":
