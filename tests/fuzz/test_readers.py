@@ -46,11 +46,14 @@ from viny.learning.model import ViNy
 from viny.learning.progress import read_progress
 from viny.learning.settings import ModelSettings
 from viny.learning.weights import load_segmentation, load_weights
-from viny.runtime import files
+from viny.runtime import files, stacks
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, load_arrays, read_json, seal_of, write_json
+from viny.runtime.gpus import Share
 from viny.runtime.processes import Owner
 from viny.runtime.shapes import SHAPES
+from viny.runtime.signals import Stopped
+from viny.runtime.stacks import Work
 from viny.study import layout, specs
 from viny.study.config import merge, resolve
 from viny.study.graph import jobs
@@ -366,6 +369,32 @@ def test_records_of_any_content(study: tuple[Path, Cell], what: str, how: Any, a
     assert read_progress(path) is None or b"process" in content
     with contextlib.suppress(ValueError):
         Owner.parse(content.decode())
+
+
+HANDED = Work({"stage": "finetune", "cell": {"seed": 1}}, {"manifest": "m", "parent": None, "threads": 2})
+
+
+@GENERATED
+@given(st.one_of(EDITS, BYTES))
+def test_trainings_handed_in_of_any_content(tmp_path_factory: pytest.TempPathFactory, how: Any) -> None:
+    claims = tmp_path_factory.mktemp("claims")
+    board, share = stacks._Board(claims), Share(("0",), 1, claims, 3)
+    job = stacks._Job(share, HANDED, "finetune")
+    entry = stacks._Entry("20", job.key, "1-a")
+    board.hand_in(entry, HANDED)
+    with stacks.Desk(board, job.key, "0", 3, share) as desk:
+        for path in (board.path / entry.name / "work.json", board.leader_file(job.key, desk._id)):
+            path.write_bytes(changed(path.read_bytes(), how))
+        board.leaders()
+        board.lives(entry)
+        for member in desk.take(2):
+            member.done()
+        board.sweep()
+    for outcome in ({"kind": "stopped", "signal": 15, "where": ""}, {"kind": "OSError", "errno": 5, "file": "x"}):
+        board.path.mkdir(exist_ok=True)
+        (board.path / "outcome.json").write_bytes(changed(json.dumps(outcome).encode(), how))
+        with contextlib.suppress(Stopped, OSError):
+            ends_well(lambda: job._settle(job._outcome(board.path) or {}, None))
 
 
 @GENERATED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from viny.runtime import gpus
-from viny.runtime.gpus import give_gpu_back, job_environment, take_gpu, visible_gpus
+from viny.runtime.gpus import (
+    SHORT_JOBS,
+    Share,
+    claims_folder,
+    give_gpu_back,
+    job_environment,
+    take_gpu,
+    visible_gpus,
+)
 
 HOLD = "from viny.runtime.gpus import take_gpu; print(take_gpu(), flush=True); input()"
 
@@ -83,6 +92,26 @@ def test_cuda_sees_the_taken_gpu_alone(tmp_path: Path, monkeypatch: pytest.Monke
     give_gpu_back()
 
 
+def test_short_jobs_have_places_of_their_own_beside_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    environment = job_environment(["0", "1"], 1, tmp_path, stack=24)
+    share = Share.told(environment)
+    assert share == Share(("0", "1"), 1, tmp_path, 24)
+    assert share.take("0", 0)
+    assert [share.held(gpu) for gpu in share.gpus] == [[True], [False]]
+    assert [take_gpu(environment) for _ in range(2 * SHORT_JOBS)] == ["0", "1"] * SHORT_JOBS
+    give_gpu_back()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_are_of_a_host_and_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "node-1.lab/x")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert claims_folder(Path("results")) == Path("results/.gpus/node-1.lab-x")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert claims_folder(Path("results")) == Path("results/.gpus/node-1.lab-x_77")
+
+
 def test_nothing_is_taken_where_nothing_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_environment([], 4, Path("claims")) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
@@ -100,7 +129,12 @@ def test_local_jobs_get_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.skip("shares out GPUs that are not there, which a real driver would refuse")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     study = write_study(
-        tmp_path, compute__device="auto", grid__pretrain_sizes=[0], grid__intermediates=["none"], grid__seeds=[0, 1]
+        tmp_path,
+        compute__device="auto",
+        compute__stack=1,
+        grid__pretrain_sizes=[0],
+        grid__intermediates=["none"],
+        grid__seeds=[0, 1],
     )
     began = time.time()
     snakemake(tmp_path, "--cores", "3", "--configfile", study)

@@ -341,6 +341,26 @@ def test_waiting_says_for_whom_and_ends_when_the_holder_does(
     assert capsys.readouterr().out == ""
 
 
+def test_a_claim_within_a_claim_is_the_same(tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = holding(spawn, tmp_path / "claim")
+    threading.Timer(0.2, other.kill).start()
+    with claimed(Path("claim"), "finetune", poll=0.01) as waited, claimed(tmp_path / "claim", "finetune") as again:
+        assert waited and again
+        with claimed(tmp_path / "other", "finetune") as apart:
+            assert not apart
+        assert Claim(tmp_path / "other").holder() is None
+        assert Claim(tmp_path / "claim").holder() == Owner.me()
+    assert Claim(tmp_path / "claim").holder() is None
+    with claimed(tmp_path / "claim", "finetune") as waited:
+        assert not waited
+        held = threading.Thread(target=lambda: claimed(tmp_path / "claim", "finetune", 0.01).__enter__(), daemon=True)
+        held.start()
+        held.join(0.2)
+        assert held.is_alive()  # another thread waits, as another process does
+    held.join(10)
+
+
 def test_a_claim_ends_with_its_process_s_orderly_end(tmp_path: Path, spawn: Spawn) -> None:
     code = HOLD.replace("time.sleep(600)", "import atexit; atexit.register(claim.release); sys.exit(3)")
     process = spawn(code, tmp_path / "claim")

@@ -132,6 +132,27 @@ def test_a_second_call_does_nothing(cluster: Cluster, clone: Clone) -> None:
     assert len(cluster.jobs()) == before
 
 
+def test_an_allocation_of_a_node_shares_its_gpus_among_stacks(cluster: Cluster, folder: Path) -> None:
+    """`snakemake --cores N` inside a job, without the profile: Slurm knows of one job, which has both GPUs."""
+    clone = Clone.new(folder, tiny_study(pretrain_sizes=[0], seeds=list(range(6))), cluster.environment)
+    run = "snakemake --cores 2 --until evaluate --configfile study.yaml"
+    command = f"srun --cpus-per-task=2 {run} > said.txt 2>&1"
+    asked = ("--gpus=2", "--nodes=1", "--cpus-per-task=2", "--mem=5000", f"--chdir={folder}", "--output=/dev/null")
+    number = cluster.run("sbatch", "--parsable", *asked, "--wrap", command, env=clone.env).strip()
+    until(lambda: not cluster.active(), "the end of the job", 300)
+    job = next(job for job in cluster.jobs() if job.id == number)
+    assert job.state == "COMPLETED", clone.said[-3000:]
+    assert len(list((clone.root / "metrics").glob("*.json"))) == 6
+    runs = clone.runs().values()
+    assert {run["slurm_job_id"] for run in runs} == {number}
+    assert {run["cuda_visible_devices"] for run in runs} == {"0", "1"}
+    logs = [path.read_text() for path in (clone.root / "logs" / "finetune").glob("*.log")]
+    taken = [re.findall(r"^finetune: process \d+ on \S+ takes it in, on GPU [01]$", log, re.MULTILINE) for log in logs]
+    assert sum(map(bool, taken)) in range(1, 5)  # the others led
+    (claims,) = (clone.root.parent / ".gpus").glob(f"*_{number}")
+    assert [path.name for path in claims.iterdir()] == ["stacks"]
+
+
 def test_faults_cost_their_cells_alone(cluster: Cluster, folder: Path, slow_local: Clone) -> None:
     clone = Clone.new(folder, slow_study(range(6)), cluster.environment)
     cancelled, late, greedy, failing, unplugged, sound = map(cell, range(6))

@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from viny.study.todo import to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.plan import plan, show
 from viny.tools.forecast.rates import Rates, kind, rates_seen
-from viny.tools.forecast.schedule import makespan
+from viny.tools.forecast.schedule import SNAKEMAKE, Resources, makespan
 from viny.tools.forecast.throughput import Step, Throughput, measure, share_of_cores, time_run
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -195,6 +196,29 @@ def test_threads_and_places_on_gpus_limit_what_runs_side_by_side(tiny: dict[str,
     assert makespan(eight, seconds, 4, lambda job: 16) == 8  # as Snakemake does: no more than there are
     assert makespan(eight, seconds, 4, lambda job: 1, places=1) == 8
     assert makespan([], {}, 4, lambda job: 1) == 0
+
+
+def test_where_trainings_are_stacked_they_take_no_cores_and_evaluations_have_places_of_their_own(
+    tiny: dict[str, Any],
+) -> None:
+    amount = workload.evaluate_workload(tiny)
+    some = [Job("finetune", str(i), (), (), {}, work=amount) for i in range(4)]
+    some += [Job("evaluate", str(i), (), (), {}, work=amount) for i in range(4)]
+    seconds = dict.fromkeys((job.key for job in some), 1.0)
+    alone = Resources(cores=2, gpus=1, jobs_per_gpu=1, train_threads=1)
+    stacked = replace(alone, stack=24)
+    assert alone.hours(some, seconds, tiny) * 3600 == pytest.approx(SNAKEMAKE + 8)
+    assert stacked.hours(some, seconds, tiny) * 3600 == pytest.approx(SNAKEMAKE + 4)
+    assert (alone.beside, stacked.beside, replace(stacked, cores=1, gpus=3).beside) == (1, 1, 3)
+    assert Resources.of({**tiny, "compute": {**tiny["compute"], "stack": 5}}, 1, 2).stack == 5
+    assert Resources.of(tiny, 1, 0).stack == 1
+
+
+def test_the_rate_of_a_stack_is_that_of_all_its_trainings(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    finished_trainings(tiny, tmp_path, {"pretrain": [50, 50]}, stacked=3)
+    found = rates_seen(all_jobs(tiny), tmp_path, 1, "cpu")
+    assert list(found.images.values()) == [150]
+    assert found.beside is None  # what such a job takes includes its wait
 
 
 def test_the_longest_stage_goes_first() -> None:
@@ -378,7 +402,7 @@ def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest
     assert "\x1b" not in out
     assert re.search(r"paper: 144 cells, 371 jobs, 371 of them to do", out)
     assert "intel: no data set at data/intel; it is taken to have 20,000 images" in out
-    assert "32 cores and 4 GPUs, up to 4 trainings side by side" in out
+    assert "32 cores and 4 GPUs, in 4 stacks of up to 24 trainings" in out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,9 +18,10 @@ from viny.runtime.claims import Claim
 from viny.runtime.environment import UNSET_FOR_JOBS, of_jobs, take_names_for_utf8
 from viny.runtime.errors import InputError
 from viny.runtime.files import last_lines
-from viny.runtime.gpus import job_environment, visible_gpus
+from viny.runtime.gpus import SHORT_JOBS, claims_folder, job_environment, visible_gpus
 from viny.runtime.slurm import complaint, name_file, wait_for_jobs
 from viny.runtime.text import visible
+from viny.study import workload
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve, typed
 from viny.study.inventory import count_images, read_files, with_listings
@@ -86,6 +87,8 @@ for folder in (".", ".snakemake", "results", ROOT) if IS_DRIVER else ():
         )
 GPUS = 0 if STUDY["compute"]["device"] == "cpu" else 1  # for each job that computes
 MY_GPUS = visible_gpus() if GPUS and IS_DRIVER else []  # local jobs get one each; Slurm assigns its own
+# Trainings that one process runs at once. 9.27.1: whether jobs run here. Without it, each training is on its own.
+STACK = workload.stack_of(STUDY) if MY_GPUS and inside("local_exec", False) else 1
 
 
 def begin():
@@ -128,11 +131,23 @@ def settle():
 def share_gpus_out():
     """Let as many local jobs compute at once as the GPUs have slots, unless --resources gpu=N says how many."""
     # 9.27.1: whether jobs run here, and the command line's limits. Without either, jobs wait for a GPU themselves.
-    if not MY_GPUS or not inside("local_exec", False) or "gpu" in inside("global_resources", {"gpu"}):
+    if not MY_GPUS or not inside("local_exec", False):
         return
+    places = len(MY_GPUS) * STUDY["compute"]["jobs_per_gpu"]
+    most = {"gpu": places}
+    if STACK > 1:
+        most = {"stacked": places * STACK, "short": len(MY_GPUS) * SHORT_JOBS}
+        most["gpu"] = sum(most.values())
     # 9.27.1: the limits and what is left of them; the workflow's own `resources:` would also apply on a cluster.
-    for limits in ("scheduler.global_resources", "scheduler.resources"):
-        inside(limits, {})["gpu"] = len(MY_GPUS) * STUDY["compute"]["jobs_per_gpu"]
+    for name in most:
+        for limits in ("scheduler.global_resources", "scheduler.resources"):
+            if name not in inside("global_resources", most):
+                inside(limits, {})[name] = most[name]
+
+
+def computing(kind):
+    """Resources of a job that computes: a GPU, and where trainings are stacked a place of its kind, 'stacked' or 'short'."""
+    return {"gpu": GPUS, **({kind: 1} if STACK > 1 else {})}
 
 
 def name_slurm_jobs(root):
@@ -185,7 +200,11 @@ JOB_ENVIRONMENT = {
     "VINY_CHECKPOINT_MINUTES": STUDY["compute"]["checkpoint_minutes"],
 }
 JOB_ENVIRONMENT |= {name: shlex.quote(value) for name, value in of_jobs().items()}
-JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], Path("results/.gpus"))
+JOB_ENVIRONMENT |= job_environment(MY_GPUS, STUDY["compute"]["jobs_per_gpu"], claims_folder(Path("results")), STACK)
+# Where trainings are stacked, most of them wait, so that they take none of the cores.
+TRAIN_CORES = STUDY["compute"]["train_threads"] if STACK == 1 else 0
+if not TRAIN_CORES:
+    JOB_ENVIRONMENT["VINY_TRAIN_THREADS"] = STUDY["compute"]["train_threads"]
 if STUDY["compute"]["node_local"]:
     JOB_ENVIRONMENT["VINY_NODE_LOCAL"] = 1
 if STUDY["compute"]["container"]:

@@ -23,7 +23,7 @@ rule evaluate:
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.evaluate_workload(STUDY)),
-        gpu=GPUS,
+        **computing("short"),
     params:
         spec=spec("evaluate", lambda w: specs.evaluate_spec(STUDY, ALL_CELLS[w.cell])),
     shell:

@@ -19,10 +19,10 @@ rule finetune:
         benchmark_of("finetune", "{cell}")
     conda:
         PACKAGES
-    threads: STUDY["compute"]["train_threads"]
+    threads: lambda w: TRAIN_CORES
     resources:
         **request(lambda w: workload.finetune_workload(STUDY, ALL_CELLS[w.cell].finetune_size)),
-        gpu=GPUS,
+        **computing("stacked"),
     params:
         spec=spec("finetune", lambda w: specs.finetune_spec(STUDY, ALL_CELLS[w.cell])),
         checkpoints=checkpoints_of("finetune"),

@@ -25,7 +25,7 @@ rule geometry:
     threads: STUDY["compute"]["train_threads"]
     resources:
         **request(lambda w: workload.geometry_workload(STUDY)),
-        gpu=GPUS,
+        **computing("short"),
     params:
         spec=spec("geometry", lambda w: specs.geometry_spec(STUDY, ALL_ENCODERS[w.encoder])),
     shell:

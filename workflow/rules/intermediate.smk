@@ -20,10 +20,10 @@ rule intermediate:
     priority: 1
     conda:
         PACKAGES
-    threads: STUDY["compute"]["train_threads"]
+    threads: lambda w: TRAIN_CORES
     resources:
         **request(lambda w: workload.intermediate_workload(STUDY, w.task, images_in(w.task))),
-        gpu=GPUS,
+        **computing("stacked"),
     params:
         spec=spec(
             "intermediate",

@@ -18,10 +18,10 @@ rule pretrain:
     priority: 2  # the longest jobs first
     conda:
         PACKAGES
-    threads: STUDY["compute"]["train_threads"]
+    threads: lambda w: TRAIN_CORES
     resources:
         **request(lambda w: workload.pretrain_workload(STUDY, int(w.size))),
-        gpu=GPUS,
+        **computing("stacked"),
     params:
         spec=spec("pretrain", lambda w: specs.pretrain_spec(STUDY, int(w.size), int(w.seed))),
         checkpoints=checkpoints_of("pretrain"),

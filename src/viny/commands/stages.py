@@ -12,16 +12,22 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from viny.commands.common import EXIT_CODES
+from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
-from viny.runtime.gpus import give_gpu_back, take_gpu
+from viny.runtime.gpus import Share, give_gpu_back, take_gpu
+from viny.runtime.stacks import Work, lead_or_join
 
+TRAININGS = ("pretrain", "intermediate", "finetune")
+# What Snakemake sets to a rule's threads, which are 0 where trainings wait for a place in a stack.
+OF_THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 KINDS = {"Path": Path, "int": int, "float": float}
 ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # an entry of a docstring's Args section
 
@@ -100,7 +106,15 @@ def run(stage: str, given: dict[str, Any]) -> None:
             f"the code of stage '{stage}' was edited after this run began; start the run again, so that no "
             "result is filed under another version's name"
         )
-    with _gpu() if spec.get("device", "cpu") != "cpu" else contextlib.nullcontext():
+    if given.get("threads") == 0:
+        given["threads"] = int(os.environ.get("VINY_TRAIN_THREADS") or 1)
+        os.environ.update(dict.fromkeys(OF_THREADS, str(given["threads"])))
+    on_gpu = spec.get("device", "cpu") != "cpu"
+    share = Share.told() if on_gpu else None
+    if stage in TRAININGS and share is not None and share.stack > 1:
+        _train_in_a_stack(stage, spec, given)
+        return
+    with _gpu() if on_gpu else contextlib.nullcontext():
         module, name = ENTRY[stage].split(":")
         function = getattr(importlib.import_module(module), name)
         if "threads" in {one.name for one in arguments(stage)[1]}:
@@ -121,3 +135,18 @@ def _gpu() -> Any:
         yield
     finally:
         give_gpu_back()
+
+
+def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -> None:
+    """Lead a stack of trainings on a GPU, or have a process that does so do this one."""
+    arguments = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in given.items()}
+    if arguments["checkpoint_minutes"] is None and os.environ.get("VINY_CHECKPOINT_MINUTES"):
+        arguments["checkpoint_minutes"] = float(os.environ["VINY_CHECKPOINT_MINUTES"])
+    folder = given["checkpoints"]
+    # A job whose driver died may still be running when the next driver starts the same job.
+    with claimed(claim_beside(folder), stage) if folder else contextlib.nullcontext(False) as waited:
+        work = Work(spec, arguments, waited)
+        desk = lead_or_join(work, stage)
+        if desk is not None:
+            with desk:
+                importlib.import_module("viny.learning.stages").lead(desk, work)

@@ -12,10 +12,12 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from viny.runtime.files import NOT_WRITABLE, open_file
 from viny.runtime.processes import Owner, unfinished
@@ -46,19 +48,26 @@ class Claim:
         """Who holds the claim, and its content; the content is None if there is no claim or we may not read it."""
         try:
             with open_file(self.path) as f:
-                content = f.read()
-            silent = _now(self.path.parent) - self.path.stat().st_mtime
+                content, beat = f.read(), os.fstat(f.fileno()).st_mtime
         except FileNotFoundError:
             return None, None
         except OSError:  # a claim that we may not read may well be held
             return NOBODY_KNOWN, None
         try:
-            owner = Owner.parse(content.decode())
+            owner, allowed = Owner.parse(content.decode()), SILENCE
         except ValueError:
             # Without hard links, a claim is empty for a moment before it says whose it is.
-            return (NOBODY_KNOWN if silent < UNFINISHED else None), content
-        state = owner.state()
-        return (None if state == "dead" or (state == "elsewhere" and silent > SILENCE) else owner), content
+            owner, allowed = NOBODY_KNOWN, UNFINISHED
+        state = owner.state() if owner.pid else "elsewhere"
+        if state == "elsewhere":
+            try:
+                silent = _now(self.path.parent) - beat  # costs a file, so only asked where it matters
+            except FileNotFoundError:
+                return None, None
+            except OSError:
+                return NOBODY_KNOWN, None
+            state = "dead" if silent > allowed else "alive"
+        return (None if state == "dead" else owner), content
 
     def acquire(self) -> Owner | None:
         """Take the claim; returns None if it is ours now, else its holder."""
@@ -178,9 +187,15 @@ def claim_beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.claim")
 
 
+# Claims that blocks around this one hold, by their absolute paths, and whether each was waited for.
+_around: ContextVar[Mapping[Path, bool]] = ContextVar("_around", default=MappingProxyType({}))
+
+
 @contextmanager
 def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
     """Hold a claim for the length of a block, after waiting for whoever has it.
+
+    Within a block that holds the same claim, nothing is done, and the outer block's answer is given.
 
     Args:
         path: the claim's file.
@@ -190,6 +205,9 @@ def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
     Yields:
         Whether we waited for another holder, who may have done the work.
     """
+    if (before := _around.get().get(path.absolute())) is not None:
+        yield before
+        return
     claim = Claim(path)
     waited, said = False, 0.0
     while (holder := claim.acquire()) is not None:
@@ -198,7 +216,9 @@ def claimed(path: Path, what: str, poll: float = 1.0) -> Iterator[bool]:
             said = time.monotonic()
         waited = True
         time.sleep(poll)
+    inside = _around.set({**_around.get(), path.absolute(): waited})
     try:
         yield waited
     finally:
+        _around.reset(inside)
         claim.release()

@@ -34,7 +34,7 @@ ENTRY = {
 # Bookkeeping modules: stages use them, but no number depends on them.
 BOOKKEEPING = {
     f"viny.runtime.{name}"
-    for name in ("provenance", "fingerprint", "errors", "processes", "claims", "shapes", "signals")
+    for name in ("provenance", "fingerprint", "errors", "processes", "claims", "shapes", "signals", "gpus", "stacks")
 } | {"viny.learning.progress"}
 
 FILE_NAME = re.compile(r"[\w.-]{1,60}")

@@ -21,6 +21,7 @@ PROVENANCE = {
     "image_passes": int,
     "training_seconds": NUMBER,
     "threads": int,
+    "stacked": NUMBER,
     "packages": {"*": str},
     "earlier_attempts": list,
     **dict.fromkeys(("device_name", "device", "precision", "started", "ended"), str),
@@ -66,6 +67,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "the geometry of an encoder": {"encoder": dict, "layers": [dict], "hashes": {"*": HASH}, "provenance": dict},
     "a study's settings": {"config": dict, "sha256": str},
+    "a training handed in": {"owner": dict, "spec": dict, "arguments": {"*": (str, *NUMBER, NoneType)}, "waited": bool},
+    "a leader of trainings": {"owner": dict, "gpu": str, "full": bool},
+    "the outcome of a training": {"kind": str, "why": str, "signal": int, "where": str, "errno": int, "file": TEXT},
     # Any of those above, of which no more than these keys are read.
     "a record": {
         "contents": TEXT,

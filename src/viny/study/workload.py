@@ -24,6 +24,7 @@ CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
 HASH = 16  # bytes of a row's hash in a pack
+STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
 
 
@@ -66,6 +67,12 @@ class Workload:
     def minutes(self, config: Mapping[str, Any], attempt: int = 1) -> int:
         """Time to ask for, whole minutes: with headroom, and more at every further attempt."""
         return math.ceil(attempt * (START + HEAD_ROOM * self.operations / operations_a_second(config) / 60))
+
+
+def stack_of(config: Mapping[str, Any]) -> int:
+    """How many trainings one process may run at once on a GPU."""
+    said = config["compute"]["stack"]
+    return STACK if said == "auto" else said
 
 
 def operations_a_second(config: Mapping[str, Any]) -> float:

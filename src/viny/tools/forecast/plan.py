@@ -86,7 +86,7 @@ def plan(
         "cells": len(cells(config)),
         "stages": stages,
         "total": total,
-        "checkpoint_bytes": CHECKPOINTS * forecast.weights * min(place.beside, most_beside(all_jobs)),
+        "checkpoint_bytes": CHECKPOINTS * forecast.weights * min(place.beside * place.stack, most_beside(all_jobs)),
         "wall_clock": {
             **asdict(place),
             "beside": place.beside,
@@ -204,6 +204,8 @@ def show(planned: Mapping[str, Any]) -> None:
     where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
     where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
+    if wall["stack"] > 1:
+        beside = f"in {wall['beside']} stack{'s' * (wall['beside'] > 1)} of up to {wall['stack']} trainings"
     meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
     share = planned["share_of_cores"]
 
