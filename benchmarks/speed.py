@@ -37,7 +37,8 @@ from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.model import VINY, ViNy
 from viny.learning.objectives import Segmentation, SimMIM
-from viny.learning.run import Run, make_optimizer
+from viny.learning.optimizer import Adam
+from viny.learning.run import Run
 from viny.learning.settings import TRAINING, TrainSettings, forward_operations
 from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
@@ -117,7 +118,7 @@ class Ours:
     def parts(self, steps: int) -> dict[str, float]:
         """Where the milliseconds of a step go, medians over steps."""
         wait = torch.cuda.synchronize if self.machine.device.type == "cuda" else lambda: None
-        optimizer = make_optimizer(self.objective, self.settings)
+        optimizer = Adam(self.objective, self.settings)
         taken: dict[str, list[float]] = {}
         reading, forward = 0.0, [0.0]
         gather, loss = batches_module.PackSubset.__getitem__, self.objective.loss
@@ -493,7 +494,7 @@ def stream(settings: Settings, precision: str, steps: int = 60) -> dict[str, Any
     pack = open_pack(settings.data / "large" / "manifest.json")
     batches = simmim_batches(pack, np.arange(len(pack)), VINY.image_size, VINY.patches, 0.5, 0.67, machine.device)
     objective = SimMIM(ViNy()).to(machine.device)
-    optimizer = make_optimizer(objective, TrainSettings(1, 64, "adamw", 1e-4, 0.0, (), 0.1))
+    optimizer = Adam(objective, TrainSettings(1, 64, "adamw", 1e-4, 0.0, (), 0.1))
     draws = torch.Generator().manual_seed(0)
     began = time.perf_counter()
     with Gradients(objective, machine, 64) as gradients:

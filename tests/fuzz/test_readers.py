@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("hypothesis", reason="generated files need hypothesis, see envs/test.txt")
@@ -43,8 +42,9 @@ from viny.evidence.statistics.representations import read_geometry
 from viny.evidence.tables import read_metrics, write_tables
 from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.model import ViNy
+from viny.learning.optimizer import Adam
 from viny.learning.progress import read_progress
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import ModelSettings, TrainSettings
 from viny.learning.weights import load_segmentation, load_weights
 from viny.runtime import files, stacks
 from viny.runtime.errors import InputError
@@ -427,7 +427,7 @@ def test_arrays_of_any_bytes(study: tuple[Path, Cell], how: Any) -> None:
 def test_weights_and_checkpoints_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, how: Any) -> None:
     folder = tmp_path_factory.getbasetemp() / "checkpoints"
     encoder = ViNy(ModelSettings(image_size=8, patch_size=4, dim=4, depth=1, heads=1, head_dim=4, mlp_dim=4))
-    optimizer = torch.optim.AdamW(encoder.parameters())
+    optimizer = Adam(encoder, TrainSettings(1, 1, "adamw", 1e-3, 0.0, (), 0.1))
     kept = Checkpoints(folder, {"run": 1}, 0, {"host": "here"})
     path = kept.save(encoder, optimizer, Progress())
     assert path is not None

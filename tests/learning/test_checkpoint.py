@@ -19,6 +19,8 @@ from tiny_study import Study
 
 from viny.learning import checkpoint, stages, train
 from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.optimizer import Adam
+from viny.learning.settings import TrainSettings
 from viny.learning.weights import weights_beside
 from viny.runtime.errors import TrainingError
 from viny.runtime.files import file_sha256
@@ -424,8 +426,8 @@ def test_divergence_leaves_the_last_good_checkpoint(
 
 
 def test_checkpoint_of_a_model_without_state_is_a_fresh_start(tmp_path: Path) -> None:
-    model = torch.nn.Linear(2, 2)
-    assert Checkpoints(tmp_path / "none", {}, 5).load(model, torch.optim.Adam(model.parameters())) == Progress()
+    model, settings = torch.nn.Linear(2, 2), TrainSettings(1, 1, "adam", 1e-3, 0.0, (), 0.1)
+    assert Checkpoints(tmp_path / "none", {}, 5).load(model, Adam(model, settings)) == Progress()
 
 
 def test_curve_and_seconds_of_a_stopped_run_cover_all_attempts(

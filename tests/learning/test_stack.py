@@ -25,7 +25,8 @@ from viny.learning.checkpoint import Checkpoints
 from viny.learning.engine import Engine
 from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM
-from viny.learning.run import Run, make_optimizer
+from viny.learning.optimizer import Adam
+from viny.learning.run import Run
 from viny.learning.settings import ModelSettings, TrainSettings
 from viny.learning.stack import SharedClock, train_together
 from viny.learning.train import fit
@@ -242,7 +243,7 @@ def test_compiled_steps_train_as_plain_ones(
     settings = replace(SETTINGS, epochs=2)
     runs = [new_run(kind, seed, count, settings) for seed, count in ((0, 12), (1, 9))]
     train_together(House([Visitor(run) for run in runs]), MACHINE, most=2)
-    assert "without" not in capsys.readouterr().out
+    assert "not used" not in capsys.readouterr().out
     for run in runs:
         weights, _ = alone(new_run(kind, run.seed, run.count, settings))
         errors = torch.cat([(run.objective.state_dict()[name] - weights[name]).abs().flatten() for name in weights])
@@ -461,7 +462,7 @@ def test_wrong_gradients_are_noticed(
     train_together(House([visitor]), MACHINE, most=1)
     assert visitor.outcome == "trained"
     said = capsys.readouterr().out
-    what = "without compiled kernels" if compiled else "without the stacked engine, step by step"
+    what = "compiled kernels not used" if compiled else "the stacked engine not used, step by step"
     assert f"{what}: the gradient of encoder.blocks.1.norm2.weight differs by " in said
     weights, _ = alone(new_run("masks", 0, 12))
     assert farthest(run.objective.state_dict(), weights) < (1e-3 if compiled else 1e-12)
@@ -478,7 +479,7 @@ def test_kernels_that_do_not_compile_are_left_out(
     visitor = Visitor(new_run("masks", 0, 12))
     train_together(House([visitor]), MACHINE, most=1)
     assert visitor.outcome == "trained"
-    assert "\nwithout compiled kernels: no compiler here\n" in capsys.readouterr().out
+    assert "\ncompiled kernels not used: no compiler here\n" in capsys.readouterr().out
 
 
 def test_an_objective_of_ones_own_is_trained_step_by_step(
@@ -528,10 +529,10 @@ def test_a_graph_of_compiled_kernels_trains_as_a_cpu_does(
     runs = [new_run(kind, *member) for member in members]
     for run in runs:
         run.objective.cuda()
-        run.optimizer = make_optimizer(run.objective, run.settings)
+        run.optimizer = Adam(run.objective, run.settings)
     train_together(House([Visitor(run) for run in runs]), machine, most=3)
     said = capsys.readouterr().out
-    assert "without" not in said and "no CUDA graph" not in said
+    assert "not used" not in said and "no CUDA graph" not in said
     for run, member in zip(runs, members, strict=True):
         found = [row["loss"] for row in read_rows(run.curve_path)]
         _, curve = alone(new_run(kind, *member))
@@ -550,7 +551,7 @@ def test_a_graph_takes_the_steps_that_single_launches_take(
         runs = [new_run(kind, seed, 12 + seed) for seed in range(2)]
         for run in runs:
             run.objective.cuda()
-            run.optimizer = make_optimizer(run.objective, run.settings)
+            run.optimizer = Adam(run.objective, run.settings)
         if not graph:
             monkeypatch.setattr(Engine, "_capture", lambda self: None)
         train_together(House([Visitor(run) for run in runs]), machine, most=2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,8 @@ from viny.learning.batches import LabelledAugmentation, PackSubset, class_batche
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
 from viny.learning.objectives import Classification, Segmentation, SimMIM
-from viny.learning.run import CURVE_COLUMNS, Run, make_optimizer, rate
+from viny.learning.optimizer import Adam
+from viny.learning.run import CURVE_COLUMNS, Run, rate
 from viny.learning.settings import ModelSettings, TrainSettings
 from viny.learning.train import fit
 from viny.learning.weights import new_encoder
@@ -105,11 +108,41 @@ def test_rate_reaches_the_optimiser(train: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_optimiser_is_the_named_one(name: str, kind: type) -> None:
-    settings = replace(SETTINGS, optimizer=name, lr=0.3, weight_decay=0.07)
-    optimizer = make_optimizer(nn.Linear(2, 2), settings)
-    assert type(optimizer) is kind  # AdamW is a subclass of Adam in some versions
-    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.3, 0.07)
+def test_optimiser_is_pytorchs_to_the_bit(name: str, kind: type) -> None:
+    settings = replace(SETTINGS, optimizer=name, lr=0.03, weight_decay=0.07)
+    torch.manual_seed(0)
+    ours, theirs = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)), nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    theirs.load_state_dict(ours.state_dict())
+    one = Adam(ours, settings)
+    other = kind(theirs.parameters(), lr=0.03, weight_decay=0.07, fused=True)
+    for step in range(7):
+        x = torch.randn(4, 5)
+        for model in (ours, theirs):
+            model.zero_grad()
+            # The second layer's bias has no gradient at first: it must not decay either.
+            y = model[0](x) @ model[1].weight.t() if step < 3 else model(x)
+            y.square().mean().backward()
+        one.lr = other.param_groups[0]["lr"] = 0.03 / (1 + step)
+        one.step()
+        other.step()
+        if step == 4:  # a state that went through a checkpoint
+            resumed = Adam(ours, settings)
+            resumed.load({place: {k: v.clone() for k, v in values.items()} for place, values in one.state.items()})
+            one = resumed
+    assert same(ours.state_dict(), theirs.state_dict())
+    state = other.state_dict()["state"]
+    assert one.state.keys() == state.keys()
+    assert all(torch.equal(one.state[place][key], state[place][key]) for place in state for key in state[place])
+
+
+def test_training_on_a_cpu_loads_no_compiler() -> None:
+    code = (
+        "import sys, torch, pathlib; from torch import nn; from viny.learning.optimizer import Adam; "
+        "from viny.learning.settings import TrainSettings; import viny.learning.stages; model = nn.Linear(2, 2); "
+        "one = Adam(model, TrainSettings(1, 1, 'adamw', 1e-3, 0.0, (), 0.1)); "
+        "model(torch.ones(1, 2)).sum().backward(); one.step(); assert 'torch._dynamo' not in sys.modules, 'slow'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Repeatability

@@ -214,10 +214,10 @@ def test_where_trainings_are_stacked_they_take_no_cores_and_evaluations_have_pla
     assert Resources.of(tiny, 1, 0).stack == 1
 
 
-def test_the_rate_of_a_stack_is_that_of_all_its_trainings(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_the_rate_of_a_stacked_training_is_that_of_its_share(tmp_path: Path, tiny: dict[str, Any]) -> None:
     finished_trainings(tiny, tmp_path, {"pretrain": [50, 50]}, stacked=3)
     found = rates_seen(all_jobs(tiny), tmp_path, 1, "cpu")
-    assert list(found.images.values()) == [150]
+    assert list(found.images.values()) == [50]
     assert found.beside is None  # what such a job takes includes its wait
 
 

@@ -145,7 +145,7 @@ def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -
     folder = given["checkpoints"]
     # A job whose driver died may still be running when the next driver starts the same job.
     with claimed(claim_beside(folder), stage) if folder else contextlib.nullcontext(False) as waited:
-        work = Work(spec, arguments, waited)
+        work = Work(spec, arguments, waited, os.environ.get("VINY_STUDY_SHA256") or None)
         desk = lead_or_join(work, stage)
         if desk is not None:
             with desk:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from viny.learning.optimizer import Adam
 from viny.runtime.files import atomic_path, canonical_json, digest
 
 KEPT = 2  # checkpoints per run; the older one is used if the newer one is damaged
@@ -63,7 +64,7 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self._last >= 60 * self.minutes
 
-    def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path | None:
+    def save(self, objective: nn.Module, optimizer: Adam, progress: Progress) -> Path | None:
         """Write a checkpoint, whole or not at all, and delete all but the last two.
 
         If the disk is full or fails, this checkpoint is lost and training continues: the failure is printed, and
@@ -96,7 +97,7 @@ class Checkpoints:
             return None
         return path
 
-    def load(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def load(self, objective: nn.Module, optimizer: Adam) -> Progress:
         """Restore the model and optimiser from this run's newest undamaged checkpoint.
 
         Any other checkpoint met on the way is reported. Returns a fresh start if none can be used.
@@ -145,16 +146,16 @@ def _position(path: Path) -> str:
     return path.name.partition("_")[2]
 
 
-def _state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _state(objective: nn.Module, optimizer: Adam) -> Iterator[tuple[str, Tensor]]:
     """Weights and optimiser state under flat names, on the CPU."""
     for name, tensor in objective.state_dict().items():
         yield f"model/{name}", tensor.detach().cpu().contiguous()
-    for index, values in optimizer.state_dict()["state"].items():
+    for index, values in optimizer.state.items():
         for key, value in values.items():
             yield f"optimizer/{index}/{key}", torch.as_tensor(value).detach().cpu().contiguous()
 
 
-def _restore(tensors: Mapping[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore(tensors: Mapping[str, Tensor], objective: nn.Module, optimizer: Adam) -> None:
     model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
     objective.load_state_dict(model)
     state: dict[int, dict[str, Tensor]] = {}
@@ -163,7 +164,7 @@ def _restore(tensors: Mapping[str, Tensor], objective: nn.Module, optimizer: tor
             _, index, key = name.split("/")
             # Copied, since a tensor that was read lies where the file's layout put it.
             state.setdefault(int(index), {})[key] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load(state)
 
 
 def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -31,8 +31,8 @@ AHEAD = 0.3  # seconds of work drawn ahead
 HELD = 0.7  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
-# Ways to compile, the fastest first. Fused reductions once gave wrong gradients of layer norms in a PyTorch release.
-WAYS = ("", "triton.mix_order_reduction")  # what is switched off
+# What is switched off in compiling, the fastest way first. Fused reductions once gave wrong gradients of layer norms.
+WAYS = ("", "triton.mix_order_reduction")
 # Of a gradient, relative to its norm. In bfloat16 a ViNy's differ from float32's by up to 0.03.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}
 NEGLIGIBLE = 0.01  # a parameter's gradient, relative to that of all, below which it is held against this share of all
@@ -306,23 +306,27 @@ class Engine:
         settings = self.kind.settings
         why = usable(self.kind.tokens, settings.head_dim, self.device, self.parameters.product_dtype, settings.heads)
         if why is not None and self.on_gpu:
-            print(f"attention by PyTorch's kernels: {why}", flush=True)
-        attentions = [plain_attention] if why is not None else [few_token_attention, plain_attention]
-        ways = [(without, attentions[0]) for without in WAYS] if self.compiled else []
-        ways += [(None, attention) for attention in attentions]
-        for way, (self.without, self.attend) in enumerate(ways):
+            print(f"the project's attention kernels not used: {why}", flush=True)
+        own = few_token_attention if why is None else plain_attention
+        ways = [
+            ("compiled kernels with fused reductions", WAYS[0], own),
+            ("compiled kernels", WAYS[1], own),
+            ("the project's attention kernels", None, own),
+            ("the stacked engine", None, plain_attention),
+        ]
+        ways = [way for way in ways if self.compiled or way[1] is None]
+        ways = [way for way in ways if why is None or "attention" not in way[0]]
+        for what, self.without, self.attend in ways:
             try:
                 self._check(steps)
                 break
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers raise errors of many types
-                if way + 1 == len(ways):
+                if what == ways[-1][0]:
                     raise
                 said = (str(error) or type(error).__name__).splitlines()[0][:300]
-            what = "the project's attention kernels" if self.without is None else "compiled kernels"
-            what = f"compiled kernels with {WAYS[1]}" if self.without == WAYS[0] else what
-            print(f"without {what}: {said}", flush=True)
+            print(f"{what} not used: {said}", flush=True)
         if self.on_gpu:
             self._capture()
         self._run([steps])

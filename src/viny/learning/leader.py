@@ -58,7 +58,8 @@ class Leader:
         paths = {name: None if given[name] is None else Path(given[name]) for name in Files._fields}
         owner = None if member is None else member.owner
         minutes, threads = given["checkpoint_minutes"], given["threads"]
-        job = TrainingJob(work.spec, Files(**paths), self.machine, threads, minutes, hold=False, owner=owner)
+        files = Files(**paths)
+        job = TrainingJob(work.spec, files, self.machine, threads, minutes, False, owner, work.study)
         if work.waited and job.is_made():
             return None
         job.begin()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.optimizer import Adam
 from viny.learning.progress import ProgressReport, ProgressWriter
 from viny.learning.settings import TrainSettings
 from viny.runtime.errors import TrainingError
@@ -28,11 +29,6 @@ CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
 # (positions in the training list [B], generator of the step) -> what the objective's loss takes
 BatchMaker = Callable[[Tensor, torch.Generator], Any]
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def rate(settings: TrainSettings, epoch: int) -> float:
@@ -82,7 +78,7 @@ class Run:
     ) -> None:
         self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
         self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
-        self.optimizer = make_optimizer(objective, settings)
+        self.optimizer = Adam(objective, settings)
         self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
         self.report = _Report(
             stage, settings.epochs, math.ceil(count / settings.batch_size), self.progress, checkpoints, owner

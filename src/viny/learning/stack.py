@@ -255,7 +255,7 @@ class _Stack:
     def _without_engine(self, guest: Guest, error: UnsoundError) -> None:
         found: BaseException | None = None
         with guest.lines():
-            print(f"without the stacked engine, step by step: {error}", flush=True)
+            print(f"the stacked engine not used, step by step: {error}", flush=True)
             try:
                 step_by_step(guest.run, self.machine, guest.stop_signal)
             except (TrainingError, Stopped) as stopped:

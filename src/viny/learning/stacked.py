@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from viny.data.masks import IGNORE
 from viny.learning.model import patchify
 from viny.learning.objectives import Classification, PatchClassification, Segmentation, SimMIM, majority_class
+from viny.learning.optimizer import BETAS, EPSILON, Adam
 from viny.learning.settings import ModelSettings, TrainSettings
 
 Views = Mapping[str, Tensor]
 Attention = Callable[[Tensor], Tensor]  # [B, N, 3, H, W] to [B, N, H, W]
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # PyTorch's defaults for Adam and AdamW
 ALIGNED = 64  # elements, so that each parameter of each run starts where a GPU reads it at full width
 
 
@@ -312,10 +312,10 @@ class Parameters:
                 pieces[entry.product].append(gradient.new_zeros(len(gradient), entry.end - entry.stop))
         return {product: torch.cat(found, 1) for product, found in pieces.items()}
 
-    def load(self, row: int, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, row: int, objective: nn.Module, optimizer: Adam) -> int:
         """Take in a run's parameters and Adam state; returns how many steps it has taken."""
         tensors = dict(objective.named_parameters())
-        state = optimizer.state_dict()["state"]
+        state = optimizer.state
         taken = 0
         for entry in self.entries:
             place = row, slice(entry.start, entry.stop)
@@ -327,7 +327,7 @@ class Parameters:
         self.products.copy_(self.values[True])
         return taken
 
-    def save(self, row: int, objective: nn.Module, optimizer: torch.optim.Optimizer, taken: int) -> None:
+    def save(self, row: int, objective: nn.Module, optimizer: Adam, taken: int) -> None:
         """Give a run its parameters and Adam state back, after `taken` steps."""
         tensors = dict(objective.named_parameters())
         state = {}
@@ -339,7 +339,7 @@ class Parameters:
                     "exp_avg": entry.to_module(self.means[entry.product][row]).contiguous(),
                     "exp_avg_sq": entry.to_module(self.squares[entry.product][row]).contiguous(),
                 }
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load(state)
 
     def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, adam: Callable[..., None]) -> None:
         """Take a step of Adam, by `adam` or that compiled.

@@ -43,7 +43,9 @@ from viny.runtime.stacks import Desk, Work
 CHECKPOINT_MINUTES = 5.0
 
 
-def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool) -> Any:
+def _pretrain(
+    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
+) -> Any:
     settings = encoder.settings
     batches = simmim_batches(
         pack, train, settings.image_size, settings.patches, spec["mask_ratio"], spec["crop_scale"], device, hold
@@ -52,7 +54,7 @@ def _pretrain(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, de
 
 
 def _intermediate(
-    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool
+    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
 ) -> Any:
     augmentation = LabelledAugmentation(spec["contrast"], normalised=True)
     if spec["target"] == "patch":
@@ -65,7 +67,9 @@ def _intermediate(
     return Classification(encoder, classes, spec["pooling"], spec["class_token"]), batches
 
 
-def _finetune(spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool) -> Any:
+def _finetune(
+    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
+) -> Any:
     frozen = None
     if spec["augmentation"] == "frozen":
         draws = generator(spec["cell"]["seed"], "finetune", "frozen")
@@ -200,6 +204,7 @@ class TrainingJob:
         checkpoint_minutes: between checkpoints.
         hold: whether the training's images are read at once, and kept; if not, whoever trains it reads them.
         owner: the process whose job it is; None: this one.
+        study: hash of the settings of its study; None: as this process was told.
     """
 
     def __init__(
@@ -211,8 +216,9 @@ class TrainingJob:
         checkpoint_minutes: float | None,
         hold: bool = True,
         owner: Owner | None = None,
+        study: str | None = None,
     ) -> None:
-        self.provenance = Provenance()
+        self.provenance = Provenance(study)
         self.spec, self.files, self.machine, self.threads, self.owner = spec, files, machine, threads, owner
         self.stage, self.seed = spec["stage"], spec["cell"]["seed"]
         if checkpoint_minutes is None:

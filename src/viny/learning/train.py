@@ -10,6 +10,7 @@ from torch import Tensor
 from viny.learning.checkpoint import Progress
 from viny.learning.gradients import Gradients
 from viny.learning.machine import Machine
+from viny.learning.optimizer import Adam
 from viny.learning.run import BatchMaker, Run, rate
 from viny.runtime.signals import on_stop
 
@@ -58,8 +59,7 @@ def step_by_step(run: Run, machine: Machine, asked: Callable[[], int] = lambda: 
     with Gradients(run.objective, machine, run.settings.batch_size) as gradients:
         run.end_epoch()  # a run resumed after an epoch's very last step
         for step in run.steps():
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate(run.settings, step.epoch)
+            run.optimizer.lr = rate(run.settings, step.epoch)
             run.took(step, _step(gradients, run.batches, run.optimizer, step.positions, run.draws(step)))
             run.stop(asked())
             run.look()
@@ -69,7 +69,7 @@ def step_by_step(run: Run, machine: Machine, asked: Callable[[], int] = lambda: 
 def _step(
     gradients: Gradients,
     batches: BatchMaker,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     positions: Tensor,
     draws: torch.Generator,
 ) -> Tensor:

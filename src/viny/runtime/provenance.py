@@ -96,9 +96,13 @@ class Provenance:
     """Collects the provenance of one job, from construction to `finish`.
 
     It never makes a job fail: what cannot be found out is None.
+
+    Args:
+        study: hash of the study's settings; None: as this process was told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, study: str | None = None) -> None:
+        self._study = study or os.environ.get("VINY_STUDY_SHA256") or None
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
         self._code = code_version()  # now, since the checkout may move on while the job runs
@@ -118,7 +122,7 @@ class Provenance:
         processor = _known(processor_name)
         return {
             **self._code,
-            "study_sha256": os.environ.get("VINY_STUDY_SHA256") or None,
+            "study_sha256": self._study,
             "packages": {p: v for p in PACKAGES if (v := _version(p))},
             "python": platform.python_version(),
             "host": _known(platform.node),

@@ -67,7 +67,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "the geometry of an encoder": {"encoder": dict, "layers": [dict], "hashes": {"*": HASH}, "provenance": dict},
     "a study's settings": {"config": dict, "sha256": str},
-    "a training handed in": {"owner": dict, "spec": dict, "arguments": {"*": (str, *NUMBER, NoneType)}, "waited": bool},
+    "a training handed in": {
+        "owner": dict,
+        "spec": dict,
+        "arguments": {"*": (str, *NUMBER, NoneType)},
+        "waited": bool,
+        "study": TEXT,
+    },
     "a leader of trainings": {"owner": dict, "gpu": str, "full": bool},
     "the outcome of a training": {"kind": str, "why": str, "signal": int, "where": str, "errno": int, "file": TEXT},
     # Any of those above, of which no more than these keys are read.

@@ -55,11 +55,13 @@ class Work:
         spec: see `viny.study.specs.training_spec`.
         arguments: further arguments of `viny.learning.stages.train`; paths as text, absolute.
         waited: whether the training's claim was waited for, whose holder may have done the work.
+        study: hash of the settings of the study that it is for, as its provenance says; None where that is not known.
     """
 
     spec: dict[str, Any]
     arguments: dict[str, Any]
     waited: bool = False
+    study: str | None = None
 
 
 def stack_key(work: Work) -> str:
@@ -581,7 +583,7 @@ class Member:
         try:
             said = read_json(folder / "work.json", "a training handed in")
             owner = _owner(said["owner"])
-            work = Work(dict(said["spec"]), dict(said["arguments"]), said["waited"])
+            work = Work(dict(said["spec"]), dict(said["arguments"]), said["waited"], said.get("study"))
         except (InputError, ValueError) as error:
             with suppress(OSError):
                 write_json(folder / "outcome.json", {"kind": "again", "why": str(error)})

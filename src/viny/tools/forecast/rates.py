@@ -95,13 +95,13 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
             spec = read_json(root / job.outputs[1], "a weights record")["spec"]
             same = _kind_of_training(spec) == kind(job) and run["threads"] == threads
             if same and (device == "auto" or run["device"].startswith(device)):
-                stacked = run.get("stacked", 1)  # trainings that ran as one, of which the rate is all their images'
-                rate = stacked * run["image_passes"] / run["training_seconds"]
+                rate = run["image_passes"] / run["training_seconds"]
                 if rate <= 0:
                     continue
                 titles.setdefault(kind(job), _title(job))
                 seen.setdefault(kind(job), []).append((rate, run.get("host")))
-                if took is not None and stacked == 1 and not run["earlier_attempts"]:
+                # A stacked training's seconds are its share, and its job waited for the others.
+                if took is not None and run.get("stacked", 1) == 1 and not run["earlier_attempts"]:
                     beside.append(max(0.0, took - run["training_seconds"]))
         except (InputError, LookupError, TypeError, ZeroDivisionError):
             continue  # no evidence; what is wrong there is for `viny verify` to say

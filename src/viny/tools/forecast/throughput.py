@@ -222,8 +222,8 @@ def _training(step: Step, threads: int) -> Run:
 
     from viny.learning.gradients import Gradients
     from viny.learning.machine import Machine
+    from viny.learning.optimizer import Adam
     from viny.learning.run import Run as TrainingRun
-    from viny.learning.run import make_optimizer
     from viny.learning.settings import TrainSettings
     from viny.learning.stages import STAGES
     from viny.learning.train import fit
@@ -251,7 +251,7 @@ def _training(step: Step, threads: int) -> Run:
         return run
     objective.to(machine.device).train()
     objective.encoder.set_fused_attention(machine.fused_attention)
-    optimizer = make_optimizer(objective, settings)
+    optimizer = Adam(objective, settings)
     gradients = Gradients(objective, machine, size)
     draws = torch.Generator().manual_seed(0)
 
