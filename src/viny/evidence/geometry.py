@@ -28,17 +28,17 @@ from viny.evidence.token_metrics import (
     ITERATIONS,
     REFERENCES,
     across_image_variance,
+    alignment,
     centred,
-    effective_rank,
     layer_names,
-    linear_cka,
     linear_probe,
     mean_by_distance,
     morans_i,
     near_minus_far,
     patch_similarity,
+    rank_of,
+    share_within,
     within_image_variance,
-    within_share,
 )
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy, patchify
@@ -347,17 +347,20 @@ def _measure(
     tokens: np.ndarray, reference: np.ndarray, train: np.ndarray, truth: np.ndarray, train_classes: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """A layer's metrics, and its similarity by distance, raw and centred."""
-    raw, without_mean = patch_similarity(tokens), patch_similarity(centred(tokens))
+    tokens = tokens.astype(np.float64)  # once for all that follows
+    around_mean = centred(tokens)
+    raw, without_mean = patch_similarity(tokens), patch_similarity(around_mean)
     probe = linear_probe(train, train_classes, tokens, truth)
+    within, across = within_image_variance(tokens), across_image_variance(tokens)
     values = {
-        "within_image_variance": within_image_variance(tokens),
-        "across_image_variance": across_image_variance(tokens),
-        "within_share": within_share(tokens),
+        "within_image_variance": within,
+        "across_image_variance": across,
+        "within_share": share_within(within, across, around_mean),
         "local_minus_distant": near_minus_far(raw),
         "local_minus_distant_centred": near_minus_far(without_mean),
         "morans_i": morans_i(tokens),
-        "effective_rank": effective_rank(tokens),
-        "linear_cka": linear_cka(tokens, reference),
+        "effective_rank": rank_of(around_mean),
+        "linear_cka": alignment(around_mean, centred(reference)),
         "probe_accuracy": probe.accuracy,
         "probe_balanced_accuracy": probe.balanced_accuracy,
     }

@@ -55,8 +55,11 @@ def within_share(tokens: np.ndarray) -> float:
     Returns:
         A fraction; NaN if tokens do not vary.
     """
-    within, across = within_image_variance(tokens), across_image_variance(tokens)
-    return within / (within + across) if _varies(tokens) else math.nan
+    return share_within(within_image_variance(tokens), across_image_variance(tokens), centred(tokens))
+
+
+def share_within(within: float, across: float, centred: np.ndarray) -> float:
+    return within / (within + across) if centred.any() else math.nan
 
 
 def _varies(tokens: np.ndarray) -> bool:
@@ -179,9 +182,13 @@ def effective_rank(tokens: np.ndarray) -> float:
     Returns:
         Between 1 and D; NaN if tokens do not vary.
     """
-    if not _varies(tokens):
+    return rank_of(centred(tokens))
+
+
+def rank_of(centred: np.ndarray) -> float:
+    if not centred.any():
         return math.nan
-    values = np.linalg.svd(centred(tokens).reshape(-1, tokens.shape[2]), compute_uv=False)
+    values = np.linalg.svd(centred.reshape(-1, centred.shape[2]), compute_uv=False)
     return float(np.exp(entropy(values)))
 
 
@@ -198,10 +205,13 @@ def linear_cka(tokens: np.ndarray, reference: np.ndarray) -> float:
     Returns:
         Between 0 and 1; NaN if the tokens of either do not vary.
     """
-    if not (_varies(tokens) and _varies(reference)):
+    return alignment(centred(tokens), centred(reference))
+
+
+def alignment(centred: np.ndarray, reference: np.ndarray) -> float:
+    if not (centred.any() and reference.any()):
         return math.nan
-    x = centred(tokens).reshape(-1, tokens.shape[2])
-    y = centred(reference).reshape(-1, reference.shape[2])
+    x, y = centred.reshape(-1, centred.shape[2]), reference.reshape(-1, reference.shape[2])
     return float(np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 
 
