@@ -10,14 +10,13 @@ import argparse
 import ast
 import contextlib
 import functools
-import importlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.commands.common import EXIT_CODES
+from viny.commands.common import EXIT_CODES, load
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
 from viny.runtime.gpus import give_gpu_back, take_gpu
@@ -102,7 +101,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
         )
     with _gpu() if spec.get("device", "cpu") != "cpu" else contextlib.nullcontext():
         module, name = ENTRY[stage].split(":")
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(load(module), name)
         if "threads" in {one.name for one in arguments(stage)[1]}:
             function(spec, **given)
             return
