@@ -255,14 +255,14 @@ def _measure_encoder(
     layers, trained = tokens(mine, held_out), tokens(mine, probe_train)
     compared = layers if encoder == reference else tokens(other, held_out)
     truth, train_classes = (_patch_classes(pack, rows, mine.settings.patch_size) for rows in (held_out, probe_train))
-    names = layer_names(mine.settings.depth)
+    names, gpu = layer_names(mine.settings.depth), machine.device if machine.device.type == "cuda" else None
     rows, similarity, similarity_centred = [], [], []
     for layer, (name, *those) in enumerate(zip(names, layers, compared, trained, strict=True)):
-        row, raw, without_mean = _measure(*those, truth, train_classes)
+        row, raw, without_mean = _measure(*those, truth, train_classes, gpu)
         rows.append({"layer": layer, "name": name, **row})
         similarity.append(raw)
         similarity_centred.append(without_mean)
-    own = linear_probe(layers[-1], truth, layers[-1], truth)
+    own = linear_probe(layers[-1], truth, layers[-1], truth, gpu)
     of_a_class = truth[truth != IGNORE]
     majority = float(np.bincount(of_a_class).max() / of_a_class.size)
     shown = _examples(spec, pack, held_out, layers[-1], mine.settings.patch_size)
@@ -344,13 +344,18 @@ def _patch_classes(pack: Pack, rows: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _measure(
-    tokens: np.ndarray, reference: np.ndarray, train: np.ndarray, truth: np.ndarray, train_classes: np.ndarray
+    tokens: np.ndarray,
+    reference: np.ndarray,
+    train: np.ndarray,
+    truth: np.ndarray,
+    train_classes: np.ndarray,
+    gpu: torch.device | None,
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """A layer's metrics, and its similarity by distance, raw and centred."""
     tokens = tokens.astype(np.float64)  # once for all that follows
     around_mean = centred(tokens)
     raw, without_mean = patch_similarity(tokens), patch_similarity(around_mean)
-    probe = linear_probe(train, train_classes, tokens, truth)
+    probe = linear_probe(train, train_classes, tokens, truth, gpu)
     within, across = within_image_variance(tokens), across_image_variance(tokens)
     values = {
         "within_image_variance": within,
