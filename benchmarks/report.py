@@ -100,6 +100,9 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     if found := results.get("startup"):
         lines += ["## Start-up, seconds", ""]
         lines += table(["what", "seconds"], [[name, spread(value, 2)] for name, value in found.items()])
+    if found := results.get("small_jobs"):
+        lines += ["## Small jobs, processor seconds", ""]
+        lines += table(["job", "seconds"], [[name, spread(value, 2)] for name, value in found.items()])
     if found := results.get("dry_run"):
         lines += ["## Dry run, seconds", ""]
         lines += table(["cells", "seconds"], [[name, spread(value, 2)] for name, value in found.items()])

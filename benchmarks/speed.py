@@ -2,12 +2,13 @@
 
 In one run, in turn: vit-pytorch behind a DataLoader at its best number of workers; this project, from pack to
 optimiser step; a large matrix product. Then where a step's time goes, memory, batch sizes, threads, two jobs at once,
-packing, the start-up of a job, and dry runs. Writes speed.json, speed.md and speed.png into a folder.
+packing, the start-up of a job, small jobs, and dry runs. Writes speed.json, speed.md and speed.png into a folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -42,8 +43,9 @@ from viny.learning.run import Run
 from viny.learning.settings import TRAINING, TrainSettings, forward_operations
 from viny.learning.train import fit
 from viny.runtime.provenance import processor_name
+from viny.study import specs
 from viny.study.config import resolve
-from viny.study.grid import cells
+from viny.study.grid import cells, encoders
 from viny.study.layout import trainings
 from viny.study.reading import read_config
 from viny.study.workload import training_workload
@@ -452,6 +454,74 @@ def startup(settings: Settings) -> None:
     log("start-up")
 
 
+UNLABELLED, LABELLED, DRAWN = 50_000, 7_349, 500  # images in the packs of the small jobs, and how many are drawn anew
+
+
+def small_jobs(settings: Settings) -> None:
+    """Processor seconds of the jobs around the trainings, each as the workflow runs it, at the paper's sizes."""
+    root = settings.data / "jobs"
+    given = {"study": "jobs", "grid": {"pretrain_sizes": [0, 45_000], "finetune_sizes": [250], "seeds": [0]}}
+    given |= {"segmentation": {"source": "synthetic"}, "finetune": {"epochs": 2, "milestones": []}}
+    given |= {"pretrain": {"source": "synthetic"}, "compute": {"device": settings.device.type, "precision": "auto"}}
+    given |= {"synthetic": {"unlabelled": UNLABELLED, "segmentation": LABELLED}}
+    given["grid"]["intermediates"] = ["none"]
+    study, moving = (resolve(given | {"protocol": protocol}) for protocol in ("sound", "paper"))
+    kept, drawn = synthetic.render, functools.cache(synthetic.render)
+
+    def shifted(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+        image, mask, scene, kind = drawn(stream, index % DRAWN, size, seed)
+        return np.roll(image, index // DRAWN, 2), np.roll(mask, index // DRAWN, 1), scene, kind
+
+    synthetic.render = shifted
+    try:
+        for name, size in (("pretrain", 16), ("segmentation", 128)):  # no job here reads a picture of the first
+            (root / "packs" / name).mkdir(parents=True)
+            with silence():
+                build_pack({**specs.pack_spec(study, name), "size": size}, root / "packs" / name, settings.threads)
+    finally:
+        synthetic.render = kept
+
+    def split(name: str) -> dict[str, Path]:
+        return {"split": root / f"splits/{name}.json", "indices": root / f"splits/{name}.npz"}
+
+    cell, encoder = cells(study)[0], encoders(study)[0]
+    packs = {name: {"manifest": root / "packs" / name / "manifest.json"} for name in ("pretrain", "segmentation")}
+    cut, model = "finetune/size-250_seed-0", root / "finetune" / "model.json"
+    wanted: dict[str, tuple[str, dict[str, Any], dict[str, Path]]] = {}
+    for name, pack, file, spec in (
+        ("split, fixed test set", "segmentation", cut, specs.finetune_split_spec(study, 250, 0)),
+        ("split, moving test set", "segmentation", "moving", specs.finetune_split_spec(moving, 250, 0)),
+        ("split of 45,000 for pre-training", "pretrain", "pretrain", specs.pretrain_split_spec(study, 45_000, 0)),
+    ):
+        made = split(file)
+        wanted[name] = ("split", spec, packs[pack] | {"record": made["split"], "indices": made["indices"]})
+    inputs = packs["segmentation"] | split(cut)
+    trained = {name: model.with_name(name) for name in ("model.json", "model.safetensors", "curve.csv", "run.json")}
+    files = inputs | dict(zip(("record", "weights", "curve", "run"), trained.values(), strict=True))
+    wanted["fine-tuning, 250 labels, 2 epochs"] = ("finetune", specs.finetune_spec(study, cell), files)
+    files = inputs | {"model": model, "metrics": root / "metrics.json", "confusion": root / "metrics.npz"}
+    wanted["evaluation, 1,000 images"] = ("evaluate", specs.evaluate_spec(study, cell), files)
+    files = inputs | {"metrics": root / "geometry.json", "arrays": root / "geometry.npz"}
+    wanted["geometry of a random start"] = ("geometry", specs.geometry_spec(study, encoder), files)
+    spec = specs.duplicates_spec(study)
+    files = {"root": root, "out": root, "record": root / "summaries/duplicates.json"}
+    wanted["duplicates"] = ("duplicates", spec, files)
+    taken: dict[str, list[float]] = {name: [] for name in wanted}
+    for number in range(settings.rounds + 1):
+        for name, (stage, spec, files) in wanted.items():
+            flags = [text for key, path in files.items() for text in (f"--{key}", str(path))]
+            command = [sys.executable, "-m", "viny", stage, "--spec", json.dumps(spec), *flags, "--threads", "1"]
+            with open(root / "log.txt", "w", encoding="utf-8") as said:
+                process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+                _, status, used = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"{name}: {(root / 'log.txt').read_text(encoding='utf-8')[-2000:]}")
+            if number:
+                taken[name].append(used.ru_utime + used.ru_stime)
+    settings.results["small_jobs"] = {name: summary(values) for name, values in taken.items()}
+    log("small jobs")
+
+
 def interleaved(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of each command, medians over rounds after a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in commands}
@@ -563,6 +633,7 @@ PARTS: dict[str, Callable[[Settings], None]] = {
     "scaling": scaling,
     "packing": packing,
     "startup": startup,
+    "jobs": small_jobs,
     "workflow": workflow,
     "large": large,
 }

@@ -68,7 +68,7 @@ def edges(mermaid: str) -> set[tuple[str, str]]:
 
 
 def test_what_computes_no_tensor_starts_without_pytorch() -> None:
-    modules = ["viny.cli", "viny.evidence.report.page"]
+    modules = ["viny.cli", "viny.data.splits", "viny.evidence.duplicates", "viny.evidence.report.page"]
     modules += [f"viny.evidence.stages.{name}" for name in ("representations", "scorecard", "statistics", "tables")]
     modules += [f"viny.tools.{name}" for name in ("advice.adviser", "forecast.plan", "status.view", "verify.verifier")]
     code = (
@@ -76,7 +76,29 @@ def test_what_computes_no_tensor_starts_without_pytorch() -> None:
         f"for name in {modules}:\n"
         "    importlib.import_module(name)\n"
         "    assert 'torch' not in sys.modules, name\n"
+        "from viny.data.splits import torch_permutation\n"
+        "torch_permutation(10, 42)\n"
+        "assert 'torch' not in sys.modules, 'a moving test set'\n"
     )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_model_is_made_and_read_without_pytorchs_compiler(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+import viny.evidence.evaluate, viny.evidence.geometry
+from viny.learning.weights import load_segmentation, make_segmentation, new_encoder, save_weights
+from viny.runtime.files import write_sealed
+path = Path({str(tmp_path / "model.json")!r})
+spec = {{"model": {{"depth": 12}}, "cell": {{"seed": 0}}, "segmentation_loss": "class_softmax", "class_token": False}}
+model = make_segmentation(spec, new_encoder(spec["model"], 0), 3)
+sha256 = save_weights(path.with_suffix(".safetensors"), model.state_dict(), {{}})
+write_sealed(path, {{"spec": spec, "mask_classes": ["a", "b", "c"], "weights_sha256": sha256}})
+found = load_segmentation(path)[0].state_dict()
+assert all(found[name].equal(value) for name, value in model.state_dict().items())
+assert not {{"torch._dynamo", "sympy"}} & sys.modules.keys()
+"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -1,4 +1,5 @@
 from viny.cli import main
+from viny.runtime.signals import end
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import inspect
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from viny.cli import BAD_INPUT, main, parser
 from viny.commands import stages
+from viny.commands.common import load
 from viny.runtime.fingerprint import ENTRY
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +106,16 @@ def test_names_complete_in_a_shell(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, timeout=120)
     assert found.read_text().split() == ["verify"]
+
+
+def test_garbage_is_collected_again_once_a_module_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "loaded.py").write_text("import gc\nMEANWHILE = gc.isenabled()\n", encoding="utf-8")
+    (tmp_path / "faulty.py").write_text("1 / 0\n", encoding="utf-8")
+    try:
+        assert not load("loaded").MEANWHILE and gc.isenabled()
+        with pytest.raises(ZeroDivisionError):
+            load("faulty")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()

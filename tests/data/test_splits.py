@@ -205,12 +205,18 @@ def test_another_pack_is_refused(written: tuple[Path, Path, Pack, dict[str, np.n
         read_split(record, indices, empty_pack(100, sha256="b" * 64))
 
 
-def test_torch_permutation_needs_no_global_state() -> None:
-    torch.manual_seed(1)
-    first = torch_permutation(50, 42)
-    torch.manual_seed(2)
-    assert torch_permutation(50, 42).tolist() == first.tolist()
-    assert torch_permutation(50, 43).tolist() != first.tolist()
+@pytest.mark.parametrize("seed", [0, 42, 2**31, 2**32 + 5, -3])
+@pytest.mark.parametrize("count", [0, 1, 2, 50, 7_349])
+def test_torch_permutation_is_pytorchs(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch_permutation(count, seed)
+    assert found.dtype == np.int64 and found.tolist() == torch.randperm(count, generator=generator).tolist()
+
+
+def test_torch_permutation_leaves_the_global_generator_alone() -> None:
+    before = np.random.get_state()[1].tolist()
+    torch_permutation(50, 42)
+    assert np.random.get_state()[1].tolist() == before
 
 
 @pytest.mark.parametrize(

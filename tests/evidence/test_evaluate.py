@@ -6,12 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("jsonschema")
 
 from tiny_study import Study
 
+from viny.data.pack import Pack
+from viny.evidence.evaluate import predict
+from viny.learning.machine import Machine
+from viny.learning.objectives import Segmentation
+from viny.learning.settings import ModelSettings
+from viny.learning.weights import new_encoder
 from viny.study.config import merge, resolve
 from viny.study.grid import Cell
 from viny.study.reading import read_config
@@ -50,3 +57,15 @@ def test_classes_that_test_or_training_masks_lack_are_said(tmp_path: Path, capsy
     assert metrics["miou"] == pytest.approx(mean)
     said = capsys.readouterr().out
     assert "no pixel in any test mask: dog, yak" in said and "no pixel in any training mask: cow, yak" in said
+
+
+def test_of_equal_scores_the_first_class_wins_and_no_number_beats_all(
+    tiny: ModelSettings, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = torch.randint(0, 3, (12, 5, 24, 24), generator=torch.Generator().manual_seed(0)).float()
+    given[0, 3, 5], given[1, 2:4, 6] = torch.nan, torch.nan
+    monkeypatch.setattr(Segmentation, "forward", lambda self, images: given)
+    model = Segmentation(new_encoder(vars(tiny), 0), 5)
+    guess = predict(model, pack, np.arange(12), True, None, Machine(torch.device("cpu"), "float32"))[1]
+    expected = given.nan_to_num(nan=9).numpy().argmax(1)  # NumPy's: the first of equals
+    assert guess.dtype == torch.uint8 and np.array_equal(guess.numpy(), expected)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
 from tiny_study import Study
 
 from viny.data.augment import labelled_images
@@ -212,6 +213,30 @@ def test_a_class_that_only_training_has_does_not_count_in_the_balance() -> None:
     probe = token_metrics.linear_probe(x, y, x[:, :, :], np.where(y == 2, 1, y))
     assert probe.accuracy == pytest.approx((y != 2).mean())
     assert probe.balanced_accuracy == pytest.approx((1 + (y == 1).sum() / (y > 0).sum()) / 2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_a_fit_on_a_device_is_scikit_learns(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    y = np.arange(400) % classes
+    x = rng.normal(size=(400, 5)) + rng.normal(size=(classes, 5))[y]
+    monkeypatch.setattr(token_metrics, "TOLERANCE", 1e-9)
+    found, iterations = token_metrics.logistic_weights(x, y, torch.device("cpu"))
+    model = LogisticRegression(tol=1e-9, max_iter=500).fit(x, y)
+    expected = np.column_stack([model.coef_, model.intercept_])
+    assert 3 < iterations < 500
+    assert np.allclose(found[-len(expected) :], expected, atol=1e-4) and not found[: -len(expected)].any()
+
+
+@pytest.mark.parametrize("known", [[3, 7, 8], [3, 7, 7]])
+def test_a_probe_on_a_device_scores_as_on_the_processor(known: list[int]) -> None:
+    (x, y), (held_out, truth) = labelled(60, 0, 2), labelled(60, 1, 2)
+    given = x, np.array(known)[y], held_out, np.array(known)[truth]
+    given[1][0, :5] = token_metrics.IGNORE
+    here, there = token_metrics.linear_probe(*given), token_metrics.linear_probe(*given, torch.device("cpu"))
+    assert here.converged and there.converged and 0.8 < here.accuracy < 1
+    assert there.accuracy == pytest.approx(here.accuracy, abs=0.003)
+    assert there.balanced_accuracy == pytest.approx(here.balanced_accuracy, abs=0.01)
 
 
 # Reference patches

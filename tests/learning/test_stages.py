@@ -384,7 +384,7 @@ def test_prediction_does_not_depend_on_the_batch(chain: Chain, pack: Pack, monke
     model, _ = load_segmentation(chain.finetune)
     machine, rows = Machine(torch.device("cpu"), "float32"), np.arange(30)
     whole = predict(model, pack, rows, True, None, machine)
-    monkeypatch.setattr("viny.evidence.evaluate.BATCH", 7)
+    monkeypatch.setattr("viny.evidence.evaluate.batch_of_masks", lambda classes: 7)
     parts = predict(model, pack, rows, True, None, machine)
     assert torch.equal(whole[0], parts[0])
     assert (whole[1] == parts[1]).float().mean() > 0.999  # rounding may break a tie differently

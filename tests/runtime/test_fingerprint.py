@@ -98,6 +98,21 @@ def test_an_edited_data_file_touches_what_reads_it(
     assert touched(file) == stages
 
 
+def test_compiled_modules_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "viny"
+    shutil.copytree(fingerprint.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "PACKAGE", copy)
+    found = []
+    for _ in range(2):
+        fingerprint._parse.cache_clear()
+        found.append({stage: modules_of(stage) for stage in ENTRY})
+        for folder in {path.parent for path in copy.rglob("*.py")}:
+            (folder / "__pycache__").mkdir(exist_ok=True)
+            (folder / "__pycache__" / "made.cpython-311.pyc").write_bytes(b"compiled")
+    fingerprint._parse.cache_clear()
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("damage", ["none", "cut", "list", "other code's", "no folder"])
 def test_what_is_remembered_of_sources_changes_no_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str

@@ -715,3 +715,33 @@ def test_a_claim_in_a_folder_that_may_not_be_written_is_judged_by_this_machine_s
 
     monkeypatch.setattr(claims.tempfile, "TemporaryFile", refused)
     assert Claim(path).holder() is None
+
+
+END = """
+import atexit, sys, threading, time
+from viny.runtime.signals import end
+class Alive:
+    def __del__(self):
+        print("taken apart")
+kept = Alive()
+kept.itself = kept
+atexit.register(print, "at exit")
+print("done", end=" ")
+if sys.argv[1] == "thread":
+    threading.Thread(target=lambda: time.sleep(0.3) or print("thread", end=" ")).start()
+end(3)
+"""
+
+
+@pytest.mark.parametrize("case", ["alone", "thread"])
+def test_a_process_ends_with_its_code_and_output_but_its_memory_is_not_taken_apart(case: str) -> None:
+    done = subprocess.run([sys.executable, "-c", END, case], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 3 and not done.stderr
+    assert done.stdout == {"alone": "done at exit\n", "thread": "done thread at exit\ntaken apart\n"}[case]
+
+
+def test_a_profiler_gets_its_result(tmp_path: Path) -> None:
+    script, found = tmp_path / "script.py", tmp_path / "found"
+    script.write_text(END, encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "cProfile", "-o", found, script, "alone"], capture_output=True, timeout=120)
+    assert found.stat().st_size

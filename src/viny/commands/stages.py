@@ -10,7 +10,6 @@ import argparse
 import ast
 import contextlib
 import functools
-import importlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.commands.common import EXIT_CODES
+from viny.commands.common import EXIT_CODES, load
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
@@ -116,7 +115,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
         return
     with _gpu() if on_gpu else contextlib.nullcontext():
         module, name = ENTRY[stage].split(":")
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(load(module), name)
         if "threads" in {one.name for one in arguments(stage)[1]}:
             function(spec, **given)
             return
@@ -149,4 +148,4 @@ def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -
         desk = lead_or_join(work, stage)
         if desk is not None:
             with desk:
-                importlib.import_module("viny.learning.stages").lead(desk, work)
+                load("viny.learning.stages").lead(desk, work)

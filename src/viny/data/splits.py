@@ -39,9 +39,13 @@ def _order(pack: Pack, *keys: int | str) -> np.ndarray:
 
 def torch_permutation(count: int, seed: int) -> np.ndarray:
     """The permutation that `torch.utils.data.random_split` cuts with a generator seeded at `seed`: int64 [count]."""
-    import torch
-
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+    # PyTorch's own shuffle, from the same generator: loading PyTorch would take longer than all else that a split does.
+    draws = np.random.RandomState(seed % 2**32)._bit_generator.random_raw(max(0, count - 1))
+    order = list(range(count))
+    for here, draw in enumerate(draws.tolist()):
+        there = here + draw % (count - here)
+        order[here], order[there] = order[there], order[here]
+    return np.array(order, np.int64)
 
 
 def pretrain_split(pack: Pack, size: int, seed: int, split_seed: int, subsets: str) -> dict[str, np.ndarray]:

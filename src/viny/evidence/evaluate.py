@@ -19,7 +19,7 @@ from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
 from viny.learning.objectives import Segmentation
-from viny.learning.settings import BATCH, batch_of_masks
+from viny.learning.settings import batch_of_masks
 from viny.learning.weights import load_segmentation
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, digest, file_sha256, write_sealed
@@ -71,7 +71,8 @@ def predict(
         with machine.autocast():
             scores = model(labelled_images(images[positions], here, normalised))
         truths.append(truth.cpu())
-        guesses.append(scores.argmax(1).to(torch.uint8).cpu())
+        # The same as `argmax`, which takes ten times as long on a CPU.
+        guesses.append(scores.max(1).indices.to(torch.uint8).cpu())
     return torch.cat(truths), torch.cat(guesses)
 
 
@@ -114,9 +115,10 @@ def evaluate(
     draws = draws_of_test_images(spec, len(test))
     truth, guess = predict(fitted, pack, test, record["spec"]["normalise"], draws, machine)
     names = pack.manifest["mask_classes"]
+    at_once = batch_of_masks(len(names))
     parts = [
         confusion_matrices(t, g, len(names)).numpy().astype(np.int32)
-        for t, g in zip(truth.split(BATCH), guess.split(BATCH), strict=True)
+        for t, g in zip(truth.split(at_once), guess.split(at_once), strict=True)
     ]
     matrices = np.concatenate(parts)  # [N, C, C]
     found = summarise(matrices, names, pack.manifest.get("border_class"))
@@ -172,7 +174,9 @@ def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor
     Returns:
         int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
     """
-    b = len(truth)
-    image = torch.arange(b, device=truth.device).view(b, 1, 1)
-    code = (image * classes + truth.long()) * classes + predicted.long()
-    return torch.bincount(code[truth != IGNORE], minlength=b * classes * classes).view(b, classes, classes)
+    b, bins = len(truth), classes**2 + 1  # the last of an image's bins is for the pixels that do not count
+    kind = torch.int32 if b * bins < 1 << 31 else torch.int64
+    code = torch.where(truth == IGNORE, bins - 1, truth.to(kind) * classes + predicted.to(kind))
+    code += torch.arange(0, b * bins, bins, dtype=kind, device=truth.device).view(b, 1, 1)
+    counts = torch.bincount(code.flatten(), minlength=b * bins).view(b, bins)
+    return counts[:, :-1].reshape(b, classes, classes)

@@ -28,17 +28,17 @@ from viny.evidence.token_metrics import (
     ITERATIONS,
     REFERENCES,
     across_image_variance,
+    alignment,
     centred,
-    effective_rank,
     layer_names,
-    linear_cka,
     linear_probe,
     mean_by_distance,
     morans_i,
     near_minus_far,
     patch_similarity,
+    rank_of,
+    share_within,
     within_image_variance,
-    within_share,
 )
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy, patchify
@@ -255,14 +255,14 @@ def _measure_encoder(
     layers, trained = tokens(mine, held_out), tokens(mine, probe_train)
     compared = layers if encoder == reference else tokens(other, held_out)
     truth, train_classes = (_patch_classes(pack, rows, mine.settings.patch_size) for rows in (held_out, probe_train))
-    names = layer_names(mine.settings.depth)
+    names, gpu = layer_names(mine.settings.depth), machine.device if machine.device.type == "cuda" else None
     rows, similarity, similarity_centred = [], [], []
     for layer, (name, *those) in enumerate(zip(names, layers, compared, trained, strict=True)):
-        row, raw, without_mean = _measure(*those, truth, train_classes)
+        row, raw, without_mean = _measure(*those, truth, train_classes, gpu)
         rows.append({"layer": layer, "name": name, **row})
         similarity.append(raw)
         similarity_centred.append(without_mean)
-    own = linear_probe(layers[-1], truth, layers[-1], truth)
+    own = linear_probe(layers[-1], truth, layers[-1], truth, gpu)
     of_a_class = truth[truth != IGNORE]
     majority = float(np.bincount(of_a_class).max() / of_a_class.size)
     shown = _examples(spec, pack, held_out, layers[-1], mine.settings.patch_size)
@@ -344,20 +344,28 @@ def _patch_classes(pack: Pack, rows: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _measure(
-    tokens: np.ndarray, reference: np.ndarray, train: np.ndarray, truth: np.ndarray, train_classes: np.ndarray
+    tokens: np.ndarray,
+    reference: np.ndarray,
+    train: np.ndarray,
+    truth: np.ndarray,
+    train_classes: np.ndarray,
+    gpu: torch.device | None,
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """A layer's metrics, and its similarity by distance, raw and centred."""
-    raw, without_mean = patch_similarity(tokens), patch_similarity(centred(tokens))
-    probe = linear_probe(train, train_classes, tokens, truth)
+    tokens = tokens.astype(np.float64)  # once for all that follows
+    around_mean = centred(tokens)
+    raw, without_mean = patch_similarity(tokens), patch_similarity(around_mean)
+    probe = linear_probe(train, train_classes, tokens, truth, gpu)
+    within, across = within_image_variance(tokens), across_image_variance(tokens)
     values = {
-        "within_image_variance": within_image_variance(tokens),
-        "across_image_variance": across_image_variance(tokens),
-        "within_share": within_share(tokens),
+        "within_image_variance": within,
+        "across_image_variance": across,
+        "within_share": share_within(within, across, around_mean),
         "local_minus_distant": near_minus_far(raw),
         "local_minus_distant_centred": near_minus_far(without_mean),
         "morans_i": morans_i(tokens),
-        "effective_rank": effective_rank(tokens),
-        "linear_cka": linear_cka(tokens, reference),
+        "effective_rank": rank_of(around_mean),
+        "linear_cka": alignment(around_mean, centred(reference)),
         "probe_accuracy": probe.accuracy,
         "probe_balanced_accuracy": probe.balanced_accuracy,
     }

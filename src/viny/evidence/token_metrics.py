@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.stats import entropy
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -15,6 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from viny.data.masks import IGNORE
+
+if TYPE_CHECKING:  # what only reads these metrics loads no PyTorch
+    import torch
 
 REFERENCES = ("background", "interior", "boundary")  # kinds of reference patch, in the order of the arrays
 ITERATIONS = 500  # at most, of a probe's optimiser
@@ -55,8 +60,11 @@ def within_share(tokens: np.ndarray) -> float:
     Returns:
         A fraction; NaN if tokens do not vary.
     """
-    within, across = within_image_variance(tokens), across_image_variance(tokens)
-    return within / (within + across) if _varies(tokens) else math.nan
+    return share_within(within_image_variance(tokens), across_image_variance(tokens), centred(tokens))
+
+
+def share_within(within: float, across: float, centred: np.ndarray) -> float:
+    return within / (within + across) if centred.any() else math.nan
 
 
 def _varies(tokens: np.ndarray) -> bool:
@@ -179,9 +187,13 @@ def effective_rank(tokens: np.ndarray) -> float:
     Returns:
         Between 1 and D; NaN if tokens do not vary.
     """
-    if not _varies(tokens):
+    return rank_of(centred(tokens))
+
+
+def rank_of(centred: np.ndarray) -> float:
+    if not centred.any():
         return math.nan
-    values = np.linalg.svd(centred(tokens).reshape(-1, tokens.shape[2]), compute_uv=False)
+    values = np.linalg.svd(centred.reshape(-1, centred.shape[2]), compute_uv=False)
     return float(np.exp(entropy(values)))
 
 
@@ -198,10 +210,13 @@ def linear_cka(tokens: np.ndarray, reference: np.ndarray) -> float:
     Returns:
         Between 0 and 1; NaN if the tokens of either do not vary.
     """
-    if not (_varies(tokens) and _varies(reference)):
+    return alignment(centred(tokens), centred(reference))
+
+
+def alignment(centred: np.ndarray, reference: np.ndarray) -> float:
+    if not (centred.any() and reference.any()):
         return math.nan
-    x = centred(tokens).reshape(-1, tokens.shape[2])
-    y = centred(reference).reshape(-1, reference.shape[2])
+    x, y = centred.reshape(-1, centred.shape[2]), reference.reshape(-1, reference.shape[2])
     return float(np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 
 
@@ -214,7 +229,13 @@ class Probe:
     converged: bool
 
 
-def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, held_out_classes: np.ndarray) -> Probe:
+def linear_probe(
+    tokens: np.ndarray,
+    classes: np.ndarray,
+    held_out: np.ndarray,
+    held_out_classes: np.ndarray,
+    device: torch.device | None = None,
+) -> Probe:
     """Train a linear classifier of patch tokens (Alain and Bengio 2016, arXiv 1610.01644) and score it on other ones.
 
     Multinomial logistic regression on standardised tokens, with an L2 penalty of C = 1.
@@ -224,6 +245,7 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
         classes: int [N, L], of those patches; patches of IGNORE are left out.
         held_out: [M, L, D], to score.
         held_out_classes: int [M, L].
+        device: a GPU to fit on, which moves a patch in some thousand; none: fit with scikit-learn.
 
     Returns:
         Accuracy, and balanced accuracy: the mean recall of the classes that the scored patches have. If there is only
@@ -235,6 +257,11 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
     converged = True
     if len(np.unique(y)) == 1:
         guess = np.full_like(truth, y[0])
+    elif device is not None:
+        scaler, (known, y) = StandardScaler().fit(x.astype(np.float64)), np.unique(y, return_inverse=True)
+        weights, iterations = logistic_weights(scaler.transform(x.astype(np.float64)), y, device)
+        converged = iterations < ITERATIONS
+        guess = known[(scaler.transform(to_score.astype(np.float64)) @ weights[:, :-1].T + weights[:, -1]).argmax(1)]
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(tol=TOLERANCE, max_iter=ITERATIONS))
         with warnings.catch_warnings():
@@ -244,6 +271,40 @@ def linear_probe(tokens: np.ndarray, classes: np.ndarray, held_out: np.ndarray, 
         guess = model.predict(to_score.astype(np.float64))
     recall = recall_score(truth, guess, labels=np.unique(truth), average="macro")
     return Probe(float((truth == guess).mean()), float(recall), converged)
+
+
+def logistic_weights(x: np.ndarray, y: np.ndarray, device: torch.device) -> tuple[np.ndarray, int]:
+    """Logistic regression as scikit-learn's `LogisticRegression` fits it, with the passes through the data on a device.
+
+    Args:
+        x: float64 [N, D].
+        y: int [N], classes from 0 to K - 1, each of them at least once; K is 2 or more.
+        device: to compute on.
+
+    Returns:
+        Weights and, last, intercept of each class [K, D + 1]; how many iterations it took.
+    """
+    import torch
+
+    count, classes = len(x), int(y.max()) + 1
+    free = classes if classes > 2 else 1  # of two classes, the score of the first is 0
+    data = torch.from_numpy(np.column_stack([x, np.ones(count)])).to(device)
+    truth = torch.nn.functional.one_hot(torch.from_numpy(y), classes).double().to(device)
+
+    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = torch.from_numpy(flat.reshape(free, -1)).to(device)
+        scores = torch.nn.functional.pad(data @ weights.T, (classes - free, 0))
+        logs = scores.log_softmax(1)
+        weights = torch.nn.functional.pad(weights[:, :-1], (0, 1))  # the intercept is not penalised
+        loss = (weights.square().sum() / 2 - (logs * truth).sum()) / count
+        gradient = ((logs.exp() - truth)[:, classes - free :].T @ data + weights) / count
+        found = torch.cat([loss.view(1), gradient.flatten()]).cpu().numpy()  # the only wait for the device
+        return float(found[0]), found[1:]
+
+    settings = {"maxiter": ITERATIONS, "maxls": 50, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
+    start = np.zeros(free * data.shape[1])
+    found = minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=settings)
+    return np.pad(found.x.reshape(free, -1), ((classes - free, 0), (0, 0))), int(found.nit)
 
 
 def layer_names(depth: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 IN_MEMORY = 2 << 30  # bytes; larger subsets are read from the memory map batch by batch, others once
 TRAINING = 3  # operations of a training step, in forward passes: one forward, and twice that backward
-BATCH = 250  # images per forward pass when nothing is trained
+BATCH = 64  # images per forward pass when nothing is trained; more no longer fit a processor's cache
 
 
 def batch_of_masks(classes: int) -> int:

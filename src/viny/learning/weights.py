@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
@@ -19,6 +20,19 @@ from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules made in this block keep their weights as they were allocated.
+
+    To draw weights on the device 'meta', where there are none, PyTorch loads its compiler, which takes a second.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
@@ -32,7 +46,8 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     try:
         if spec["model"]["depth"] > len(tensors):
             raise ValueError(f"{len(tensors)} tensors are too few for its {spec['model']['depth']} layers")
-        with torch.device("meta"):  # no memory is asked for before the sizes are known to be those of the file
+        # No memory is asked for before the sizes are known to be those of the file.
+        with _Undrawn(), torch.device("meta"):
             make_segmentation(spec, ViNy(ModelSettings(**spec["model"])), classes).load_state_dict(tensors, assign=True)
         model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), classes)
         model.load_state_dict(tensors)
@@ -99,7 +114,8 @@ def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
     """A randomly initialised encoder; the same for every cell with the same seed."""
     settings = ModelSettings(**model)
     if settings == VINY:
-        assert_paper_size()
+        with _Undrawn():
+            assert_paper_size()
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "encoder"))
         return ViNy(settings)

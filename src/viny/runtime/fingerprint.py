@@ -123,6 +123,8 @@ def _data_files(module: str, names: set[str]) -> list[Path]:
     """Files beside a module, such as templates, with one of the names or in a folder with one; never code."""
     file = _module_file(module)
     assert file is not None, module
+    # Compiled modules come and go, and `viny.data.folders` names their folder as one that holds no images.
+    names = names - {"__pycache__"}
     beside = [path for path in sorted(file.parent.iterdir()) if path.name in names and path.suffix != ".py"]
     folders = [path for path in beside if path.is_dir() and not (path / "__init__.py").exists()]
     inside = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -1,15 +1,17 @@
-"""Orderly stops: what a process does on a signal, and when its parent dies."""
+"""Orderly stops: what a process does on a signal, when its parent dies, and when it is done."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -71,3 +73,20 @@ def end_with_parent(parent: int) -> None:
         return  # not Linux; the job then runs to its own end
     if os.getppid() != parent:  # it died in the meantime
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end(code: int) -> NoReturn:
+    """End the process as `sys.exit` does, but without taking its memory apart, which the system does faster.
+
+    After PyTorch was loaded, that takes longer than a fifth of loading it. Where others look on or still work, such as
+    profilers and threads, the process ends as usual.
+    """
+    monitoring = getattr(sys, "monitoring", None)  # since Python 3.12
+    watched = sys.getprofile() or sys.gettrace() or (monitoring and any(map(monitoring.get_tool, range(6))))
+    if watched or any(t is not threading.current_thread() and not t.daemon for t in threading.enumerate()):
+        raise SystemExit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # of one that is broken, closed, or none
+            stream.flush()
+    os._exit(code)
