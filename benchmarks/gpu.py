@@ -40,7 +40,7 @@ import torch
 
 from viny.data.pack import Pack
 from viny.learning import engine as engine_module
-from viny.learning.attention import few_token_attention, plain_attention
+from viny.learning.attention import few_token_attention, plain_attention, usable
 from viny.learning.engine import Engine
 from viny.learning.machine import Machine
 from viny.learning.run import Run
@@ -208,22 +208,18 @@ class Way:
     residual: torch.dtype | None = None
 
 
-def new_engine(bench: Bench, stage: str, runs: int, batch: int, way: Way) -> Engine:
+def started(bench: Bench, stage: str, runs: int, batch: int, way: Way) -> tuple[Engine, float, str]:
+    """An engine that has queued its first step, the seconds that it took to get there, and what it said."""
     machine = Machine.choose(bench.device.type, way.precision, bench.threads)
-    compiled = way.compiled and bench.on_gpu
-    return Engine(bench.runs(stage, runs, batch), machine, compiled=compiled, residual=way.residual)
-
-
-def start(bench: Bench, engine: Engine, way: Way) -> tuple[float, str]:
-    """Seconds until the first step is queued, and what the engine said."""
-    said = io.StringIO()
+    made, said = bench.runs(stage, runs, batch), io.StringIO()
     off = nullcontext() if way.attention else mock.patch.object(engine_module, "usable", lambda *_: "switched off")
     began = time.perf_counter()
     with redirect_stdout(said), off:
+        engine = Engine(made, machine, compiled=way.compiled and bench.on_gpu, residual=way.residual)
         engine.start()
     bench.wait()
     lines = [line for line in said.getvalue().splitlines() if "switched off" not in line]
-    return time.perf_counter() - began, "; ".join(lines)
+    return engine, time.perf_counter() - began, "; ".join(lines)
 
 
 def ours(bench: Bench, stage: str, runs: int, batch: int, way: Way = Way(), profiled: bool = False) -> dict[str, Any]:
@@ -232,17 +228,18 @@ def ours(bench: Bench, stage: str, runs: int, batch: int, way: Way = Way(), prof
         runs, batch = min(runs, 2), 8
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    engine = new_engine(bench, stage, runs, batch, way)
-    started, said = start(bench, engine, way)
+    engine, seconds, said = started(bench, stage, runs, batch, way)
     _train(engine, bench.seconds / 2)
-    images, seconds = _train(engine, bench.seconds)
+    rates = _train(engine, bench.seconds)
     found = {
         **{"stage": stage, "runs": runs, "batch": batch, "precision": way.precision},
         **{"compiled": engine.without is not None, "own_attention": engine.attend is few_token_attention},
-        **{"graph": engine.graph is not None, "start_seconds": started, "said": said},
-        "images_per_second": images / seconds,
+        **{"graph": engine.graph is not None, "start_seconds": seconds, "said": said},
+        **{"images_per_second": rates[0], "least": min(rates[1:]), "most": max(rates[1:])},
     }
     found["finite"] = all(engine.parameters.sound())
+    while engine.pending:
+        engine.collect()
     draws, step = _draws(engine), _step_seconds(bench, engine)
     # Of one core: the device waits for the draws where this comes near 1.
     found |= {"step_seconds": step, "draw_seconds": draws, "draws_share": draws / step}
@@ -254,18 +251,16 @@ def ours(bench: Bench, stage: str, runs: int, batch: int, way: Way = Way(), prof
     return found
 
 
-def _train(engine: Engine, seconds: float) -> tuple[int, float]:
-    """Train for about so long; returns images and seconds."""
-    while engine.pending:
-        engine.collect()
-    images, began = 0, time.perf_counter()
-    while images == 0 or time.perf_counter() - began < seconds:
+def _train(engine: Engine, seconds: float) -> list[float]:
+    """Images a second while an engine always has work, and those of each batch of steps between two looks at it."""
+    marks: list[tuple[float, int]] = []
+    while len(marks) < 2 or marks[-1][0] - marks[0][0] < seconds:
         engine.queue()
         while len(engine.pending) > 1:  # as the training loop does: one batch of steps at work, one behind it
-            images += sum(len(step.positions) for _, step, _ in engine.collect())
-    while engine.pending:
-        images += sum(len(step.positions) for _, step, _ in engine.collect())
-    return images, time.perf_counter() - began
+            taken = engine.collect()
+            marks.append((time.perf_counter(), sum(len(step.positions) for _, step, _ in taken)))
+    each = [images / (now - before) for (before, _), (now, images) in itertools.pairwise(marks)]
+    return [sum(images for _, images in marks[1:]) / (marks[-1][0] - marks[0][0]), *each]
 
 
 def _draws(engine: Engine, steps: int = 8) -> float:
@@ -338,8 +333,7 @@ def started_again(bench: Bench, stage: str, runs: int, batch: int) -> dict[str, 
     imported = time.time() - bench.launched
     torch.zeros(1, device=bench.device)  # makes the driver's context
     bench.wait()
-    engine = new_engine(bench, stage, runs, batch, Way())
-    seconds, said = start(bench, engine, Way())
+    _, seconds, said = started(bench, stage, runs, batch, Way())
     return {
         "stage": stage,
         "runs": runs,
@@ -356,6 +350,8 @@ def started_again(bench: Bench, stage: str, runs: int, batch: int) -> dict[str, 
 def attention_alone(bench: Bench, tokens: int, own: bool) -> dict[str, Any]:
     """Forward and backward of 24 x 64 images' attention in bfloat16; bytes that must be read and written."""
     images, heads, width = (4, 2, 16) if bench.tiny else (24 * 64, 8, 64)
+    if own and bench.on_gpu and (why := usable(tokens, width, bench.device, heads=heads)):
+        raise RuntimeError(why)
     qkv = torch.randn(images, tokens, 3, heads, width, device=bench.device).bfloat16().requires_grad_()
     attend = few_token_attention if own else plain_attention
     gradient = torch.randn(images, tokens, heads, width, device=bench.device).bfloat16()
@@ -446,6 +442,8 @@ def peer(bench: Bench, stage: str, batch: int, precision: str, mode: str | None)
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         held = next(batches)
+        with torch.no_grad():  # einops notes what it meets first, which would have torch.compile begin anew
+            peer.model.loss(*held)
         began = time.perf_counter()
         for _ in range(1 if bench.tiny else 5):
             peer.step(*held)
@@ -461,9 +459,11 @@ def peer(bench: Bench, stage: str, batch: int, precision: str, mode: str | None)
                 count += len(images)
         bench.wait()
         rate = count / (time.perf_counter() - began)
+    if mode is not None:
+        torch.compiler.reset()  # which frees its graphs' memory
     behind = {**said, "loader": True, "workers": workers, "loader_alone": tried, "images_per_second": rate}
     if bench.on_gpu:
-        behind["memory_bytes"] = torch.cuda.max_memory_allocated()
+        behind["memory_bytes"] = torch.cuda.max_memory_allocated()  # a peak, so it may be asked for late
     return [{**behind, "start_seconds": started}, alone]
 
 
@@ -553,7 +553,7 @@ def work(chosen: list[int], bench: Bench, end: float) -> None:
             failed = error
             found = {"failed": one_line(error)}
         tell(row=number, found=found if isinstance(found, list) else [found])
-        if isinstance(failed, RuntimeError) and "CUDA error" in str(failed):
+        if re.search(r"CUDA error|\[CUDA\]", str(failed)):
             sys.exit(3)  # nothing works in this process any more
         failed = None
         gc.collect()
@@ -608,7 +608,7 @@ def measure(measured: Measured, chosen: list[int], arguments: list[str], end: fl
                     why = f"its process ended with {child.wait()}"
                 elif "begun" in said:
                     at = said["begun"]
-                    limit = min(time.time() + 4 * measured.every[at].needs, end) + GRACE
+                    limit = min(time.time() + 8 * measured.every[at].needs, end) + GRACE
                 else:
                     measured.add(said["row"], said["found"])
                     some.remove(said["row"])
@@ -710,7 +710,7 @@ def table(results: dict[str, Any]) -> str:
         cells_of_row = [
             row["part"],
             row["name"],
-            number(rate),
+            number(rate) + (f" ({number(row['least'])} to {number(row['most'])})" if "least" in row else ""),
             number(step and 1000 * step, 2),
             number(row.get("flops") and row["flops"] / 1e12, 1),
             number(row.get("share_of_product"), 3),
@@ -789,6 +789,8 @@ def main() -> None:
     chosen = [n for n, row in enumerate(every) if row.part in wanted and re.search(args.match, row.name)]
     if args.tiny:  # compilers take longer than all the rest
         chosen = [n for n in chosen if "reduce-overhead" not in every[n].name and "default" not in every[n].name]
+    if not chosen:
+        parser.error(f"no row's name matches {args.match}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     measured = Measured(args.out, describe(args.device), every)
     with tempfile.TemporaryDirectory(prefix="viny-gpu-") as folder, open(args.out.with_suffix(".log"), "wb") as log:
