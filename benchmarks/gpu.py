@@ -315,7 +315,7 @@ def kernels_of(bench: Bench, engine: Engine, steps: int = 4) -> dict[str, Any]:
 
 
 GROUPS = (  # the first whose pattern is found in a kernel's name
-    ("optimiser", r"addcmul|adam|multi_tensor"),
+    ("optimiser", r"addcmul|lerp.*sqrt|adam|multi_tensor"),
     ("attention", r"^(forward|backward)$|fmha|flash|attention|sdpa"),
     ("products", r"gemm|nvjet|cutlass|xmma|splitk|bmm|cublas|triton_tem"),
     ("copies", r"^Memcpy|^Memset|direct_copy|CatArray|FillFunctor"),

@@ -118,7 +118,8 @@ def test_what_does_not_fit_into_the_time_is_left_out(gpu: ModuleType, tmp_path: 
 @pytest.mark.parametrize(
     ("kernel", "group"),
     [
-        ("triton_poi_fused_add_addcmul_copy_div_lerp_mul_sqrt_sub_1", "optimiser"),
+        ("triton_poi_fused__to_copy_add_copy_div_fma_lerp_mul_sqrt_sub_unbind_unsqueeze_0", "optimiser"),
+        ("triton_poi_fused__to_copy_clamp_div_expand_flip_full_lerp_mean_stack_sub_view_where_1", "rest"),
         ("nvjet_tst_128x128_64x6_2x1_v_bz_NNT", "products"),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_nn_n_tilesize128x128x64", "products"),
         ("forward", "attention"),
