@@ -1,12 +1,12 @@
 # make run: the default study; make test: the tests; make faults: the full fault campaign; make fuzz: 2,000 examples a reader;
-# make test-slurm and make slurm-faults: the same on a real Slurm; make bench: speed against a peer. All first set up the
-# environment if it is missing or out of date.
+# make test-slurm and make slurm-faults: the same on a real Slurm; make bench: speed against a peer; make bench-gpu: the
+# same on a GPU, in four minutes. All first set up the environment if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 
-.PHONY: run test test-slurm faults fuzz slurm-faults bench lint setup setup-test clean
+.PHONY: run test test-slurm faults fuzz slurm-faults bench bench-gpu lint setup setup-test clean
 
 run: setup
 	$(BIN)/snakemake --cores $(CORES)
@@ -30,6 +30,9 @@ slurm-faults: setup-test $(VENV)/slurm
 
 bench: setup-test
 	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: setup-test
+	$(BIN)/python benchmarks/gpu.py
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -92,31 +92,44 @@ def make_loader(stage: str, data: Path, batch_size: int, workers: int, pinned: b
 
 
 class Peer:
-    """One stage in one precision, an epoch at a time."""
+    """One stage in one precision, a step or an epoch at a time; with a `mode` of torch.compile, compiled."""
 
     def __init__(
-        self, stage: str, precision: str, data: Path, batch_size: int, workers: int, device: torch.device
+        self,
+        stage: str,
+        precision: str,
+        data: Path,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        mode: str | None = None,
     ) -> None:
         self.device, self.precision = device, precision
         self.loader = make_loader(stage, data, batch_size, workers, device.type == "cuda")
         self.model = {"pretrain": Pretraining, "finetune": Finetuning}[stage]().to(device)
+        self.loss = self.model.loss if mode is None else torch.compile(self.model.loss, mode=mode)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+
+    def step(self, images: Tensor, targets: Tensor) -> None:
+        """Train on a batch that is on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss = self.loss(images, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
     def epoch(self) -> int:
         """Train on every image once; returns how many there were."""
         count = 0
-        for images, targets in self._batches():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss = self.model.loss(images, targets)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+        for images, targets in self.batches():
+            self.step(images, targets)
             count += len(images)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return count
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's batches, on the device."""
         for images, targets in self.loader:
             yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 

@@ -31,6 +31,7 @@ AHEAD = 0.3  # seconds of work drawn ahead
 HELD = 0.7  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
+MODE: str | None = None  # of torch.compile, for the first way
 # What is switched off in compiling, the fastest way first. Fused reductions once gave wrong gradients of layer norms.
 WAYS = ("", "triton.mix_order_reduction")
 # Of a gradient, relative to its norm. In bfloat16 a ViNy's differ from float32's by up to 0.03.
@@ -110,7 +111,8 @@ def _compiled(function: Callable[..., Any], without: str) -> Callable[..., Any]:
     # A stack that changes its size has its kernels made anew.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     options = {without: False} if without else None
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER, options=options)
+    mode = None if without else MODE  # torch.compile takes one of the two
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER, mode=mode, options=options)
 
 
 class Engine:
