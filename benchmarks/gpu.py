@@ -233,7 +233,7 @@ def ours(bench: Bench, stage: str, runs: int, batch: int, way: Way = Way(), prof
     rates = _train(engine, bench.seconds)
     found = {
         **{"stage": stage, "runs": runs, "batch": batch, "precision": way.precision},
-        **{"compiled": engine.without is not None, "own_attention": engine.attend is few_token_attention},
+        **{"compiled": engine.compiled, "own_attention": engine.attend is few_token_attention},
         **{"graph": engine.graph is not None, "start_seconds": seconds, "said": said},
         **{"images_per_second": rates[0], "least": min(rates[1:]), "most": max(rates[1:])},
     }
@@ -369,7 +369,7 @@ def optimiser_alone(bench: Bench, runs: int) -> dict[str, Any]:
     parameters = Parameters(objective, Kind.of(objective), runs, bench.device, torch.bfloat16)
     gradients = {name: torch.zeros_like(leaf) for name, leaf in parameters.leaves().items()}
     scalars = torch.tensor([[1.0, 0.0, 1e-4, 1.0]], device=bench.device).repeat(runs, 1)
-    update = engine_module._compiled(adam, "") if bench.on_gpu else adam
+    update = engine_module._compiled(adam) if bench.on_gpu else adam
     seconds = timed(bench, lambda: parameters.update(gradients, scalars, update))
     moved = 0
     for group, values in parameters.values.items():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from viny.data import augment
@@ -152,7 +151,8 @@ def class_batches(
         return drawn
 
     def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
-        x, targets = augmentation.images(read, drawn), F.one_hot(drawn["labels"], classes).float()
+        x, labels = augmentation.images(read, drawn), drawn["labels"]
+        targets = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).float()
         return mixup(x, targets, drawn["order"], drawn["blend"]) if alpha else (x, targets)
 
     return Batches({"images": PackSubset(pack, "images", indices, device, hold)}, draw, make)

@@ -31,9 +31,7 @@ AHEAD = 0.3  # seconds of work drawn ahead
 HELD = 0.7  # share of a GPU's free memory that images may take
 WARM_UP = 2  # steps before a graph is captured
 COMPILER = "inductor"
-MODE: str | None = None  # of torch.compile, for the first way
-# What is switched off in compiling, the fastest way first. Fused reductions once gave wrong gradients of layer norms.
-WAYS = ("", "triton.mix_order_reduction")
+MODE: str | None = None  # of torch.compile
 # Of a gradient, relative to its norm. In bfloat16 a ViNy's differ from float32's by up to 0.03.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.bfloat16: 0.2}
 NEGLIGIBLE = 0.01  # a parameter's gradient, relative to that of all, below which it is held against this share of all
@@ -105,14 +103,16 @@ class Images:
 
 
 @cache
-def _compiled(function: Callable[..., Any], without: str) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo
+    import torch._functorch.config
 
     # A stack that changes its size has its kernels made anew.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    options = {without: False} if without else None
-    mode = None if without else MODE  # torch.compile takes one of the two
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER, mode=mode, options=options)
+    # Else what contains `stacked.Masked` is traced anew in each job.
+    if hasattr(torch._functorch.config, "autograd_cache_allow_custom_autograd_functions"):
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=COMPILER, mode=MODE)
 
 
 class Engine:
@@ -162,7 +162,6 @@ class Engine:
             self._seat(place, run)
         self.attend: Attention = plain_attention
         self.compiled = self.on_gpu if compiled is None else compiled
-        self.without: str | None = None  # what is switched off in compiling; None: nothing is compiled
         self.most = MOST_AHEAD if self.images.held else 4
         self.ahead = 1
         self.pending: deque[Queued] = deque()
@@ -260,7 +259,7 @@ class Engine:
     # What is computed
 
     def _part(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function if self.without is None else _compiled(function, self.without)
+        return _compiled(function) if self.compiled else function
 
     def _now(self) -> dict[str, Tensor]:
         """What the step at the cursor draws: [M, 4] scalars, [M, B] weights, and the rest [M * B, ...]."""
@@ -311,14 +310,12 @@ class Engine:
             print(f"the project's attention kernels not used: {why}", flush=True)
         own = few_token_attention if why is None else plain_attention
         ways = [
-            ("compiled kernels with fused reductions", WAYS[0], own),
-            ("compiled kernels", WAYS[1], own),
-            ("the project's attention kernels", None, own),
-            ("the stacked engine", None, plain_attention),
+            ("compiled kernels", True, own),
+            ("the project's attention kernels", False, own),
+            ("the stacked engine", False, plain_attention),
         ]
-        ways = [way for way in ways if self.compiled or way[1] is None]
-        ways = [way for way in ways if why is None or "attention" not in way[0]]
-        for what, self.without, self.attend in ways:
+        ways = ways[0 if self.compiled else 1 :]
+        for what, self.compiled, self.attend in [way for way in ways if why is None or "attention" not in way[0]]:
             try:
                 self._check(steps)
                 break

@@ -90,11 +90,13 @@ def embed(
 
 
 def _classes(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits [..., C] against classes [...], 0 where they are IGNORE."""
-    loss = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), ignore_index=IGNORE, reduction="none"
-    )
-    return loss.view(targets.shape)
+    """Cross-entropy of logits [..., C] against classes [...], 0 where they are IGNORE.
+
+    In sums over the classes, whose gradient needs no one-hot targets in memory, as that of `F.cross_entropy` does.
+    """
+    hit = targets.unsqueeze(-1).long() == torch.arange(logits.shape[-1], device=logits.device)
+    loss = logits.logsumexp(-1) - torch.where(hit, logits, 0).sum(-1)
+    return torch.where(targets == IGNORE, 0, loss)
 
 
 class Masked(torch.autograd.Function):

@@ -434,7 +434,9 @@ class _MemberLog(io.TextIOBase):
     def __init__(self, path: Path) -> None:
         self._file: TextIO | None = None
         with suppress(OSError):
-            self._file = open(path, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115, written to until `close`
+            self._file = open(  # noqa: SIM115, written to until `close`
+                path, "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+            )
 
     def writable(self) -> bool:
         return True
