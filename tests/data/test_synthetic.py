@@ -145,3 +145,20 @@ def test_colour_alone_does_not_part_object_from_ground(drawn):
 def test_a_wrong_call_is_refused(stream, index, size):
     with pytest.raises(ValueError, match=r"unknown stream|negative|too small"):
         synthetic.render(stream, index, size, seed=0)
+
+
+def test_surroundings_tell_object_from_ground_better_than_a_single_place(drawn):
+    def separation(blur: int) -> float:
+        """How well red minus blue, averaged over squares of that side, ranks object pixels above ground pixels."""
+        found = []
+        for image, mask, _, _ in drawn[:30]:
+            warmth = image[0].astype(float) - image[2]
+            sums = np.pad(np.pad(warmth, blur // 2, mode="edge").cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+            mean = sums[blur:, blur:] - sums[:-blur, blur:] - sums[blur:, :-blur] + sums[:-blur, :-blur]
+            ranks = np.sort(mean[mask == GROUND])
+            found.append(np.searchsorted(ranks, mean[mask == OBJECT]).mean() / len(ranks))
+        return float(np.mean(found))
+
+    single, around = separation(1), separation(13)
+    assert 0.6 < single < 0.9
+    assert around > single + 0.05

@@ -14,8 +14,8 @@ def add(people: People) -> None:
         "export",
         run,
         "Export a fine-tuned cell for plain timm or an ONNX runtime, with a model card.",
-        "viny export --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 --format timm",
-        "viny export --root results/demo --cell pre-0_mid-none_fine-540_seed-0 --format onnx --out demo.onnx",
+        "viny export --cell results/demo/finetune/pre-4000_mid-none_fine-240_seed-0 --format timm",
+        "viny export --root results/demo --cell pre-4000_mid-none_fine-240_seed-0 --format onnx --out demo.onnx",
     )
     cell_and_outputs(p)
     p.add_argument(

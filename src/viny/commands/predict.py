@@ -17,8 +17,8 @@ def add(people: People) -> None:
         "predict",
         run,
         "Predict masks for images with a fine-tuned cell: a mask and an overlay of each, at its own size, and a CSV.",
-        "viny predict --cell results/demo/finetune/pre-0_mid-none_fine-540_seed-0 photo.jpg",
-        "viny predict --root results/demo --cell pre-0_mid-none_fine-540_seed-0 photos --out masks --json",
+        "viny predict --cell results/demo/finetune/pre-4000_mid-none_fine-240_seed-0 photo.jpg",
+        "viny predict --root results/demo --cell pre-4000_mid-none_fine-240_seed-0 photos --out masks --json",
     )
     cell_and_outputs(p)
     p.add_argument("images", type=Path, nargs="+", help="images, and folders with images at any depth")

@@ -1,11 +1,11 @@
-"""The embedded data set: textured objects on textured ground, drawn from a name and a number.
+"""The embedded data set: textured objects on textured ground, seen through murk, drawn from a name and a number.
 
 Nothing is downloaded or stored: `render` draws image `index` of a `stream` from a generator that is seeded by
 that name alone, so an image never depends on how many others are made or in which order.
 
-Objects and grounds take their textures from the same families and often share a colour, so that neither
-colour nor texture family tells them apart. What does is the closed outline where one texture stops and
-another begins.
+Objects and grounds take their textures from the same families. Objects are warm and grounds are cool, but patches of
+murk as wide as a tenth of the image tint everything, so that the colour at one place often misleads. What its
+surroundings have in common says more, and that can be learned without labels.
 
 Coordinates are fractions of the image's side, x to the right and y downwards, with (0, 0) in the middle.
 Images are drawn on a grid of twice the size asked for; its side is called S below.
@@ -13,6 +13,7 @@ Images are drawn on a grid of twice the size asked for; its side is called S bel
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import math
 from collections.abc import Callable
@@ -25,6 +26,11 @@ SEGMENTATION_CLASSES = ("object", "ground", "border")
 STREAMS: tuple[str, ...] = ("unlabelled", "scenes", "segmentation")
 
 OBJECT, GROUND, BORDER = 0, 1, 2
+# Hues of ground and objects, as shares of the colour circle: cool and warm, each with this standard deviation.
+COOL, WARM = 0.58, 0.08
+HUE_SPREAD = 0.1
+# Amplitude of the murk, in the unit of the picture's 0..1, and its bumps along a side.
+MURK, MURK_CELLS = 0.7, 10
 # Share of the image that the object may cover, including the border band.
 COVERAGE = (0.08, 0.45)
 MIN_SIZE = 16
@@ -71,7 +77,7 @@ def draw(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.
     x, y = axis[None, :], axis[:, None]
 
     silhouettes, cover = _arrangement(rng, KINDS[kind], axis)
-    ground_colours = _palette(rng)
+    ground_colours = _palette(rng, COOL)
     picture = _paint(_texture(rng, SCENES[scene], x, y), ground_colours)
     # A smooth stain over the ground makes its mean colour vary within an image.
     picture *= 1 + np.float32(rng.uniform(0.0, 0.35)) * (_value_noise(rng, side, 3) - 0.5)
@@ -79,10 +85,7 @@ def draw(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.
     coats = []
     for silhouette in silhouettes:
         family = int(rng.integers(len(SCENES)))
-        # The same family in the same colours would leave no outline to find, so only other families share colours.
-        shared = family != scene and rng.random() < 0.6
-        colours = _palette(rng, ground_colours[int(rng.integers(2))] if shared else None)
-        coats.append((silhouette, _texture(rng, SCENES[family], x, y), colours))
+        coats.append((silhouette, _texture(rng, SCENES[family], x, y), _palette(rng, WARM)))
 
     _scatter_specks(rng, picture, axis, coats[-1][2])
     if rng.random() < 0.4:
@@ -90,16 +93,18 @@ def draw(stream: str, index: int, size: int, seed: int) -> tuple[np.ndarray, np.
     for silhouette, field, colours in coats:
         coat = _paint(field, colours)
         # Objects are lit on their own, more strongly than the ground, as rounded bodies are.
-        coat *= _light(rng, x, y, 0.6)
+        coat *= _light(rng, x, y, 0.3)
         np.copyto(picture, coat, where=silhouette)
     if cover is not None:
-        blade = _palette(rng, ground_colours[0])
+        blade = _palette(rng, COOL)
         np.copyto(picture, blade[int(rng.integers(2))][:, None, None], where=cover)
         silhouettes = [silhouette & ~cover for silhouette in silhouettes]
 
-    picture = _halve(picture) * _light(rng, _halve_axis(x, 1), _halve_axis(y, 0), 0.5)
-    noise = rng.standard_normal(picture.shape, dtype=np.float32)
-    picture += np.float32(rng.uniform(0.01, 0.05)) * noise
+    picture = _halve(picture) * _light(rng, _halve_axis(x, 1), _halve_axis(y, 0), 0.25)
+    picture += np.float32(2 * MURK) * (np.stack([_value_noise(rng, size, MURK_CELLS) for _ in range(3)]) - 0.5)
+    picture += np.float32(0.1) * rng.standard_normal(picture.shape, dtype=np.float32)
+    # Less contrast, so that the murk seldom leaves the range.
+    picture = (picture - np.float32(0.5)) / np.float32(1 + MURK) + np.float32(0.5)
     image = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
     inside = _halve(np.logical_or.reduce(silhouettes)[None].astype(np.float32))[0] >= 0.5
     return image, inside, scene, kind
@@ -485,17 +490,12 @@ def _texture(rng: np.random.Generator, family: str, x: np.ndarray, y: np.ndarray
 # Colours and light. Pictures are float32 [3, S, S] of RGB in 0..1.
 
 
-def _palette(rng: np.random.Generator, shared: np.ndarray | None = None) -> np.ndarray:
-    """Two colours (float32 [2, 3]) that can be told apart; the first is close to `shared` if that is given."""
-    first = rng.uniform(0.1, 0.9, 3)
-    if shared is not None:
-        first = np.clip(shared + rng.normal(0, 0.05, 3), 0.05, 0.95)
-    # A step of random length and direction from the first, reversed where it would leave the cube.
-    direction = rng.standard_normal(3)
-    step = direction / np.sqrt((direction * direction).sum()) * rng.uniform(0.25, 0.75)
-    second = first + step
-    second = np.where((second < 0.03) | (second > 0.97), first - step, second)
-    return np.stack([first, np.clip(second, 0.03, 0.97)]).astype(np.float32)
+def _palette(rng: np.random.Generator, hue: float) -> np.ndarray:
+    """Two colours (float32 [2, 3]) near a hue, which is a share of the colour circle."""
+    first = hue + rng.normal(0, HUE_SPREAD)
+    hues = (first, first + rng.uniform(-0.1, 0.1))
+    colours = [colorsys.hsv_to_rgb(h % 1, rng.uniform(0.4, 0.7), rng.uniform(0.6, 0.85)) for h in hues]
+    return np.array(colours, dtype=np.float32)
 
 
 def _paint(field: np.ndarray, colours: np.ndarray) -> np.ndarray:
