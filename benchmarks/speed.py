@@ -155,7 +155,7 @@ class Ours:
                     gradients.compute(batch)
                     wait()
                     marks.append(time.perf_counter())
-                    optimizer.step()
+                    optimizer.step(gradients.share)
                     wait()
                     marks.append(time.perf_counter())
                     spans = [b - a for a, b in itertools.pairwise(marks)]
@@ -570,7 +570,7 @@ def stream(settings: Settings, precision: str, steps: int = 60) -> dict[str, Any
     with Gradients(objective, machine, 64) as gradients:
         for _ in range(steps):
             gradients.compute(batches(torch.randperm(len(pack), generator=draws)[:64], draws))
-            optimizer.step()
+            optimizer.step(gradients.share)
     rate = 64 * steps / (time.perf_counter() - began)
     return {"images": len(pack), "steps": steps, "images_per_second": rate, "memory_mb": peak_mb()}
 

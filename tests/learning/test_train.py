@@ -449,6 +449,25 @@ def test_two_threads_train_as_one(kind: str, train: Callable[..., Any], monkeypa
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=0)
 
 
+def test_shards_threads_update_as_one(pack: Pack, tiny: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(gradients_module, "LEAST_SHARD", 4)
+    trained = []
+    for shared in (False, True):
+        objective, batches = objective_and_batches("masks", pack, tiny, 0, CPU)
+        start = {name: value.clone() for name, value in objective.state_dict().items()}
+        optimizer = Adam(objective, SETTINGS)
+        with Gradients(objective, Machine(CPU, "float32"), 12) as gradients:
+            for _ in range(3):
+                gradients.compute(batches(torch.arange(12), generator(0, "shards")))
+                optimizer.step(gradients.share) if shared else optimizer.step()
+        assert not any(torch.equal(start[name], objective.state_dict()[name]) for name in ("head.weight", "head.bias"))
+        trained.append((objective.state_dict(), list(optimizer.state)))
+    (one, places), (other, shared_places) = trained
+    assert same(one, other)
+    assert places == shared_places
+
+
 def test_a_fault_in_a_shard_is_the_trainings(pack: Pack, tiny: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, batches = objective_and_batches("masks", pack, tiny, 0, CPU)
     images, masks = batches(torch.arange(12), generator(0, "shards"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -51,12 +52,26 @@ class Gradients:
         losses, gradients = zip(*self._pool.map(partial(self._of_shard, count=len(batch[0])), shards), strict=True)
         # None for parameters that the loss does not use, such as an unused class token: they do not decay either.
         used = [at for at, gradient in enumerate(gradients[0]) if gradient is not None]
-        total = [gradients[0][at] for at in used]
-        for other in gradients[1:]:
-            torch._foreach_add_(total, [other[at] for at in used])
-        for at, gradient in zip(used, total, strict=True):
-            self.parameters[at].grad = gradient
+
+        def add(places: list[int]) -> None:
+            for other in gradients[1:]:
+                torch._foreach_add_([gradients[0][at] for at in places], [other[at] for at in places])
+
+        self.share(add, used)
+        for at in used:
+            self.parameters[at].grad = gradients[0][at]
         return torch.stack(losses).sum()
+
+    def share(self, work: Callable[[list[int]], None], places: list[int]) -> None:
+        """Do some work on parameters, given by their places, in the shards' threads.
+
+        Threads within an operation meet at its end, where they wait without sleeping: dozens of small operations then
+        take a hundred times as long where the cores have other work too.
+        """
+        if self._pool is None:
+            work(places)
+        else:
+            list(self._pool.map(work, [places[first :: self.shards] for first in range(self.shards)]))
 
     def _of_shard(self, shard: tuple[Tensor, ...], count: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         with self.machine.autocast():

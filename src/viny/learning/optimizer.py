@@ -5,7 +5,7 @@ The same bits as `torch.optim.Adam` and `AdamW` with `fused=True`, which load Py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,9 +31,12 @@ class Adam:
         # Of each parameter that was updated, by its place: how often, and the means of its gradients and their squares.
         self.state: dict[int, dict[str, Tensor]] = {}
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters that have a gradient."""
+    def step(self, share: Callable[[Callable[[list[int]], None], list[int]], None] | None = None) -> None:
+        """Update the parameters that have a gradient.
+
+        Args:
+            share: calls a function with parts of a list, each part in a thread; none: with the list itself, here.
+        """
         places = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for place in places:
             if place not in self.state:
@@ -41,6 +44,13 @@ class Adam:
                 step = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 means = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
                 self.state[place] = {"step": step, **means}
+        if share is None:
+            self._step(places)
+        else:
+            share(self._step, places)
+
+    @torch.no_grad()
+    def _step(self, places: list[int]) -> None:
         if not places:
             return
         kept = {key: [self.state[place][key] for place in places] for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -74,5 +74,5 @@ def _step(
     draws: torch.Generator,
 ) -> Tensor:
     loss = gradients.compute(batches(positions, draws))
-    optimizer.step()
+    optimizer.step(gradients.share)
     return loss

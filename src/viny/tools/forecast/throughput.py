@@ -257,7 +257,7 @@ def _training(step: Step, threads: int) -> Run:
 
     def one() -> None:
         gradients.compute(batches(torch.randperm(len(pack), generator=draws)[:size], draws))
-        optimizer.step()
+        optimizer.step(gradients.share)
 
     return _timed(one, size, machine.device)
 
