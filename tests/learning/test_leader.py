@@ -78,6 +78,7 @@ class Table:
     size: int = 8
     alone: bool = False
     closed: bool = False
+    why: str = ""
 
     def take(self, room: int) -> list[Guest]:
         assert not self.closed
@@ -86,6 +87,9 @@ class Table:
 
     def stop_taking(self) -> None:
         self.closed = True
+
+    def close(self, why: str = "") -> None:
+        self.closed, self.why = True, why
 
 
 @pytest.fixture(autouse=True)
@@ -315,3 +319,24 @@ def test_progress_names_the_members_own_process(study: Study, monkeypatch: pytes
 def test_works_are_json(study: Study) -> None:
     given = work(study, MINE)
     assert json.loads(json.dumps(given.arguments)) == given.arguments
+
+
+def test_an_error_in_others_trainings_does_not_undo_its_own(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own files are written: a job that failed now would have them deleted."""
+    member = Guest(work(study, MINE))
+    table = Table([member])
+    leader = Leader(table, work(study, THEIRS))  # with half the images
+    collect = engine_module.Engine.collect
+
+    def failing(self: Any) -> Any:
+        if leader.done:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return collect(self)
+
+    monkeypatch.setattr(engine_module.Engine, "collect", failing)
+    leader.train()
+    assert outputs(work(study, THEIRS))
+    assert table.why == "its leader failed: RuntimeError: CUDA error: unspecified launch failure"
+    monkeypatch.setattr(engine_module.Engine, "collect", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Leader(Table(), work(study, OTHERS)).train()

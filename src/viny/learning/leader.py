@@ -45,7 +45,14 @@ class Leader:
         most = 1 if self.desk.alone else self.desk.size
         most = room_for(ModelSettings(**spec["model"]), spec["train"]["batch_size"], self.machine, most)
         with on_stop(self._stop):
-            train_together(self, self.machine, most)
+            try:
+                train_together(self, self.machine, most)
+            except Exception as error:
+                if not self.done:
+                    raise
+                # Its own files are written, or its own error is the one to tell.
+                print(f"{spec['stage']}: {type(error).__name__} in others' trainings: {error}", flush=True)
+                self.desk.close(f"its leader failed: {type(error).__name__}: {error}")
         if self.error is not None:
             raise self.error
 
