@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from viny.commands import stages as commands
 from viny.runtime import fingerprint
+from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
+from viny.runtime.gpus import job_environment
 
 TRAININGS = {"pretrain", "intermediate", "finetune"}
 WITH_MODEL = TRAININGS | {"evaluate", "geometry", "figures"}
@@ -152,3 +156,32 @@ def test_what_is_remembered_of_sources_changes_no_fingerprint(
     assert {name for name, found in now().items() if found != first[name]} == {"viny.data.parts"}
     fingerprint._parse.cache_clear()
     fingerprint._memory.cache_clear()
+
+
+@pytest.mark.parametrize("stack", ["1", "8"])
+def test_code_that_is_edited_while_a_job_waits_for_a_gpu_is_not_run(
+    stack: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is loaded after the wait would be filed under the name of what was there before."""
+    codes = iter(["before", "after"])
+    monkeypatch.setattr(commands, "code_fingerprint", lambda stage: next(codes))
+    monkeypatch.setattr(commands, "lead_or_join", lambda work, what: contextlib.nullcontext())
+    monkeypatch.setattr(commands, "load", lambda module: pytest.fail("loaded"))
+    for name, value in job_environment(["0"], 1, tmp_path, int(stack)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    given = {"spec": {"code": "before", "device": "cuda"}, "checkpoints": None, "checkpoint_minutes": 5.0}
+    with pytest.raises(InputError, match="was edited after this run began"):
+        commands.run("finetune", given)
+
+
+def test_an_edit_is_seen_once_the_code_is_to_be_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_fingerprint("finetune")
+    analysed = fingerprint._analysed
+    monkeypatch.setattr(fingerprint, "_analysed", lambda source: ["edited", *analysed(source)[1:]])
+    assert code_fingerprint("finetune") == before
+    fingerprint.forget()
+    assert code_fingerprint("finetune") != before
+    monkeypatch.undo()
+    fingerprint.forget()
+    assert code_fingerprint("finetune") == before

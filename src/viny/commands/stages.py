@@ -20,7 +20,7 @@ from typing import Any
 from viny.commands.common import EXIT_CODES, load
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
-from viny.runtime.fingerprint import ENTRY, code_fingerprint, module_tree
+from viny.runtime.fingerprint import ENTRY, code_fingerprint, forget, module_tree
 from viny.runtime.gpus import Share, give_gpu_back, take_gpu
 from viny.runtime.stacks import Work, lead_or_join
 
@@ -99,12 +99,7 @@ def run(stage: str, given: dict[str, Any]) -> None:
         InputError: the settings were made for different code, or the stage's function raises it.
     """
     spec = given.pop("spec")
-    code = spec.get("code")
-    if code is not None and code != code_fingerprint(stage):
-        raise InputError(
-            f"the code of stage '{stage}' was edited after this run began; start the run again, so that no "
-            "result is filed under another version's name"
-        )
+    _check_code(stage, spec)
     if given.get("threads") == 0:
         given["threads"] = int(os.environ.get("VINY_TRAIN_THREADS") or 1)
         os.environ.update(dict.fromkeys(OF_THREADS, str(given["threads"])))
@@ -114,6 +109,8 @@ def run(stage: str, given: dict[str, Any]) -> None:
         _train_in_a_stack(stage, spec, given)
         return
     with _gpu() if on_gpu else contextlib.nullcontext():
+        if share is not None:
+            _check_code(stage, spec)  # it may have waited
         module, name = ENTRY[stage].split(":")
         function = getattr(load(module), name)
         if "threads" in {one.name for one in arguments(stage)[1]}:
@@ -124,6 +121,17 @@ def run(stage: str, given: dict[str, Any]) -> None:
         # Otherwise each of NumPy's libraries starts one thread per processor, and parallel jobs wait for each other.
         with threadpool_limits(given.pop("threads")):
             function(spec, **given)
+
+
+def _check_code(stage: str, spec: dict[str, Any]) -> None:
+    """Raise InputError if the code of a stage is not, or no longer, what its settings were made for."""
+    code = spec.get("code")
+    forget()
+    if code is not None and code != code_fingerprint(stage):
+        raise InputError(
+            f"the code of stage '{stage}' was edited after this run began; start the run again, so that no "
+            "result is filed under another version's name"
+        )
 
 
 @contextlib.contextmanager
@@ -148,4 +156,5 @@ def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -
         desk = lead_or_join(work, stage)
         if desk is not None:
             with desk:
+                _check_code(stage, spec)
                 load("viny.learning.stages").lead(desk, work)

@@ -167,3 +167,9 @@ def modules_of(stage: str) -> dict[str, str]:
 def code_fingerprint(stage: str) -> str:
     """Hash of the code that a stage uses: comments, docstrings and layout do not count, but templates do."""
     return hashlib.sha256("".join(f"{k}{v}" for k, v in sorted(modules_of(stage).items())).encode()).hexdigest()[:16]
+
+
+def forget() -> None:
+    """Read the code anew when a fingerprint is asked for next: it may have been edited since."""
+    _parse.cache_clear()
+    code_fingerprint.cache_clear()
