@@ -512,6 +512,30 @@ def test_images_that_do_not_fit_are_read_step_by_step(
         assert farthest(runs[1].objective.state_dict(), finished(kind, new_run, 1, 12)) < 1e-12
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rounding_that_outweighs_a_late_gradient_is_no_fault(
+    wrong: bool, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has nearly fitted its images has gradients that bfloat16 hardly knows; wrong ones are noticed."""
+    gradients = Engine._gradients
+
+    def scaled(self: Engine, now: Any) -> Any:
+        losses, found = gradients(self, now)
+        return losses, {name: x * (30 if wrong else 1) for name, x in found.items()}
+
+    settings = replace(SETTINGS, epochs=400, lr=3e-3, weight_decay=0.0, milestones=())
+    run = new_run("frozen", 0, 8, settings)
+    fit(run, MACHINE)
+    run.progress.epoch = 0
+    monkeypatch.setattr(Engine, "_gradients", scaled)
+    engine = Engine([run], Machine(CPU, "bfloat16"))
+    if wrong:
+        with pytest.raises(engine_module.UnsoundError):
+            engine.start()
+    else:
+        engine.start()
+
+
 # On a GPU
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
