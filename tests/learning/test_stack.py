@@ -536,6 +536,155 @@ def test_rounding_that_outweighs_a_late_gradient_is_no_fault(
         engine.start()
 
 
+# Rare moments
+
+
+def test_what_a_run_gets_back_is_its_own(new_run: Callable[..., Run]) -> None:
+    """Its optimiser's state does not change with the stack that goes on, nor keep that in memory."""
+    runs = [new_run("masks", seed, 12) for seed in (0, 1)]
+    engine = Engine(runs, MACHINE)
+    engine.start()
+    engine.give_back(runs[0])
+    kept = {place: {k: x.clone() for k, x in state.items()} for place, state in runs[0].optimizer.state.items()}
+    engine.queue()
+    for place, state in runs[0].optimizer.state.items():
+        for key, x in state.items():
+            assert torch.equal(x, kept[place][key])
+            assert x.untyped_storage().nbytes() == x.nbytes
+
+
+def test_a_newcomer_is_not_blamed_for_who_had_its_place(new_run: Callable[..., Run]) -> None:
+    """A run whose weights are NaN leaves, and another takes its place before anything is looked at again."""
+    runs = [new_run("masks", *member) for member in ((0, 30), (1, 8), (2, 30))]
+    draw = runs[1].batches.draw
+    runs[1].batches = replace(
+        runs[1].batches, draw=lambda positions, draws: {k: x * math.nan for k, x in draw(positions, draws).items()}
+    )
+    newcomer = Visitor(new_run("masks", 3, 8))
+    visitors = [Visitor(run) for run in runs]
+    train_together(House(visitors, [(0, newcomer)]), MACHINE, most=3)
+    assert isinstance(visitors[1].outcome, TrainingError)
+    assert [visitor.outcome for visitor in (visitors[0], visitors[2], newcomer)] == ["trained"] * 3
+
+
+def test_a_run_whose_very_last_update_fails_leaves_alone(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are finite, and its epoch is closed, when its weights turn out not to be."""
+    scalars = engine_module.adam_scalars
+    monkeypatch.setattr(
+        engine_module,
+        "adam_scalars",
+        lambda settings, rate, step: (math.nan,) * 4 if step == 6 else scalars(settings, rate, step),
+    )
+    visitors = [Visitor(new_run("masks", 0, 12)), Visitor(new_run("masks", 1, 8))]  # the second takes 3 steps
+    train_together(House(visitors), MACHINE, most=2)
+    assert visitors[1].outcome == "trained"
+    assert "the weights became NaN or infinite in epoch 3 of 3, step 2, at rate 0.001" in str(visitors[0].outcome)
+
+
+def test_what_becomes_due_while_it_is_looked_at_waits(
+    new_run: Callable[..., Run], double: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint's weights would be those of an earlier step."""
+    monkeypatch.setattr(stack_module, "LOOK", -1.0)
+    asked = 0
+
+    class Flipping(Checkpoints):
+        @property
+        def due(self) -> bool:
+            nonlocal asked
+            asked += 1
+            return asked % 2 == 0
+
+    checkpoints = Flipping(tmp_path / "c", {"test": "c"}, 60.0)
+    train_together(House([Visitor(new_run("masks", 0, 21, precise=True, checkpoints=checkpoints))]), MACHINE, most=1)
+    kept = sorted(checkpoints.folder.glob("*.safetensors"))
+    assert len(kept) == 2
+    kept[-1].unlink()  # the one before, which has steps before it
+    resumed = new_run("masks", 0, 21, precise=True, checkpoints=checkpoints_at(tmp_path / "c"))
+    assert len(resumed.progress.losses) + resumed.progress.epoch > 0
+    weights, _ = alone(resumed)
+    assert farthest(weights, finished("masks", new_run, 0, 21)) < 1e-12
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsound(self: Engine) -> None:
+        raise engine_module.UnsoundError("other gradients")
+
+    monkeypatch.setattr(Engine, "start", unsound)
+
+
+def test_without_an_engine_weights_are_looked_at_too(
+    new_run: Callable[..., Run], no_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = Adam.step, 0
+
+    def spoilt(self: Adam, *given: Any) -> None:
+        nonlocal steps
+        steps += 1
+        step(self, *given)
+        if steps == 6:
+            with torch.no_grad():
+                self.parameters[0].fill_(math.nan)
+
+    monkeypatch.setattr(Adam, "step", spoilt)
+    visitor = Visitor(new_run("masks", 0, 12))
+    train_together(House([visitor]), MACHINE, most=1)
+    assert isinstance(visitor.outcome, TrainingError)
+
+
+@pytest.mark.parametrize("why", ["nobody waits", "the host leaves"])
+def test_without_an_engine_a_run_can_leave(
+    why: str, new_run: Callable[..., Run], no_engine: None, tmp_path: Path
+) -> None:
+    visitor = Visitor(new_run("masks", 0, 12, checkpoints=checkpoints_at(tmp_path / "c")))
+    house = House([visitor])
+    if why == "nobody waits":
+        visitor.gone_after = 3
+    else:
+        house.leave_after = 3
+    train_together(house, MACHINE, most=4)
+    assert visitor.outcome == "sent away: "
+    assert house.rooms[-1] == 0  # whoever waits is told that there is no place
+    assert new_run("masks", 0, 12, checkpoints=checkpoints_at(tmp_path / "c")).progress.epoch == 1
+
+
+def test_a_signal_that_comes_while_others_are_looked_after_stops_a_run(new_run: Callable[..., Run]) -> None:
+    """It is not sent away: its own process is the one that was to stop."""
+    visitor = Visitor(new_run("masks", 0, 12))
+
+    class Signalled(House):
+        asked = 0
+
+        def leaving(self, left: float) -> bool:
+            if not super().leaving(left):
+                return False
+            self.asked += 1
+            if self.asked == 2:  # the first time is before anybody is looked after
+                visitor.signal_after = 0
+            return True
+
+    train_together(Signalled([visitor], leave_after=2), MACHINE, most=1)
+    assert isinstance(visitor.outcome, Stopped)
+
+
+def test_epochs_of_one_step_take_their_share_of_the_time(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of them end when their steps' losses arrive, all at once."""
+    monkeypatch.setattr(engine_module, "AHEAD", 60.0)
+    run = new_run("masks", 0, 8, replace(SETTINGS, epochs=100))
+    train_together(House([Visitor(run)]), MACHINE, most=1)
+    rows = list(read_rows(run.curve_path))
+    rates = sorted(row["images_per_second"] for row in rows)
+    assert len(rows) == 100 and rates[40] < 100 * rates[0]  # on a CPU, the last ones are there when they are asked for
+    seconds = [row["seconds"] for row in rows]
+    assert sorted(set(seconds)) == seconds
+    assert sum(8 / rate for rate in rates) == pytest.approx(seconds[-1], rel=0.01)
+
+
 # On a GPU
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -582,3 +731,18 @@ def test_a_graph_takes_the_steps_that_single_launches_take(
         found.append([run.objective.state_dict() for run in runs])
     for graphed, single in zip(*found, strict=True):
         assert farthest(graphed, single) < 5e-3
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_run_goes_on_in_the_middle_of_an_epoch_on_a_gpu(new_run: Callable[..., Run], tmp_path: Path) -> None:
+    """The losses of the steps before come from a checkpoint."""
+    for signal_after in (2, math.inf):
+        run = new_run("masks", 0, 40, checkpoints=checkpoints_at(tmp_path / "c"))
+        run.objective.cuda()
+        run.optimizer = Adam(run.objective, run.settings)
+        run.progress = run.report.progress = run.checkpoints.load(run.objective, run.optimizer)
+        visitor = Visitor(run, signal_after=signal_after)
+        began = len(run.progress.losses)
+        train_together(House([visitor]), Machine(torch.device("cuda"), "float32"), most=1)
+    assert began > 0 and visitor.outcome == "trained"

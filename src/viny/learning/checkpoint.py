@@ -113,7 +113,7 @@ class Checkpoints:
                 print(f"{path}: of another run, not used; differs in {differs}", flush=True)
                 continue
             _restore(tensors, objective, optimizer)
-            losses = list(tensors["losses"].to(next(objective.parameters()).device)) if about["step"] else []
+            losses = list(tensors["losses"]) if about["step"] else []
             self._report(path, about)
             return Progress(about["epoch"], losses, about["curve"], about["seconds"], about["attempts"])
         return Progress()

@@ -70,6 +70,8 @@ class Images:
     def __init__(self, batches: Sequence[Batches], device: torch.device) -> None:
         subsets = batches[0].subsets
         self.pack = subsets["images"].pack
+        if len({b.subsets["images"].pack.sha256 for b in batches}) > 1:
+            raise ValueError("runs of a stack read different packs")
         rows = np.unique(np.concatenate([b.subsets["images"].indices for b in batches]))
         self._where = np.full(len(self.pack), -1, np.int64)
         self._where[rows] = np.arange(len(rows))
@@ -158,6 +160,7 @@ class Engine:
         self.images = images
         if self.on_gpu and not images.held and len(runs) > 1:
             raise torch.OutOfMemoryError("the images of so many runs")
+        self._sound = [True] * len(self.slots)
         for place, run in enumerate(runs):
             self._seat(place, run)
         self.attend: Attention = plain_attention
@@ -166,7 +169,6 @@ class Engine:
         self.ahead = 1
         self.pending: deque[Queued] = deque()
         self._more = True
-        self._sound = [True] * len(self.slots)
         self.graph: Any = None
         self.ring: dict[str, Tensor] = {}  # what is drawn, on the device, [K, M, B, ...]
         self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -177,6 +179,7 @@ class Engine:
     def _seat(self, place: int, run: Run) -> None:
         updates = self.parameters.load(place, run.objective, run.optimizer)
         self.slots[place] = Slot(run, run.steps(), updates)
+        self._sound[place] = True  # whatever became of who had the place before
 
     def seat(self, run: Run) -> bool:
         """Give a further run a free place, if there is one for it; the engine is idle.

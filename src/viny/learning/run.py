@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Run:
         )
         self._before = self.progress.seconds
         self.use(lambda: time.monotonic())
-        self.sound = self._sound  # whether every weight is finite; whoever keeps the weights elsewhere says so himself
+        self.keep_weights()
         self._looked = time.monotonic()
         self._signal = 0
 
@@ -93,7 +93,11 @@ class Run:
         """Take time from another clock from now on: seconds of the machine, which a stack's runs share."""
         self.clock = clock
         self._began, self._wall = clock(), time.monotonic()
-        self._start_epoch()
+        self._start_epoch(self._began)
+
+    def keep_weights(self) -> None:
+        """See from now on by the objective's own weights whether they are finite; an engine says so of those it has."""
+        self.sound = self._sound
 
     @property
     def finished(self) -> bool:
@@ -142,16 +146,33 @@ class Run:
         """The source of a step's draws."""
         return generator(self.seed, self.stage, step.epoch, step.number)
 
-    def _start_epoch(self) -> None:
-        self._epoch_began, self._images = self.clock(), 0
+    def _start_epoch(self, now: float) -> None:
+        self._epoch_began, self._images, self._noted = now, 0, now
 
     def took(self, step: Step, loss: Tensor) -> None:
         """Note a step's loss, a scalar, the mean over its images."""
         self.progress.losses.append(loss * len(step.positions))
         self._images += len(step.positions)
 
-    def end_epoch(self) -> None:
+    def took_together(self, taken: Sequence[tuple[Step, Tensor]]) -> None:
+        """Note steps whose losses arrived together, and close the epochs that end among them.
+
+        Each step counts as long as the others, else epochs of few steps would seem to take no time at all.
+
+        Raises:
+            TrainingError: the loss or the weights became NaN or infinite.
+        """
+        before, now = self._noted, self.clock()
+        for number, (step, loss) in enumerate(taken, 1):
+            self.took(step, loss)
+            self.end_epoch(before + (now - before) * number / len(taken))
+        self._noted = now
+
+    def end_epoch(self, now: float | None = None) -> None:
         """Close the epoch if its last step was taken.
+
+        Args:
+            now: when that was, by the run's clock; None: just now.
 
         Raises:
             TrainingError: the loss or the weights became NaN or infinite.
@@ -159,30 +180,36 @@ class Run:
         if not self.epoch_is_over:
             return
         loss = self.finite() / self.count  # the epoch's only wait for the device
-        epoch, images, taken = self.progress.epoch, self._images, self.clock() - self._epoch_began
+        now = self.clock() if now is None else now
+        epoch, images, taken = self.progress.epoch, self._images, now - self._epoch_began
         row = {
             "epoch": epoch + 1,
             "loss": loss,
             "lr": rate(self.settings, epoch),
             "images_per_second": images / taken if images else 0.0,
-            "seconds": self.seconds,
+            "seconds": self._before + now - self._began,
         }
         self.progress.curve.append(row)
         self.progress.epoch, self.progress.losses = epoch + 1, []
-        self._start_epoch()
+        self._start_epoch(now)
         self.report.show(row)
 
-    def look(self) -> None:
+    def look(self, save: bool | None = None) -> None:
         """Do what is due between two steps; if nothing is, this costs little.
+
+        Args:
+            save: whether a checkpoint may be written: what `to_be_saved` was when the objective was last known to be up
+                to date; None: what it is now.
 
         Raises:
             TrainingError: the loss or the weights became NaN or infinite.
             Stopped: a signal arrived; a checkpoint was written.
         """
-        if self._signal:
+        save = self.to_be_saved if save is None else save
+        if save and self._signal:
             self.save_and_stop()
         total = None
-        if self.checkpoints and self.checkpoints.due:
+        if save and self.checkpoints:
             total = self.finite()
             self.save()
         elif time.monotonic() - self._looked > LOOK:
@@ -221,14 +248,16 @@ class Run:
         total = float(torch.stack(losses).sum()) if losses else 0.0
         if math.isfinite(total) and self.sound():
             return total
-        each = torch.stack(losses).cpu()
-        bad = (~each.isfinite()).nonzero().flatten().tolist()
-        what = f"the loss became {float(each[bad[0]])}" if bad else "the weights became NaN or infinite"
-        step = bad[0] + 1 if bad else len(losses)
+        each = [float(loss) for loss in losses]
+        bad = [at for at, loss in enumerate(each) if not math.isfinite(loss)]
+        what = f"the loss became {each[bad[0]]}" if bad else "the weights became NaN or infinite"
+        epoch, step = self.progress.epoch, bad[0] + 1 if bad else len(losses)
+        if not step:  # of an epoch that has just begun: it was the last step of the one before
+            epoch, step = epoch - 1, self.report.steps
         kept = self.checkpoints.newest() if self.checkpoints else None
         raise TrainingError(
-            f"{self.stage}: {what} in epoch {self.progress.epoch + 1} of {self.settings.epochs}, step {step}, at rate "
-            f"{rate(self.settings, self.progress.epoch):g}; lower {self.stage}.lr or check the images"
+            f"{self.stage}: {what} in epoch {epoch + 1} of {self.settings.epochs}, step {step}, at rate "
+            f"{rate(self.settings, epoch):g}; lower {self.stage}.lr or check the images"
             + (f". The last good checkpoint is {kept}" if kept else "")
         )
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import gc
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from viny.learning.engine import Engine, Images, UnsoundError
 from viny.learning.machine import Machine
-from viny.learning.run import LOOK, Run
+from viny.learning.run import LOOK, Run, Step
 from viny.learning.settings import ModelSettings
 from viny.learning.train import step_by_step
 from viny.runtime.errors import TrainingError
@@ -210,7 +212,7 @@ class _Stack:
     def _forget(self) -> None:
         """Free what an engine held, before there is another."""
         for guest in self.guests:
-            guest.run.sound = lambda: True
+            guest.run.keep_weights()
         if self.machine.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
@@ -253,14 +255,23 @@ class _Stack:
             self._send_away(guest, "" if full else said)
 
     def _without_engine(self, guest: Guest, error: UnsoundError) -> None:
+
+        def asked() -> int:
+            wanted = guest.here() and not self.host.leaving(guest.run.report.left)
+            return guest.stop_signal() or (0 if wanted else signal.SIGTERM)
+
         found: BaseException | None = None
         with guest.lines():
             print(f"the stacked engine not used, step by step: {error}", flush=True)
+            self.host.guests(0, self.clock)  # nobody else has a place here
             try:
-                step_by_step(guest.run, self.machine, guest.stop_signal)
+                step_by_step(guest.run, self.machine, asked)
             except (TrainingError, Stopped) as stopped:
                 found = stopped
-        self._end(guest, found)
+        if isinstance(found, Stopped) and not guest.stop_signal():
+            self._send_away(guest, "")
+        else:
+            self._end(guest, found)
 
     # Between the steps
 
@@ -284,9 +295,12 @@ class _Stack:
             for guest in list(self.guests):
                 self._look_after(engine, guest)
             left = max((guest.run.report.left for guest in self.guests), default=0.0)
-            if self.guests and self.host.leaving(left):
+            if (self.guests or waiting) and self.host.leaving(left):
                 for guest in list(self.guests):
-                    self._leave(engine, guest)
+                    if guest.stop_signal():  # since it was looked after
+                        self._look_after(engine, guest)
+                    else:
+                        self._leave(engine, guest)
                 for guest in waiting:
                     self.guests.append(guest)
                     self._send_away(guest, "")
@@ -307,20 +321,19 @@ class _Stack:
         """Note the losses of queued steps until `pending` batches of steps are left; returns whether a run ended."""
         ended = False
         while len(engine.pending) > pending or (engine.pending and not engine.busy):
+            taken: dict[int, list[tuple[Step, Tensor]]] = {}
             for run, step, loss in engine.collect():
-                guest = next((guest for guest in self.guests if guest.run is run), None)
-                if guest is None:
-                    continue  # it ended meanwhile
-                run.took(step, loss)
-                if not run.epoch_is_over:
-                    continue
+                taken.setdefault(id(run), []).append((step, loss))
+            for guest in list(self.guests):  # not those that ended meanwhile
+                run = guest.run
                 try:
                     with guest.lines():
-                        run.end_epoch()
+                        run.took_together(taken.get(id(run), []))
                 except TrainingError as error:
                     engine.dismiss(run)
                     self._end(guest, error)
-                ended = ended or run.finished or guest not in self.guests
+                    ended = True
+                ended = ended or run.finished
         return ended
 
     def _look_after(self, engine: Engine, guest: Guest) -> None:
@@ -334,11 +347,13 @@ class _Stack:
         error: BaseException | None = None
         try:
             with guest.lines():
-                if run.finished or run.to_be_saved:
+                # Asked once: what becomes due later would be saved with the weights of an earlier step.
+                save = run.to_be_saved
+                if run.finished or save:
                     run.finite()
                     engine.give_back(run)
                 if not run.finished:
-                    run.look()
+                    run.look(save)
         except (TrainingError, Stopped) as found:
             error = found
         if run.finished or error is not None:

@@ -23,6 +23,7 @@ from viny.learning.settings import ModelSettings, TrainSettings
 
 Views = Mapping[str, Tensor]
 Attention = Callable[[Tensor], Tensor]  # [B, N, 3, H, W] to [B, N, H, W]
+CONTIGUOUS = torch.contiguous_format
 ALIGNED = 64  # elements, so that each parameter of each run starts where a GPU reads it at full width
 
 
@@ -338,8 +339,9 @@ class Parameters:
                 tensors[entry.name].copy_(entry.to_module(self.values[entry.product][row]))
                 state[self.indices[entry.name]] = {
                     "step": torch.tensor(float(taken)),
-                    "exp_avg": entry.to_module(self.means[entry.product][row]).contiguous(),
-                    "exp_avg_sq": entry.to_module(self.squares[entry.product][row]).contiguous(),
+                    # Copies: a view would keep the whole stack's state in memory, and change with it.
+                    "exp_avg": entry.to_module(self.means[entry.product][row]).clone(memory_format=CONTIGUOUS),
+                    "exp_avg_sq": entry.to_module(self.squares[entry.product][row]).clone(memory_format=CONTIGUOUS),
                 }
         optimizer.load(state)
 

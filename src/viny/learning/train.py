@@ -55,6 +55,8 @@ def step_by_step(run: Run, machine: Machine, asked: Callable[[], int] = lambda: 
         Stopped: a signal arrived.
     """
     run.objective.train()
+    # Those of a checkpoint, or of an engine, are on the CPU.
+    run.progress.losses = [loss.to(machine.device) for loss in run.progress.losses]
     run.objective.encoder.set_fused_attention(machine.fused_attention)
     with Gradients(run.objective, machine, run.settings.batch_size) as gradients:
         run.end_epoch()  # a run resumed after an epoch's very last step
