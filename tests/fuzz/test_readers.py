@@ -382,7 +382,7 @@ def test_trainings_handed_in_of_any_content(tmp_path_factory: pytest.TempPathFac
     job = stacks._Job(share, HANDED, "finetune")
     entry = stacks._Entry("20", job.key, "1-a")
     board.hand_in(entry, HANDED)
-    with stacks.Desk(board, job.key, "0", 3, share) as desk:
+    with stacks.Desk(board, job.key, "0", 3, share, job.work) as desk:
         for path in (board.path / entry.name / "work.json", board.leader_file(job.key, desk._id)):
             path.write_bytes(changed(path.read_bytes(), how))
         board.leaders()

@@ -418,6 +418,31 @@ def test_a_full_memory_halves_the_stack(
     assert farthest(visitors[1].run.objective.state_dict(), finished("masks", new_run, 1, 12)) < 1e-12
 
 
+def test_a_stack_that_changes_its_size_has_saved_everybody(
+    new_run: Callable[..., Run], double: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making the next engine may take a minute, in which the process may be killed."""
+    start, formed = Engine.start, 0
+
+    def killed(self: Engine) -> None:
+        nonlocal formed
+        formed += 1
+        if formed == 2:
+            raise KeyboardInterrupt
+        start(self)
+
+    monkeypatch.setattr(Engine, "start", killed)
+    first = Visitor(new_run("masks", 0, 21, precise=True, checkpoints=checkpoints_at(tmp_path / "c")))
+    with pytest.raises(KeyboardInterrupt):
+        train_together(House([first], [(4, Visitor(new_run("masks", 1, 12, precise=True)))]), MACHINE, most=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(Tensor, "float", lambda x: x if x.dtype == torch.float64 else x.to(torch.float32))
+    resumed = new_run("masks", 0, 21, precise=True, checkpoints=checkpoints_at(tmp_path / "c"))
+    assert (resumed.progress.epoch, len(resumed.progress.losses)) > (0, 0)
+    weights, _ = alone(resumed)
+    assert farthest(weights, finished("masks", new_run, 0, 21)) < 1e-12
+
+
 def test_time_is_shared(new_run: Callable[..., Run]) -> None:
     runs = [new_run("masks", seed, 12) for seed in range(3)]
     began = time.monotonic()

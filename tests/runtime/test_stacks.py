@@ -471,7 +471,7 @@ def test_a_member_that_is_settled_twice_is_a_mistake_of_the_program(tmp_path: Pa
     work = Work({"stage": "finetune"}, {"manifest": str(tmp_path)})
     entry = stacks._Entry("20", stack_key(work), "1-a")
     board.hand_in(entry, work)
-    with stacks.Desk(board, stack_key(work), "0", 3, share) as desk:
+    with stacks.Desk(board, stack_key(work), "0", 3, share, work) as desk:
         (member,) = desk.take(2)
         member.log.write("said\n")
         member.done()
@@ -487,7 +487,7 @@ def test_an_outcome_that_the_disk_refuses_is_told_later(tmp_path: Path, monkeypa
     board = stacks._Board(tmp_path)
     work = Work({"stage": "finetune"}, {"manifest": str(tmp_path)})
     board.hand_in(stacks._Entry("20", stack_key(work), "1-a"), work)
-    with stacks.Desk(board, stack_key(work), "0", 3, share) as desk:
+    with stacks.Desk(board, stack_key(work), "0", 3, share, work) as desk:
         (member,) = desk.take(2)
 
         def full(*_: Any) -> None:

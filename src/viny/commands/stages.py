@@ -157,4 +157,4 @@ def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -
         if desk is not None:
             with desk:
                 _check_code(stage, spec)
-                load("viny.learning.stages").lead(desk, work)
+                load("viny.learning.stages").lead(desk, desk.work)

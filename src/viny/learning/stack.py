@@ -219,7 +219,9 @@ class _Stack:
 
     def _form(self) -> Engine | None:
         """An engine for all runs, or for as many as fit; None where a run had to be trained without one."""
-        while True:
+        while self.guests:
+            if self.images is not None and not all(self.images.hold(guest.run.batches) for guest in self.guests):
+                self.images = None  # before others are read
             self._forget()
             self.clock.share(len(self.guests))
             try:
@@ -241,6 +243,7 @@ class _Stack:
                 for guest in self.guests:
                     guest.run.sound = functools.partial(engine.sound, guest.run)
                 return engine
+        return None
 
     def _make_room(self, error: Exception) -> None:
         """Let half of the runs go, or all but the first if they cannot be trained together."""
@@ -249,10 +252,8 @@ class _Stack:
         self.most = len(self.guests) // 2 if full else 1
         print(f"{len(self.guests)} runs at once: {said}; {self.most} at once from here", flush=True)
         for guest in self.guests[self.most :]:
-            with guest.lines():
-                if guest.run.checkpoints is not None:
-                    guest.run.save()
-            self._send_away(guest, "" if full else said)
+            if self._keep(guest):
+                self._send_away(guest, "" if full else said)
 
     def _without_engine(self, guest: Guest, error: UnsoundError) -> None:
 
@@ -299,16 +300,16 @@ class _Stack:
                 for guest in list(self.guests):
                     if guest.stop_signal():  # since it was looked after
                         self._look_after(engine, guest)
-                    else:
-                        self._leave(engine, guest)
+                    elif self._keep(guest, engine):
+                        self._send_away(guest, "")
                 for guest in waiting:
                     self.guests.append(guest)
                     self._send_away(guest, "")
                 return []
             waiting = [guest for guest in waiting if not self._seat(engine, guest)]
             if waiting or len(self.guests) <= len(engine.slots) // 2:
-                for guest in self.guests:
-                    engine.give_back(guest.run)
+                for guest in list(self.guests):
+                    self._keep(guest, engine)  # making the next engine may take a minute
                 return waiting
         return waiting
 
@@ -360,19 +361,20 @@ class _Stack:
             engine.dismiss(run)
             self._end(guest, error)
 
-    def _leave(self, engine: Engine, guest: Guest) -> None:
-        """Save a run and let it go on elsewhere."""
+    def _keep(self, guest: Guest, engine: Engine | None = None) -> bool:
+        """Give a run its weights back, if an engine has them, and save it; returns whether it is worth going on with."""
         run = guest.run
         try:
             with guest.lines():
                 run.finite()
-                engine.give_back(run)
-                if run.checkpoints is not None:
+                if engine is not None:
+                    engine.give_back(run)
+                if run.checkpoints is not None and guest.here():
                     run.save()
         except TrainingError as error:
             self._end(guest, error)
-            return
-        self._send_away(guest, "")
+            return False
+        return True
 
     def _seat(self, engine: Engine, guest: Guest) -> bool:
         """Give a newcomer a free place, if there is one for it."""

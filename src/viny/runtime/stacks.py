@@ -27,7 +27,8 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,9 +66,17 @@ class Work:
 
 
 def stack_key(work: Work) -> str:
-    """What trainings that may run as one have in common, hashed: all of the spec but the cell, and the pack."""
+    """What trainings that may run as one have in common, hashed: all of the spec but the cell, the pack, this Python."""
     spec = {name: value for name, value in work.spec.items() if name != "cell"}
-    return digest({"spec": spec, "manifest": os.path.realpath(work.arguments["manifest"])})[:16]
+    here = [os.path.realpath(sys.prefix), sys.version, _pytorch()]
+    return digest({"spec": spec, "manifest": os.path.realpath(work.arguments["manifest"]), "here": here})[:16]
+
+
+def _pytorch() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _attempt() -> str:
@@ -269,6 +278,8 @@ class _Job:
                     return found
                 if found is not None and self._follow(found):
                     return None
+                # Whoever had it may have finished it without a word.
+                self.work = replace(self.work, waited=True)
 
     def _stop(self, number: int) -> None:
         self.signal = self.signal or number
@@ -311,7 +322,7 @@ class _Job:
             if not self.board.withdraw(entry):  # a leader has taken it in this moment
                 give_gpu_back()
                 return None
-            return Desk(self.board, self.key, place[0], 1 if self.alone else self.share.stack, self.share)
+            return Desk(self.board, self.key, place[0], 1 if self.alone else self.share.stack, self.share, self.work)
         finally:
             gate.release()
 
@@ -465,10 +476,11 @@ class Desk:
         key: of the works, see `stack_key`.
         gpu: CUDA's name for this process's GPU.
         size: trainings that may run at once, the leader's own included.
+        work: the leader's own.
     """
 
-    def __init__(self, board: _Board, key: str, gpu: str, size: int, share: Share) -> None:
-        self.key, self.gpu, self.size = key, gpu, size
+    def __init__(self, board: _Board, key: str, gpu: str, size: int, share: Share, work: Work) -> None:
+        self.key, self.gpu, self.size, self.work = key, gpu, size, work
         self._board, self._id, self._gpus = board, _attempt(), share
         self._file = board.leader_file(key, self._id)
         self._members: list[Member] = []
