@@ -28,6 +28,7 @@ import errno, os, signal, sys, time, types
 from pathlib import Path
 from viny import cli
 from viny.runtime import stacks
+from viny.runtime.claims import Claim
 from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.signals import Stopped, on_stop
 
@@ -178,7 +179,8 @@ class Jobs:
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def places(self) -> list[str]:
-        return sorted(path.name for path in self.claims.glob("gpu-*"))
+        """Those that somebody has; what a killed process leaves of its own is void."""
+        return sorted(path.name for path in self.claims.glob("gpu-*") if Claim(path).holder() is not None)
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ class _Stack:
             self._end(guest, error)
 
     def _keep(self, guest: Guest, engine: Engine | None = None) -> bool:
-        """Give a run its weights back, if an engine has them, and save it; returns whether it is worth going on with."""
+        """Give a run its weights back, if an engine has them, and save it; returns whether it is sound."""
         run = guest.run
         try:
             with guest.lines():

@@ -66,7 +66,7 @@ class Work:
 
 
 def stack_key(work: Work) -> str:
-    """What trainings that may run as one have in common, hashed: all of the spec but the cell, the pack, this Python."""
+    """What trainings that may run as one have in common, hashed: the spec but for the cell, the pack, this Python."""
     spec = {name: value for name, value in work.spec.items() if name != "cell"}
     here = [os.path.realpath(sys.prefix), sys.version, _pytorch()]
     return digest({"spec": spec, "manifest": os.path.realpath(work.arguments["manifest"]), "here": here})[:16]
