@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from viny.runtime import stacks
+from viny.runtime.claims import Claim
 from viny.runtime.gpus import Share, job_environment
 from viny.runtime.processes import place
 from viny.runtime.stacks import Work, stack_key
