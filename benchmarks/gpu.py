@@ -125,7 +125,8 @@ class Bench:
         count = 64 if self.tiny else IMAGES
         draw = np.random.default_rng(0)
         words = [str(number) for number in range(CLASSES)]
-        manifest = {"source": "made", "classes": words, "mask_classes": words[:3], "count": count, "resolution": side}
+        about = {"source": "made", "sha256": "made", "count": count, "resolution": side}
+        manifest = {**about, "classes": words, "mask_classes": words[:3]}
         images = draw.integers(0, 256, (count, 3, side, side), np.uint8)
         masks = draw.integers(0, 3, (count, side, side), np.uint8)
         labels = draw.integers(0, CLASSES, count, np.int32)

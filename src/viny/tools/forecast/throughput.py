@@ -188,7 +188,8 @@ def _made(step: Step, count: int) -> Any:
 
     draw = np.random.default_rng(0)
     words = [str(i) for i in range(step.classes)]
-    manifest = {"source": "made", "classes": words, "mask_classes": words, "count": count, "resolution": step.side}
+    about = {"source": "made", "sha256": "made", "count": count, "resolution": step.side}
+    manifest = {**about, "classes": words, "mask_classes": words}
     images = draw.integers(0, 256, (count, 3, step.side, step.side), np.uint8)
     masks = draw.integers(0, len(words), (count, step.side, step.side), np.uint8)
     labels = draw.integers(0, len(words), count, np.int32)
