@@ -186,7 +186,7 @@ class Run:
             "epoch": epoch + 1,
             "loss": loss,
             "lr": rate(self.settings, epoch),
-            "images_per_second": images / taken if images else 0.0,
+            "images_per_second": images / taken if images and taken > 0 else 0.0,
             "seconds": self._before + now - self._began,
         }
         self.progress.curve.append(row)
