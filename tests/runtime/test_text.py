@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from viny.evidence.tables import to_markdown, write_csv
-from viny.runtime.text import cell_text, markdown, visible
+from viny.runtime.text import Short, cell_text, markdown, visible
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,10 @@ def test_a_cell_begins_no_formula_and_numbers_stay_numbers(tmp_path: Path) -> No
     assert {row[1] for row in rows[1:]} == {"-0.5"}
     assert (pd.read_csv(tmp_path / "a.csv")["x"] == -0.5).all()
     assert cell_text("") == ""
+
+
+def test_a_value_of_any_size_is_shown_in_short() -> None:
+    huge = 1 << 20_000  # Python refuses to write it out
+    assert Short().repr(huge) == "<a whole number of 20,001 bits>"
+    assert Short().repr({huge: [-huge, {huge}]}).count("<a whole number") == 3
+    assert Short().repr(123) == "123"

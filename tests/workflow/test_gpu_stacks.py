@@ -68,7 +68,8 @@ def test_nothing_changes_on_a_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_with_stacks_has_the_results_of_one_without(tmp_path: Path) -> None:
+def test_a_study_with_stacks_has_the_results_of_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # all but one have to wait
     changes: dict[str, Any] = {**CELLS, "compute__device": "auto", "grid__seeds": [0, 1, 2, 3, 4]}
     for name, more in (("stacked", {}), ("apart", {"compute__stack": 1})):
         (tmp_path / name).mkdir()
@@ -84,12 +85,10 @@ def test_a_study_with_stacks_has_the_results_of_one_without(tmp_path: Path) -> N
         log = (root / "logs" / "finetune" / f"{cell}.log").read_text()
         assert log.startswith("$ python -m viny finetune ")
         assert "finetune: 8 images" in log and "loss" in log
-    # At least one was handed to another's process, and each process had a GPU of its own.
+    # At least one was handed to another's process.
     logs = [(root / "logs" / "finetune" / f"{cell}.log").read_text() for cell in weights]
     taken = [re.findall(r"^finetune: process (\d+) on \S+ takes it in, on GPU (\d)$", log, re.MULTILINE) for log in logs]
     assert any(taken) and not all(taken)
-    by_gpu = {gpu: {pid for one in taken for pid, there in one if there == gpu} for gpu in "01"}
-    assert all(len(pids) <= 1 for pids in by_gpu.values())
     assert not list((root / "checkpoints").glob("*/*"))
     assert [path.name for path in (root.parent / ".gpus").glob("*/*")] == ["stacks"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import reprlib
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
@@ -28,6 +27,7 @@ from viny.data.folders import LEGEND, few, images_below, name_below
 from viny.data.masks import BACKGROUNDS, IGNORE, MAX_CLASSES
 from viny.runtime.errors import InputError
 from viny.runtime.files import folder_beside, write_text
+from viny.runtime.text import Short
 
 NAME = 40  # characters of a class's name, at most
 OUTSIDE = 2  # pixels that an outline may reach outside of its image without a word
@@ -97,7 +97,7 @@ def _fault(path: Path, what: str) -> InputError:
 
 def _shown(value: Any) -> str:
     """A value from the file as a message shows it: short, on one line, without control characters."""
-    text = value if isinstance(value, str) and value.isprintable() else reprlib.repr(value)
+    text = value if isinstance(value, str) and value.isprintable() else Short().repr(value)
     return text if len(text) <= WORDS else f"{text[:WORDS]}..."
 
 

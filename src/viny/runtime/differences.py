@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SHORT = reprlib.Repr()  # how values are shown
+from viny.runtime.text import Short
+
+SHORT = Short()  # how values are shown
 SHORT.maxstring = 100  # characters
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
 
 from viny.runtime.errors import InputError
+from viny.runtime.text import Short
 
 MAX_DEPTH = 32  # lists and mappings inside each other; a study's settings have up to 18
 MAX_INTEGER = 2**64  # the largest of ours are times in nanoseconds
@@ -95,7 +95,7 @@ WORDS: dict[Any, str] = {
     list: "a list",
     NoneType: "null",
 }
-_SHORT = reprlib.Repr()
+_SHORT = Short()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 60, 60, 40
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 
 # All that a terminal obeys rather than shows, except tab and line feed; what turns the order of letters around; the
 # other line breaks; and halves of characters, which cannot be written.
@@ -25,3 +26,11 @@ def markdown(text: str) -> str:
 def cell_text(text: str) -> str:
     """Text as a cell of a CSV file: with an apostrophe before it if a spreadsheet would take it for a formula."""
     return f"'{text}" if FORMULA.match(text) else text
+
+
+class Short(reprlib.Repr):
+    """Values in few characters, whatever they are: Python refuses to write out whole numbers of thousands of digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits < 10_000 else f"<a whole number of {bits:,} bits>"

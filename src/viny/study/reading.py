@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from viny.runtime.errors import InputError
 from viny.runtime.files import open_file
-from viny.runtime.text import visible
+from viny.runtime.text import Short, visible
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 16  # mappings and lists inside each other
@@ -27,7 +26,7 @@ MAX_NUMBER = 2**53  # beyond it not every integer is a float, and JSON readers m
 CODE = "__use_yte__"  # asks Snakemake to evaluate the Python in a configuration file
 
 
-SHORT = reprlib.Repr()
+SHORT = Short()
 SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxstring, SHORT.maxother = 2, 8, 8, 200, 200
 
 
