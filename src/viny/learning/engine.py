@@ -121,12 +121,11 @@ class Engine:
     """The steps of runs that have equal shapes.
 
     Args:
-        runs: the first `len(runs)` places' runs; their objectives are on the machine's device, in training mode.
+        runs: one for each place; their objectives are on the machine's device, in training mode.
         machine: device and precision.
-        places: M, at least as many as runs.
         compiled: whether to compile; None: on a GPU.
         residual: type of the tokens between the blocks; None: that of the products.
-        images: of an earlier engine, used if they are all that is needed.
+        images: of an earlier engine, which hold all runs' images; None: they are read.
 
     Raises:
         UnsoundError: the runs' objective is none that `viny.learning.stacked` knows.
@@ -137,7 +136,6 @@ class Engine:
         self,
         runs: Sequence[Run],
         machine: Machine,
-        places: int = 0,
         compiled: bool | None = None,
         residual: torch.dtype | None = None,
         images: Images | None = None,
@@ -149,16 +147,14 @@ class Engine:
             raise UnsoundError(f"it knows no loss of {type(first.objective).__name__}")
         self.settings, self.kind = first.settings, Kind.of(first.objective)
         self.make = first.batches.make
-        self.slots = [Slot() for _ in range(max(places, len(runs)))]
+        self.slots = [Slot() for _ in runs]
         self.batch = min(self.settings.batch_size, max(run.count for run in runs))
         self.dtype = next(first.objective.parameters()).dtype
         product = torch.bfloat16 if machine.precision == "bfloat16" else self.dtype
         self.residual = residual or product
         self.parameters = Parameters(first.objective, self.kind, len(self.slots), self.device, product)
-        if images is None or not all(images.hold(run.batches) for run in runs):
-            images = Images([run.batches for run in runs], self.device)
-        self.images = images
-        if self.on_gpu and not images.held and len(runs) > 1:
+        self.images = Images([run.batches for run in runs], self.device) if images is None else images
+        if self.on_gpu and not self.images.held and len(runs) > 1:
             raise torch.OutOfMemoryError("the images of so many runs")
         self._sound = [True] * len(self.slots)
         for place, run in enumerate(runs):
@@ -168,7 +164,7 @@ class Engine:
         self.most = MOST_AHEAD if self.images.held else 4
         self.ahead = 1
         self.pending: deque[Queued] = deque()
-        self._more = True
+        self.busy = True  # whether steps can still be queued
         self.graph: Any = None
         self.ring: dict[str, Tensor] = {}  # what is drawn, on the device, [K, M, B, ...]
         self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -207,11 +203,6 @@ class Engine:
     def sound(self, run: Run) -> bool:
         """Whether a run's weights were finite at the last look."""
         return self._sound[self.place_of(run)]
-
-    @property
-    def busy(self) -> bool:
-        """Whether steps can still be queued."""
-        return self._more
 
     def dismiss(self, run: Run) -> None:
         """Free a run's place."""
@@ -357,7 +348,7 @@ class Engine:
                 if self.parameters.product_dtype == self.dtype:
                     raise
                 # Of a run that has nearly fitted its images, rounding may be most of the gradient in PyTorch too.
-                with torch.autocast(self.device.type, self.parameters.product_dtype):
+                with self.machine.autocast():
                     rounded = _plain_gradients(objective, objective.loss(batch))
                 self._compare(place, loss.detach(), losses[place], found, gradients, rounded)
 
@@ -382,9 +373,8 @@ class Engine:
         least = NEGLIGIBLE * norms.square().sum().sqrt()
         errors = torch.stack([(a.float() - b.reshape(-1).float()).norm() for a, b in rows.values()])
         allowed = norms.maximum(least)
-        if (
-            rounded is not None
-        ):  # as far from the expected ones as PyTorch's own in the products' type, a few times over
+        if rounded is not None:
+            # As far from the expected ones as PyTorch's own in the products' type, a few times over.
             pairs = [(expected[name], rounded[name]) for name in rows]
             apart = torch.stack([(a.float() - b.float()).norm() for a, b in pairs])
             allowed = allowed.maximum(4 * apart / tolerance)
@@ -447,7 +437,7 @@ class Engine:
             if not any(taken):
                 break
             steps.append(taken)
-        self._more = bool(steps)
+        self.busy = bool(steps)
         if steps:
             self._draw(steps)
             self._run(steps)

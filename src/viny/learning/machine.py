@@ -7,13 +7,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, file_sha256
+from viny.runtime.provenance import version_of
 
 KERNELS = ".kernels"  # in the pack store
 
@@ -66,7 +66,13 @@ def keep_kernels(store: Path, machine: Machine) -> None:
         return
     # PyTorch's cache does not see an edit inside the project's own kernels.
     own = file_sha256(Path(__file__).with_name("attention_kernels.py"))
-    about = [torch.__version__, torch.cuda.get_device_name(machine.device), platform.python_version(), _triton(), own]
+    about = [
+        torch.__version__,
+        torch.cuda.get_device_name(machine.device),
+        platform.python_version(),
+        version_of("triton"),
+        own,
+    ]
     folder = store / KERNELS / digest(about)[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +84,6 @@ def keep_kernels(store: Path, machine: Machine) -> None:
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder.absolute() / "triton"))
         # Processes that compile are started when something is to be compiled, not in every job.
         os.environ.setdefault("TORCH_WARM_POOL", "0")
-
-
-def _triton() -> str:
-    try:
-        return metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def computes_in_bfloat16(device: str) -> bool:

@@ -51,7 +51,7 @@ class SimMIM(nn.Module):
 def masked_l1(predicted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute error of the masked patches, in shapes that do not depend on the mask.
 
-    Indexing by a mask makes a GPU wait for the count, and cannot be part of a CUDA graph.
+    Indexing by a mask makes a GPU wait for the count.
 
     Args:
         predicted: [B, L, V].

@@ -122,9 +122,8 @@ class _House:
 
     def guests(self, room: int, clock: SharedClock) -> list[_Own]:
         found, self._waiting = self._waiting[:room], self._waiting[room:]
-        if len(found) > 1:
-            for guest in found:
-                guest.run.use(clock)
+        for guest in found:
+            guest.run.use(clock)
         return found
 
     def leaving(self, left: float) -> bool:

@@ -327,7 +327,7 @@ class Parameters:
             for store, key in ((self.means, "exp_avg"), (self.squares, "exp_avg_sq")):
                 store[entry.product][place] = entry.from_module(kept[key]) if kept else 0.0
             taken = max(taken, int(kept["step"])) if kept else taken
-        self.products.copy_(self.values[True])
+        self.products[row] = self.values[True][row]
         return taken
 
     def save(self, row: int, objective: nn.Module, optimizer: Adam, taken: int) -> None:
@@ -354,8 +354,8 @@ class Parameters:
             adam: see there.
         """
         flat = self.gathered(gradients)
-        for group, copy in ((True, self.products), (False, None)):
-            copy = None if copy is self.values[True] else copy
+        copies = {True: None if self.products is self.values[True] else self.products, False: None}
+        for group, copy in copies.items():
             adam(self.values[group], self.means[group], self.squares[group], flat[group], scalars, copy)
 
     def sound(self) -> list[bool]:

@@ -52,7 +52,7 @@ def _checkout() -> Path | None:
 
 def code_version() -> dict[str, Any]:
     """The package's version as one word, and the commit and state of its checkout if it has one."""
-    out: dict[str, Any] = {"code": _version("viny") or "unknown", "commit": None, "dirty": None}
+    out: dict[str, Any] = {"code": version_of("viny") or "unknown", "commit": None, "dirty": None}
     root = _checkout()
     if root is None:
         return out
@@ -85,7 +85,8 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """An installed package's version; None if it is not known."""
     try:
         return metadata.version(package)
     except Exception:  # not installed, or its metadata are damaged in any of many ways
@@ -123,7 +124,7 @@ class Provenance:
         return {
             **self._code,
             "study_sha256": self._study,
-            "packages": {p: v for p in PACKAGES if (v := _version(p))},
+            "packages": {p: v for p in PACKAGES if (v := version_of(p))},
             "python": platform.python_version(),
             "host": _known(platform.node),
             "system": _known(platform.platform),

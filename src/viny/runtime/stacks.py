@@ -28,7 +28,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,6 +36,7 @@ from viny.runtime.errors import InputError, TrainingError
 from viny.runtime.files import digest, read_json, write_json, write_text
 from viny.runtime.gpus import Share, give_gpu_back
 from viny.runtime.processes import Owner, place, remove_leftovers, unfinished
+from viny.runtime.provenance import version_of
 from viny.runtime.signals import STOP_SIGNALS, Stopped, on_stop
 
 POLL = 0.3  # seconds between a member's looks at what its leader writes
@@ -68,15 +68,8 @@ class Work:
 def stack_key(work: Work) -> str:
     """What trainings that may run as one have in common, hashed: the spec but for the cell, the pack, this Python."""
     spec = {name: value for name, value in work.spec.items() if name != "cell"}
-    here = [os.path.realpath(sys.prefix), sys.version, _pytorch()]
+    here = [os.path.realpath(sys.prefix), sys.version, version_of("torch")]
     return digest({"spec": spec, "manifest": os.path.realpath(work.arguments["manifest"]), "here": here})[:16]
-
-
-def _pytorch() -> str:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _attempt() -> str:
