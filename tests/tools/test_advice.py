@@ -131,7 +131,7 @@ def steps(pretraining: float = 0.0, task: float = 0.0, spread: float = 0.001, se
     ids=["gain", "loss", "small gain", "noise", "nothing"],
 )
 def test_the_verdict_is_the_truth(tmp_path: Path, effect: float, spread: float, pretraining: str, task: str) -> None:
-    make(tmp_path, steps(effect, effect, spread), seeds=range(4))
+    make(tmp_path, steps(effect, effect, spread, seed=1), seeds=range(4))
     advice = advise(tmp_path)
     assert part(advice, "pretraining")[0]["words"] == pretraining
     row = part(advice, "tasks")[0]
@@ -168,7 +168,7 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
 
 
 def test_small_effects_under_noisy_images_ask_for_images_and_large_spreads_for_both(tmp_path: Path) -> None:
-    make(tmp_path / "a", steps(0.0, 0.0, 0.001), images=50, noise=0.3)
+    make(tmp_path / "a", steps(0.0, 0.0, 0.001, seed=2), images=50, noise=0.3)
     row = part(advise(tmp_path / "a"), "tasks")[0]
     assert abs(row["mean"]) + 4.3 * row["se_seeds"] < 0.01  # small, except for the images
     assert row["verdict"] == "undecided"
@@ -204,7 +204,7 @@ def test_the_seeds_advised_reach_the_target_in_four_of_five_studies_and_no_fewer
 
 
 def test_no_number_of_seeds_makes_up_for_too_few_test_images() -> None:
-    assert seeds_needed(0.01, 0.001, 0.004, 3) == 3
+    assert seeds_needed(0.01, 0.001, 0.004, 3) == 2
     assert seeds_needed(0.01, 0.001, 0.006, 3) is None
 
 
@@ -320,7 +320,7 @@ def test_what_may_be_nothing_beyond_the_curve_is_not_told_in_labels(tmp_path: Pa
         assert row["text"].count(": ") == 1
 
 
-def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation(tmp_path: Path) -> None:
+def test_the_next_doubling_of_images_is_the_last_one_and_called_a_guess(tmp_path: Path) -> None:
     noise = scatter(0.0005)
 
     def truth(cell: Cell) -> float:
@@ -330,7 +330,7 @@ def test_the_next_doubling_of_images_is_the_last_one_and_called_an_extrapolation
     row = next(row for row in part(advise(tmp_path), "pretraining") if row.get("extrapolated_to"))
     assert row["mean"] == pytest.approx(0.01, abs=0.001)  # for one doubling, where 6 to 24 is two
     assert row["low"] < 0.01 < row["high"]
-    assert "For the next, to 48, this is an extrapolation" in row["text"]
+    assert "For the next, to 48, this is a guess, too high where returns fall" in row["text"]
 
 
 # What is not asked, or is missing
@@ -344,7 +344,7 @@ def test_one_seed_has_no_interval_and_is_told_to_become_three(tmp_path: Path) ->
     assert "One seed: no interval anywhere" in said(advice, "warnings")
     for key in ("pretraining", "tasks"):
         first = part(advice, key)[0]
-        assert (first["verdict"], first["low"]) == ("cannot be told", None)
+        assert (first["verdict"], first["low"]) == ("undecided", None)
         assert "no interval" in first["text"]
     best = part(advice, "summary")[0]
     assert len(best["not_told_from_it"]) == best["others"] == 7
@@ -362,7 +362,7 @@ def test_missing_cells_are_named_and_come_first(tmp_path: Path) -> None:
     assert (first["new_cells"], first["trainings"]) == (len(gone), 0)  # trained, not evaluated
     assert gone[0].name in said(advice, "warnings")
     assert as_text(advice).startswith("Study tiny: 22 of 24 cells, 3 seeds, 500 test images\n")
-    assert part(advice, "pretraining")[0]["verdict"] == "worth it"
+    assert part(advice, "pretraining")[0]["verdict"] == "up"
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path
 
 
 def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) -> None:
-    make(tmp_path, steps(0.0, 0.0, 0.02), **LONG)
+    make(tmp_path, steps(0.0, 0.0, 0.02, seed=1), **LONG)
     rows = [row for row in part(advise(tmp_path), "next") if "rank" in row]
     prices = [row["seconds"] / len(row["settles"]) for row in rows]
     assert len(rows) > 2

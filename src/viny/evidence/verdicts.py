@@ -1,4 +1,4 @@
-"""What is said about an effect on mIoU, decided once and in one wording: for the tables, the report, the scorecard and the advice.
+"""What is said about an effect on mIoU, decided once and in one wording, for tables, report, scorecard and advice.
 
 `questions` lists what a study asks, `answer` decides it. An effect is named where its 95 % interval over seeds and test
 images excludes zero and so does Student's t test after Holm's (1979) correction over the questions of its kind: more
@@ -41,8 +41,8 @@ class Question:
     """An effect to decide on: the mean of some differences between cells, all of equal weight.
 
     Attributes:
-        kind: 'pre-training', 'images', 'labels', 'task', 'interaction', or 'cell', a task's effect in one cell.
-            Questions of a kind share Holm's correction.
+        kind: 'pre-training', 'images', 'labels', 'task', 'task by size', 'interaction', or 'cell', a
+            task's effect in one cell.             Questions of a kind share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.
@@ -137,8 +137,8 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
     """What a study asks: each pre-train size, each task, where a task does more, and the last doublings.
 
     A task's effect is over pre-trained encoders, and over the random start only where no other cell has the task: an
-    encoder that has nothing to lose does not dilute what the others lose. The difference between the two is a question of
-    its own.
+    encoder that has nothing to lose does not dilute what the others lose. The difference between the two is a question
+    of its own.
 
     Args:
         keys: the cells that there are, (pretrain_size, intermediate, finetune_size).

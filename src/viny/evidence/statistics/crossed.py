@@ -1,8 +1,8 @@
 """Uncertainty of mIoU and of its differences, from both of its sources: seeds and test images.
 
-A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested on
-one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So the
-variance of a weighted sum of cells has a part from each (`Runs.contrasts`), and more seeds alone do not make it small.
+A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested
+on one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So
+the variance of a weighted sum of cells has a part from each (`Runs.contrasts`): more seeds alone do not make it small.
 
 Every interval, test and figure of a study takes its numbers from here. Values are fractions.
 """
@@ -257,8 +257,9 @@ class Runs:
     ) -> float:
         """The chance that with so many seeds in all, on the same test images, all contrasts are above 0.
 
-        For a single contrast: that it is decided either way, or to be small. The true spread and means are drawn given the seeds at
-        hand, then the seeds to come (a predictive probability, Spiegelhalter, Abrams and Myles 2004, section 6.5).
+        For a single contrast: that it is decided either way, or to be small. The true spread and means are drawn given
+        the seeds at hand, then the seeds to come (a predictive probability, Spiegelhalter, Abrams and Myles 2004,
+        section 6.5).
 
         Args:
             weights: [K, C].
@@ -315,8 +316,8 @@ def read_runs(frame: pd.DataFrame, metrics_dir: Path | None) -> Runs:
 
     Args:
         frame: what `tables.read_metrics` returns.
-        metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences. None:
-            no cell has.
+        metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences.
+            None: no cell has.
 
     Returns:
         Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size).

@@ -11,39 +11,9 @@ from viny.evidence.tables import GROUP, in_order
 from viny.evidence.verdicts import MARGIN, Decision, Question, answer
 
 SPREAD = ["n", "points", "mean", "sd", "se", "low", "high"]
-EFFECTS = [
-    *GROUP,
-    "n",
-    "points",
-    "mean",
-    "sd",
-    "se_seeds",
-    "se_images",
-    "se",
-    "df",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "verdict",
-]
-DECISIONS = [
-    "kind",
-    "what",
-    "name",
-    "words",
-    "mean",
-    "low",
-    "high",
-    "se_seeds",
-    "se_images",
-    "se",
-    "df",
-    "n",
-    "p",
-    "p_holm",
-]
-DECISIONS += ["family", "verdict", "chance", "reason", "sentence"]
+ESTIMATE = ["mean", "low", "high", "se_seeds", "se_images", "se", "df", "n", "p", "p_holm"]
+EFFECTS = [*GROUP, "points", "sd", *ESTIMATE, "verdict"]
+DECISIONS = ["kind", "what", "name", "words", *ESTIMATE, "family", "verdict", "chance", "reason", "sentence"]
 
 
 def describe(values: pd.Series) -> dict[str, float | int | str]:
@@ -105,9 +75,9 @@ def decisions_table(decisions: list[Decision]) -> pd.DataFrame:
     """All decisions of a study as a table.
 
     Returns:
-        One row per decision, see `verdicts.Decision`: kind, what, name; words, the verdict in words; mean, low and high,
-        the 95 % interval; se_seeds, se_images, se, df, n; p and p_holm, over `family` of its kind; verdict; chance, that
-        twice the seeds decide it; reason; sentence, all of it in words.
+        One row per decision, see `verdicts.Decision`: kind, what, name; words, the verdict in words; mean, low and
+        high, the 95 % interval; se_seeds, se_images, se, df, n; p and p_holm, over `family` of its kind; verdict;
+        chance, that twice the seeds decide it; reason; sentence, all of it in words.
     """
     table = pd.DataFrame([decision.as_dict() for decision in decisions], columns=DECISIONS)
     return table.astype({"what": str})

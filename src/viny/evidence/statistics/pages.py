@@ -33,7 +33,8 @@ def write_statistics(
 ) -> None:
     """Write the tables of effects, returns and costs.
 
-    decisions, effects, fits and transfer as .csv and .md; marginal_gains and costs as .csv; next_steps.md. Every file names the study, its protocol and its note, the CSVs in columns of their own.
+    decisions, effects, fits and transfer as .csv and .md; marginal_gains and costs as .csv; next_steps.md. Every file
+    names the study, its protocol and its note, the CSVs in columns of their own.
 
     Args:
         metric_paths: JSON files of one study, one per cell.
