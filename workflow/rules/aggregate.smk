@@ -99,6 +99,7 @@ if ENCODERS:
             geometry=expand(GEOMETRY, encoder=ENCODERS),
             arrays=ancient(expand(ARRAYS, encoder=ENCODERS)),
             metrics=expand(METRICS, cell=CELLS),
+            confusion=ancient(expand(CONFUSION, cell=CELLS)),
         output:
             tables=in_report(REPRESENTATIONS, "Geometry"),
             figures=in_report(REPRESENTATIONS_FIGURES, "Geometry"),

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from viny.evidence.figures import kit
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.representations import KEYS, METRICS, SHARES, harm_correlation, regimes
 from viny.evidence.token_metrics import REFERENCES
 from viny.runtime.errors import InputError
@@ -206,7 +207,7 @@ def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, e
 
 
 @kit.in_style
-def harm(pairs: pd.DataFrame, note: str = "") -> Figure:
+def harm(pairs: pd.DataFrame, note: str = "", runs: Runs | None = None) -> Figure:
     """What a task changes in each metric against what it changes in mIoU, in percentage points: a panel per metric.
 
     A point per cell (mean over seeds), colour for its pre-train size, marker for its task; the rank correlation above.
@@ -214,10 +215,11 @@ def harm(pairs: pd.DataFrame, note: str = "") -> Figure:
     Args:
         pairs: what `representations.harm` returns.
         note: printed under the figure.
+        runs: see `representations.harm_correlation`.
     """
     if pairs.empty:
         return kit.say("No cell was run both with and without a task whose encoders were measured.", note)
-    correlation = harm_correlation(pairs).set_index("metric")
+    correlation = harm_correlation(pairs, runs).set_index("metric")
     group = ["intermediate", "pretrain_size", "finetune_size"]
     cells = pairs.groupby(group)[["difference", *METRICS]].mean().reset_index()
     tasks, styles = kit.tasks_in_order(cells["intermediate"]), kit.size_styles(cells["pretrain_size"])
