@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,16 @@ def effects(runs: Runs, decisions: pd.DataFrame, note: str = "") -> Figure:
     tasks = kit.tasks_in_order(table["intermediate"])
     styles = kit.size_styles(key[0] for key in runs.keys)
     rows = _forest_rows(table)
-    figure, panels = kit.panels(len(tasks), columns=2, height=ROW * len(rows) + 0.75, sharey=False)
+    titles = _titles(tasks, decisions)
+    height = ROW * (len(rows) + max(title.count("\n") for title in titles)) + 0.75
+    figure, panels = kit.panels(len(tasks), columns=2, height=height, sharey=False)
     cells = list(table[GROUP].itertuples(index=False, name=None))
     points = dict(zip(cells, 100 * means.seed_by_seed(runs, cells), strict=True))
     low, high, cut = _reach(table, points)
-    decided = decisions[decisions["kind"] == "task"].set_index("what")["words"]
-    for axes, task in zip(panels, tasks, strict=True):
+    for axes, task, title in zip(panels, tasks, titles, strict=True):
         axes.axvline(0, color="black", linewidth=0.8, zorder=1, label="_zero")
         _forest(axes, rows, table[table["intermediate"] == task], points, runs, styles)
-        said = textwrap.fill(decided.get(task, ""), kit.TITLE + 4)
-        axes.set_title("\n".join(filter(None, [kit.task_title(task), said])))
+        axes.set_title(title)
         axes.set_xlim(low, high)
         kit.fine_ticks(axes.xaxis, most=9 if len(tasks) == 1 else 5)
         axes.grid(True, axis="x", which="minor", linewidth=0.25)
@@ -65,6 +65,14 @@ def effects(runs: Runs, decisions: pd.DataFrame, note: str = "") -> Figure:
     kit.legend(figure, handles, kit.seeds_in_words(table["n"]))
     kit.add_note(figure, "Intervals that reach beyond a panel are cut." if cut else "", note)
     return figure
+
+
+def _titles(tasks: Sequence[str], decisions: pd.DataFrame) -> list[str]:
+    """The name of each task, and below it what is decided of it."""
+    decided = decisions[decisions["kind"] == "task"].set_index("what")["words"]
+    width = kit.TITLE if len(tasks) > 1 else 2 * kit.TITLE
+    lines = [[kit.task_title(task), textwrap.fill(decided.get(task, ""), width)] for task in tasks]
+    return ["\n".join(filter(None, pair)) for pair in lines]
 
 
 def _reach(table: pd.DataFrame, points: Mapping[Any, np.ndarray]) -> tuple[float, float, bool]:

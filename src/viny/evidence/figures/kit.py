@@ -213,7 +213,8 @@ def size_axis(panels: Sequence[Axes], sizes: Iterable[int]) -> None:
     margin = 1.25 if len(ticks) > 1 else 1.5
     for axes in panels:
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45 if len(ticks) > 4 else 0)
+        beside = axes.get_subplotspec().get_gridspec().ncols  # panels in a row
+        axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45 if len(ticks) * beside > 8 else 0)
         axes.minorticks_off()
         axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
         axes.set_xlabel("Labelled images")
