@@ -31,7 +31,7 @@ KINDS = ("pre-training", "task", "task by size", "interaction")
 
 
 def paper_cells() -> pd.DataFrame:
-    """The paper's mIoU by cell, fractions: mean and spread. It omits the random start with the task: here as without."""
+    """The paper's mIoU by cell, fractions: mean and spread. It omits the random start with the task: as without."""
     facts = paper_facts()
     cells = facts[facts["metric"] == "miou"][["pretrain_size", "intermediate", "finetune_size", "mean", "spread"]]
     omitted = cells[cells["pretrain_size"] == 0].assign(intermediate="intel")
