@@ -168,7 +168,7 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
 
 
 def test_small_effects_under_noisy_images_ask_for_images_and_large_spreads_for_both(tmp_path: Path) -> None:
-    make(tmp_path / "a", steps(0.0, 0.0, 0.001, seed=2), images=50, noise=0.3)
+    make(tmp_path / "a", steps(0.0, 0.0, 0.001, seed=2), images=20, noise=0.3)
     row = part(advise(tmp_path / "a"), "tasks")[0]
     assert abs(row["mean"]) + 4.3 * row["se_seeds"] < 0.01  # small, except for the images
     assert row["verdict"] == "undecided"

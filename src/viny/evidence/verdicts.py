@@ -42,7 +42,7 @@ class Question:
 
     Attributes:
         kind: 'pre-training', 'images', 'labels', 'task', 'task by size', 'interaction', or 'cell', a
-            task's effect in one cell.             Questions of a kind share Holm's correction.
+            task's effect in one cell. Questions of a kind share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.

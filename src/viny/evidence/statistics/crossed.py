@@ -212,7 +212,8 @@ class Runs:
 
         Seeds enter as in Student's t: the seeds' deviations with normal weights, all over one draw of the spread; so
         quantiles of a weighted sum are the ends of its t interval (the posterior under Jeffreys' prior, Box and Tiao
-        1973, section 2.4). Test images enter as normal draws with their covariance. Cells with one seed are NaN.
+        1973, section 2.4). Test images enter as normal draws with their covariance; where both sources count,
+        quantiles lie up to a seventh farther out than the ends of `contrasts`. Cells with one seed are NaN.
 
         Args:
             count: of draws.
