@@ -28,7 +28,7 @@ def write_representations(spec: Mapping[str, Any], *, root: Path, out: Path, rec
     paths = [geometry_file(root, encoder) for encoder in encoders(spec)]
     summary = Summary("representations", spec, root)
     summary.reads(*metrics, *paths, *(path.with_suffix(".npz") for path in [*metrics, *paths]))
-    representations.write_geometry(paths, metrics, root / "metrics", out / "tables")
+    representations.write_geometry(paths, metrics, out / "tables")
     frame, note = representations.read_geometry(paths), spec["note"]
     arrays = geometry.read_arrays([path.with_suffix(".npz") for path in paths])
     cells_frame = read_metrics(metrics)

@@ -443,10 +443,7 @@ def _verdict(row: Any, tested: int) -> str:
 
 
 def write_geometry(
-    geometry_paths: Iterable[str | Path],
-    metric_paths: Iterable[str | Path],
-    confusion_dir: str | Path | None,
-    out_dir: str | Path,
+    geometry_paths: Iterable[str | Path], metric_paths: Iterable[str | Path], out_dir: str | Path
 ) -> None:
     """Write geometry.csv and .md, table2.csv and .md, harm.csv, harm_correlation.csv and .md.
 
@@ -454,13 +451,13 @@ def write_geometry(
 
     Args:
         geometry_paths: JSON files of one study, one per encoder.
-        metric_paths: JSON files of the same study, one per cell.
-        confusion_dir: folder with the confusion matrices of each cell, see `crossed.read_runs`.
+        metric_paths: JSON files of the same study, one per cell, and beside them the cells' confusion matrices.
         out_dir: folder for the tables; made if missing.
 
     Raises:
         InputError: as for `read_geometry` and `tables.read_metrics`, or files of several studies.
     """
+    metric_paths = list(metric_paths)
     frame, cells = read_geometry(geometry_paths), read_metrics(metric_paths)
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
     for key in ("study", "protocol"):
@@ -471,8 +468,7 @@ def write_geometry(
     about["note"] = about["note"] or cells["note"].iloc[0]
     summary, table2 = geometry_table(frame), paper_table2(frame)
     pairs = harm(frame, paired_differences(cells))
-    runs = read_runs(cells, None if confusion_dir is None else Path(confusion_dir))
-    correlation = harm_correlation(pairs, runs)
+    correlation = harm_correlation(pairs, read_runs(cells, Path(metric_paths[0]).parent))
     csvs = {"table2": table2, "harm": pairs, "harm_correlation": correlation}
     for name, table in ({"geometry": frame.drop(columns=list(about))} | csvs).items():
         write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
