@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
@@ -263,12 +264,18 @@ def label_rows(panels: Iterable[Axes], text: str) -> None:
             axes.set_ylabel(text)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8) -> None:
-    """One legend above all panels, with as many columns as fit the width; each entry uses 6 letters for its mark."""
+def legend_columns(handles: Sequence[Line2D | Patch], most: int) -> int:
+    """Columns of a legend across a figure; each entry uses 6 letters for its mark."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(most, len(handles), LETTERS // (longest + 6)))
+    return max(1, min(most, len(handles), LETTERS // (longest + 6)))
+
+
+def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8) -> Legend:
+    """One legend above all panels, with as many columns as fit the width."""
+    columns = legend_columns(handles, most)
     drawn = figure.legend(handles=handles, title=title or None, loc="outside upper center", ncols=columns)
     drawn.get_title().set_multialignment("center")
+    return drawn
 
 
 def size_legend(figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str) -> None:

@@ -148,8 +148,9 @@ def learning_curves(curves: list[tuple[str, str, Path]], note: str = "") -> Figu
         if tasks != ["none"]:
             named = {task: "no task" if task == "none" else task for task in tasks}
             handles += [Line2D([], [], color=kit.GREY, ls=lines[task], label=name) for task, name in named.items()]
-        columns = max(1, min(3, 62 // (max(len(handle.get_label()) for handle in handles) + 6)))
-        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=columns)
+        axes.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=kit.legend_columns(handles, 3)
+        )
     kit.add_note(figure, note)
     return figure
 
