@@ -81,7 +81,7 @@ def test_answers_are_those_of_the_largest_sizes_and_of_every_task() -> None:
     made = answers(pd.DataFrame([decision(*row) for row in rows]), RUNS)
     names = [[effect["name"] for effect in part["effects"]] for part in made]
     wanted = [["pre-training 4000"], ["images 4000", "labels 0"], ["task scenes", "task other"]]
-    assert names == [[f"the {name}" for name in part] for part in wanted]
+    assert names == [[f"The {name}" for name in part] for part in wanted]
     first = made[0]["effects"][0]
     assert first["words"] == "does something"
     assert (first["value"], first["interval"]) == ("−1.23", "−2.23 to −0.23")
@@ -97,7 +97,7 @@ def test_an_answer_says_what_it_lacks() -> None:
 def test_diminishing_returns_show_the_doubling_before_the_last() -> None:
     made = answers(pd.DataFrame([decision("labels", 0)]), RUNS)[1]["effects"][0]
     # From 8 to 16 labels the three seeds gain 10, 9 and 8 points.
-    assert made["before"].startswith("before that, from 8 to 16: +9.00 (")
+    assert made["before"].startswith("Before that, from 8 to 16: +9.00 (")
     two = Runs(KEYS[:2], [0, 1, 2], VALUES[:, :2])
     assert answers(pd.DataFrame([decision("labels", 0)]), two)[1]["effects"][0]["before"] == ""
 
@@ -107,7 +107,7 @@ def test_steps_along_images_are_means_over_labels() -> None:
     gains = {10: 0.0, 20: 0.04, 40: 0.06}
     values = np.array([[0.3 + gains.get(p, 0) + 0.01 * seed * (n == 8) for p, _, n in keys] for seed in (0, 1)])
     made = answers(pd.DataFrame([decision("images", 40)]), Runs(keys, [0, 1], values))[1]["effects"][0]
-    assert made["before"].startswith("before that, from 10 to 20: +4.00 (")
+    assert made["before"].startswith("Before that, from 10 to 20: +4.00 (")
 
 
 def test_means_have_three_intervals() -> None:
@@ -182,7 +182,7 @@ def shown(text: str) -> str:
 def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -> None:
     text = written(study)
     said = " ".join(shown(text).split())
-    assert said.index("the pre-training 24 does something") < said.index("mIoU in percent") < said.index("It <helps>")
+    assert said.index("The pre-training 24 does something") < said.index("mIoU in percent") < said.index("It <helps>")
     assert "The task scenes does something: −1.23 points." in said
     assert "−1.04 (−2.61 to +0.52)" in said
     assert "Of the paper's 2 numbers: 2 does not hold here." in said

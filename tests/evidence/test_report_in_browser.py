@@ -88,7 +88,7 @@ def test_the_answers_are_in_the_first_screen(opened: browser.Page, study: Path, 
     decisions = pd.read_csv(study / "tables" / "decisions.csv")
     for kind in ("pre-training", "images", "labels", "task"):
         row = decisions[decisions["kind"] == kind].iloc[-1]
-        assert f"{row['name']} {row['words']}" in said, kind
+        assert f"{row['name'][1:]} {row['words']}" in said, kind
         assert f"{100 * row['mean']:+.2f}".replace("-", "−") in said, kind
 
 

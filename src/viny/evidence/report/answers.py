@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from viny.evidence.report.words import points
+from viny.evidence.report.words import capitalised, points
 from viny.evidence.statistics.crossed import Runs
 
 # Each question, with the kinds of decisions that answer it, and why a study may have none.
@@ -46,7 +46,7 @@ def answers(decisions: pd.DataFrame, runs: Runs) -> list[dict[str, Any]]:
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
     numbers = {"value": points(row["mean"]), "interval": _interval(row["low"], row["high"])}
-    return numbers | {"name": row["name"], "words": row["words"]}
+    return numbers | {"name": capitalised(row["name"]), "words": row["words"]}
 
 
 def _interval(low: float, high: float) -> str:
@@ -73,4 +73,4 @@ def _before(kind: str, what: str, runs: Runs) -> str:
         if len(ends) == 2:
             weights.append({ends[many]: 1 / math.log2(many / few), ends[few]: -1 / math.log2(many / few)})
     found = runs.mean_of(runs.weights(*weights)).at()
-    return f"before that, from {few:,} to {many:,}: {points(found['mean'])} ({_interval(found['low'], found['high'])})"
+    return f"Before that, from {few:,} to {many:,}: {points(found['mean'])} ({_interval(found['low'], found['high'])})"

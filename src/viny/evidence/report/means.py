@@ -87,4 +87,4 @@ def _interval(row: dict[str, Any], name: str) -> str:
     low, high = row[f"low_{name}"], row[f"high_{name}"]
     if pd.isna(low):
         return "one seed"
-    return f"±{percent((high - low) / 2)}" if name == "error" else f"{percent(low)} to {percent(high)}"
+    return f"±{percent((high - low) / 2, 2)}" if name == "error" else f"{percent(low)} to {percent(high)}"

@@ -20,7 +20,7 @@ from PIL import Image
 from viny.evidence.report import CAPTIONS
 from viny.evidence.report.answers import answers
 from viny.evidence.report.means import miou_table
-from viny.evidence.report.words import counted, images_of, listed, words
+from viny.evidence.report.words import capitalised, counted, images_of, listed, words
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import absent_words, read_metrics
@@ -245,7 +245,7 @@ class _Page:
         why = numbers.groupby(["verdict", "reason"]).size().sort_values(kind="stable")
         if len(why) and why.iloc[-1] > len(numbers) / 2:  # one reason for most
             verdict, reason = why.index[-1]
-            lines.append(f"{verdict[:1].upper()}{verdict[1:]}: {reason}.")
+            lines.append(f"{capitalised(verdict)}: {reason}.")
         shown = pd.DataFrame(
             {
                 "The paper's claim": claims["what"],

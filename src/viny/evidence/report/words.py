@@ -28,6 +28,11 @@ def words(text: str) -> str:
     return HYPHEN.sub("−", visible(str(text)))
 
 
+def capitalised(text: str) -> str:
+    """Text as a sentence begins; later letters stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def counted(number: int, what: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {what}{'s' * (number != 1)}"
