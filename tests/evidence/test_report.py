@@ -163,6 +163,7 @@ def study(tmp_path: Path) -> tuple[dict[str, Any], Path]:
     card = {"kind": "claim", "what": "It <helps>", "verdict": "does not hold here", "reason": "r", "paper_verdict": "v"}
     numbers = card | {"kind": "number"}
     pd.DataFrame([card, numbers, numbers]).to_csv(tables / "scorecard.csv", index=False)
+    (tables / "tableA1.csv").write_text("stage,setting,this_study,the_paper\nPre-training,Epochs,2,100\n")
     (tables / "duplicates.csv").write_text("role,image,test_image,kind,distance\n")
     (tables / "next_steps.md").write_text("# Steps\n\n- From here (36.9 %), more labels: -1.04 (-2.61 to +0.52).\n")
     return report_spec(config), root
@@ -205,6 +206,7 @@ def test_a_damaged_table_or_figure_is_named(study: tuple[dict[str, Any], Path]) 
     (root / "figures").mkdir()
     figure = root / "figures" / "returns.png"
     Image.new("RGB", (920, 400)).save(figure, dpi=(200, 200))
+    assert 'alt="Left, curves of mIoU against labels' in written(study)
     assert '--inches: 4.60" width="920" height="400"' in written(study)
     figure.write_bytes(figure.read_bytes()[:20])
     with pytest.raises(InputError, match=r"returns\.png: not a figure that the workflow draws"):

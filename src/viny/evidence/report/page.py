@@ -31,16 +31,34 @@ from viny.study.layout import metrics_file, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = {"reproduced": "good", "reproduced on average": "good", "contradicted": "bad"}
-# The figures of each section, in reading order.
+# The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
-    "What was run": ("pipeline",),
-    "Labels and pre-training": ("miou_curves", "returns", "transfer"),
-    "The intermediate task": ("effects", "miou_difference"),
-    "The geometry of the patch tokens": (
-        *("geometry_harm", "geometry_layers", "geometry_similarity", "geometry_heat_maps"),
-    ),
-    "What it looks like": ("segmentation", "failures", "reconstructions"),
+    "What was run": {
+        "pipeline": "Boxes from pre-training over the intermediate tasks to fine-tuning, with their images and epochs.",
+    },
+    "Labels and pre-training": {
+        "miou_curves": "Lines of mIoU against labels, one for each pre-training; the means are in the table above.",
+        "returns": "Left, curves of mIoU against labels; right, the gain of each doubling of the labels.",
+        "transfer": "Labels that a random start needs for the same mIoU, against those used.",
+    },
+    "The intermediate task": {
+        "effects": "The change by each task in each cell, as points with intervals on both sides of zero.",
+        "miou_difference": "Lines of the change by each task against labels, with standard errors, around zero.",
+    },
+    "The geometry of the patch tokens": {
+        "geometry_harm": "For each property of the tokens, its change against that of mIoU, a point for each cell.",
+        "geometry_layers": "For each property of the tokens, a line for each encoder through its layers.",
+        "geometry_similarity": "Lines of the similarity of two patches against their distance, one for each encoder.",
+        "geometry_heat_maps": "Test images, and for each encoder a map of all patches' similarity to a framed one.",
+    },
+    "What it looks like": {
+        "segmentation": "Rows of a test image, its true mask and the masks that the models predict.",
+        "failures": "Rows of a test image, its true mask, and the masks predicted without and with the task.",
+        "reconstructions": "Rows of an image, its unmasked patches, and what the model paints into the rest.",
+    },
 }
+COSTS = {"costs": "Points of mIoU against operations and against seconds, with a stepped line through the cheapest."}
+TRAINING = {"learning_curves": "Lines of training loss against epochs, a panel for each stage."}
 # The columns that the page shows of each table, all but `TEXT` numbers.
 READ = {
     "decisions": ("kind", "what", "name", "words", "mean", "low", "high", "sentence"),
@@ -143,11 +161,15 @@ class _Page:
         except (ValueError, KeyError, OverflowError) as error:
             raise InputError(f"{path}: not the table that the workflow writes ({error}); {AGAIN}") from error
 
-    def _figure(self, name: str) -> list[dict[str, Any]]:
-        """A figure in the template's form; nothing if the study has none of that name."""
-        path = self.root / "figures" / f"{name}.png"
-        if not path.is_file():
-            return []
+    def _figures(self, alts: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Figures in the template's form, of those names that the study has, with what they show."""
+        return [self._figure(name, alt) for name, alt in alts.items() if self._path(name).is_file()]
+
+    def _path(self, figure: str) -> Path:
+        return self.root / "figures" / f"{figure}.png"
+
+    def _figure(self, name: str, alt: str) -> dict[str, Any]:
+        path = self._path(name)
         self.record.reads(path)
         try:
             with Image.open(path, formats=["PNG"]) as picture:
@@ -155,17 +177,15 @@ class _Page:
         except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not a figure that the workflow draws ({error}); {AGAIN}") from error
         caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
-        return [
-            {
-                "name": name,
-                "data": base64.b64encode(path.read_bytes()).decode(),
-                "alt": name.replace("_", " "),
-                "caption": caption,
-                "width": width,
-                "height": height,
-                "inches": f"{width / dpi:.2f}",
-            }
-        ]
+        return {
+            "name": name,
+            "data": base64.b64encode(path.read_bytes()).decode(),
+            "alt": alt,
+            "caption": caption,
+            "width": width,
+            "height": height,
+            "inches": f"{width / dpi:.2f}",
+        }
 
     def setting(self) -> str:
         """What was run, in one sentence."""
@@ -200,10 +220,7 @@ class _Page:
 
     def sections(self) -> list[Section]:
         """Figures and tables in reading order; a section with neither is left out."""
-        found = [
-            Section(heading, figures=[figure for name in names for figure in self._figure(name)])
-            for heading, names in PICTURES.items()
-        ]
+        found = [Section(heading, figures=self._figures(alts)) for heading, alts in PICTURES.items()]
         if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())
         found += [self._cost(), self._training()]
@@ -234,7 +251,7 @@ class _Page:
             }
         )
         line = "Sums of the trainings' own time; those that ran beside each other count each for itself."
-        return Section("Cost", [line, *self._next_steps()], [table(shown)], self._figure("costs"))
+        return Section("Cost", [line, *self._next_steps()], [table(shown)], self._figures(COSTS))
 
     def _scorecard(self) -> Section:
         """The paper's claims, and how many of its numbers were reproduced."""
@@ -258,11 +275,8 @@ class _Page:
 
     def _training(self) -> Section:
         """The settings of every stage, and its loss by epoch."""
-        tables = []
-        if (self.root / "tables" / "tableA1.csv").is_file():
-            settings = self._read("tableA1").rename(columns=lambda name: name.replace("_", " ").capitalize())
-            tables.append(table(settings))
-        return Section("How it was trained", [], tables, self._figure("learning_curves"))
+        settings = self._read("tableA1").rename(columns=lambda name: name.replace("_", " ").capitalize())
+        return Section("How it was trained", [], [table(settings)], self._figures(TRAINING))
 
     def provenance(self) -> list[tuple[str, str]]:
         """Where the results come from: code, versions, machines, time."""

@@ -9,6 +9,10 @@ from typing import Any
 from viny.evidence.figures import effects, kit
 from viny.evidence.statistics import costs, pages
 from viny.evidence.statistics.costs import chain_costs
+from viny.evidence.statistics.crossed import read_runs
+from viny.evidence.statistics.fits import fits
+from viny.evidence.statistics.gains import marginal_gains
+from viny.evidence.statistics.transfer import transfer
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.learning.settings import ModelSettings
@@ -32,11 +36,12 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
     spent = chain_costs(root, every, ModelSettings(**spec["model"]))
     pages.write_statistics(paths, root / "metrics", spent, out / "tables")
     frame, note = read_metrics(paths), spec["note"]
+    runs = read_runs(frame, root / "metrics")
     drawn = {
-        "effects": effects.effects(frame, note),
-        "returns": effects.returns(frame, note),
-        "transfer": effects.transfer(frame, note),
-        "costs": effects.cost(costs.costs(frame, spent), note),
+        "effects": effects.effects(runs, note),
+        "returns": effects.returns(runs, fits(frame), marginal_gains(frame), note),
+        "transfer": effects.transfer(transfer(frame), runs, note),
+        "costs": effects.cost(costs.costs(frame, spent), runs, note),
     }
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / name)
