@@ -17,10 +17,12 @@ from viny.evidence.figures import effects as effect_figures
 from viny.evidence.figures import kit
 from viny.evidence.statistics import costs as cost_tables
 from viny.evidence.statistics.crossed import Runs, read_runs
-from viny.evidence.statistics.fits import fits
+from viny.evidence.statistics.effects import decisions_table
+from viny.evidence.statistics.fits import MODELS, fits
 from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.statistics.transfer import transfer
 from viny.evidence.tables import KEYS
+from viny.evidence.verdicts import decide
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 4
 LABELS = (250, 500, 1000, 2000, 4000)
@@ -41,12 +43,19 @@ def runs_of(frame: pd.DataFrame) -> Runs:
     return read_runs(frame, None)
 
 
+def effects_of(frame: pd.DataFrame, note: str = "") -> Figure:
+    runs = runs_of(frame)
+    return effect_figures.effects(runs, decisions_table(decide(runs)), note)
+
+
 def returns_of(frame: pd.DataFrame, note: str = "") -> Figure:
-    return effect_figures.returns(runs_of(frame), fits(frame), marginal_gains(frame), note)
+    runs = runs_of(frame)
+    return effect_figures.returns(runs, fits(runs), marginal_gains(runs), note)
 
 
 def transfer_of(frame: pd.DataFrame, note: str = "") -> Figure:
-    return effect_figures.transfer(transfer(frame), runs_of(frame), note)
+    runs = runs_of(frame)
+    return effect_figures.transfer(transfer(runs), runs, note)
 
 
 def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
@@ -61,7 +70,7 @@ def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
 def test_the_forest_has_every_cell_its_seeds_and_the_means() -> None:
     frame = study(("a",))
     runs = runs_of(frame)
-    figure = effect_figures.effects(runs_of(frame.sample(frac=1, random_state=0)), NOTE)
+    figure = effects_of(frame.sample(frac=1, random_state=0), NOTE)
     (axes,) = figure.axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
     assert len(ticks) == 3 * (1 + 5 + 1) + 1
@@ -85,26 +94,28 @@ def test_the_forest_has_every_cell_its_seeds_and_the_means() -> None:
     assert drawn[:, 0] == pytest.approx([100 * over["low"], 100 * over["high"]])
     assert any(set(line.get_xdata()) == {0} for line in axes.lines)
     said = words(figure)
-    for part in ("percentage points", "bars: 95 % interval", "mean over 3 seeds", NOTE.strip()):
+    (decided,) = [decision for decision in decide(runs) if decision.kind == "task"]
+    assert (decided.mean, decided.low) == pytest.approx((over["mean"], over["low"]))
+    for part in (decided.words, "percentage points", "bars: 95 % interval", "mean over 3 seeds", NOTE.strip()):
         assert part in said
     assert len(axes.get_xticks()) >= 5 and len(axes.get_xticks(minor=True)) > len(axes.get_xticks())
 
 
 def test_a_wide_interval_does_not_hide_the_points() -> None:
     frame = study(("a",), seeds=2)
-    figure = effect_figures.effects(runs_of(frame))
+    figure = effects_of(frame)
     low, high = figure.axes[0].get_xlim()
     raw = np.concatenate([line.get_xdata() for line in labelled(figure.axes[0], "_seeds")])
     assert low < raw.min()
     assert high > raw.max()
     assert high - low < 10 * np.abs(raw).max()
     assert "reach beyond a panel are cut" in words(figure)
-    assert "are cut" not in words(effect_figures.effects(runs_of(study(("a",)))))
+    assert "are cut" not in words(effects_of(study(("a",))))
 
 
 def test_one_seed_draws_no_bars_and_says_so() -> None:
     frame = study(("a",), seeds=1)
-    for figure in (effect_figures.effects(runs_of(frame)), returns_of(frame), transfer_of(frame)):
+    for figure in (effects_of(frame), returns_of(frame), transfer_of(frame)):
         assert not any(c.has_xerr or c.has_yerr for axes in figure.axes for c in axes.containers)
         assert "no bars" in words(figure)
 
@@ -112,7 +123,7 @@ def test_one_seed_draws_no_bars_and_says_so() -> None:
 def test_a_task_that_lacks_cells_keeps_the_rows_of_the_others() -> None:
     frame = study(("a", "b"))
     frame = frame[(frame["intermediate"] != "b") | (frame["pretrain_size"] == 50)]
-    left, right = effect_figures.effects(runs_of(frame)).axes
+    left, right = effects_of(frame).axes
     assert left.get_ylim() == right.get_ylim()
     assert [len(labelled(axes, "_cell")) for axes in (left, right)] == [15, 5]
     rows = [line.get_ydata()[0] for line in labelled(left, "_cell")]
@@ -130,7 +141,7 @@ def test_returns_show_means_curves_and_gains() -> None:
     curves = labelled(left, "_fit")
     assert len(curves) == 3
     assert curves[0].get_ydata()[-1] == pytest.approx(100 * means.loc[0, 4000], abs=1)
-    doublings = marginal_gains(frame)
+    doublings = marginal_gains(runs_of(frame))
     steps = doublings[(doublings["along"] == "labels") & (doublings["intermediate"] == "none")]
     data = np.concatenate([line.get_ydata() for line in labelled(right, "_gain")])
     assert data == pytest.approx(100 * steps["mean"].to_numpy(float))
@@ -142,23 +153,23 @@ def test_returns_show_means_curves_and_gains() -> None:
 
 
 def test_forms_of_a_curve_are_averaged_by_their_weights() -> None:
-    frame = study(())
-    forms = fits(frame).drop(columns="best", errors="ignore")
-    models = sorted(forms["model"].unique())[:2]
+    runs = runs_of(study(()))
+    forms, gains = fits(runs), marginal_gains(runs)
+    models = sorted(MODELS)[:2]
     heights = []
     for share in (0.0, 0.25, 1.0):
         shares = {models[0]: 1 - share, models[1]: share}
         weighted = forms.assign(weight=forms["model"].map(shares).fillna(0.0))
-        figure = effect_figures.returns(runs_of(frame), weighted, marginal_gains(frame))
+        figure = effect_figures.returns(runs, weighted, gains)
         heights.append(labelled(figure.axes[0], "_fit")[0].get_ydata())
     assert heights[1] == pytest.approx(0.75 * heights[0] + 0.25 * heights[2])
-    without = effect_figures.returns(runs_of(frame), forms.assign(weight=0.0), marginal_gains(frame))
+    without = effect_figures.returns(runs, forms.assign(weight=0.0), gains)
     assert not labelled(without.axes[0], "_fit")
 
 
 def test_transfer_marks_what_lies_outside_of_the_curve() -> None:
     frame = study(("a",))
-    table = transfer(frame)
+    table = transfer(runs_of(frame))
     figure = transfer_of(frame, NOTE)
     left, right = figure.axes
     assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
@@ -213,12 +224,11 @@ def test_nothing_to_draw_is_said_in_words() -> None:
     none = study(())
     apart = study(("a",)).assign(seed=lambda f: f["seed"] + 9 * (f["intermediate"] == "a"))
     pretrained = none[none["pretrain_size"] > 0]
-    nothing = none.assign(miou=np.nan)
     free = costs(none).assign(operations=0.0, seconds=0.0)
     said = {
-        "no intermediate task": effect_figures.effects(runs_of(none), "Mind this."),
-        "No seed was run both": effect_figures.effects(runs_of(apart), "Mind this."),
-        "no mIoU": effect_figures.returns(runs_of(nothing), fits(none), marginal_gains(none), "Mind this."),
+        "no intermediate task": effects_of(none, "Mind this."),
+        "No seed was run both": effects_of(apart, "Mind this."),
+        "no mIoU": returns_of(none.assign(miou=np.nan), "Mind this."),
         "takes a random start": transfer_of(pretrained, "Mind this."),
         "No costs are known": effect_figures.cost(pd.DataFrame(columns=cost_tables.COSTS), runs_of(none), "Mind this."),
         "No cell of this study has a cost": effect_figures.cost(free, runs_of(none), "Mind this."),
@@ -231,7 +241,7 @@ def test_nothing_to_draw_is_said_in_words() -> None:
 def make_all(tasks: tuple[str, ...]) -> dict[str, Callable[[], Figure]]:
     frame = study(tasks)
     return {
-        "effects": lambda: effect_figures.effects(runs_of(frame), NOTE),
+        "effects": lambda: effects_of(frame, NOTE),
         "returns": lambda: returns_of(frame, NOTE),
         "transfer": lambda: transfer_of(frame, NOTE),
         "cost": lambda: effect_figures.cost(costs(frame), runs_of(frame), NOTE),

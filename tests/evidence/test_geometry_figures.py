@@ -192,14 +192,14 @@ def test_heat_maps_of_different_images_are_refused() -> None:
 
 
 def test_harm_shows_every_cell_and_the_correlation_of_the_table() -> None:
-    pairs = pairs_of([0, 50], ["a", "b"], seeds=3)
+    pairs = pairs_of([0, 50, 100], ["a", "b"], seeds=3)
     figure = geometry.harm(pairs, NOTE)
     table = representations.harm_correlation(pairs).set_index("metric")
     means = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).mean(numeric_only=True)
     assert len(figure.axes) == len(representations.METRICS)
     for axes, metric in zip(figure.axes, representations.METRICS, strict=True):
         points = [each for each in axes.lines if each.get_linestyle() == "None"]
-        assert len(points) == 4
+        assert len(points) == 6
         x = np.concatenate([each.get_xdata() for each in points])
         y = np.concatenate([each.get_ydata() for each in points])
         scale = 100 if metric in representations.SHARES else 1
@@ -209,15 +209,16 @@ def test_harm_shows_every_cell_and_the_correlation_of_the_table() -> None:
         assert f"{table.loc[metric, 'rho']:.2f} ({table.loc[metric, 'low']:.2f} to" in shown
         assert ("percentage points" in axes.get_xlabel()) == (scale == 100)
         assert f"Holm's p = {table.loc[metric, 'p_holm']:.2g}" in shown
-    assert legend(figure) == ["random start", "50 images", "a", "b"]
+    assert legend(figure) == ["random start", "50 images", "100 images", "a", "b"]
     points = [each for each in figure.axes[0].lines if each.get_linestyle() == "None"]
-    assert len({each.get_color() for each in points}) == len({each.get_marker() for each in points}) == 2
+    assert len({each.get_color() for each in points}) == 3
+    assert len({each.get_marker() for each in points}) == 2
     assert "mean over 3 seeds" in words(figure)
 
 
 def test_too_little_to_show_is_said() -> None:
-    assert "too few cells" in words(geometry.harm(pairs_of([0], ["a"], seeds=1, labels=2)))
-    assert "no interval" in words(geometry.harm(pairs_of([0, 50], ["a", "b"], seeds=1)))
+    assert "too few to rank" in words(geometry.harm(pairs_of([0], ["a"], seeds=1, labels=2)))
+    assert "no interval" in words(geometry.harm(pairs_of([0, 50, 100], ["a", "b"], seeds=1)))
     assert "No cell was run" in words(geometry.harm(pairs_of([0], ["a"], seeds=1).head(0), NOTE))
     assert "No encoder" in words(geometry.similarity([], NOTE))
     assert "No encoder" in words(geometry.heat_maps([], NOTE))

@@ -24,14 +24,15 @@ FARTHEST = 4  # a forest plot reaches at most this many times as far as its fart
 
 
 @kit.in_style
-def effects(runs: Runs, note: str = "") -> Figure:
+def effects(runs: Runs, decisions: pd.DataFrame, note: str = "") -> Figure:
     """Forest plot of what each intermediate task changes: a panel per task, a row per cell, with 95 % intervals.
 
     Single seeds are small points below the mean of their cell. Diamonds are means over cells: one below each pre-train
-    size and, at the bottom, one over all cells with pre-training.
+    size and, at the bottom, one over all cells with pre-training. What is decided of a task stands below its name.
 
     Args:
         runs: the study's.
+        decisions: what `effects.decisions_table` returns.
         note: printed under the figure.
     """
     if all(key[1] == "none" for key in runs.keys):
@@ -46,10 +47,12 @@ def effects(runs: Runs, note: str = "") -> Figure:
     cells = list(table[GROUP].itertuples(index=False, name=None))
     points = dict(zip(cells, 100 * means.seed_by_seed(runs, cells), strict=True))
     low, high, cut = _reach(table, points)
+    decided = decisions[decisions["kind"] == "task"].set_index("what")["words"]
     for axes, task in zip(panels, tasks, strict=True):
         axes.axvline(0, color="black", linewidth=0.8, zorder=1, label="_zero")
         _forest(axes, rows, table[table["intermediate"] == task], points, runs, styles)
-        axes.set_title(kit.task_title(task))
+        said = textwrap.fill(decided.get(task, ""), kit.TITLE + 4)
+        axes.set_title("\n".join(filter(None, [kit.task_title(task), said])))
         axes.set_xlim(low, high)
         kit.fine_ticks(axes.xaxis, most=9 if len(tasks) == 1 else 5)
         axes.grid(True, axis="x", which="minor", linewidth=0.25)
@@ -184,7 +187,7 @@ def returns(runs: Runs, forms: pd.DataFrame, gains: pd.DataFrame, note: str = ""
 
 def _curve(forms: pd.DataFrame, labels: np.ndarray) -> np.ndarray | None:
     """mIoU at some numbers of labels by all forms of a curve, weighted; None where none is identified."""
-    weights = forms["weight" if "weight" in forms else "best"].fillna(0).to_numpy(float)
+    weights = forms["weight"].fillna(0).to_numpy(float)  # the average itself has none
     if not weights.sum() > 0:
         return None
     used = [fit for fit, weight in zip(forms.to_dict("records"), weights, strict=True) if weight > 0]
