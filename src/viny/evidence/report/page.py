@@ -30,7 +30,9 @@ from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
-TINTS = {"reproduced": "good", "reproduced on average": "good", "contradicted": "bad"}
+HOLDS = ("reproduced", "holds here", "supported")
+TINTS = {f"{word}{more}": "good" for word in HOLDS for more in ("", " on average")}
+TINTS |= {"contradicted": "bad", "not everywhere": "bad"}
 # The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
     "What was run": {
@@ -114,11 +116,17 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
     summary.write(record, [out])
 
 
-def table(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame of text and numbers in the template's form; columns that hold only numbers are right-aligned."""
+def table(frame: pd.DataFrame, kind: str = "") -> dict[str, Any]:
+    """A frame of text and numbers in the template's form; columns that hold only numbers are right-aligned.
+
+    Args:
+        frame: what it shows.
+        kind: 'stacked' if each row becomes a block on a phone, its columns' names before what they hold; 'even' if all
+            columns have the same width.
+    """
     columns = [{"name": name, "number": pd.api.types.is_numeric_dtype(frame[name])} for name in frame]
     rows = [["" if pd.isna(value) else words(value) for value in row] for row in frame.itertuples(index=False)]
-    return {"columns": columns, "rows": rows}
+    return {"columns": columns, "rows": rows, "kind": kind}
 
 
 class _Page:
@@ -271,12 +279,17 @@ class _Page:
                 "The paper's own numbers": claims["paper_verdict"],
             }
         )
-        return Section("Against the paper", lines, [table(shown)])
+        return Section("Against the paper", lines, [table(shown, "stacked")])
 
     def _training(self) -> Section:
         """The settings of every stage, and its loss by epoch."""
-        settings = self._read("tableA1").rename(columns=lambda name: name.replace("_", " ").capitalize())
-        return Section("How it was trained", [], [table(settings)], self._figures(TRAINING))
+        stages = self._read("tableA1").groupby("stage", sort=False)
+        names = {"this_study": "This study", "the_paper": "The paper"}
+        tables = [
+            table(rows.drop(columns="stage").rename(columns={"setting": stage, **names}), "even")
+            for stage, rows in stages
+        ]
+        return Section("How it was trained", [], tables, self._figures(TRAINING))
 
     def provenance(self) -> list[tuple[str, str]]:
         """Where the results come from: code, versions, machines, time."""
