@@ -36,7 +36,7 @@ TINTS |= {"contradicted": "bad", "not everywhere": "bad"}
 # The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
     "What was run": {
-        "pipeline": "Boxes from pre-training over the intermediate tasks to fine-tuning, with their images and epochs.",
+        "pipeline": "Boxes from the data over pre-training and tasks to evaluation, with images and epochs.",
     },
     "Labels and pre-training": {
         "miou_curves": "Lines of mIoU against labels, one for each pre-training; the means are in the table above.",
@@ -54,9 +54,9 @@ PICTURES = {
         "geometry_heat_maps": "Test images, and for each encoder a map of all patches' similarity to a framed one.",
     },
     "What it looks like": {
-        "segmentation": "Rows of a test image, its true mask and the masks that the models predict.",
-        "failures": "Rows of a test image, its true mask, and the masks predicted without and with the task.",
-        "reconstructions": "Rows of an image, its unmasked patches, and what the model paints into the rest.",
+        "segmentation": "Columns of a test image, its true mask and the masks that the models predict.",
+        "failures": "Columns of a test image, its true mask, and the masks predicted without and with the task.",
+        "reconstructions": "Rows of a test image, its unmasked patches, and what the model paints into the rest.",
     },
 }
 COSTS = {"costs": "Points of mIoU against operations and against seconds, with a stepped line through the cheapest."}
