@@ -54,7 +54,7 @@ def effects(runs: Runs, decisions: pd.DataFrame, note: str = "") -> Figure:
         _forest(axes, rows, table[table["intermediate"] == task], points, runs, styles)
         axes.set_title(title)
         axes.set_xlim(low, high)
-        kit.fine_ticks(axes.xaxis, most=9 if len(tasks) == 1 else 5)
+        kit.fine_ticks(axes.xaxis, most=9 if len(tasks) == 1 else 6)
         axes.grid(True, axis="x", which="minor", linewidth=0.25)
         axes.set_xlabel("mIoU difference\n(percentage points)")
         if not axes.get_subplotspec().is_first_col():

@@ -243,7 +243,7 @@ def columns_for(labels: int, sizes: int) -> int:
 
 def fine_ticks(axis: Any, most: int = 6) -> None:
     """Round ticks, few enough for their labels to fit, with smaller ones in between."""
-    axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 4, 5, 10]))
     axis.set_minor_locator(AutoMinorLocator())
 
 
@@ -271,8 +271,10 @@ def legend_columns(handles: Sequence[Line2D | Patch], most: int) -> int:
 
 
 def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8) -> Legend:
-    """One legend above all panels, with as many columns as fit the width."""
+    """One legend above all panels, with as many columns as fit the width; the figure grows for all rows but one."""
     columns = legend_columns(handles, most)
+    further = -(-len(handles) // columns) - 1 + title.count("\n")
+    figure.set_figheight(figure.get_figheight() + 0.155 * further)
     drawn = figure.legend(handles=handles, title=title or None, loc="outside upper center", ncols=columns)
     drawn.get_title().set_multialignment("center")
     return drawn

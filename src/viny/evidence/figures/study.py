@@ -217,7 +217,7 @@ def segmentations(
     columns = min(len(images), COLUMNS)
     blocks = -(-len(images) // columns)  # of further images, below
     labelled = sum(prediction.miou is not None for prediction in predictions)
-    above = 0.4 + 0.2 * blocks * labelled + 0.15 * len(title.splitlines())
+    above = 0.4 + 0.2 * blocks * labelled + 0.15 * bool(title)
     figure, panels = kit.image_grid(blocks * (1 + len(rows)), columns, BESIDE, above)
     values = {prediction.title: prediction.miou for prediction in predictions}
     for i, axes in enumerate(

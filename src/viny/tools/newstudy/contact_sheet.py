@@ -58,8 +58,7 @@ def contact_sheet(
     if (masks == IGNORE).any():
         label = f"ignored {percent(shares[-1])}" if shares[-1] else "bars, ignored"
         handles.append(Patch(facecolor=kit.NO_CLASS, edgecolor="#555555", hatch="////", label=label))
-    above = 0.35 + 0.1 * rows + 0.17 * math.ceil(len(handles) / kit.legend_columns(handles, 5))
-    figure, panels = kit.image_grid(rows, min(COLUMNS, len(images)), above=above)
+    figure, panels = kit.image_grid(rows, min(COLUMNS, len(images)), above=0.5 + 0.1 * rows)
     for axes in panels.flat[len(images) :]:
         axes.remove()
     for axes, image, mask, name in zip(panels.flat, images, masks, names, strict=False):
