@@ -202,7 +202,8 @@ def _transfer_page(table: pd.DataFrame) -> tuple[str, str, str]:
 def _steps_page(table: pd.DataFrame | None) -> tuple[str, str, str]:
     words = (
         "From each cell of the Pareto front of mIoU against operations: what the next step adds, in percentage points "
-        "of mIoU, paired within seeds, with the 95 % t interval in brackets. An hour is one of the study's own devices."
+        "of mIoU, paired within seeds, with the 95 % interval over seeds and test images in brackets. An hour is one "
+        "of the study's own devices."
     )
     if table is None:
         body = "No costs are known of this study's cells.\n"
