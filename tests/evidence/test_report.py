@@ -67,6 +67,7 @@ def test_numbers_and_names_in_words() -> None:
     assert (counted(1, "seed"), counted(2000, "seed")) == ("1 seed", "2,000 seeds")
     assert images_of({"source": "synthetic"}) == "synthetic images"
     assert images_of({"source": "folder", "path": "mine"}) == "images of mine"
+    assert images_of({"source": "folder", "path": "data", "images": "photos"}) == "images of photos"
 
 
 def test_a_table_knows_its_numbers_and_shows_no_nan() -> None:

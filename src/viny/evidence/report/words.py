@@ -47,4 +47,6 @@ def listed(values: Iterable[Any]) -> str:
 def images_of(section: Mapping[str, Any]) -> str:
     """What to call a section's images: by the data set or, if they are the user's own, by their folder."""
     source = section["source"]
-    return f"images of {section['path']}" if source == "folder" else SOURCES.get(source, f"{source} images")
+    if source == "folder":
+        return f"images of {section.get('images', section['path'])}"
+    return SOURCES.get(source, f"{source} images")
