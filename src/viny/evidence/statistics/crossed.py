@@ -173,6 +173,8 @@ class Runs:
         """Variance over test images without what is in the seeds' variance, and how many images, [K] or [1]."""
         if self.moved is None:
             return np.array([np.nan]), np.array([0])
+        if not len(weights):
+            return np.zeros(0), np.zeros(0, int)
         many = self.moved.shape[-1]
         step = len(weights) if shares is not None else max(1, BLOCK // max(1, len(self.seeds) * many))
         variances, counts = [], []

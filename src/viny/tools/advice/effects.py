@@ -129,7 +129,7 @@ def task_items(facts: Facts) -> list[Item]:
             where = f"{start_words(int(row['pretrain_size']))}, {row['finetune_size']:,.0f} labels"
             text += f" Furthest from zero with {where}: {interval_words(row)}."
         if other := apart.get(decision.what):
-            text += f" Against a random start: {other.sentence}"
+            text += f" {other.sentence}"
         if _sees_masks(facts, str(decision.what)):
             text += " It learns from masks of the segmentation's own training images: more labels by another name."
         furthest = {key: row[key] for key in ("pretrain_size", "finetune_size", "n", "mean", "low", "high")}
