@@ -176,3 +176,16 @@ def test_studies_without_a_question_have_empty_tables_with_all_columns() -> None
     assert decide(one) == []
     assert list(decisions_table([]).columns) == DECISIONS
     assert label_question(one.keys, 0, "none") is None
+
+
+def test_an_interval_clear_of_zero_that_is_one_of_several_says_why_it_names_nothing() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        for d in decide(study(rng, tasks=("none", "a", "b", "c"), harm=0.004)):
+            clear = d.low > 0 or d.high < 0
+            assert ("as one of" in d.words) == (clear and d.verdict == "undecided")
+            if clear and d.verdict == "undecided":
+                assert d.family > 1
+                assert f"but p is {d.p_holm:.2g} after Holm's correction over {d.family}" in d.sentence
+                return
+    raise AssertionError("no such case in 200 studies")

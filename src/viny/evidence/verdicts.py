@@ -283,7 +283,7 @@ def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[in
         decisions[place] = Decision(
             question.kind, question.what, question.name, question.over, **mean,
             p_holm=adjusted.get(place, np.nan), family=len(known), verdict=verdict,
-            words=_words(question.kind, verdict, mean, margin),
+            words=_words(question.kind, verdict, mean, len(known), margin),
             reason=_reason(mean, adjusted.get(place), len(known), verdict, chance, lacks),
             chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True),
         )  # fmt: skip
@@ -310,11 +310,14 @@ def _lacks(mean: Mapping[str, float]) -> str:
     return "images" if stats.norm.ppf((1 + LEVEL) / 2) * mean["se_images"] > seeds else "seeds"
 
 
-def _words(kind: str, verdict: str, mean: Mapping[str, float], margin: float) -> str:
+def _words(kind: str, verdict: str, mean: Mapping[str, float], family: int, margin: float) -> str:
     points = target_words(100 * margin)
     words = (OF_INTERACTION if kind == "interaction" else WORDS)[verdict].format(points=points)
-    little = verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin
-    return f"{words}, by under {points}" if little else words
+    if verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin:
+        return f"{words}, by under {points}"
+    if verdict == "undecided" and (mean["low"] > 0 or mean["high"] < 0):  # which its interval alone would not say
+        return f"{words}, as one of {family} questions"
+    return words
 
 
 def _reason(mean: Mapping[str, float], p: float | None, family: int, verdict: str, chance: float, lacks: str) -> str:
