@@ -92,6 +92,12 @@ def test_a_seed_that_lacks_a_cell_counts_where_it_has_both() -> None:
     assert np.isnan(alone.mean_of(weights).low[0])  # one of the contrasts has no spread
 
 
+def test_nothing_is_asked_of_nothing() -> None:
+    runs = one_cell(np.random.default_rng(1), 3, 10, 1.0, 1.0, 1.0)
+    assert len(runs.contrasts(np.zeros((0, 1))).mean) == 0
+    assert len(Runs(runs.keys, runs.seeds, runs.values).contrasts(np.zeros((0, 1))).low) == 0
+
+
 def test_identical_runs_have_no_spread_and_no_division_by_it() -> None:
     found = Runs(["a"], range(3), np.full((3, 1), 0.5)).contrasts(np.array([[1.0], [0.0]]))
     assert (found.low == found.high).all()

@@ -23,6 +23,7 @@ from viny.data.pack import Pack, open_pack
 from viny.data.splits import write_split
 from viny.evidence import geometry, token_metrics
 from viny.evidence.statistics import representations
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.tables import paired_differences
 from viny.learning.settings import ModelSettings
 from viny.learning.weights import new_encoder
@@ -656,16 +657,16 @@ def test_change_is_taken_from_the_encoder_that_the_task_started_from() -> None:
 def test_correlation_is_scipys_over_cell_means() -> None:
     frame, effects, _ = made(np.random.default_rng(0), noise=0.5)
     pairs = representations.harm(frame, effects)
-    table = representations.harm_correlation(pairs, resamples=200).set_index("metric")
+    table = representations.harm_correlation(pairs, draws=200).set_index("metric")
     means = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"])[["morans_i", "difference"]].mean()
     row = table.loc["morans_i"]
     assert row["rho"] == pytest.approx(stats.spearmanr(means["morans_i"], means["difference"]).statistic)
-    assert (row["n"], row["encoders"]) == (24, 9)
+    assert (row["n"], row["seeds"]) == (24, 3)
     assert -1 <= row["low"] < row["rho"] < row["high"] <= 1
     assert row["p_least"] == pytest.approx(1 / (24 * 6))
-    assert "same in all cells" in table.loc["effective_rank", "verdict"]  # made constant
+    assert table.loc["effective_rank", "verdict"].startswith("too few to rank: 1 distinct value of the change")
     assert np.isnan(table.loc["effective_rank", "p_holm"])
-    shuffled = representations.harm_correlation(pairs.sample(frac=1, random_state=1), resamples=200)
+    shuffled = representations.harm_correlation(pairs.sample(frac=1, random_state=1), draws=200)
     pd.testing.assert_frame_equal(shuffled.set_index("metric"), table)
 
 
@@ -696,7 +697,7 @@ def test_unrelated_changes_are_rarely_called_an_association() -> None:
         rows = [(s, f"t{t}", n, 0, units[0][t, s], units[1][t, s]) for t in range(4) for s in range(3) for n in (1, 2)]
         columns = ["pretrain_size", "intermediate", "finetune_size", "seed", "difference", "morans_i"]
         pairs = pd.DataFrame(rows, columns=columns)
-        found.append(representations._correlation(pairs, "morans_i", 10, 0)["p"])
+        found.append(representations._correlation(pairs, "morans_i", None, 10, 0)["p"])
         naive = stats.spearmanr(pairs["difference"], pairs["morans_i"]).pvalue
         found[-1] = (found[-1], naive)
     ours, naive = (np.mean(np.array(found)[:, i] <= 0.05) for i in range(2))
@@ -704,33 +705,46 @@ def test_unrelated_changes_are_rarely_called_an_association() -> None:
     assert naive > 0.2  # what a test that treats cells as independent would do
 
 
-def test_interval_holds_the_truth_in_most_studies() -> None:
+@pytest.mark.parametrize("noise", [0.1, 0.8])
+def test_interval_holds_the_truth_in_most_studies(noise: float) -> None:
     inside = []
     for study in range(80):
-        frame, effects, truth = made(np.random.default_rng(study), noise=0.3)
+        frame, effects, truth = made(np.random.default_rng(study), noise=noise)
         pairs = representations.harm(frame, effects)
-        row = representations._correlation(pairs, "morans_i", 200, 0)
+        row = representations._correlation(pairs, "morans_i", None, 200, 0)
         inside.append(row["low"] <= truth <= row["high"])
-    assert 0.85 <= np.mean(inside) <= 0.995
+    assert np.mean(inside) >= stats.binom.ppf(0.001, 80, 0.95) / 80
+
+
+def test_interval_follows_the_test_images_too() -> None:
+    frame, effects, _ = made(np.random.default_rng(0), noise=0.02)
+    pairs, rng = representations.harm(frame, effects), np.random.default_rng(1)
+    keys = [(size, task, n) for size in range(3) for task in ("none", "t0", "t1", "t2", "t3") for n in range(2)]
+    moved = rng.normal(size=(3, len(keys), 50)) * 0.05
+    runs = Runs(keys, [0, 1, 2], np.zeros((3, len(keys))), moved - moved.mean(-1, keepdims=True))
+    alone, both = (representations._correlation(pairs, "morans_i", each, 500, 0) for each in (None, runs))
+    assert both["rho"] == alone["rho"]
+    assert both["se"] > 2 * alone["se"]
 
 
 def test_what_a_study_cannot_tell_is_said() -> None:
     def verdict(**design: int) -> pd.Series:
         frame, effects, _ = made(np.random.default_rng(0), **design)
         return (
-            representations.harm_correlation(representations.harm(frame, effects), resamples=50)
+            representations.harm_correlation(representations.harm(frame, effects), draws=50)
             .set_index("metric")
             .loc["morans_i"]
         )
 
     few = verdict(tasks=1, sizes=2, labels=2)
-    assert "too few cells (n = 4" in few["verdict"]
-    assert np.isnan(few["rho"])
-    one_task = verdict(tasks=1, sizes=2, labels=6)
-    assert one_task["p_least"] == 0.5
-    assert "cannot reach p < 0.05" in one_task["verdict"]
+    assert few["verdict"] == "too few to rank: 2 distinct values of the change, at least 5 needed"
+    assert np.isnan([few["rho"], few["p"]]).all()
+    assert verdict(tasks=1, sizes=2, labels=6)["verdict"] == few["verdict"]  # labels share the change
+    coarse = verdict(tasks=2, sizes=3, labels=3)
+    assert coarse["p_least"] == pytest.approx(1 / 12)
+    assert "cannot reach p < 0.05" in coarse["verdict"]
     one_seed = verdict(tasks=5, sizes=3, seeds=1)
-    assert "no interval from 1 pre-trained encoder of a size" in one_seed["verdict"]
+    assert "no interval from one seed" in one_seed["verdict"]
     assert np.isnan(one_seed["low"])
     assert one_seed["p"] < 0.05
     clear = verdict(tasks=5, sizes=3)
@@ -741,11 +755,31 @@ def test_what_a_study_cannot_tell_is_said() -> None:
     assert set(empty["verdict"]) == {"no pairs"}
 
 
+def test_what_goes_with_the_effect_is_named_only_when_it_is_shown() -> None:
+    def sentence(**changed: Any) -> str:
+        row = {"metric": list(representations.METRICS), "n": 24, "rho": 0.5, "low": 0.2, "high": 0.7, "p": 0.001}
+        row |= {"p_least": 1e-4, "p_holm": 0.2, "verdict": "no association shown"} | changed
+        return representations.harm_sentence(pd.DataFrame(row))
+
+    assert sentence() == (
+        "No change of a property of the patch tokens is shown to go with the effect on mIoU (over 24 cells, after "
+        "Holm's correction over 10 properties: least p 0.2)."
+    )
+    tied = sentence(p_holm=[0.04, 0.04, *[0.5] * 8])
+    assert "Within-image variance (rank correlation +0.50, +0.20 to +0.70, p 0.04) and Across-image variance" in tied
+    assert "Moran" not in tied
+    assert "least p that its grid allows is 0.042 for one property, and 0.42 after Holm's" in sentence(p_least=1 / 24)
+    nothing = {"rho": np.nan, "p": np.nan, "p_holm": np.nan, "verdict": "too few to rank: 2 distinct values"}
+    assert sentence(**nothing).endswith("this study cannot say: too few to rank: 2 distinct values.")
+    for said in (sentence(), tied, sentence(p_least=1.0), sentence(**nothing)):
+        assert "most" not in said
+
+
 def test_a_task_that_was_not_run_at_a_size_takes_no_part_in_permutations() -> None:
     frame, effects, _ = made(np.random.default_rng(0), tasks=3, sizes=2, labels=3)
     whole = representations.harm(frame, effects)
     part = whole[~((whole["intermediate"] == "t2") & (whole["pretrain_size"] == 0))]
-    rows = [representations._correlation(pairs, "morans_i", 50, 0) for pairs in (whole, part)]
+    rows = [representations._correlation(pairs, "morans_i", None, 50, 0) for pairs in (whole, part)]
     assert [row["p_least"] for row in rows] == pytest.approx([1 / 12, 1 / 2])  # only t0 and t1 change places
     assert rows[1]["p"] >= 0.5
 
@@ -755,9 +789,9 @@ def test_many_permutations_are_drawn_instead(monkeypatch: pytest.MonkeyPatch) ->
     pairs = representations.harm(frame, effects).assign(
         morans_i=lambda f: f["morans_i"] + np.sin(f["pretrain_size"] * 9)
     )
-    exact = representations._correlation(pairs, "morans_i", 10, 0)["p"]
+    exact = representations._correlation(pairs, "morans_i", None, 10, 0)["p"]
     monkeypatch.setattr(representations, "PERMUTATIONS", 143)
-    drawn = representations._correlation(pairs, "morans_i", 10, 0)
+    drawn = representations._correlation(pairs, "morans_i", None, 10, 0)
     assert drawn["p_least"] == 1 / 144
     assert drawn["p"] == pytest.approx(exact, abs=0.1)
 
@@ -799,7 +833,10 @@ def test_files(results: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     text = (tables / "geometry.md").read_text()
     assert "± standard deviation over seeds" in text
     assert "| pre-trained 24 + scenes, 16 labels | 1 |" in text
-    assert "too few cells (n = 2" in (tables / "harm_correlation.md").read_text()
+    assert (
+        "this study cannot say: too few to rank: 1 distinct value of the change"
+        in (tables / "harm_correlation.md").read_text()
+    )
     before = {p.name: p.read_bytes() for p in tables.iterdir()}
     representations.write_geometry(reversed(paths), reversed(metrics), tables)
     assert {p.name: p.read_bytes() for p in tables.iterdir()} == before

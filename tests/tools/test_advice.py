@@ -259,7 +259,7 @@ def test_the_next_doubling_of_a_known_curve_is_foretold(tmp_path: Path) -> None:
     assert row["next"]["mean"] == pytest.approx(truth, abs=0.002)
     assert row["next"]["low"] < truth < row["next"]["high"]
     assert row["measured"]["mean"] == pytest.approx(saturating(800) - saturating(400), abs=0.002)
-    assert "extrapolated by the best fit, saturating" in row["text"]
+    assert "foretold by the average of 4 forms" in row["text"]
     assert "less than the first doubling" in row["text"]
     points = 100 * row["next"]["mean"]
     assert f"its 800 masks are 40.0 h, {2400 / points:,.0f} minutes a point" in row["text"]

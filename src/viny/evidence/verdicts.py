@@ -27,10 +27,17 @@ ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target
 MOST_SEEDS = 20  # beyond this, more seeds are not advised
 
 UNKNOWN = "cannot be told"
-WORDS = {"up": "helps", "down": "hurts"}
+WORDS = {
+    "up": "helps",
+    "down": "hurts",
+    "small": "changes mIoU by under {points} either way",
+    "undecided": f"{UNKNOWN} to help or hurt",
+}
 OF_INTERACTION = {
-    "up": "helps more, or hurts less, after pre-training",
-    "down": "hurts more, or helps less, after pre-training",
+    "up": "helps more or hurts less",
+    "down": "hurts more or helps less",
+    "small": "differs by under {points} either way",
+    "undecided": f"{UNKNOWN} to differ",
 }
 
 Weights = Mapping[Hashable, float]
@@ -183,7 +190,13 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
                 "label size",
                 {c: w for c, w in effects.items() if c[0] == p},
             )
-        ask("interaction", task, f"the task {task}", "label size", _interaction(there, task, sizes, labels))
+        ask(
+            "interaction",
+            task,
+            f"the task {task} after pre-training, against a random start,",
+            "label size",
+            _interaction(there, task, sizes, labels),
+        )
     return found
 
 
@@ -299,12 +312,9 @@ def _lacks(mean: Mapping[str, float]) -> str:
 
 def _words(kind: str, verdict: str, mean: Mapping[str, float], margin: float) -> str:
     points = target_words(100 * margin)
-    if verdict == "small":
-        return f"changes mIoU by under {points} either way"
-    if verdict == "undecided":
-        return f"{UNKNOWN} to help or hurt"
-    little = max(abs(mean["low"]), abs(mean["high"])) <= margin
-    return (OF_INTERACTION if kind == "interaction" else WORDS)[verdict] + (f", by under {points}" if little else "")
+    words = (OF_INTERACTION if kind == "interaction" else WORDS)[verdict].format(points=points)
+    little = verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin
+    return f"{words}, by under {points}" if little else words
 
 
 def _reason(mean: Mapping[str, float], p: float | None, family: int, verdict: str, chance: float, lacks: str) -> str:

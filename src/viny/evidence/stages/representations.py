@@ -8,6 +8,7 @@ from typing import Any
 
 from viny.evidence.figures import geometry, kit
 from viny.evidence.statistics import representations
+from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import paired_differences, read_metrics
 from viny.study.grid import cells, encoders
@@ -26,16 +27,17 @@ def write_representations(spec: Mapping[str, Any], *, root: Path, out: Path, rec
     metrics = [metrics_file(root, cell) for cell in cells(spec)]
     paths = [geometry_file(root, encoder) for encoder in encoders(spec)]
     summary = Summary("representations", spec, root)
-    summary.reads(*metrics, *paths, *(path.with_suffix(".npz") for path in paths))
+    summary.reads(*metrics, *paths, *(path.with_suffix(".npz") for path in [*metrics, *paths]))
     representations.write_geometry(paths, metrics, out / "tables")
     frame, note = representations.read_geometry(paths), spec["note"]
     arrays = geometry.read_arrays([path.with_suffix(".npz") for path in paths])
-    harm = representations.harm(frame, paired_differences(read_metrics(metrics)))
+    cells_frame = read_metrics(metrics)
+    harm = representations.harm(frame, paired_differences(cells_frame))
     drawn = {
         "layers": geometry.layers(frame, note),
         "similarity": geometry.similarity(arrays, note),
         "heat_maps": geometry.heat_maps(arrays, note),
-        "harm": geometry.harm(harm, note),
+        "harm": geometry.harm(harm, note, read_runs(cells_frame, root / "metrics")),
     }
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / f"geometry_{name}")

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.effects import (
-    describe,
-)
+from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.gains import step
 from viny.evidence.tables import (
     GROUP,
     check_cells,
@@ -139,7 +138,7 @@ def _front(cost: pd.Series, benefit: pd.Series) -> np.ndarray:
     return ~(no_worse & better).any(1) & np.isfinite(c)
 
 
-def next_step(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def next_step(frame: pd.DataFrame, runs: Runs, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Where should the next hour, or the next 500 labels, go from each point of the front?
 
     The moves from a point go to the next number of labels, to the next number of pre-training images and, if it has
@@ -147,29 +146,35 @@ def next_step(frame: pd.DataFrame, chain: Mapping[str, Mapping[str, Any]]) -> pd
 
     Args:
         frame: what `tables.read_metrics` returns.
+        runs: its mIoU, see `crossed.read_runs`.
         chain: as in `costs`.
 
     Returns:
         One row per move from a point of the Pareto front of mIoU against operations: the point and its
-        miou; move; the point it leads to (to_ columns); n seeds; gain in mIoU with low and high, its 95 % t
-        interval (empty for one seed); further_labels, further_pretrain_images, further_hours (empty unless
-        both ran on one device), further_operations (FLOP); gain_per_hour and gain_per_500_labels, each with _low
-        and _high, empty if nothing more is spent; words. Gains are fractions.
+        miou; move; the point it leads to (to_ columns); n seeds; gain in mIoU with low and high, its 95 % interval
+        over seeds and test images (empty for one seed); further_labels, further_pretrain_images, further_hours
+        (empty unless both ran on one device), further_operations (FLOP); gain_per_hour and gain_per_500_labels,
+        each with _low and _high, empty if nothing more is spent; words. Gains are fractions.
 
     Raises:
         InputError: as for `costs`.
     """
     table = costs(frame, chain)
     spent = table.set_index(GROUP)
-    wide = frame.dropna(subset="miou").pivot(index="seed", columns=GROUP, values="miou")
-    rows = []
-    for point in table[table["front"]].sort_values("operations").to_dict("records"):
-        here = tuple(point[k] for k in GROUP)
-        for move, there in _moves(here, list(spent.index)):
-            gains = (wide[there] - wide[here]).dropna()
-            if len(gains):
-                rows.append(_step(here, there, move, gains, spent))
-    return pd.DataFrame(rows, columns=STEPS).reset_index(drop=True)
+    moves = [
+        (here, there, move)
+        for here in table[table["front"]].sort_values("operations")[GROUP].itertuples(index=False, name=None)
+        for move, there in _moves(here, list(spent.index))
+    ]
+    if not moves:
+        return pd.DataFrame(columns=STEPS)
+    gains = runs.contrasts(runs.weights(*(step(here, there) for here, there, _ in moves)))
+    each = [
+        {"n": int(n), "gain": mean, "low": low, "high": high}
+        for n, mean, low, high in zip(gains.n, gains.mean, gains.low, gains.high, strict=True)
+    ]
+    rows = [_step(*move, gain, spent) for move, gain in zip(moves, each, strict=True) if gain["n"]]
+    return pd.DataFrame(rows, columns=STEPS)
 
 
 def _moves(here: tuple[int, str, int], cells: list[tuple[int, str, int]]) -> list[tuple[str, tuple[int, str, int]]]:
@@ -185,15 +190,18 @@ def _moves(here: tuple[int, str, int], cells: list[tuple[int, str, int]]) -> lis
 
 
 def _step(
-    here: tuple[int, str, int], there: tuple[int, str, int], move: str, gains: pd.Series, spent: pd.DataFrame
+    here: tuple[int, str, int],
+    there: tuple[int, str, int],
+    move: str,
+    gain: Mapping[str, float],
+    spent: pd.DataFrame,
 ) -> dict[str, Any]:
     """A row of `next_step`."""
     before, after = spent.loc[here], spent.loc[there]
     one_device = before["device"] == after["device"]
-    gain = {k: v for k, v in describe(gains).items() if k in ("n", "low", "high")} | {"gain": gains.mean()}
     hours = (after["seconds"] - before["seconds"]) / 3600 if one_device else np.nan
     row = dict(zip(GROUP, here, strict=True)) | {"miou": before["miou"], "move": move}
-    row |= dict(zip((f"to_{k}" for k in GROUP), there, strict=True)) | gain
+    row |= dict(zip((f"to_{k}" for k in GROUP), there, strict=True)) | dict(gain)
     row |= {"further_labels": there[2] - here[2], "further_pretrain_images": there[0] - here[0]}
     row |= {"further_hours": hours, "further_operations": after["operations"] - before["operations"]}
     units = {"gain_per_hour": hours, "gain_per_500_labels": row["further_labels"] / LABELS_STEP}

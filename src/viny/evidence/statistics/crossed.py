@@ -173,6 +173,8 @@ class Runs:
         """Variance over test images without what is in the seeds' variance, and how many images, [K] or [1]."""
         if self.moved is None:
             return np.array([np.nan]), np.array([0])
+        if not len(weights):
+            return np.zeros(0), np.zeros(0, int)
         many = self.moved.shape[-1]
         step = len(weights) if shares is not None else max(1, BLOCK // max(1, len(self.seeds) * many))
         variances, counts = [], []
@@ -207,7 +209,7 @@ class Runs:
         variance = factor * ((mean**2).sum(-1) - (apart**2).sum((0, -1)))
         return np.where(unknown, np.nan, variance.clip(0)), pictures
 
-    def draws(self, count: int, seed: int = 0) -> np.ndarray:
+    def draws(self, count: int, seed: int = 0, student: bool = True) -> np.ndarray:
         """Joint draws of the means of all cells, for whatever is no weighted sum of them, [count, C].
 
         Seeds enter as in Student's t: the seeds' deviations with normal weights, all over one draw of the spread; so
@@ -218,13 +220,14 @@ class Runs:
         Args:
             count: of draws.
             seed: of the draws.
+            student: if false, the spread of the seeds is taken as known, for a standard error of what is drawn.
         """
         rng = np.random.default_rng(seed)
         here = np.isfinite(self.values)
         n = here.sum(0)
         mean, score = _centred(self.values, n)
         most = max(int(n.max(initial=0)), LEAST_SEEDS)
-        spread = np.sqrt(rng.chisquare(most - 1, count) / (most - 1))
+        spread = np.sqrt(rng.chisquare(most - 1, count) / (most - 1)) if student else np.ones(count)
         drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread[:, None]
         root = self._image_root()
         if root is not None:

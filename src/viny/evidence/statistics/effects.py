@@ -81,17 +81,3 @@ def decisions_table(decisions: list[Decision]) -> pd.DataFrame:
     """
     table = pd.DataFrame([decision.as_dict() for decision in decisions], columns=DECISIONS)
     return table.astype({"what": str})
-
-
-# Until the curves take their draws from `crossed`.
-LEAST_CLUSTERS = 3
-
-
-def resample_counts(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of n units is drawn in samples of n with replacement: int [resamples, n]."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-
-
-def stretch(df: float) -> float:
-    """The factor from a normal 95 % interval to Student's with df degrees of freedom (Hesterberg 2015)."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, df) / stats.norm.ppf((1 + LEVEL) / 2))

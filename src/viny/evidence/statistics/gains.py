@@ -2,61 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.effects import (
-    LEAST_CLUSTERS,
-    SPREAD,
-    describe,
-    resample_counts,
-    stretch,
-)
-from viny.evidence.tables import (
-    check_cells,
-    in_order,
-)
+from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.effects import points
+from viny.evidence.tables import in_order
 
-GAINS = ["along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "per", *SPREAD, "verdict"]
+ESTIMATE = ["n", "points", "mean", "sd", "se_seeds", "se_images", "se", "df", "low", "high"]
+GAINS = ["along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "per", *ESTIMATE, "verdict"]
 
 
-def marginal_gains(frame: pd.DataFrame) -> pd.DataFrame:
+def marginal_gains(runs: Runs) -> pd.DataFrame:
     """What each doubling of the labels, or of the pre-training images, adds to mIoU, paired within seeds.
 
     Args:
-        frame: what `tables.read_metrics` returns.
+        runs: a study's mIoU, see `crossed.read_runs`.
 
     Returns:
         One row per pair of consecutive sizes of each curve. `along` is 'labels', where finetune_size is
         empty, or 'pre-training images', where pretrain_size is empty; smaller and larger are the two sizes.
         per is 'doubling', where the difference is divided by log2(larger / smaller), or 'step', the plain
-        difference from no pre-training to some. n seeds, points, mean, sd (ddof=1), se, low and high (95 %
-        t interval) describe the gain, a fraction; verdict in words.
-
-    Raises:
-        InputError: a cell given more than once, or several studies.
+        difference from no pre-training to some. n seeds, points (each seed's gain), mean, sd (ddof=1), se_seeds,
+        se_images and se with its df, low and high (95 % interval over seeds and test images) describe the gain, a
+        fraction; verdict in words.
     """
-    check_cells(frame)
-    axes = {"finetune_size": ("labels", "pretrain_size"), "pretrain_size": ("pre-training images", "finetune_size")}
-    rows = []
-    for size, (along, fixed) in axes.items():
-        for (task, value), curve in frame.groupby(["intermediate", fixed]):
-            wide = curve.pivot(index="seed", columns=size, values="miou")
-            for smaller, larger in pairwise(wide.columns):
-                gains = (wide[larger] - wide[smaller]).dropna()
-                if smaller:
-                    gains = gains / np.log2(larger / smaller)
-                row = {"along": along, "intermediate": task, fixed: value, "smaller": smaller, "larger": larger}
-                row |= {"per": "doubling" if smaller else "step", "n": len(gains)}
-                if len(gains):
-                    row |= describe(gains)
-                rows.append(row | {"verdict": _sign(row)})
-    table = in_order(pd.DataFrame(rows, columns=GAINS)).sort_values("along", kind="stable", ignore_index=True)
+    rows, weights = [], []
+    for along, size, fixed in (("labels", 2, 0), ("pre-training images", 0, 2)):
+        curves: dict[tuple[str, int], list[Any]] = {}
+        for key in sorted(runs.keys):
+            curves.setdefault((key[1], key[fixed]), []).append(key)
+        for (task, value), cells in curves.items():
+            for few, many in pairwise(cells):
+                smaller, larger = few[size], many[size]
+                row = {"along": along, "intermediate": task, "smaller": smaller, "larger": larger}
+                row |= {"pretrain_size" if fixed == 0 else "finetune_size": value}
+                rows.append(row | {"per": "doubling" if smaller else "step"})
+                weights.append(step(few, many, float(np.log2(larger / smaller)) if smaller else 1.0))
+    if not rows:
+        return pd.DataFrame(columns=GAINS)
+    each = runs.weights(*weights)
+    found = pd.DataFrame(vars(runs.contrasts(each))).drop(columns="p")
+    values = [pd.Series(column, runs.seeds).dropna() for column in runs.per_seed(each).T]
+    table = (
+        pd.DataFrame(rows).join(found).assign(points=[points(v) for v in values], sd=[v.std(ddof=1) for v in values])
+    )
+    table["verdict"] = [_sign(row) for row in table.to_dict("records")]
+    table = in_order(table.reindex(columns=GAINS)).sort_values("along", kind="stable", ignore_index=True)
     return table.astype(dict.fromkeys(["pretrain_size", "finetune_size", "smaller", "larger"], "Int64"))
+
+
+def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable, float]:
+    """The difference between two cells, or the gain per doubling, as a weighted sum."""
+    return {many: 1 / doublings, few: -1 / doublings}
 
 
 def _sign(row: Mapping[str, Any]) -> str:
@@ -68,29 +70,3 @@ def _sign(row: Mapping[str, Any]) -> str:
     if row["low"] > 0:
         return "gain"
     return "loss" if row["high"] < 0 else "sign undecided"
-
-
-def resampled(wide: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seed means under a bootstrap over seeds: the distinct ones, and which of them each sample is.
-
-    As in `effects.overall`: rescaled (Rao and Wu 1988) and stretched to Student's quantiles (Hesterberg
-    2015), so that the percentiles of one mean are close to its t interval. Seeds are drawn for all cells
-    together, so what the cells of a seed share stays shared.
-
-    Args:
-        wide: mIoU [seeds, cells], NaN where a seed was not run.
-        resamples: bootstrap samples.
-        seed: of the resampling.
-
-    Returns:
-        [D, cells], NaN for a cell with fewer than 3 seeds, and [resamples], rows of it; few seeds give few rows.
-    """
-    values = wide.to_numpy()
-    n = np.isfinite(values).sum(0)
-    enough = n >= LEAST_CLUSTERS
-    reach = np.full(len(n), np.nan)
-    reach[enough] = [np.sqrt(k / (k - 1)) * stretch(k - 1) / k for k in n[enough]]
-    counts = resample_counts(len(values), resamples, np.random.default_rng(seed))
-    counts, row = np.unique(counts, axis=0, return_inverse=True)
-    means = wide.mean().to_numpy() + reach * (counts @ wide.sub(wide.mean()).fillna(0).to_numpy())
-    return np.clip(means, 0, 1), row

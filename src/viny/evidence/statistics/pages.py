@@ -30,7 +30,7 @@ def write_statistics(
     confusion_dir: str | Path,
     chain: Mapping[str, Mapping[str, Any]] | None,
     out_dir: str | Path,
-) -> None:
+) -> dict[str, pd.DataFrame]:
     """Write the tables of effects, returns and costs.
 
     decisions, effects, fits and transfer as .csv and .md; marginal_gains and costs as .csv; next_steps.md. Every file
@@ -42,6 +42,9 @@ def write_statistics(
         chain: as in `costs`; None if no costs are known, which the files then say.
         out_dir: folder for the tables; made if missing.
 
+    Returns:
+        The tables by name: decisions, effects, marginal_gains, fits, transfer, costs.
+
     Raises:
         InputError: as for `read_metrics`, `read_runs` and `costs`, or cells of several studies.
     """
@@ -50,9 +53,9 @@ def write_statistics(
     tables = {
         "decisions": decisions_table(decide(runs)),
         "effects": effects(runs),
-        "marginal_gains": marginal_gains(frame),
-        "fits": fits(frame),
-        "transfer": transfer(frame),
+        "marginal_gains": marginal_gains(runs),
+        "fits": fits(runs),
+        "transfer": transfer(runs),
         "costs": costs(frame, chain) if chain is not None else pd.DataFrame(columns=COSTS),
     }
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
@@ -63,10 +66,11 @@ def write_statistics(
         "effects": _effects_page(tables["effects"]),
         "fits": _fits_page(tables["fits"]),
         "transfer": _transfer_page(tables["transfer"]),
-        "next_steps": _steps_page(None if chain is None else next_step(frame, chain)),
+        "next_steps": _steps_page(None if chain is None else next_step(frame, runs, chain)),
     }
     for name, (title, words, body) in pages.items():
         write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}")
+    return tables
 
 
 def _body(table: pd.DataFrame, empty: str) -> str:
@@ -141,23 +145,32 @@ def _effects_page(table: pd.DataFrame) -> tuple[str, str, str]:
 
 
 def _fits_page(table: pd.DataFrame) -> tuple[str, str, str]:
-    def parameter(name: str) -> list[str]:
-        rows = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        return ["" if pd.isna(v) else f"{v:.3g}" + ("" if pd.isna(a) else f" ({a:.3g} to {b:.3g})") for v, a, b in rows]
+    identified = table["verdict"].astype(str).str.startswith("identified")
+
+    def number(name: str, scale: float = 1, digits: str = ".3g", shown: pd.Series | None = None) -> list[str]:
+        rows = zip(*(scale * table[f"{name}{end}"].astype(float) for end in ("", "_low", "_high")), strict=True)
+        words = [
+            "" if pd.isna(v) else f"{v:{digits}}" + ("" if pd.isna(a) else f" ({a:{digits}} to {b:{digits}})")
+            for v, a, b in rows
+        ]
+        return words if shown is None else [word if there else "" for word, there in zip(words, shown, strict=True)]
 
     shown = table[["intermediate", "pretrain_size", "model", "sizes", "n"]].assign(
-        **{"e_inf": parameter("asymptote"), "a": parameter("scale"), "b or k": parameter("rate")},
-        rmse=_bare(table["rmse"]),
-        **{"error at largest": _points(table["error_at_largest"])},
-        best=table["best"].map({True: "yes"}).fillna("").astype(str),
+        weight=["" if pd.isna(v) else f"{v:.2f}" for v in table["weight"]],
+        **{"e_inf": number("asymptote", shown=identified), "a": number("scale", shown=identified)},
+        **{"b or k": number("rate", shown=identified), "held out": _points(table["held_out"])},
+        **{"error at largest, %": number("error_at_largest", 100, ".2f"), "exponent": number("exponent", digits=".2f")},
+        **{"next doubling": number("gain", 100, "+.2f")},
         verdict=table["verdict"],
     )
     words = (
         "Forms of error = 1 - mIoU, a fraction, against labels n, fitted to seed means: log-linear a + b ln(n); "
-        "power law a n^-b; power law to an asymptote e_inf + a n^-b; saturating "
-        "e_inf + a / (1 + n / k). In brackets: 95 % interval, bootstrap over seeds. rmse in points; error at largest: "
-        "points of mIoU that a fit without the largest size predicts too many there. best: the least of these errors "
-        "among the identified. Runs: the least number of seeds at a size."
+        "power law a n^-b; power law to an asymptote e_inf + a n^-b; saturating e_inf + a / (1 + n / k). The average "
+        "weighs them by how likely their errors are at each size but the smallest, left out and foretold from the "
+        "others (pseudo-BMA+, Yao et al. 2018). Held out: points of mIoU that a fit without the largest size predicts "
+        "too many there. Exponent: the local one at the largest size, -d ln(error) / d ln(n) (Hoiem et al. 2021). Next "
+        "doubling: gain in points from twice the labels. In brackets: 95 % interval over seeds and test images, that "
+        "of the average over the forms too. Runs: the least number of seeds at a size."
     )
     return "Forms of diminishing returns", words, _body(shown, "The study has no cells with mIoU.")
 
@@ -180,8 +193,8 @@ def _transfer_page(table: pd.DataFrame) -> tuple[str, str, str]:
     words = (
         "How many labels a random start needs for the mIoU that pre-training gives (effective data transferred, "
         "Hernandez et al. 2021), from the random start's monotone curve, and their ratio to the labels used. Below 1, "
-        "pre-training costs labels. The interval of the ratio is a bootstrap over seeds; "
-        "an end outside of the curve is open."
+        "pre-training costs labels. The interval of the ratio is over seeds and test images; an end outside of the "
+        "curve is open. If the random start's curve falls by more than its noise, nothing is told."
     )
     return "What pre-training is worth in labels", words, _body(shown, "The study has no random start to compare with.")
 
@@ -189,7 +202,8 @@ def _transfer_page(table: pd.DataFrame) -> tuple[str, str, str]:
 def _steps_page(table: pd.DataFrame | None) -> tuple[str, str, str]:
     words = (
         "From each cell of the Pareto front of mIoU against operations: what the next step adds, in percentage points "
-        "of mIoU, paired within seeds, with the 95 % t interval in brackets. An hour is one of the study's own devices."
+        "of mIoU, paired within seeds, with the 95 % interval over seeds and test images in brackets. An hour is one "
+        "of the study's own devices."
     )
     if table is None:
         body = "No costs are known of this study's cells.\n"

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, t
-from statsmodels.stats.multitest import multipletests
 
 from viny.evidence.paper.facts import REGIMES, paper_facts
+from viny.evidence.statistics.crossed import ALPHA, LEAST_SEEDS, Runs, read_runs
 from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
+from viny.evidence.verdicts import holm
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
@@ -43,10 +44,9 @@ ABOUT = ["study", "protocol", "note", "name"]
 RUN = ["device", "precision", "threads", "seconds", "code"]
 
 PAPER = {regime: task for task, regime in REGIMES.items()}  # of Table 2 of the paper's version 2
-RESAMPLES = 2000  # of the bootstrap over encoders
+DRAWS = 2000  # of the means of cells
 PERMUTATIONS = 10_000  # up to this many, all are tried; beyond, this many are drawn
-LEAST_CELLS = 5  # with fewer, a rank correlation says nothing
-LEAST_ENCODERS = 3  # of a pre-train size; with fewer, resampling them says nothing
+LEAST_VALUES = 5  # distinct ones; with fewer, a rank correlation says nothing
 
 
 # Tables over encoders
@@ -269,69 +269,118 @@ def harm(frame: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
     return out.sort_values(["intermediate", "pretrain_size", "finetune_size", "seed"], ignore_index=True)
 
 
-def harm_correlation(pairs: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def harm_correlation(pairs: pd.DataFrame, runs: Runs | None = None, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """Spearman's rank correlation of each metric's change with the mIoU difference, over cell means.
 
     A cell is a (task, pre-train size, label size); its values are means over seeds. Cells are not independent: those of
-    one task and pre-train size share the change, and those of one pre-trained encoder share their start. So the
-    standard error comes from a bootstrap over pre-trained encoders within each pre-train size, in the form of Rao and
-    Wu (1988): it draws one encoder fewer than there are, so that means do not vary too little when clusters are few.
-    The interval is rho plus and minus that error times the quantile of Student's t with (encoders - sizes) degrees of
-    freedom, cut at -1 and 1. It is about other seeds, for these tasks and sizes, and is approximate: with few seeds,
-    noise draws a rank correlation towards 0. The permutation test shuffles whole tasks and whole pre-train sizes,
-    keeping all cells of one together, in every way that maps the study's grid onto itself (after Mantel 1967, with
-    tasks and sizes in place of rows and columns); it is two-sided.
+    one task and pre-train size share the change, and those of one seed share their draws. So the interval comes from
+    joint draws of all means, by seeds and, for mIoU, by test images: rho plus and minus the root mean square of what
+    the draws change in it, times the quantile of Student's t with (seeds - 1) degrees of freedom, cut at -1 and 1. (The
+    draws' own quantiles will not do: noise pulls a rank correlation towards 0.) It is about other seeds and test
+    images, for these tasks and sizes, and is approximate. The permutation test shuffles whole tasks and whole pre-train
+    sizes, keeping all cells of one together, in every way that maps the study's grid onto itself (after Mantel 1967,
+    with tasks and sizes in place of rows and columns); it is two-sided.
 
     Args:
         pairs: what `harm` returns.
-        resamples: of the bootstrap.
-        seed: for its draws, and for the permutations if there are more than `PERMUTATIONS`.
+        runs: the study's mIoU; None: the interval is over seeds alone.
+        draws: of the means.
+        seed: for the draws, and for the permutations if there are more than `PERMUTATIONS`.
 
     Returns:
-        One row per metric: metric, n (cells), encoders (pre-trained, with a pair), rho, se (standard error), low and
-        high (95 %), p, p_least (the smallest that the grid's permutations allow), p_holm (Holm over the metrics),
-        verdict in words. Empty where the study cannot say; verdict says why.
+        One row per metric: metric, n (cells), seeds, rho, se (what the draws change), low and high (95 %), p, p_least
+        (the smallest that the grid's permutations allow), p_holm (Holm over the metrics), verdict in words. Empty where
+        the study cannot say; verdict says why.
     """
-    rows = [_correlation(pairs.dropna(subset=[name]), name, resamples, seed) for name in METRICS]
+    rows = [_correlation(pairs.dropna(subset=[name]), name, runs, draws, seed) for name in METRICS]
     table = pd.DataFrame(rows)
     tested = table["p"].notna()
     table["p_holm"] = np.nan
     if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     table["verdict"] = [_verdict(row, int(tested.sum())) for row in table.itertuples()]
-    columns = ["metric", "n", "encoders", "rho", "se", "low", "high", "p", "p_least", "p_holm", "verdict"]
+    columns = ["metric", "n", "seeds", "rho", "se", "low", "high", "p", "p_least", "p_holm", "verdict"]
     return table[columns]
 
 
-def _correlation(pairs: pd.DataFrame, metric: str, resamples: int, seed: int) -> dict[str, Any]:
+def harm_sentence(table: pd.DataFrame) -> str:
+    """Which changes of the patch tokens go with the effect on mIoU, in words.
+
+    Args:
+        table: what `harm_correlation` returns, or its CSV.
+    """
+    whether = "Whether a change of the patch tokens goes with the effect on mIoU, this study cannot say"
+    tested = table.dropna(subset="p")
+    if tested.empty:
+        return f"{whether}: {', or '.join(dict.fromkeys(table['verdict']))}."
+    reached = tested[tested["p_least"] * len(tested) <= ALPHA]
+    if reached.empty:
+        return (
+            f"{whether}: the least p that its grid allows is {tested['p_least'].min():.2g} for one property, and "
+            f"{min(1, tested['p_least'].min() * len(tested)):.2g} after Holm's correction over {len(tested)}."
+        )
+    found = tested[tested["p_holm"] <= ALPHA]
+    over = f"over {tested['n'].max()} cells, after Holm's correction over {len(tested)} properties"
+    if found.empty:
+        return (
+            f"No change of a property of the patch tokens is shown to go with the effect on mIoU ({over}: least p "
+            f"{tested['p_holm'].min():.2g})."
+        )
+    names = [f"{METRICS[row.metric].removesuffix(' (%)')} ({_rho(row)})" for row in found.itertuples()]
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"Changes of the patch tokens that go with the effect on mIoU ({over}): {listed}."
+
+
+def _rho(row: Any) -> str:
+    interval = "" if pd.isna(row.low) else f", {row.low:+.2f} to {row.high:+.2f}"
+    return f"rank correlation {row.rho:+.2f}{interval}, p {row.p_holm:.2g}"
+
+
+def _correlation(pairs: pd.DataFrame, metric: str, runs: Runs | None, draws: int, seed: int) -> dict[str, Any]:
     """One row of `harm_correlation`, without Holm's correction; `problem` says what could not be computed, and why."""
     cells = pairs.groupby(["intermediate", "pretrain_size", "finetune_size"]).size().index
-    encoders = pairs[["pretrain_size", "seed"]].drop_duplicates().sort_values(["pretrain_size", "seed"])
-    pairs = pairs.assign(encoder=pairs.groupby(["pretrain_size", "seed"]).ngroup())  # in the same order
-    row: dict[str, Any] = {"metric": metric, "n": len(cells), "encoders": len(encoders), "problem": ""}
+    seeds = sorted(pairs["seed"].unique())
+    row: dict[str, Any] = {"metric": metric, "n": len(cells), "seeds": len(seeds), "problem": ""}
     row |= dict.fromkeys(("rho", "se", "low", "high", "p", "p_least"), math.nan)
-    if len(cells) < LEAST_CELLS:
-        what = f"too few cells (n = {len(cells)}, at least {LEAST_CELLS})" if len(cells) else "no pairs"
-        return row | {"problem": what}
+    if not len(cells):
+        return row | {"problem": "no pairs"}
     units = cells.droplevel("finetune_size").unique()  # (task, pre-train size), which share a change
     unit_of = units.get_indexer(cells.droplevel("finetune_size"))  # [cells]
-    harms = pairs.pivot_table("difference", cells.names, "encoder").reindex(cells).to_numpy()
-    changes = pairs.pivot_table(metric, units.names, "encoder").reindex(units).to_numpy()
-    x, y = np.nanmean(changes, axis=1), np.nanmean(harms, axis=1)
+    harms = pairs.pivot_table("difference", "seed", cells.names).reindex(index=seeds, columns=cells).to_numpy()
+    changes = pairs.pivot_table(metric, "seed", units.names).reindex(index=seeds, columns=units).to_numpy()
+    x, y = np.nanmean(changes, axis=0), np.nanmean(harms, axis=0)
+    for values, what in ((x, "change"), (y, "mIoU difference")):
+        if (distinct := len(np.unique(np.round(values, 12)))) < LEAST_VALUES:
+            few = f"{distinct} distinct value{'' if distinct == 1 else 's'} of the {what}"
+            return row | {"problem": f"too few to rank: {few}, at least {LEAST_VALUES} needed"}
     row["rho"] = float(_spearman(x[unit_of][None], y[None])[0])
-    if math.isnan(row["rho"]):
-        return row | {"problem": "the change or the difference is the same in all cells"}
     row["p"], row["p_least"] = _permutation_p(x, y, unit_of, units, seed)
-    counts = encoders.groupby("pretrain_size").size()
-    if counts.min() < LEAST_ENCODERS:
-        fewest = f"{counts.min()} pre-trained encoder" + ("s" if counts.min() > 1 else "")
-        return row | {"problem": f"no interval from {fewest} of a size"}
-    weights = _rescaled(encoders["pretrain_size"].to_numpy(), resamples, np.random.default_rng(seed))
-    rho = _spearman(_weighted(changes, weights)[:, unit_of], _weighted(harms, weights))
-    row["se"] = float(np.nanstd(rho, ddof=1))
-    half = t.ppf(0.975, len(encoders) - len(counts)) * row["se"]
+    fewest = int(min(np.isfinite(changes).sum(0).min(), np.isfinite(harms).sum(0).min()))
+    if fewest < LEAST_SEEDS:
+        return row | {"problem": "no interval from one seed"}
+    both = Runs(
+        [*(("change", *unit) for unit in units), *cells],
+        seeds,
+        np.hstack([changes, harms]),
+        _moved_differences(cells, len(units), seeds, runs),
+    )
+    drawn = both.draws(draws, seed, student=False)
+    rho = _spearman(drawn[:, : len(units)][:, unit_of], drawn[:, len(units) :])
+    row["se"] = float(np.sqrt(((rho - row["rho"]) ** 2).mean()))
+    half = t.ppf(0.975, fewest - 1) * row["se"]
     row["low"], row["high"] = max(-1.0, row["rho"] - half), min(1.0, row["rho"] + half)
     return row
+
+
+def _moved_differences(cells: pd.MultiIndex, units: int, seeds: list[int], runs: Runs | None) -> np.ndarray | None:
+    """How far each test image moves the mIoU differences, [S, units + cells, N]; it moves no change of tokens."""
+    if runs is None or runs.moved is None:
+        return None
+    rows = [list(runs.seeds).index(seed) for seed in seeds]
+    moved = [
+        runs.moved[rows, runs.place[p, task, n]] - runs.moved[rows, runs.place[p, "none", n]] for task, p, n in cells
+    ]
+    return np.stack([*np.zeros((units, *moved[0].shape)), *moved], axis=1)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -345,21 +394,6 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a, b = (r - np.nanmean(r, axis=1, keepdims=True) for r in ranks)
     scale = np.sqrt(np.nansum(a**2, axis=1) * np.nansum(b**2, axis=1))
     return np.divide(np.nansum(a * b, axis=1), scale, out=np.full(len(a), np.nan), where=scale > 0)
-
-
-def _rescaled(strata: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each unit is drawn, [resamples, units]: n - 1 with replacement from each stratum of n units."""
-    weights = np.zeros((resamples, len(strata)))
-    for stratum in np.unique(strata):
-        mine = np.flatnonzero(strata == stratum)
-        weights[:, mine] = rng.multinomial(len(mine) - 1, np.full(len(mine), 1 / len(mine)), resamples)
-    return weights
-
-
-def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means of [cells, units], NaN left out, under each row of weights [B, units]: [B, cells]."""
-    total, count = weights @ np.nan_to_num(values).T, weights @ np.isfinite(values).T
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def _permutation_p(
@@ -396,9 +430,9 @@ def _verdict(row: Any, tested: int) -> str:
     """What a correlation shows, in words; `tested` is the number of metrics that have a p."""
     if math.isnan(row.p):
         return row.problem
-    if row.p_least * tested > 0.05:
+    if row.p_least * tested > ALPHA:
         words = f"this grid cannot reach p < 0.05 for {tested} metrics (least p of one {row.p_least:.2g})"
-    elif row.p_holm < 0.05:
+    elif row.p_holm <= ALPHA:
         words = f"where it grows more, a task {'costs less or gains more' if row.rho > 0 else 'costs more'} mIoU"
     else:
         words = "no association shown"
@@ -417,12 +451,13 @@ def write_geometry(
 
     Args:
         geometry_paths: JSON files of one study, one per encoder.
-        metric_paths: JSON files of the same study, one per cell.
+        metric_paths: JSON files of the same study, one per cell, and beside them the cells' confusion matrices.
         out_dir: folder for the tables; made if missing.
 
     Raises:
         InputError: as for `read_geometry` and `tables.read_metrics`, or files of several studies.
     """
+    metric_paths = list(metric_paths)
     frame, cells = read_geometry(geometry_paths), read_metrics(metric_paths)
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
     for key in ("study", "protocol"):
@@ -433,7 +468,7 @@ def write_geometry(
     about["note"] = about["note"] or cells["note"].iloc[0]
     summary, table2 = geometry_table(frame), paper_table2(frame)
     pairs = harm(frame, paired_differences(cells))
-    correlation = harm_correlation(pairs)
+    correlation = harm_correlation(pairs, read_runs(cells, Path(metric_paths[0]).parent))
     csvs = {"table2": table2, "harm": pairs, "harm_correlation": correlation}
     for name, table in ({"geometry": frame.drop(columns=list(about))} | csvs).items():
         write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
@@ -454,7 +489,7 @@ def write_geometry(
     )  # fmt: skip
     _write_markdown(
         Path(out_dir) / "harm_correlation.md", "Which geometry goes with the harm of a task",
-        [who, _HARM, about["note"]], _readable_correlation(correlation),
+        [who, harm_sentence(correlation), _HARM, about["note"]], _readable_correlation(correlation),
         "" if len(pairs) else "The study has no pairs of cells with and without a task whose encoders were measured.",
     )  # fmt: skip
 
@@ -468,9 +503,9 @@ _TABLE2 = (
 _HARM = (
     "Spearman's rank correlation, over cells, of what a task changes in the output tokens with what it changes in "
     "mIoU; a positive one says that cells whose metric grows more lose less, or gain. 95 % interval, approximate: "
-    "Student's t times the standard error of a bootstrap over pre-trained encoders within each pre-train size (Rao and "
-    "Wu 1988). p: two-sided permutations of tasks and of pre-train sizes; least: the smallest that this grid allows; "
-    "Holm: corrected for the number of metrics."
+    "Student's t times the root mean square of what joint draws of seeds and test images change in it. p: two-sided "
+    "permutations of tasks and of pre-train sizes; least: the smallest that this grid allows; Holm: corrected for the "
+    "number of metrics."
 )
 
 
@@ -495,7 +530,7 @@ def _readable_correlation(table: pd.DataFrame) -> pd.DataFrame:
         {
             "Metric": table["metric"].map(METRICS).str.removesuffix(" (%)"),
             "Cells": table["n"],
-            "Encoders": table["encoders"],
+            "Seeds": table["seeds"],
             "Rank correlation": number(table["rho"], ".2f"),
             "95 % interval": pd.Series(interval, dtype=str),
             "p": number(table["p"], ".3f"),

@@ -2,75 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize
 
-from viny.evidence.statistics.effects import (
-    LEAST_CLUSTERS,
-    LEVEL,
-    describe,
-)
+from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs
 from viny.evidence.statistics.fits import TINY
-from viny.evidence.statistics.gains import resampled
-from viny.evidence.tables import (
-    GROUP,
-    check_cells,
-    in_order,
-)
+from viny.evidence.statistics.gains import step
+from viny.evidence.tables import GROUP, in_order
+from viny.evidence.verdicts import holm, in_points
 
 TRANSFER = [*GROUP, "miou", "n", "labels_worth", "ratio", "low", "high", "censored", "verdict"]
 NOT_TOLD = "what that is in labels cannot be told"
 
 
-def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """Effective data transferred (Hernandez et al. 2021): how many labels is pre-training worth?
 
     It is worth the labels that a random start (no pre-training, no intermediate task) needs for the same mIoU. They
-    come from the curve of its seed means, made monotone (isotonic regression) and piecewise linear in log(labels).
+    come from the curve of its seed means, made monotone (isotonic regression) and piecewise linear in log(labels). A
+    curve that falls by more than its noise (see `falls`) has no such reading.
 
     Args:
-        frame: what `tables.read_metrics` returns.
-        resamples: bootstrap samples over seeds.
-        seed: of the resampling.
+        runs: a study's mIoU, see `crossed.read_runs`.
+        draws: of the cells' means.
+        seed: of the draws.
 
     Returns:
         One row per cell that is not a random start: miou, its mean; n seeds; labels_worth, the labels of a random
         start with that mIoU; ratio, labels_worth / finetune_size, below 1 where pre-training hurts; low and high,
-        its 95 % bootstrap interval over 3 or more seeds, with an end outside the curve left empty; censored,
-        'beyond' if mIoU is above the whole curve, so that labels_worth and ratio are lower bounds, 'below' if it
-        is below the whole curve, so that they are upper bounds, otherwise empty; verdict in words. Empty without
-        a random start.
-
-    Raises:
-        InputError: a cell given more than once, or several studies.
+        its 95 % interval, quantiles of `Runs.draws`, with an end outside the curve left empty; censored, 'beyond' if
+        mIoU is above the whole curve, so that labels_worth and ratio are lower bounds, 'below' if it is below the
+        whole curve, so that they are upper bounds, otherwise empty; verdict in words. Empty without a random start;
+        no labels_worth where its curve falls.
     """
-    check_cells(frame)
-    columns = ["pretrain_size", "intermediate", "finetune_size"]
-    wide = frame.dropna(subset="miou").pivot(index="seed", columns=columns, values="miou")
-    is_random = [key[:2] == (0, "none") for key in wide.columns]
-    curve, others = wide.loc[:, is_random], wide.loc[:, np.logical_not(is_random)]
-    if curve.empty or others.empty:
+    start = sorted(key for key in runs.keys if key[:2] == (0, "none"))
+    others = [key for key in runs.keys if key[:2] != (0, "none")]
+    if not start or not others:
         return pd.DataFrame(columns=TRANSFER)
-    start = np.array([key[2] for key in curve.columns], float)
-    order = np.argsort(start)
-    start, curve = start[order], curve.iloc[:, order]
-    counts = curve.count().to_numpy()
-    worth, beyond, below = _labels_worth(start, curve.mean().to_numpy(), others.mean().to_numpy(), counts)
-    draws, row_of_draw = resampled(pd.concat([curve, others], axis=1), resamples, seed)
-    drawn = [_labels_worth(start, row[: len(start)], row[len(start) :], counts) for row in draws]
-    worths = np.array([found[0] for found in drawn])[row_of_draw]
-    over, under = (np.array([found[i] for found in drawn])[row_of_draw].mean(0) for i in (1, 2))
-    tail = (1 - LEVEL) / 2
+    sizes, fall = np.array([key[2] for key in start], float), falls(runs, start)
+    curve, cells = [runs.place[key] for key in start], [runs.place[key] for key in others]
+    means, counts = np.nanmean(runs.values, axis=0), np.isfinite(runs.values).sum(0)
+    (worth,), (beyond,), (below,) = _labels_worth(sizes, means[None, curve], means[None, cells], counts[curve])
+    drawn = runs.draws(draws, seed).clip(0, 1)
+    worths, over, under = _labels_worth(sizes, drawn[:, curve], drawn[:, cells], counts[curve])
+    over, under, tail = over.mean(0), under.mean(0), (1 - LEVEL) / 2
+    paired = [step((0, "none", key[2]), key) if (0, "none", key[2]) in start else {} for key in others]
+    gains = runs.contrasts(runs.weights(*paired))
     rows = []
-    for i, key in enumerate(others.columns):
-        row: dict[str, Any] = dict(zip(GROUP, (key[0], key[1], key[2]), strict=True))
-        row |= {"miou": others[key].mean(), "n": others[key].count(), "labels_worth": worth[i]}
-        row |= {"ratio": worth[i] / key[2], "censored": "beyond" if beyond[i] else "below" if below[i] else ""}
-        supported = len(start) > 1 and np.isfinite(draws[:, [*range(len(start)), len(start) + i]]).all()
+    for i, key in enumerate(others):
+        row: dict[str, Any] = dict(zip(GROUP, key, strict=True)) | {"miou": means[cells[i]], "n": counts[cells[i]]}
+        if fall:
+            rows.append(row | {"censored": "", "verdict": f"{NOT_TOLD}: {fall}"})
+            continue
+        row |= {"labels_worth": worth[i], "ratio": worth[i] / key[2]}
+        row |= {"censored": "beyond" if beyond[i] else "below" if below[i] else ""}
+        supported = len(start) > 1 and np.isfinite(worths[:, i]).all()
         low = high = np.nan
         if supported:
             low, high = np.quantile(worths[:, i], [tail, 1 - tail]) / key[2]
@@ -78,25 +68,65 @@ def transfer(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.D
             low, high = np.nan if under[i] > tail else low, np.nan if over[i] > tail else high
         row |= {"low": low, "high": high}
         # The paired difference has an interval of its own; if the cell is censored, the ratio says less.
-        same = (0, "none", key[2])
-        gain = describe((others[key] - wide[same]).dropna()) if same in wide else {"low": np.nan, "high": np.nan}
-        undecided = not (gain["low"] > 0 or gain["high"] < 0)
+        undecided = not (paired[i] and (gains.low[i] > 0 or gains.high[i] < 0))
         rows.append(row | {"verdict": _worth(row, bool(supported), len(start), undecided)})
     return in_order(pd.DataFrame(rows, columns=TRANSFER))
 
 
+def falls(runs: Runs, curve: Sequence[Hashable]) -> str:
+    """Where a curve falls from one size to the next by more than its noise, in words; empty if it does not.
+
+    One-sided t tests of the differences between neighbours, paired within seeds, with Holm's (1979) correction: a
+    curve is monotone if none of them is a fall.
+
+    Args:
+        runs: a study's mIoU.
+        curve: the cells, in the order of their labels.
+    """
+    if len(curve) < 2:
+        return ""
+    found = runs.contrasts(runs.weights(*(step(few, many) for few, many in pairwise(curve))))
+    tested = np.flatnonzero(np.isfinite(found.p))
+    fall = np.where(found.mean < 0, found.p / 2, 1 - found.p / 2)[tested]
+    if not len(fall) or (adjusted := holm(fall)).min() > ALPHA:
+        return ""
+    worst = tested[adjusted.argmin()]
+    return (
+        f"the random start's curve is not monotone, from {curve[worst][2]:,} to {curve[worst + 1][2]:,} labels it "
+        f"changes by {in_points(found.mean[worst])} points (p {adjusted.min():.2g} after Holm's correction)"
+    )
+
+
 def _labels_worth(
-    sizes: np.ndarray, curve: np.ndarray, mious: np.ndarray, weights: np.ndarray
+    sizes: np.ndarray, curves: np.ndarray, mious: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels at which a curve [S] reaches mIoUs [M], clipped to its sizes; and which lie beyond or below it."""
-    if not np.isfinite(curve).all():
-        return (np.full(len(mious), np.nan), *np.zeros((2, len(mious)), bool))
-    fitted = optimize.isotonic_regression(curve, weights=weights).x
-    rising = fitted + 1e-12 * np.arange(len(fitted))  # so that a flat part has an inverse: its fewest labels
-    worth = np.exp(np.interp(mious, rising, np.log(sizes)))
-    ends = [mious <= fitted[0] + 1e-9, mious >= fitted[-1] - 1e-9]
-    worth = np.select(ends, [sizes[0], sizes[-1]], worth)  # the sizes themselves, free of rounding
-    return worth, mious > fitted[-1] + 1e-9, mious < fitted[0] - 1e-9
+    """Labels at which curves [D, S] reach mIoUs [D, M], clipped to their sizes; and which lie beyond or below, [D, M].
+
+    On a flat part it is the fewest labels.
+    """
+    fitted = _isotonic(curves, weights)[:, None]  # [D, 1, S]
+    rise, above = np.diff(fitted), mious[..., None] - fitted[..., :-1]  # [D, M, S - 1]
+    share = np.where(rise > TINY, above / np.where(rise > TINY, rise, 1), above > TINY).clip(0, 1)
+    worth = np.exp(np.log(sizes[0]) + share @ np.diff(np.log(sizes)))
+    worth = np.select([share.min(-1, initial=1) >= 1, share.max(-1, initial=0) <= 0], [sizes[-1], sizes[0]], worth)
+    worth = np.where(np.isfinite(fitted).all(-1) & np.isfinite(mious), worth, np.nan)
+    return worth, mious > fitted[..., -1] + TINY, mious < fitted[..., 0] - TINY
+
+
+def _isotonic(curves: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The rising curves [D, S] next to curves [D, S] by weighted least squares, by the formula of maxima of minima.
+
+    `scipy.optimize.isotonic_regression` takes one curve at a time.
+    """
+    sums, totals = (
+        np.concatenate([0 * v[..., :1], v.cumsum(-1)], -1) for v in (curves * weights, weights.astype(float))
+    )
+    size = curves.shape[1]
+    first, last = np.indices((size, size))
+    there = last >= first
+    means = (sums[:, last + 1] - sums[:, first]) / np.where(there, totals[last + 1] - totals[first], 1)
+    least = np.minimum.accumulate(np.where(there, means, np.inf)[..., ::-1], axis=-1)[..., ::-1]
+    return np.where(there, least, -np.inf).max(1)
 
 
 def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool) -> str:
@@ -111,7 +141,7 @@ def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool)
     else:
         words = f"worth {ratio} times its labels"
     if not supported:
-        return f"{words}; fewer than {LEAST_CLUSTERS} seeds give no interval"
+        return f"{words}; one seed gives no interval"
     low, high = row["low"], row["high"]
     if (np.isnan(low) and np.isnan(high)) or (undecided and row["censored"]):
         return NOT_TOLD

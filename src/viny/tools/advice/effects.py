@@ -10,8 +10,6 @@ from viny.evidence.statistics.transfer import NOT_TOLD, transfer
 from viny.tools.advice.advice import Item
 from viny.tools.advice.facts import Facts, interval_words, start_words, undecided
 
-LEAST_CLUSTERS = 3
-
 # Pre-training
 
 
@@ -28,8 +26,8 @@ def pretraining_items(facts: Facts) -> list[Item]:
         return [Item(_pretraining_not_asked(facts), {"asked": False})]
     items = [Item(decision.sentence, decision.as_dict()) for decision in decisions]
     largest = decisions[-1]
-    worth = transfer(facts.frame[facts.frame["intermediate"] == "none"])
-    worth = worth[worth["pretrain_size"] == largest.what]
+    worth = transfer(facts.runs)
+    worth = worth[(worth["pretrain_size"] == largest.what) & (worth["intermediate"] == "none")]
     start = sorted(facts.curve(0, "none")["finetune_size"].unique())
     for row in largest.cells.to_dict("records"):
         labels = int(row["finetune_size"])
@@ -69,8 +67,9 @@ def _in_labels(row: pd.Series, labels: int, start: Sequence[int], may_be_zero: b
     """
     if len(start) < 2:
         return "what that is in labels is not known, as the random start has one label size"
-    open_ended = row["n"] >= LEAST_CLUSTERS and pd.isna(row["low"]) and pd.isna(row["high"])
-    if open_ended or (may_be_zero and row["censored"]):
+    if str(row["verdict"]).startswith(NOT_TOLD):
+        return str(row["verdict"])
+    if may_be_zero and row["censored"]:
         return NOT_TOLD
     if row["censored"] == "beyond":
         worth = f"more than {start[-1]:,}"
@@ -78,8 +77,8 @@ def _in_labels(row: pd.Series, labels: int, start: Sequence[int], may_be_zero: b
         worth = f"fewer than {start[0]:,}"
     else:
         worth = f"{row['labels_worth']:,.0f}"
-    if row["n"] < LEAST_CLUSTERS:
-        interval = f"fewer than {LEAST_CLUSTERS} seeds, no interval"
+    if pd.isna(row["low"]) and pd.isna(row["high"]):
+        interval = "one seed, no interval"
     else:
         low = f"fewer than {start[0]:,}" if pd.isna(row["low"]) else f"{row['low'] * labels:,.0f}"
         high = f"more than {start[-1]:,}" if pd.isna(row["high"]) else f"{row['high'] * labels:,.0f}"
@@ -130,7 +129,7 @@ def task_items(facts: Facts) -> list[Item]:
             where = f"{start_words(int(row['pretrain_size']))}, {row['finetune_size']:,.0f} labels"
             text += f" Furthest from zero with {where}: {interval_words(row)}."
         if other := apart.get(decision.what):
-            text += f" Against a random start: {other.sentence}"
+            text += f" {other.sentence}"
         if _sees_masks(facts, str(decision.what)):
             text += " It learns from masks of the segmentation's own training images: more labels by another name."
         furthest = {key: row[key] for key in ("pretrain_size", "finetune_size", "n", "mean", "low", "high")}

@@ -1,4 +1,4 @@
-"""What the next doubling of labels would bring: the last as measured, the next as a fit predicts it, and its cost."""
+"""What the next doubling of labels would bring: the last as measured, the next as fits foretell it, and its cost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.effects import LEAST_CLUSTERS, LEVEL, describe
-from viny.evidence.statistics.fits import MODELS, fits
-from viny.evidence.statistics.gains import marginal_gains, resampled
+from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.fits import AVERAGE, MODELS, fits
+from viny.evidence.statistics.gains import marginal_gains, step
 from viny.evidence.verdicts import Decision, answer, in_points, label_question, span
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best
@@ -28,7 +28,7 @@ class LabelAdvice:
         items: the section.
         answer: how many more masks? In short, from the best cell's curve.
         effects: the effect of the last doubling on that curve; empty if no seed has both of its sizes.
-        foreseen: whether no further label sizes need proposing: a fit of that curve says what comes next, or
+        foreseen: whether no further label sizes need proposing: fits of that curve say what comes next, or
             missing cells of the grid's own sizes come first.
     """
 
@@ -47,8 +47,8 @@ class _Doubling:
         smaller, larger: labels at both ends of the last doubling.
         last: what it brought, a row of `marginal_gains`.
         trend: how that compares with the first doubling, in words; empty if it cannot be compared.
-        fit: mean, low and high of the next doubling as a fit predicts it; None if no fit can.
-        words: the same in words, or why no fit can.
+        fit: mean, low and high of the next doubling as the averaged fits foretell it; None if there are too few sizes.
+        words: the same in words, or why not.
     """
 
     pretrain_size: int
@@ -106,8 +106,9 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
             words = "Not known yet: no curve has cells of two numbers of labels."
         return LabelAdvice([Item(words, {"asked": False})], words, [], foreseen=asked)
     items, answer, effects, foreseen = [], "", [], True
+    gains, forms = marginal_gains(facts.runs), fits(facts.runs)
     for curve in curves:
-        doubling = _last_doubling(facts, *curve)
+        doubling = _last_doubling(facts.runs, gains, forms, *curve)
         tail = f" {doubling.foretold}" if doubling.fit else ""
         data = _data(doubling)
         if not effects:  # the best cell's curve, or the next one if no seed has both of its sizes
@@ -156,63 +157,47 @@ def more_labels(facts: Facts) -> list[int]:
     return sizes
 
 
-def _last_doubling(facts: Facts, size: int, task: str) -> _Doubling:
-    curve = facts.curve(size, task)
-    steps = marginal_gains(curve)
-    steps = steps[steps["along"] == "labels"]
+def _last_doubling(runs: Runs, gains: pd.DataFrame, forms: pd.DataFrame, size: int, task: str) -> _Doubling:
+    """The last doubling of a curve, from the tables of all curves."""
+    steps = gains[(gains["along"] == "labels") & (gains["intermediate"] == task) & (gains["pretrain_size"] == size)]
+    forms = forms[(forms["intermediate"] == task) & (forms["pretrain_size"] == size)]
     last = steps.iloc[-1].to_dict()
     small, large = int(last["smaller"]), int(last["larger"])
-    return _Doubling(size, task, small, large, last, _trend(curve, steps), *_foretell(curve, large))
+    average = forms.set_index("model").loc[AVERAGE]
+    return _Doubling(size, task, small, large, last, _trend(runs, steps), *_foretell(average))
 
 
-def _trend(curve: pd.DataFrame, steps: pd.DataFrame) -> str:
+def _trend(runs: Runs, steps: pd.DataFrame) -> str:
     """Whether the gain per doubling falls along a curve: the last against the first, paired within seeds."""
     if len(steps) < 2:
         return ""
-    wide = curve.pivot(index="seed", columns="finetune_size", values="miou")
     first, last = (
-        (wide[row.larger] - wide[row.smaller]) / np.log2(row.larger / row.smaller)
+        runs.weights(
+            step(
+                (row.pretrain_size, row.intermediate, row.smaller),
+                (row.pretrain_size, row.intermediate, row.larger),
+                math.log2(row.larger / row.smaller),
+            )
+        )
         for row in (steps.iloc[0], steps.iloc[-1])
     )
-    change = (last - first).dropna()
-    if len(change) < 2:
+    row = runs.contrasts(last - first).at()
+    if math.isnan(row["low"]):
         return ""
-    row = describe(change)
     falls = "less than" if row["high"] < 0 else "more than" if row["low"] > 0 else "not told from"
     return f", {falls} the first doubling (change {in_points(row['mean'])}, {span(row['low'], row['high'])})"
 
 
-def _foretell(curve: pd.DataFrame, largest: int) -> tuple[dict[str, float] | None, str]:
-    """What the best identified fit of a curve says about the doubling after the largest size.
+def _foretell(average: Mapping[str, Any]) -> tuple[dict[str, float] | None, str]:
+    """What the averaged forms of a curve, a row of `fits`, say about the doubling after the largest size.
 
     Returns:
-        Mean, low and high, and the same in words; None and the reason if no fit is identified.
+        Mean, low and high, and the same in words; None and the reason if there are too few sizes.
     """
-    table = fits(curve)
-    best = table[table["best"]]
-    if best.empty:
-        reasons = table["verdict"].str.removeprefix("not identified: ")
-        return None, str(reasons.iloc[0])
-    row = best.iloc[0]
-    model = MODELS[row["model"]]
-    wide = curve.pivot(index="seed", columns="finetune_size", values="miou")
-    sizes, errors = wide.columns.to_numpy(float), 1 - wide.mean().to_numpy()
-    ahead = np.array([largest, 2 * largest], float)
-
-    def gain(fit: np.ndarray) -> float:
-        now, then = model.predict(ahead, fit)
-        return float(now - then)
-
-    found = gain(model.polish(sizes, errors, model.solve(sizes, errors[None])[0]))
-    low = high = np.nan
-    words = "fewer than 3 seeds, no interval"
-    if wide.count().min() >= LEAST_CLUSTERS:
-        means, row_of_draw = resampled(wide, 1_000, 0)
-        draws = np.array([gain(fit) for fit in model.solve(sizes, 1 - means)])[row_of_draw]
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        words = f"{span(low, high)} over seeds, the form taken for true"
-    words = f"{in_points(found)} points ({words}), extrapolated by the best fit, {row['model']}"
-    return {"mean": found, "low": float(low), "high": float(high)}, words
+    if math.isnan(average["gain"]):
+        return None, str(average["verdict"]).removeprefix("no form: ")
+    gain = {"mean": average["gain"], "low": average["gain_low"], "high": average["gain_high"]}
+    return gain, f"{interval_words(gain)}, foretold by the average of {average['verdict']}"
 
 
 def _effect_of(facts: Facts, doubling: _Doubling) -> Decision | None:
