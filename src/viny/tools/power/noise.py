@@ -13,6 +13,7 @@ Key = tuple[int, str, int]  # pre-training images, intermediate task, labels
 Factors = tuple[int, ...]  # places in a key
 EVERY: Factors = (0, 1, 2)  # noise of a cell alone
 ENCODER: Factors = (0,)  # noise that all cells of a pre-train size share
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Shared:
                 found[factors] = design
         known = np.isfinite(covariance)
         parts, _ = nnls(np.stack([design[known] for design in found.values()], 1).astype(float), covariance[known])
-        return cls({factors: float(part) for factors, part in zip(found, parts, strict=True) if part > 0})
+        least = TINY * parts.max(initial=0)  # what rounding leaves
+        return cls({factors: float(part) for factors, part in zip(found, parts, strict=True) if part > least})
 
     @property
     def variance(self) -> float:
