@@ -203,7 +203,7 @@ def show(found: Mapping[str, Any]) -> None:
         at = [place for place, grid in enumerate(grids) if grid["test_images"] == tests]
         columns = [f"{tests:,} test images", "points", *(counted(grids[place]["seeds"], "seed") for place in at)]
         rows = [
-            [row["name"], f"{100 * row['effect']:+.1f}", *(_chance(row, place) for place in at)]
+            [row["name"], f"{round(100 * row['effect'], 1) + 0:+.1f}", *(_chance(row, place) for place in at)]
             for row in found["questions"]
         ]
         if any(grids[place]["hours"] is not None for place in at):
@@ -218,7 +218,7 @@ def show(found: Mapping[str, Any]) -> None:
 def _chance(row: Mapping[str, Any], place: int) -> str:
     right, wrong = row["rightly"][place], row["wrongly"][place]
     percent = f"{100 * (right + wrong):.0f}"
-    return f"{percent} ({100 * wrong:.0f})" if wrong >= 0.005 else percent
+    return f"{percent} ({100 * wrong:.0f})" if wrong > 0.005 else percent
 
 
 def _time(hours: float | None) -> str:
