@@ -45,6 +45,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         spec["fit"] = section["fit"]
     if section["source"] == "folder":
         return spec | _folder_spec(config, name, section)
+    if section["source"] == "imagenet" and name != "pretrain":
+        spec["held_out"] = section["held_out"]
     if section["source"] == "pets":
         # The same for all Pets packs, so that a task and the segmentation share one.
         spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
