@@ -1,0 +1,381 @@
+"""Uncertainty of mIoU and of its differences, from both of its sources: seeds and test images.
+
+A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested on
+one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So the
+variance of a weighted sum of cells has a part from each (`Runs.contrasts`), and more seeds alone do not make it small.
+
+Every interval, test and figure of a study takes its numbers from here. Values are fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from viny.evidence.metrics import iou
+from viny.evidence.tables import GROUP, check_cells
+from viny.runtime.errors import InputError
+from viny.runtime.files import load_arrays
+
+LEVEL = 0.95  # of every interval
+ALPHA = 0.05  # a p value has to be this small
+LEAST_SEEDS = 2  # fewer have no spread
+BLOCK = 1 << 24  # numbers in a block of image influences, so that many comparisons take little memory
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Weighted sums of cells and their uncertainty, [K] each; NaN where undefined.
+
+    Attributes:
+        mean: the estimate.
+        low, high: the ends of its interval.
+        se: the standard error from both sources.
+        se_seeds: the part that further seeds make smaller.
+        se_images: the standard error over draws of the test images; NaN where these are not known, and the interval is
+            then over seeds alone.
+        df: Satterthwaite's (1946) degrees of freedom of se.
+        n: number of seeds.
+        p: of Student's t test that the sum is 0, two-sided.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    se: np.ndarray
+    se_seeds: np.ndarray
+    se_images: np.ndarray
+    df: np.ndarray
+    n: np.ndarray
+    p: np.ndarray
+
+    def at(self, place: int = 0) -> dict[str, float]:
+        """One of them, as plain numbers."""
+        found = {name: float(getattr(self, name)[place]) for name in self.__dataclass_fields__}
+        return found | {"n": int(found["n"])}
+
+
+def estimates(
+    mean: np.ndarray, seeds: np.ndarray, images: np.ndarray, n: np.ndarray, pictures: np.ndarray, level: float = LEVEL
+) -> Estimates:
+    """Intervals and tests from the variances of the two sources; arrays of one shape, or that broadcast to one.
+
+    The variances add up (Cameron, Gelbach and Miller 2011), and the sum has Satterthwaite's (1946) degrees of freedom.
+
+    Args:
+        mean: what was estimated.
+        seeds: its variance over seeds.
+        images: its variance over test images that is not in `seeds` already; NaN where unknown.
+        n: number of seeds.
+        pictures: number of test images.
+        level: of the intervals.
+    """
+    mean, seeds, images, n, pictures = np.broadcast_arrays(mean, seeds, images, n, pictures)
+    enough = n >= LEAST_SEEDS
+    seeds = np.where(enough, seeds, np.nan)
+    drawn = np.nan_to_num(images)
+    variance = seeds + drawn
+    with np.errstate(invalid="ignore", divide="ignore"):
+        df = variance**2 / (seeds**2 / (n - 1) + drawn**2 / np.maximum(pictures - 1, 1))
+        df = np.where(enough & ~(variance > 0), n - 1, df)
+        se = np.sqrt(variance)
+        reach = stats.t.ppf((1 + level) / 2, df) * se
+        p = 2 * stats.t.sf(np.abs(mean) / se, df)
+    p = np.where(enough & (se == 0), np.where(mean == 0, 1.0, 0.0), p)
+    return Estimates(mean, mean - reach, mean + reach, se, np.sqrt(seeds), np.sqrt(images), df, n, p)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Cells, seed by seed, and how far each test image moves each.
+
+    Attributes:
+        keys: of the C cells; for a study's mIoU (pretrain_size, intermediate, finetune_size).
+        seeds: S of them.
+        values: [S, C], fractions; NaN where a cell was not run.
+        moved: [S, C, N], how far each test image moves that value, see `influence`; 0 for images
+            that it was not tested on, NaN where that is not known. None if it is known of no cell.
+        tested: bool [C, N], which images a cell was tested on; None: all of them.
+    """
+
+    keys: Sequence[Hashable]
+    seeds: Sequence[int]
+    values: np.ndarray
+    moved: np.ndarray | None = None
+    tested: np.ndarray | None = None
+
+    @cached_property
+    def place(self) -> dict[Hashable, int]:
+        """The column of each cell."""
+        return {key: i for i, key in enumerate(self.keys)}
+
+    def weights(self, *sums: dict[Hashable, float]) -> np.ndarray:
+        """Weighted sums, given by cell, as rows [K, C]."""
+        rows = np.zeros((len(sums), len(self.keys)))
+        for row, wanted in zip(rows, sums, strict=True):
+            for key, weight in wanted.items():
+                row[self.place[key]] += weight
+        return rows
+
+    def per_seed(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted sums [S, K] of each seed; NaN where it lacks one of the cells."""
+        absent = np.isnan(self.values).astype(float) @ (weights != 0).T > 0
+        return np.where(absent, np.nan, np.nan_to_num(self.values) @ weights.T)
+
+    def contrasts(self, weights: np.ndarray, level: float = LEVEL) -> Estimates:
+        """Weighted sums of cells, each over the seeds that have all of its cells, so that differences are paired.
+
+        The variance is two-way cluster-robust (Cameron, Gelbach and Miller 2011): that of the seeds' values over their
+        number, plus that of the test images, minus what both of them hold, the images' part that differs from seed to
+        seed.
+
+        Args:
+            weights: [K, C].
+            level: of the intervals.
+        """
+        values = self.per_seed(weights)
+        n = np.isfinite(values).sum(0)
+        mean, score = _centred(values, n)
+        images, pictures = self._images(weights, np.isfinite(values), n)
+        return estimates(mean, (score**2).sum(0), images, n, pictures, level)
+
+    def mean_of(self, weights: np.ndarray, shares: np.ndarray | None = None, level: float = LEVEL) -> Estimates:
+        """A weighted sum of several contrasts, each over its own seeds; seeds stay the clusters.
+
+        Args:
+            weights: [K, C].
+            shares: [K], the weight of each contrast; the same for all unless given.
+            level: of the interval.
+
+        Returns:
+            One estimate, [1]; n is the number of seeds that any contrast has. Undefined if one has no spread.
+        """
+        shares = np.full(len(weights), 1 / len(weights)) if shares is None else np.asarray(shares, float)
+        values = self.per_seed(weights)
+        here = np.isfinite(values)
+        n = here.sum(0)
+        mean, score = _centred(values, n)
+        total = (score @ shares)[:, None]
+        images, pictures = self._images(weights, here, n, shares)
+        seeds = np.array([len(self.seeds) if (n >= LEAST_SEEDS).all() else min(n.min(), 1)])
+        seeds = np.minimum(seeds, here.any(1).sum())
+        return estimates(np.array([mean @ shares]), (total**2).sum(0), images, seeds, pictures, level)
+
+    def _images(
+        self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Variance over test images without what is in the seeds' variance, and how many images, [K] or [1]."""
+        if self.moved is None:
+            return np.array([np.nan]), np.array([0])
+        many = self.moved.shape[-1]
+        step = len(weights) if shares is not None else max(1, BLOCK // max(1, len(self.seeds) * many))
+        variances, counts = [], []
+        for start in range(0, len(weights), step):
+            part = slice(start, start + step)
+            variance, count = self._image_variance(weights[part], here[:, part], n[part], shares)
+            variances.append(variance)
+            counts.append(count)
+        return np.concatenate(variances), np.concatenate(counts)
+
+    def _image_variance(
+        self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self.moved is not None
+        used = np.flatnonzero((weights != 0).any(0))
+        moved = np.einsum("kc,scn->skn", weights[:, used], np.nan_to_num(self.moved[:, used]))
+        unknown = np.isnan(self.moved[:, used, 0])  # [S, C]
+        unknown = ((unknown.astype(float) @ (weights[:, used] != 0).T > 0) & here).any(0)  # [K]
+        tested = np.ones((len(used), moved.shape[-1]), bool) if self.tested is None else self.tested[used]
+        tested = (weights[:, used] != 0).astype(float) @ tested > 0  # [K, N]
+        few = np.maximum(n, 1)
+        moved = np.where(here[..., None], moved, 0)
+        mean = moved.sum(0) / few[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.where(n > 1, 1 / np.sqrt(few * np.maximum(few - 1, 1)), 0)
+        apart = np.where(here[..., None], moved - mean, 0) * scale[:, None]
+        if shares is not None:
+            mean, apart = (shares @ mean)[None], np.einsum("k,skn->sn", shares, apart)[:, None]
+            unknown, tested = unknown.any(keepdims=True), tested.any(0, keepdims=True)
+        pictures = tested.sum(1)
+        factor = pictures / np.maximum(pictures - 1, 1)
+        variance = factor * ((mean**2).sum(-1) - (apart**2).sum((0, -1)))
+        return np.where(unknown, np.nan, variance.clip(0)), pictures
+
+    def draws(self, count: int, seed: int = 0) -> np.ndarray:
+        """Joint draws of the means of all cells, for whatever is no weighted sum of them, [count, C].
+
+        Seeds enter as in Student's t: the seeds' deviations with normal weights, all over one draw of the spread; so
+        quantiles of a weighted sum are the ends of its t interval (the posterior under Jeffreys' prior, Box and Tiao
+        1973, section 2.4). Test images enter as normal draws with their covariance. Cells with one seed are NaN.
+
+        Args:
+            count: of draws.
+            seed: of the draws.
+        """
+        rng = np.random.default_rng(seed)
+        here = np.isfinite(self.values)
+        n = here.sum(0)
+        mean, score = _centred(self.values, n)
+        most = max(int(n.max(initial=0)), LEAST_SEEDS)
+        spread = np.sqrt(rng.chisquare(most - 1, count) / (most - 1))
+        drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread[:, None]
+        root = self._image_root()
+        if root is not None:
+            drawn += rng.standard_normal((count, root.shape[1])) @ root.T
+        return np.where(n >= LEAST_SEEDS, mean + drawn, np.nan)
+
+    def _image_root(self) -> np.ndarray | None:
+        """A root [C, C] of the covariance of all cells' means over test images, without what is in the seeds'."""
+        if self.moved is None:
+            return None
+        here = np.isfinite(self.values)
+        n = here.sum(0)
+        few = np.maximum(n, 1)
+        moved = np.where(here[..., None], np.nan_to_num(self.moved), 0)
+        mean = moved.sum(0) / few[:, None]
+        scale = np.where(n > 1, 1 / np.sqrt(few * np.maximum(few - 1, 1)), 0)
+        apart = np.where(here[..., None], moved - mean, 0) * scale[:, None]
+        pictures = moved.shape[-1] if self.tested is None else max(1, int(self.tested.sum(1).min()))
+        covariance = mean @ mean.T - np.einsum("scn,sdn->cd", apart, apart, optimize=True)
+        values, vectors = np.linalg.eigh(covariance * pictures / max(pictures - 1, 1))
+        return vectors * np.sqrt(values.clip(0))
+
+    def chance(self, weights: np.ndarray, seeds: int, level: float = LEVEL, count: int = 1000, seed: int = 0) -> float:
+        """The chance that with so many seeds in all, on the same test images, all contrasts are above 0.
+
+        For a single contrast: that it is decided either way. The true spread and means are drawn given the seeds at
+        hand, then the seeds to come (a predictive probability, Spiegelhalter, Abrams and Myles 2004, section 6.5).
+
+        Args:
+            weights: [K, C].
+            seeds: of the study to come, those at hand included.
+            level: of its intervals.
+            count: of draws.
+            seed: of the draws.
+
+        Returns:
+            A share of the draws; NaN if a contrast has no spread.
+        """
+        values = self.per_seed(weights)
+        values = values[np.isfinite(values).all(1)]
+        n, more = len(values), seeds - len(values)
+        if n < LEAST_SEEDS or more < 1:
+            return np.nan
+        rng = np.random.default_rng(seed)
+        mean = values.mean(0)
+        apart = values - mean
+        spread = np.sqrt(rng.chisquare(n - 1, count) / (n - 1))[:, None]
+        truth = mean + rng.standard_normal((count, n)) @ apart / np.sqrt(n * (n - 1)) / spread
+        noise = rng.standard_normal((count, more, n)) @ apart / np.sqrt(n - 1) / spread[..., None]
+        later = truth[:, None] + noise  # [count, more, K]
+        both = (n * mean + later.sum(1)) / seeds
+        squares = ((values - both[:, None]) ** 2).sum(1) + ((later - both[:, None]) ** 2).sum(1)
+        images, pictures = self._images(weights, np.ones((len(self.seeds), len(weights)), bool), np.full(len(weights), n))
+        found = estimates(both, squares / (seeds - 1) / seeds, images, np.array(seeds), pictures, level)
+        decided = found.low > 0
+        if len(weights) == 1:
+            decided |= found.high < 0
+        return float(decided.all(1).mean())
+
+
+def _centred(values: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means [K] of values [S, K], and scores [S, K] whose squares add up to the variance of each mean over seeds."""
+    few = np.maximum(n, 1)
+    here = np.isfinite(values)
+    mean = np.where(n > 0, np.nansum(values, 0) / few, np.nan)
+    score = np.where(here, values - mean, 0) / np.sqrt(few * np.maximum(few - 1, 1))
+    return mean, score
+
+
+def read_runs(frame: pd.DataFrame, metrics_dir: Path | None) -> Runs:
+    """A study's mIoU, seed by seed, with the influence of each test image.
+
+    Args:
+        frame: what `tables.read_metrics` returns.
+        metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences. None:
+            no cell has.
+
+    Returns:
+        Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size).
+
+    Raises:
+        InputError: cells of several studies, a cell twice, or a damaged file.
+    """
+    check_cells(frame)
+    frame = frame.dropna(subset="miou")
+    keys = list(dict.fromkeys(frame[GROUP].itertuples(index=False, name=None)))
+    seeds = sorted(int(seed) for seed in frame["seed"].unique())
+    values = np.full((len(seeds), len(keys)), np.nan)
+    row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
+    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    for cell in frame.to_dict("records"):
+        here = row[cell["seed"]], column[tuple(cell[name] for name in GROUP)]
+        values[here] = cell["miou"]
+        path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
+        if path is not None and path.is_file():
+            confusion, indices = read_confusion(path)
+            found[here] = influence(confusion, cell["miou_is"]), indices
+    if not found:
+        return Runs(keys, seeds, values)
+    every = np.unique(np.concatenate([indices for _, indices in found.values()]))
+    moved = np.zeros((len(seeds), len(keys), len(every)))
+    tested = np.zeros((len(keys), len(every)), bool)
+    for here in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        if here not in found:
+            moved[here] = np.nan
+            continue
+        influences, indices = found[here]
+        places = np.searchsorted(every, indices)
+        moved[(*here, places)] = influences
+        tested[here[1], places] = True
+    return Runs(keys, seeds, values, moved, tested)
+
+
+def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
+    """How far each test image moves mIoU, linearised as a ratio of sums (Woodruff 1971).
+
+    Args:
+        confusion: [N, C, C], true class first.
+        kind: 'dataset' or 'per_image', see `viny.evidence.metrics`.
+
+    Returns:
+        [N], with sum 0; sqrt(N / (N - 1)) times their norm is the standard error of mIoU over draws of N images.
+
+    Raises:
+        InputError: another kind.
+    """
+    if kind == "per_image":
+        values = np.nan_to_num(iou(confusion)).mean(1)
+        return (values - values.mean()) / len(values)
+    if kind != "dataset":
+        raise InputError(f"miou_is is '{kind}'; expected dataset or per_image")
+    hit = np.diagonal(confusion, axis1=1, axis2=2).astype(float)
+    union = confusion.sum(1) + confusion.sum(2) - hit
+    there = confusion.sum((0, 2)) > 0  # as in `metrics.iou`
+    hit, union = hit[:, there], union[:, there]
+    total = union.sum(0)
+    return ((hit - hit.sum(0) / total * union) / total).sum(1) / max(1, there.sum())
+
+
+def read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Confusion matrices [N, C, C] of a cell's test images, true class first, and the images' indices [N].
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+    confusion, indices = load_arrays(path, "confusion matrices", ("confusion", "indices")).values()
+    if confusion.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        raise InputError(f"{path}: not whole numbers; evaluate its cell again")
+    square = confusion.ndim == 3 and confusion.shape[1] == confusion.shape[2]
+    if not square or indices.shape != confusion.shape[:1]:
+        raise InputError(
+            f"{path}: confusion {confusion.shape} and indices {indices.shape}; "
+            "expected [N, C, C] and [N]: evaluate its cell again"
+        )
+    return confusion, indices
