@@ -7,7 +7,7 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
-from viny.study.config import differences_from_paper
+from viny.study.comparable import differences_from_paper
 from viny.study.grid import Cell, Encoder
 from viny.study.layout import Training
 
@@ -257,6 +257,7 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
+        "epochs": {stage: config[stage]["epochs"] for stage in ("pretrain", "finetune")},
         "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
         "differences": differences_from_paper(config),
     }

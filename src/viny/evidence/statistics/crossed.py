@@ -276,7 +276,9 @@ class Runs:
         later = truth[:, None] + noise  # [count, more, K]
         both = (n * mean + later.sum(1)) / seeds
         squares = ((values - both[:, None]) ** 2).sum(1) + ((later - both[:, None]) ** 2).sum(1)
-        images, pictures = self._images(weights, np.ones((len(self.seeds), len(weights)), bool), np.full(len(weights), n))
+        images, pictures = self._images(
+            weights, np.ones((len(self.seeds), len(weights)), bool), np.full(len(weights), n)
+        )
         found = estimates(both, squares / (seeds - 1) / seeds, images, np.array(seeds), pictures, level)
         decided = found.low > 0
         if len(weights) == 1:
