@@ -1,4 +1,9 @@
-"""Verdicts on mIoU differences: each effect, its uncertainty over seeds and over test images, and what it lacks.
+"""What is said about an effect on mIoU, decided once and in one wording, for tables, report, scorecard and advice.
+
+`questions` lists what a study asks, `answer` decides it. An effect is named where its 95 % interval over seeds and test
+images excludes zero and so does Student's t test after Holm's (1979) correction over the questions of its kind: more
+questions can only make that harder. It is small where the interval lies within a margin, the region of practical
+equivalence (Benavoli et al. 2017). Otherwise it cannot be told, and a chance says whether more seeds would tell.
 
 Numbers are fractions.
 """
@@ -6,252 +11,313 @@ Numbers are fractions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tqdm import tqdm
 
-from viny.evidence.metrics import iou
-from viny.evidence.statistics.effects import ALPHA, LEVEL, counted, describe, overall, read_confusion
+from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, counted
 
+MARGIN = 0.01  # an effect within it, either way, is as good as none
 ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target
 MOST_SEEDS = 20  # beyond this, more seeds are not advised
 
-WORDS = {
-    "pre-training": {"up": "worth it", "down": "costs"},
-    "labels": {"up": "helped", "down": "hurt"},
-    "task": {"up": "helped", "down": "hurt"},
-}
 UNKNOWN = "cannot be told"
+WORDS = {"up": "helps", "down": "hurts"}
+OF_INTERACTION = {
+    "up": "helps more, or hurts less, after pre-training",
+    "down": "hurts more, or helps less, after pre-training",
+}
+
+Weights = Mapping[Hashable, float]
 
 
-@dataclass(eq=False)
-class Effect:
-    """A mean mIoU difference over cells, paired within seeds, with its uncertainty; fractions.
+@dataclass(frozen=True)
+class Question:
+    """An effect to decide on: the mean of some differences between cells, all of equal weight.
 
     Attributes:
-        kind: 'pre-training', 'labels' or 'task'.
+        kind: 'pre-training', 'images', 'labels', 'task', 'task by size', 'interaction', or 'cell', a
+            task's effect in one cell. Questions of a kind share Holm's correction.
+        what: the size, the task or the cell.
         name: the effect in words.
-        what: the size or the task.
-        table: one row per cell: pretrain_size, finetune_size and what `effects.describe` gives.
-        mean, se, low, high, p_sign_flip, p_least, clusters: as in `effects.overall`; NaN where there is no interval.
-        seeds: mean number of encoders per pre-train size.
-        df: Satterthwaite's degrees of freedom.
-        se_images: standard error over draws of the test images; NaN where unknown.
-        why: why there is no interval.
-        p, p_holm: p of Student's t test of the mean, before and after Holm's correction over effects of its kind.
-        flips_holm: p of the sign flips after Holm's correction.
-        family: how many effects these corrections cover.
-        verdict: 'up', 'down', 'small' or 'unknown'.
-        reason: what the verdict rests on, or what it lacks.
-        lacks: 'seeds' or test 'images', whichever leaves more unknown; empty where enough is known.
+        over: what a difference is of: 'label size', 'cell'.
+        cells: pre-train size and labels of each difference.
+        weights: each difference, as a weighted sum of cells.
     """
 
     kind: str
+    what: Any
     name: str
-    what: int | str
-    table: pd.DataFrame
+    over: str
+    cells: Sequence[tuple[int, int]]
+    weights: Sequence[Weights]
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a study says about a question; fractions.
+
+    Attributes:
+        kind, what, name, over: see `Question`.
+        mean, low, high, se, se_seeds, se_images, df, n, p: see `crossed.Estimates`.
+        p_holm: p after Holm's correction.
+        family: over how many questions that is.
+        verdict: 'up', 'down', 'small' or 'undecided'.
+        words: the verdict in words.
+        reason: what it rests on, or lacks.
+        chance: that twice the seeds, on the same test images, decide it; NaN where it is decided, or nothing is known.
+        lacks: 'seeds' or test 'images', whichever leaves more unknown; empty where it is decided.
+        cells: a row per difference: pretrain_size, finetune_size, and its own `Estimates`.
+    """
+
+    kind: str
+    what: Any
+    name: str
+    over: str
     mean: float
-    se: float
     low: float
     high: float
-    p_sign_flip: float
-    p_least: float
-    clusters: int
-    seeds: float
-    df: float
+    se: float
+    se_seeds: float
     se_images: float
-    why: str
+    df: float
+    n: int
     p: float
-    p_holm: float = np.nan
-    flips_holm: float = np.nan
-    family: int = 1
-    verdict: str = "unknown"
-    reason: str = ""
-    lacks: str = ""
+    p_holm: float
+    family: int
+    verdict: str
+    words: str
+    reason: str
+    chance: float
+    lacks: str
+    cells: pd.DataFrame
 
     @property
     def half(self) -> float:
+        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
     @property
     def half_images(self) -> float:
-        return stats.norm.ppf((1 + LEVEL) / 2) * self.se_images
+        """Half of a 95 % interval over test images alone; 0 where that is not known."""
+        return 0.0 if math.isnan(self.se_images) else float(stats.norm.ppf((1 + LEVEL) / 2) * self.se_images)
 
-    def told(self, over: str) -> str:
-        """Mean, interval and what the verdict rests on; `over` is the word for its cells."""
-        where = f"on average over {counted(len(self.table), over)}"
+    @property
+    def number(self) -> str:
+        """Mean and interval in points, or why there is no interval."""
         if math.isnan(self.low):
-            return f"{in_points(self.mean)} points {where} ({self.why})"
-        return f"{in_points(self.mean)} points ({span(self.low, self.high)}) {where}; {self.reason}"
+            return f"{in_points(self.mean)} points ({self.reason})"
+        return f"{in_points(self.mean)} points ({span(self.low, self.high)})"
 
-    def words(self, target: float) -> str:
-        if self.verdict == "unknown":
-            return UNKNOWN
-        if self.verdict == "small":
-            return f"under {target_words(target)} either way"
-        little = max(abs(self.low), abs(self.high)) <= target / 100
-        return WORDS[self.kind][self.verdict] + (f", by under {target_words(target)}" if little else "")
+    @property
+    def where(self) -> str:
+        """What the mean is over."""
+        return f"on average over {counted(len(self.cells), self.over)}" if len(self.cells) > 1 else ""
 
-    def as_dict(self, target: float) -> dict[str, Any]:
-        names = ("kind", "what", "mean", "se", "low", "high", "df", "se_images", "clusters", "p", "p_holm")
-        names += ("p_sign_flip", "p_least", "flips_holm", "reason")
-        return {name: getattr(self, name) for name in names} | {"verdict": self.words(target)}
+    @property
+    def sentence(self) -> str:
+        """The decision in one sentence, the same wherever it is told."""
+        name = self.name[0].upper() + self.name[1:]
+        number = " ".join(filter(None, (self.number, self.where)))
+        said = "" if math.isnan(self.low) else f"; {self.reason}"
+        return f"{name} {self.words}: {number}{said}."
 
-
-class TestImages:
-    """The noise from the draw of a study's test images, from the confusion matrices of each cell."""
-
-    __test__ = False  # tells pytest that this is not a test
-
-    def __init__(self, folder: Path, frame: pd.DataFrame) -> None:
-        kind = str(frame["miou_is"].iloc[0])
-        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name in tqdm(frame["cell"], "confusion matrices", leave=False, disable=None, delay=2):
-            path = folder / f"{name}.npz"
-            if path.is_file():
-                confusion, indices = read_confusion(path)
-                self.found[name] = influence(confusion, kind), indices
-
-    def se(self, weights: Mapping[str, float]) -> float:
-        """Standard error of a weighted sum of cells' mIoU over draws of the test images; NaN where unknown."""
-        if any(name not in self.found for name in weights):
-            return np.nan
-        most = max(int(self.found[name][1].max()) for name in weights) + 1
-        total, used = np.zeros(most), np.zeros(most, bool)
-        for name, weight in weights.items():
-            values, indices = self.found[name]
-            np.add.at(total, indices, weight * values)
-            used[indices] = True
-        n = used.sum()
-        return float(np.sqrt(n / (n - 1) * (total**2).sum())) if n > 1 else np.nan
+    def as_dict(self) -> dict[str, Any]:
+        """As a row of a table, or for JSON."""
+        row = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cells"}
+        return row | {"sentence": self.sentence}
 
 
-def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
-    """How far each test image moves mIoU, linearised as a ratio of sums (Woodruff 1971).
+def questions(keys: Sequence[Hashable]) -> list[Question]:
+    """What a study asks: each pre-train size, each task, where a task does more, and the last doublings.
+
+    A task's effect is over pre-trained encoders, and over the random start only where no other cell has the task: an
+    encoder that has nothing to lose does not dilute what the others lose. The difference between the two is a question
+    of its own.
 
     Args:
-        confusion: [N, C, C], true class first.
-        kind: 'dataset' or 'per_image', see `viny.evidence.metrics`.
-
-    Returns:
-        [N], with sum 0; sqrt(N / (N - 1)) times their norm is the standard error of mIoU over draws of N images.
+        keys: the cells that there are, (pretrain_size, intermediate, finetune_size).
     """
-    if kind == "per_image":
-        values = np.nan_to_num(iou(confusion)).mean(1)
-        return (values - values.mean()) / len(values)
-    hit = np.diagonal(confusion, axis1=1, axis2=2).astype(float)
-    union = confusion.sum(1) + confusion.sum(2) - hit
-    there = confusion.sum((0, 2)) > 0  # as in `metrics.iou`
-    hit, union = hit[:, there], union[:, there]
-    total = union.sum(0)
-    return ((hit - hit.sum(0) / total * union) / total).sum(1) / max(1, there.sum())
+    there = set(keys)
+    sizes = sorted({p for p, _, _ in keys})
+    tasks = [task for task in dict.fromkeys(task for _, task, _ in keys) if task != "none"]
+    labels = sorted({n for _, _, n in keys})
+    found: list[Question] = []
+
+    def ask(kind: str, what: Any, name: str, over: str, differences: Mapping[tuple[int, int], Weights]) -> None:
+        whole = {cell: weights for cell, weights in differences.items() if all(key in there for key in weights)}
+        if whole:
+            found.append(Question(kind, what, name, over, list(whole), list(whole.values())))
+
+    for p in filter(None, sizes):
+        gains = {(p, n): {(p, "none", n): 1.0, (0, "none", n): -1.0} for n in labels}
+        ask("pre-training", p, f"pre-training on {p:,} images", "label size", gains)
+    for few, many in [*pairwise(filter(None, sizes))][-1:]:
+        per = 1 / math.log2(many / few)
+        gains = {(many, n): {(many, "none", n): per, (few, "none", n): -per} for n in labels}
+        ask("images", many, f"a doubling of the pre-training images, from {few:,} to {many:,},", "label size", gains)
+    for p in sizes:
+        ask("labels", p, *_last_labels(there, p, "none"))
+    for task in tasks:
+        effects = {(p, n): {(p, task, n): 1.0, (p, "none", n): -1.0} for p in sizes for n in labels}
+        later = {cell: weights for cell, weights in effects.items() if cell[0]}
+        pretrained = any(all(key in there for key in weights) for weights in later.values())
+        ask(
+            "task",
+            task,
+            f"the task {task}",
+            "pre-trained cell" if pretrained else "cell",
+            later if pretrained else effects,
+        )
+        for p in sizes:
+            start = f"after {p:,} pre-training images" if p else "on a random start"
+            ask(
+                "task by size",
+                f"{task} {p}",
+                f"the task {task} {start}",
+                "label size",
+                {c: w for c, w in effects.items() if c[0] == p},
+            )
+        ask("interaction", task, f"the task {task}", "label size", _interaction(there, task, sizes, labels))
+    return found
 
 
-def seeds_needed(half_width: float, se: float, seeds: float, df: float, times: float = 1.0) -> int | None:
-    """The fewest seeds that keep a t interval within a half-width in 4 of 5 studies (Kupper and Hafner 1989).
+def _interaction(there: set, task: str, sizes: Sequence[int], labels: Sequence[int]) -> dict[tuple[int, int], Weights]:
+    """A task's mean effect on pre-trained encoders minus that on a random start, by labels."""
+    found: dict[tuple[int, int], Weights] = {}
+    for n in labels:
+        both = [p for p in sizes if p and {(p, task, n), (p, "none", n)} <= there]
+        if both:
+            weights: dict[Hashable, float] = {(0, task, n): -1.0, (0, "none", n): 1.0}
+            for p in both:
+                weights |= {(p, task, n): 1 / len(both), (p, "none", n): -1 / len(both)}
+            found[0, n] = weights
+    return found
 
-    If the observed spread alone were used, half of all studies would get a wider interval, so the spread's own
-    chi-square quantile is included.
+
+def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple[int, int], Weights]]:
+    """The last doubling of labels on a curve: its name, what it is of, and the difference."""
+    labels = sorted(n for p, t, n in there if (p, t) == (size, task))
+    if len(labels) < 2:
+        return "", "", {}
+    few, many = labels[-2:]
+    per = 1 / math.log2(many / few)
+    start = f"{size:,} pre-training images" if size else "a random start"
+    start += "" if task == "none" else f" and the task {task}"
+    name = f"a doubling of the labels, from {few:,} to {many:,} with {start},"
+    return name, "curve", {(size, many): {(size, task, many): per, (size, task, few): -per}}
+
+
+def label_question(keys: Sequence[Hashable], size: int, task: str) -> Question | None:
+    """The question about the last doubling of labels on a curve; None if the curve has one size."""
+    name, over, differences = _last_labels(set(keys), size, task)
+    what = size if task == "none" else f"{size} {task}"
+    return Question("labels", what, name, over, list(differences), list(differences.values())) if differences else None
+
+
+def decide(runs: Runs, margin: float = MARGIN) -> list[Decision]:
+    """All that a study decides, and what it leaves open: `answer` to `questions`.
 
     Args:
-        half_width: the target, in the unit of se.
-        se: standard error observed with `seeds` seeds.
-        seeds: how many gave it.
-        df: its degrees of freedom; they grow with seeds - 1.
-        times: the true spread to assume, as a multiple of the observed one.
-
-    Returns:
-        Seeds in all; None for more than `MOST_SEEDS`.
+        runs: its cells, keys (pretrain_size, intermediate, finetune_size).
+        margin: see `answer`.
     """
-    for n in range(2, MOST_SEEDS + 1):
-        freedom = df / (seeds - 1) * (n - 1)
-        unlucky = np.sqrt(stats.chi2.ppf(ASSURANCE, freedom) / freedom)
-        if stats.t.ppf((1 + LEVEL) / 2, freedom) * times * se * np.sqrt(seeds / n) * unlucky <= half_width:
-            return n
-    return None
+    return answer(runs, questions(runs.keys), margin)
 
 
-def spread_interval(df: float) -> tuple[float, float]:
-    """The 95 % chi-square interval of the true spread, as multiples of the observed one."""
-    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], df)
-    return float(np.sqrt(df / tails[0])), float(np.sqrt(df / tails[1]))
-
-
-def compare(
-    kind: str,
-    what: int | str,
-    name: str,
-    treated: pd.DataFrame,
-    base: pd.DataFrame,
-    images: TestImages,
-    doublings: float = 1.0,
-) -> Effect | None:
-    """The mean difference between two sets of cells, all of equal weight, by `effects.overall`.
+def answer(runs: Runs, asked: Sequence[Question], margin: float = MARGIN) -> list[Decision]:
+    """Decide on effects, with Holm's correction over those of a kind.
 
     Args:
-        kind, what, name: see `Effect`.
-        treated: cells as in `tables.read_metrics`; their task is ignored.
-        base: cells to compare them with, matched by pretrain_size, finetune_size and seed.
-        images: the noise of the test images.
-        doublings: number of doublings to divide the difference by.
+        runs: the study's cells.
+        asked: the questions, those of a kind beside each other or not.
+        margin: an effect whose interval lies within it, either way, is small.
 
     Returns:
-        The effect without its verdict; None where no seed has both.
+        A decision for each question that any seed can speak to, in their order.
     """
-    columns = ["cell", "miou", "intermediate", "pretrain_size", "finetune_size", "seed"]
-    on = columns[-3:]
-    base, treated = (frame.dropna(subset="miou")[columns] for frame in (base, treated))
-    pairs = treated.merge(base, on=on, suffixes=("", "_base"))
-    if pairs.empty:
-        return None
-    frame = pd.concat([base.assign(intermediate="none"), treated.assign(intermediate="other")])
-    row = overall(frame).iloc[-1]
-    numbers = {key: float(row[key]) / doublings for key in ("mean", "se", "low", "high")}
-    where = pairs.groupby(on[:2])["cell"]
-    weight = 1 / (where.transform("size") * where.ngroups * doublings)
-    weights: dict[str, float] = {}
-    for side, sign in (("cell", 1), ("cell_base", -1)):
-        for cell, w in zip(pairs[side], weight, strict=True):
-            weights[cell] = weights.get(cell, 0.0) + sign * w
-    known = not math.isnan(numbers["low"])
-    df = _freedom(pairs.assign(difference=pairs["miou"] - pairs["miou_base"])) if known else np.nan
-    t = abs(numbers["mean"]) / numbers["se"] if known and numbers["se"] else np.inf
-    rows = []
-    for key, cell in pairs.groupby(on[:2]):
-        differences = (cell["miou"] - cell["miou_base"]).set_axis(cell["seed"]) / doublings
-        rows.append(dict(zip(on[:2], key, strict=True)) | describe(differences))
-    return Effect(
-        kind, name, what, pd.DataFrame(rows), **numbers,
-        p_sign_flip=float(row["p_sign_flip"]), p_least=float(row["p_least"]), clusters=int(row["clusters"]),
-        seeds=row["clusters"] / pairs["pretrain_size"].nunique(), df=df, se_images=images.se(weights),
-        why="" if known else _no_interval(str(row["verdict"]), kind, pairs["seed"].nunique()),
-        p=float(2 * stats.t.sf(t, df)) if known and numbers["mean"] else 1.0,
-    )  # fmt: skip
+    found: list[Decision | None] = [None] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: asked[i].kind)
+    for _, group in groupby(order, key=lambda i: asked[i].kind):
+        for place, decision in _family(runs, {i: asked[i] for i in group}, margin).items():
+            found[place] = decision
+    return [decision for decision in found if decision]
 
 
-def _no_interval(verdict: str, kind: str, seeds: int) -> str:
-    """Why there is no interval, as `effects.overall` puts it; the unit is a seed with its encoder."""
-    if seeds == 1:
-        return "one seed, no interval"
-    return verdict.split(";")[0].replace("encoder", "encoder" if kind == "task" else "seed")
+def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[int, Decision]:
+    weights = {place: runs.weights(*question.weights) for place, question in asked.items()}
+    each = {place: runs.contrasts(rows) for place, rows in weights.items()}
+    here = {place: each[place].n > 0 for place in asked}  # a difference that no seed has says nothing
+    weights = {place: rows[here[place]] for place, rows in weights.items() if here[place].any()}
+    means = {place: runs.mean_of(rows).at() for place, rows in weights.items()}
+    known = [place for place, mean in means.items() if not math.isnan(mean["p"])]
+    adjusted = dict(zip(known, holm([means[place]["p"] for place in known]), strict=True))
+    decisions = {}
+    for place, rows in weights.items():
+        question, mean = asked[place], means[place]
+        cells = pd.DataFrame(question.cells, columns=["pretrain_size", "finetune_size"]).join(_frame(each[place]))
+        verdict = _verdict(mean, adjusted.get(place, np.nan), margin)
+        chance = np.nan
+        if verdict == "undecided" and place in adjusted:
+            level = 1 - (1 - LEVEL) / len(known)
+            chance = runs.chance(rows.mean(0)[None], 2 * mean["n"], level, margin=margin)
+        lacks = "" if verdict != "undecided" else _lacks(mean)
+        decisions[place] = Decision(
+            question.kind, question.what, question.name, question.over, **mean,
+            p_holm=adjusted.get(place, np.nan), family=len(known), verdict=verdict,
+            words=_words(question.kind, verdict, mean, margin),
+            reason=_reason(mean, adjusted.get(place), len(known), verdict, chance, lacks),
+            chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True),
+        )  # fmt: skip
+    return decisions
 
 
-def _freedom(pairs: pd.DataFrame) -> float:
-    """Satterthwaite's (1946) degrees of freedom of the mean over cells, with encoders as the unit."""
-    cell = pairs.groupby(["pretrain_size", "finetune_size"])["difference"]
-    n = cell.transform("size")
-    score = (pairs["difference"] - cell.transform("mean")) / np.sqrt(n * (n - 1))
-    sums = score.groupby([pairs["pretrain_size"], pairs["seed"]]).sum()
-    variance, freedom = sums.pow(2).groupby(level=0).sum(), sums.groupby(level=0).size() - 1
-    if not variance.sum() > 0:
-        return float(freedom.sum())
-    return float(variance.sum() ** 2 / (variance**2 / freedom).sum())
+def _frame(found: Estimates) -> pd.DataFrame:
+    return pd.DataFrame({field.name: getattr(found, field.name) for field in fields(found)})
+
+
+def _verdict(mean: Mapping[str, float], p: float, margin: float) -> str:
+    if math.isnan(mean["low"]):
+        return "undecided"
+    if p <= ALPHA and not mean["low"] <= 0 <= mean["high"]:
+        return "up" if mean["mean"] > 0 else "down"
+    return "small" if max(abs(mean["low"]), abs(mean["high"])) <= margin else "undecided"
+
+
+def _lacks(mean: Mapping[str, float]) -> str:
+    """Whether seeds or test images leave more unknown."""
+    if math.isnan(mean["low"]) or math.isnan(mean["se_images"]):
+        return "seeds"
+    seeds = stats.t.ppf((1 + LEVEL) / 2, mean["n"] - 1) * mean["se_seeds"]
+    return "images" if stats.norm.ppf((1 + LEVEL) / 2) * mean["se_images"] > seeds else "seeds"
+
+
+def _words(kind: str, verdict: str, mean: Mapping[str, float], margin: float) -> str:
+    points = target_words(100 * margin)
+    if verdict == "small":
+        return f"changes mIoU by under {points} either way"
+    if verdict == "undecided":
+        return f"{UNKNOWN} to help or hurt"
+    little = max(abs(mean["low"]), abs(mean["high"])) <= margin
+    return (OF_INTERACTION if kind == "interaction" else WORDS)[verdict] + (f", by under {points}" if little else "")
+
+
+def _reason(mean: Mapping[str, float], p: float | None, family: int, verdict: str, chance: float, lacks: str) -> str:
+    """What a verdict rests on, or what it lacks."""
+    if p is None:
+        return "one seed, no interval" if mean["n"] < 2 else "a difference with one seed, no interval"
+    over = f" after Holm's correction over {family}" if family > 1 else ""
+    if verdict != "undecided":
+        return f"{counted(mean['n'], 'seed')}, p {p:.2g}{over}"
+    clear = not mean["low"] <= 0 <= mean["high"]
+    why = f"the interval is clear of zero, but p is {p:.2g}{over}" if clear else "the interval holds zero"
+    more = f"; {2 * mean['n']} seeds would decide it with a chance of {100 * chance:.0f} %"
+    return why + more + (", as the draw of the test images leaves more unknown" if lacks == "images" else "")
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -261,55 +327,36 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return steps[np.argsort(order)]
 
 
-def judge(found: Sequence[Effect], target: float) -> None:
-    """Give effects of one kind their verdicts.
+def seeds_needed(half_width: float, se_seeds: float, se_images: float, seeds: int, times: float = 1.0) -> int | None:
+    """The fewest seeds that keep an interval within a half-width in 4 of 5 studies (Kupper and Hafner 1989).
 
-    An effect is 'up' or 'down' if three things agree: its 95 % interval over seeds excludes zero; Holm's p over the
-    given effects is 0.05 or less for the t test and, where there are enough encoders to reach that, for the sign flips;
-    and the noise of the test images does not reach zero. Otherwise it is 'small' if both kinds of interval lie within
-    the target.
+    If the observed spread alone were used, half of all studies would get a wider interval, so the spread's own
+    chi-square quantile is included. The test images stay as they are.
 
     Args:
-        found: effects of one kind.
-        target: in percentage points.
+        half_width: the target, in the unit of the standard errors.
+        se_seeds: standard error over seeds, observed with `seeds` of them.
+        se_images: standard error over test images; NaN counts as 0.
+        seeds: how many gave `se_seeds`.
+        times: the true spread to assume, as a multiple of the observed one.
+
+    Returns:
+        Seeds in all; None for more than `MOST_SEEDS`.
     """
-    known = [effect for effect in found if not math.isnan(effect.low)]
-    if known:
-        adjusted = holm([effect.p for effect in known])
-        flipped = holm([effect.p_sign_flip for effect in known])
-    for effect in found:
-        effect.lacks = "seeds"
-        if effect not in known:
-            effect.reason = effect.why
-            continue
-        effect.family = len(known)
-        effect.p_holm, effect.flips_holm = (float(values[known.index(effect)]) for values in (adjusted, flipped))
-        least = min(1.0, effect.p_least * len(known))
-        over = f" after Holm's correction over {len(known)}" if len(known) > 1 else ""
-        images = 0.0 if math.isnan(effect.half_images) else effect.half_images
-        if effect.low <= 0 <= effect.high:
-            effect.reason = "the interval holds zero"
-        elif effect.p_holm > ALPHA:
-            effect.reason = f"the interval is clear of zero, but p is {effect.p_holm:.2g}{over}"
-        elif least <= ALPHA < effect.flips_holm:
-            effect.reason = f"the interval is clear of zero, but p by sign flips is {effect.flips_holm:.2g}{over}"
-        elif images >= abs(effect.mean):
-            effect.lacks = "images"
-            effect.reason = f"so on these test images, but their draw alone is ±{bare(images)}: others may turn it"
-        else:
-            effect.lacks, effect.verdict = "", "up" if effect.mean > 0 else "down"
-            effect.reason = f"p {effect.p_holm:.2g} by the t test{over}, "
-            if least <= ALPHA:
-                effect.reason += f"{effect.flips_holm:.2g} by sign flips"
-            else:
-                effect.reason += f"which sign flips of {counted(effect.clusters, 'encoder')} cannot confirm "
-                effect.reason += f"(least p {least:.2g})"
-            continue
-        if max(abs(effect.low), abs(effect.high), abs(effect.mean) + images) <= target / 100:
-            effect.lacks, effect.verdict = "", "small"
-        elif images > effect.half:
-            effect.reason += "" if effect.lacks == "images" else f", and the test images' draw adds ±{bare(images)}"
-            effect.lacks = "images"
+    for n in range(2, MOST_SEEDS + 1):
+        unlucky = stats.chi2.ppf(ASSURANCE, n - 1) / (n - 1)
+        over_seeds = (times * se_seeds) ** 2 * seeds / n * unlucky
+        variance = over_seeds + np.nan_to_num(se_images) ** 2
+        df = (n - 1) * (variance / over_seeds) ** 2 if over_seeds else np.inf
+        if stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(variance) <= half_width:
+            return n
+    return None
+
+
+def spread_interval(seeds: int) -> tuple[float, float]:
+    """The 95 % chi-square interval of the true spread over seeds, as multiples of the observed one."""
+    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], seeds - 1)
+    return float(np.sqrt((seeds - 1) / tails[0])), float(np.sqrt((seeds - 1) / tails[1]))
 
 
 def target_words(points: float) -> str:

@@ -55,8 +55,8 @@ TABLES = (
 )
 DUPLICATES_TABLES = ("duplicates.csv", "duplicates.md")
 STATISTICS_TABLES = (
-    *(f"{name}.{kind}" for name in ("effects", "effects_overall", "fits", "transfer") for kind in ("csv", "md")),
-    *("image_noise.csv", "marginal_gains.csv", "costs.csv", "next_steps.md"),
+    *(f"{name}.{kind}" for name in ("decisions", "effects", "fits", "transfer") for kind in ("csv", "md")),
+    *("marginal_gains.csv", "costs.csv", "next_steps.md"),
 )
 STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
 REPRESENTATIONS_TABLES = (

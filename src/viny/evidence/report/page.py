@@ -17,7 +17,7 @@ import pandas as pd
 
 from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
-from viny.evidence.statistics.effects import ALPHA
+from viny.evidence.statistics.crossed import ALPHA
 from viny.evidence.summary import Summary
 from viny.evidence.tables import ABSENT, absent_words
 from viny.runtime.errors import InputError

@@ -1,8 +1,8 @@
 """Uncertainty of mIoU and of its differences, from both of its sources: seeds and test images.
 
-A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested on
-one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So the
-variance of a weighted sum of cells has a part from each (`Runs.contrasts`), and more seeds alone do not make it small.
+A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested
+on one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So
+the variance of a weighted sum of cells has a part from each (`Runs.contrasts`): more seeds alone do not make it small.
 
 Every interval, test and figure of a study takes its numbers from here. Values are fractions.
 """
@@ -212,7 +212,8 @@ class Runs:
 
         Seeds enter as in Student's t: the seeds' deviations with normal weights, all over one draw of the spread; so
         quantiles of a weighted sum are the ends of its t interval (the posterior under Jeffreys' prior, Box and Tiao
-        1973, section 2.4). Test images enter as normal draws with their covariance. Cells with one seed are NaN.
+        1973, section 2.4). Test images enter as normal draws with their covariance; where both sources count,
+        quantiles lie up to a seventh farther out than the ends of `contrasts`. Cells with one seed are NaN.
 
         Args:
             count: of draws.
@@ -246,16 +247,26 @@ class Runs:
         values, vectors = np.linalg.eigh(covariance * pictures / max(pictures - 1, 1))
         return vectors * np.sqrt(values.clip(0))
 
-    def chance(self, weights: np.ndarray, seeds: int, level: float = LEVEL, count: int = 1000, seed: int = 0) -> float:
+    def chance(
+        self,
+        weights: np.ndarray,
+        seeds: int,
+        level: float = LEVEL,
+        margin: float = 0.0,
+        count: int = 1000,
+        seed: int = 0,
+    ) -> float:
         """The chance that with so many seeds in all, on the same test images, all contrasts are above 0.
 
-        For a single contrast: that it is decided either way. The true spread and means are drawn given the seeds at
-        hand, then the seeds to come (a predictive probability, Spiegelhalter, Abrams and Myles 2004, section 6.5).
+        For a single contrast: that it is decided either way, or to be small. The true spread and means are drawn given
+        the seeds at hand, then the seeds to come (a predictive probability, Spiegelhalter, Abrams and Myles 2004,
+        section 6.5).
 
         Args:
             weights: [K, C].
             seeds: of the study to come, those at hand included.
             level: of its intervals.
+            margin: a single contrast whose 95 % interval lies within it, either way, is decided too.
             count: of draws.
             seed: of the draws.
 
@@ -282,8 +293,14 @@ class Runs:
         found = estimates(both, squares / (seeds - 1) / seeds, images, np.array(seeds), pictures, level)
         decided = found.low > 0
         if len(weights) == 1:
-            decided |= found.high < 0
+            reach = stats.t.ppf((1 + LEVEL) / 2, found.df) * found.se
+            decided |= (found.high < 0) | (np.abs(both) + reach <= margin)
         return float(decided.all(1).mean())
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: 1 seed, 2 seeds."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _centred(values: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,8 +317,8 @@ def read_runs(frame: pd.DataFrame, metrics_dir: Path | None) -> Runs:
 
     Args:
         frame: what `tables.read_metrics` returns.
-        metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences. None:
-            no cell has.
+        metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences.
+            None: no cell has.
 
     Returns:
         Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size).

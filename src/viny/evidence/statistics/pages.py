@@ -9,22 +9,19 @@ from typing import Any
 import pandas as pd
 
 from viny.evidence.statistics.costs import COSTS, costs, next_step
-from viny.evidence.statistics.effects import (
-    effects,
-    noise_of_images,
-    overall,
-)
+from viny.evidence.statistics.crossed import read_runs
+from viny.evidence.statistics.effects import decisions_table, effects
 from viny.evidence.statistics.fits import fits
 from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.statistics.transfer import transfer
 from viny.evidence.tables import (
-    GROUP,
     HEADINGS,
     about_numbers,
     read_metrics,
     to_markdown,
     write_csv,
 )
+from viny.evidence.verdicts import decide
 from viny.runtime.files import write_text
 
 
@@ -36,8 +33,8 @@ def write_statistics(
 ) -> None:
     """Write the tables of effects, returns and costs.
 
-    effects, effects_overall, fits and transfer as .csv and .md; image_noise, marginal_gains and costs as .csv;
-    next_steps.md. Every file names the study, its protocol and its note, the CSVs in columns of their own.
+    decisions, effects, fits and transfer as .csv and .md; marginal_gains and costs as .csv; next_steps.md. Every file
+    names the study, its protocol and its note, the CSVs in columns of their own.
 
     Args:
         metric_paths: JSON files of one study, one per cell.
@@ -46,13 +43,13 @@ def write_statistics(
         out_dir: folder for the tables; made if missing.
 
     Raises:
-        InputError: as for `read_metrics`, `noise_of_images` and `costs`, or cells of several studies.
+        InputError: as for `read_metrics`, `read_runs` and `costs`, or cells of several studies.
     """
     frame = read_metrics(metric_paths)
+    runs = read_runs(frame, Path(confusion_dir))
     tables = {
-        "effects": effects(frame),
-        "effects_overall": overall(frame),
-        "image_noise": noise_of_images(confusion_dir, frame),
+        "decisions": decisions_table(decide(runs)),
+        "effects": effects(runs),
         "marginal_gains": marginal_gains(frame),
         "fits": fits(frame),
         "transfer": transfer(frame),
@@ -62,8 +59,8 @@ def write_statistics(
     for name, table in tables.items():
         write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
     pages = {
-        "effects": _effects_page(tables["effects"], tables["image_noise"]),
-        "effects_overall": _overall_page(tables["effects_overall"]),
+        "decisions": _decisions_page(tables["decisions"]),
+        "effects": _effects_page(tables["effects"]),
         "fits": _fits_page(tables["fits"]),
         "transfer": _transfer_page(tables["transfer"]),
         "next_steps": _steps_page(None if chain is None else next_step(frame, chain)),
@@ -95,49 +92,52 @@ def _p(values: pd.Series) -> pd.Series:
     return pd.Series(["" if pd.isna(v) else f"{v:.3g}" for v in values], values.index, dtype=str)
 
 
-def _effects_page(table: pd.DataFrame, noise: pd.DataFrame) -> tuple[str, str, str]:
-    images = noise.groupby(GROUP)["se_images"].mean().rename("images").reset_index()
-    table = table.merge(images, on=GROUP, how="left") if len(table) else table.assign(images=pd.Series(dtype=float))
+INTERVALS = (
+    "Intervals are of 95 %, over seeds and test images: the two variances add up, and Student's t has Satterthwaite's "
+    "degrees of freedom. Holm's correction is over the {over}."
+)
+
+
+def _decisions_page(table: pd.DataFrame) -> tuple[str, str, str]:
+    shown = table[["kind"]].assign(
+        question=table["name"],
+        mean=_points(table["mean"]),
+        **{"95 % interval": _between(table["low"], table["high"])},
+        **{"se, seeds": _bare(table["se_seeds"]), "se, images": _bare(table["se_images"])},
+        n=table["n"],
+        p=_p(table["p"]),
+        **{"Holm's p": _p(table["p_holm"])},
+        answer=table["words"],
+        **{"more seeds": ["" if pd.isna(c) else f"{100 * c:.0f} %" for c in table["chance"]]},
+    )
+    words = (
+        "Percentage points of mIoU, paired by seed, the mean over cells of equal weight. A task's effect is over "
+        f"pre-trained encoders. {INTERVALS.format(over='questions of a kind')} more seeds: the chance that twice as "
+        "many, on the same test images, decide what is open."
+    )
+    return "What the study decides", words, _body(shown, "The study has no two cells to compare.")
+
+
+def _effects_page(table: pd.DataFrame) -> tuple[str, str, str]:
     shown = table[["intermediate", "pretrain_size", "finetune_size", "n"]].assign(
         mean=_points(table["mean"]),
         sd=_bare(table["sd"]),
-        se=_bare(table["se"]),
-        **{"95 % interval": _between(table["low"], table["high"]), "se of images": _bare(table["images"])},
-        p=_p(table["p_sign_flip"]),
-        **{"least p": _p(table["p_least"]), "Holm's p": _p(table["p_holm"])},
+        **{"se, seeds": _bare(table["se_seeds"]), "se, images": _bare(table["se_images"])},
+        **{"95 % interval": _between(table["low"], table["high"])},
+        p=_p(table["p"]),
+        **{"Holm's p": _p(table["p_holm"])},
         verdict=table["verdict"],
     )
     words = (
         "Percentage points of mIoU with the intermediate task minus without, paired by seed: mean, sd (standard "
-        "deviation over seeds, ddof = 1), se (standard error of the mean over seeds), 95 % t interval; se of "
-        "images: the standard error of one pair over draws of the test images, averaged over seeds. "
-        "p: exact sign-flip test; least p: the least that so many seeds can give; Holm's correction is over the rows."
+        "deviation over seeds, ddof = 1), se (standard error of the mean over seeds, and over draws of the test "
+        f"images). {INTERVALS.format(over='rows')}"
     )
     return (
         "What an intermediate task changes, cell by cell",
         words,
         _body(shown, "No seed has a cell with and without."),
     )
-
-
-def _overall_page(table: pd.DataFrame) -> tuple[str, str, str]:
-    size = table["pretrain_size"].astype(str).where(table["pretrain_size"].notna(), "all")
-    shown = table[["intermediate"]].assign(pretrain_size=size).join(table[["cells", "pairs", "clusters"]])
-    shown = shown.assign(
-        mean=_points(table["mean"]),
-        se=_bare(table["se"]),
-        **{"95 % interval": _between(table["low"], table["high"])},
-        p=_p(table["p_sign_flip"]),
-        **{"least p": _p(table["p_least"])},
-        verdict=table["verdict"],
-    )
-    words = (
-        "Percentage points of mIoU with the intermediate task minus without: the mean over cells, each of the same "
-        "weight. Clusters are encoders, which all their cells share. se: cluster-robust standard error; interval: "
-        "rescaled bootstrap of encoders within their pre-train size (Rao and Wu 1988), stretched to Student's "
-        "quantiles; p: sign-flip test of whole encoders; least p: the least that so many encoders can give."
-    )
-    return "What an intermediate task changes on average", words, _body(shown, "No seed has a cell with and without.")
 
 
 def _fits_page(table: pd.DataFrame) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.effects import counted
+from viny.evidence.statistics.crossed import counted
 from viny.tools.terminal import console
 
 

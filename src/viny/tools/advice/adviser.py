@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.statistics.effects import ALPHA, LEVEL
+from viny.evidence.statistics.crossed import ALPHA, LEVEL
 from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
 from viny.runtime.errors import InputError
 from viny.study.saved import saved_study
@@ -19,9 +19,7 @@ from viny.tools.advice.advice import Advice, Item, Section
 from viny.tools.advice.best import best_items, constant_items, find_best
 from viny.tools.advice.effects import (
     pretraining_answer,
-    pretraining_effects,
     pretraining_items,
-    task_effects,
     task_items,
     tasks_answer,
 )
@@ -53,21 +51,21 @@ def advise(
             raise InputError(f"{name} is {value:g}; expected a number above 0")
     config = saved_study(root) if config is None else dict(config)
     facts = gather_facts(root, config, target, minutes_per_mask)
-    pretraining, tasks = pretraining_effects(facts), task_effects(facts)
+    pretraining, tasks = facts.decided("pre-training"), facts.decided("task")
     best = find_best(facts)
     labels = label_advice(facts, best)
     sections = [
-        Section("pretraining", "What pre-training is worth", pretraining_items(facts, pretraining)),
+        Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),
-        Section("tasks", "What each intermediate task did", task_items(facts, tasks)),
+        Section("tasks", "What each intermediate task did", task_items(facts)),
         Section("next", "What would settle the rest", proposal_items(facts, best, pretraining, labels, tasks)),
         Section("warnings", "Warnings", warning_items(facts, best)),
         Section("reading", "How to read this", _reading(target)),
     ]
     answers = [
-        Item(f"Is pre-training worth it? {pretraining_answer(facts, pretraining)}", {"question": "pre-training"}),
+        Item(f"Is pre-training worth it? {pretraining_answer(facts)}", {"question": "pre-training"}),
         Item(f"How many more masks? {labels.answer}", {"question": "labels"}),
-        Item(f"Will the intermediate task hurt? {tasks_answer(facts, tasks)}", {"question": "task"}),
+        Item(f"Will the intermediate task hurt? {tasks_answer(facts)}", {"question": "task"}),
     ]
     summary = [*outdated_items(facts), *best_items(best), *constant_items(facts, best), *answers]
     return Advice(
@@ -84,14 +82,12 @@ def advise(
 
 def _reading(target: float) -> list[Item]:
     words = [
-        f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds, paired
-        within seeds. They do not hold the draw of the test images, which is weighed beside them. About one in
-        {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and label sizes are not corrected for that,
-        and a cell that is picked as the furthest looks further than it is.""",
-        f"""An average effect is named where its interval is clear of zero, p is {ALPHA:g} or less after Holm's
-        correction over the effects of its kind (t test; sign flips too where there are encoders enough), and the
-        draw of the test images does not reach zero. One within ±{target_words(target)} by both intervals is
-        small, on average. Else it {UNKNOWN}.""",
+        f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds and test
+        images, paired within seeds. About one in {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and
+        label sizes are not corrected for that, and a cell that is picked as the furthest looks further than it is.""",
+        f"""An average effect is named where its interval is clear of zero and p is {ALPHA:g} or less after Holm's
+        correction over the effects of its kind. One whose interval lies within ±{target_words(target)} is small, on
+        average. Else it {UNKNOWN}. The report and the tables say the same, in the same words.""",
         f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
         Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
         stand in the order of questions settled for the time, which is that of trainings one after another, as

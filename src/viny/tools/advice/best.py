@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
-from viny.evidence.statistics.effects import LEAST_CLUSTERS, describe, read_confusion
+from viny.evidence.statistics.crossed import LEAST_SEEDS, read_confusion
 from viny.evidence.tables import GROUP
 from viny.evidence.verdicts import bare
 from viny.tools.advice.advice import Item
@@ -23,10 +23,10 @@ class Best:
 
     Attributes:
         pretrain_size, intermediate, finetune_size: which cell it is.
-        level: its mIoU over seeds, see `effects.describe`.
+        level: its mIoU, see `crossed.Estimates`.
         rows: its rows of `Facts.frame`, one for each seed.
-        leads: its lead over each other cell, paired within seeds, see `effects.describe`; keyed by the three
-            attributes that identify a cell, the highest mean first.
+        leads: its lead over each other cell, paired within seeds, likewise; keyed by the three attributes that
+            identify a cell, the highest mean first.
     """
 
     pretrain_size: int
@@ -40,13 +40,13 @@ class Best:
 def find_best(facts: Facts) -> Best:
     """The best of the evaluated cells."""
     means = facts.frame.groupby(GROUP)["miou"].mean().sort_values(ascending=False, kind="stable")
-    wide = facts.frame.pivot(index="seed", columns=GROUP, values="miou")
-    here = tuple(means.index[0])
+    here, *others = (tuple(cell) for cell in means.index)
+    leads = facts.runs.contrasts(facts.runs.weights(*({here: 1.0, cell: -1.0} for cell in others)))
     return Best(
         *here,
-        level=describe(wide[here].dropna()),
+        level=facts.runs.contrasts(facts.runs.weights({here: 1.0})).at(),
         rows=facts.frame.set_index(GROUP).loc[[here]],
-        leads={cell: describe((wide[here] - wide[cell]).dropna()) for cell in means.index[1:]},
+        leads={cell: leads.at(place) for place, cell in enumerate(others)},
     )
 
 
@@ -99,7 +99,7 @@ def constant_items(facts: Facts, best: Best) -> list[Item]:
     miou = mean_iou(constant, list(range(pixels.shape[1])))
     if best.level["mean"] - miou < NEAR * (1 - miou):
         words = "is near"
-    elif best.level["n"] >= LEAST_CLUSTERS and best.level["low"] <= miou:
+    elif best.level["n"] >= LEAST_SEEDS and best.level["low"] <= miou:
         words = "cannot be told from"
     else:
         return []

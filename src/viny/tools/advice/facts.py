@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
-from viny.evidence.verdicts import TestImages, in_points, span
+from viny.evidence.verdicts import Decision, decide, in_points, span
 from viny.runtime.errors import InputError
 from viny.study.grid import Cell, cells
 from viny.study.layout import metrics_file, pack_manifest
-from viny.tools.advice.runs import Runs, measured_on_others, read_record
+from viny.tools.advice.trainings import Trainings, measured_on_others, read_record
 
 TARGET = 1.0  # points that an interval should reach on either side
 FEW_IMAGES = 100  # test images; fewer bring a warning
@@ -46,11 +47,12 @@ class Facts:
         done: all other cells.
         metrics: one row for each cell in `done`, see `read_metrics`.
         frame: the rows of `metrics` that have an mIoU.
-        images: the noise of the test images.
+        runs: mIoU by cell and seed, with the influence of each test image.
+        decisions: what the study decides, at the target.
         test_images: how many there are, in ascending order; one number unless the test set moves.
         sizes: pre-train sizes above 0, in ascending order.
         tasks: intermediate tasks except `none`, in the order of the grid.
-        runs: the trainings.
+        trainings: how long they took, and how they ended.
         falling: by stage and kind of training, the median fall of the loss at the end, if above `FALLING`.
         steps_per_epoch: of pre-training, by size.
         short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`.
@@ -66,11 +68,12 @@ class Facts:
     done: tuple[Cell, ...]
     metrics: pd.DataFrame
     frame: pd.DataFrame
-    images: TestImages
+    runs: Runs
+    decisions: tuple[Decision, ...]
     test_images: tuple[int, ...]
     sizes: tuple[int, ...]
     tasks: tuple[str, ...]
-    runs: Runs
+    trainings: Trainings
     falling: Mapping[tuple[str, int | str], float]
     steps_per_epoch: Mapping[int, int]
     short: Mapping[int, int]
@@ -82,6 +85,10 @@ class Facts:
     def curve(self, size: int, task: str) -> pd.DataFrame:
         """The rows of `frame` for one pre-train size and task: all label sizes and seeds."""
         return self.frame[(self.frame["pretrain_size"] == size) & (self.frame["intermediate"] == task)]
+
+    def decided(self, kind: str) -> list[Decision]:
+        """The decisions of a kind, see `viny.evidence.verdicts`."""
+        return [decision for decision in self.decisions if decision.kind == kind]
 
     def manifest(self, pack: str) -> Mapping[str, Any] | None:
         """A pack's manifest; None before the pack is made.
@@ -134,9 +141,9 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     frame = metrics.dropna(subset="miou").reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root}: no evaluated cell has an mIoU; look at its masks with `viny verify`")
-    images = TestImages(root / "metrics", metrics)
-    runs = Runs(root, config, there, outdated)
-    falls = {key: float(np.median(drops)) for key, drops in runs.drops().items()}
+    runs = read_runs(frame, root / "metrics")
+    trainings = Trainings(root, config, there, outdated)
+    falls = {key: float(np.median(drops)) for key, drops in trainings.drops().items()}
     sizes = sorted(size for size in config["grid"]["pretrain_sizes"] if size)
     steps_per_epoch = {size: max(1, size // config["pretrain"]["batch_size"]) for size in sizes}
     steps = {size: config["pretrain"]["epochs"] * n for size, n in steps_per_epoch.items()}
@@ -151,11 +158,12 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         done=tuple(done),
         metrics=metrics,
         frame=frame,
-        images=images,
+        runs=runs,
+        decisions=tuple(decide(runs, target / 100)),
         test_images=tuple(sorted({int(n) for n in metrics["test_images"]})),
         sizes=tuple(sizes),
         tasks=tuple(task for task in config["grid"]["intermediates"] if task != "none"),
-        runs=runs,
+        trainings=trainings,
         falling={key: fall for key, fall in falls.items() if fall > FALLING},
         steps_per_epoch=steps_per_epoch,
         short={size: n for size, n in steps.items() if n < LEAST_STEPS},

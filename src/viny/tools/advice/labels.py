@@ -14,7 +14,7 @@ import pandas as pd
 from viny.evidence.statistics.effects import LEAST_CLUSTERS, LEVEL, describe
 from viny.evidence.statistics.fits import MODELS, fits
 from viny.evidence.statistics.gains import marginal_gains, resampled
-from viny.evidence.verdicts import Effect, compare, in_points, judge, span
+from viny.evidence.verdicts import Decision, answer, in_points, label_question, span
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best
 from viny.tools.advice.facts import EXCESS, Facts, interval_words, start_words, undecided
@@ -34,7 +34,7 @@ class LabelAdvice:
 
     items: list[Item]
     answer: str
-    effects: list[Effect]
+    effects: list[Decision]
     foreseen: bool
 
 
@@ -114,7 +114,7 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
             tail = f" {doubling.foretold}{_cost_words(doubling, facts.minutes_per_mask)}"
             if effect := _effect_of(facts, doubling):
                 effects = [effect]
-                data["verdict"] = effect.words(facts.target)
+                data["verdict"] = effect.words
             foreseen = doubling.fit is not None
             short = f"{doubling.measured}."
             if not doubling.told:
@@ -215,16 +215,12 @@ def _foretell(curve: pd.DataFrame, largest: int) -> tuple[dict[str, float] | Non
     return {"mean": found, "low": float(low), "high": float(high)}, words
 
 
-def _effect_of(facts: Facts, doubling: _Doubling) -> Effect | None:
-    """The effect of the last doubling and its verdict; None if no seed has both sizes."""
-    small, large = doubling.smaller, doubling.larger
-    curve = facts.curve(doubling.pretrain_size, doubling.intermediate)
-    ends = (curve[curve["finetune_size"] == n].assign(finetune_size=0) for n in (large, small))
-    name = f"{small:,} to {large:,} labels"
-    effect = compare("labels", name, name, *ends, facts.images, math.log2(large / small))
-    if effect:
-        judge([effect], facts.target)
-    return effect
+def _effect_of(facts: Facts, doubling: _Doubling) -> Decision | None:
+    """What the study decides on the last doubling; None if no seed has both sizes."""
+    if doubling.intermediate == "none":  # one of the study's own questions
+        return next((d for d in facts.decided("labels") if d.what == doubling.pretrain_size), None)
+    question = label_question(facts.runs.keys, doubling.pretrain_size, doubling.intermediate)
+    return next(iter(answer(facts.runs, [question] if question else [], facts.target / 100)), None)
 
 
 def _cost_words(doubling: _Doubling, minutes: float | None) -> str:

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.statistics.effects import LEAST_CLUSTERS, counted
-from viny.evidence.verdicts import MOST_SEEDS, Effect, bare, seeds_needed, spread_interval
+from viny.evidence.statistics.crossed import counted
+from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, seeds_needed, spread_interval
 from viny.study.grid import cells
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best
 from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
 from viny.tools.advice.labels import LabelAdvice, more_labels
-from viny.tools.advice.runs import epochs_key
+from viny.tools.advice.trainings import epochs_key
 from viny.tools.terminal import duration
+
+ENOUGH_SEEDS = 3  # for a spread to plan with
 
 
 def proposal_items(
-    facts: Facts, best: Best, pretraining: Sequence[Effect], labels: LabelAdvice, tasks: Sequence[Effect]
+    facts: Facts, best: Best, pretraining: Sequence[Decision], labels: LabelAdvice, tasks: Sequence[Decision]
 ) -> list[Item]:
     """What would settle the rest: proposals by rank, then a remark on each open question.
 
@@ -39,8 +41,8 @@ def proposal_items(
     if facts.missing or facts.outdated:
         change = "finish the grid (run the workflow again)"
         proposals.append(_proposal(facts, change, ["the gaps of this grid"], facts.grid["intermediates"]))
-    still_open = [effect for effect in (*pretraining, *labels.effects, *tasks) if effect.verdict == "unknown"]
-    needs: dict[int, list[Effect]] = {}
+    still_open = [effect for effect in (*pretraining, *labels.effects, *tasks) if effect.verdict == "undecided"]
+    needs: dict[int, list[Decision]] = {}
     for effect in still_open:
         seeds, remark = _seeds(facts, effect)
         if seeds is not None:
@@ -103,10 +105,10 @@ def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, fl
     """New cells, trainings and seconds that a changed grid takes."""
     done = set(facts.done)
     new = [cell for cell in cells({"grid": {**facts.grid, **grid}}) if cell not in done]
-    return len(new), *facts.runs.cost(new)
+    return len(new), *facts.trainings.cost(new)
 
 
-def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Effect]) -> Item:
+def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -> Item:
     there = facts.grid["seeds"]
     unused = (seed for seed in count() if seed not in there)
     seeds = [*there, *(next(unused) for _ in range(n - len(there)))]
@@ -115,26 +117,26 @@ def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Effect]) -> 
     return _proposal(facts, f"`grid.seeds: {seeds}`", [effect.name for effect in settled], tasks, seeds=seeds)
 
 
-def _seeds(facts: Facts, effect: Effect) -> tuple[int | None, Item]:
+def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     """How many seeds would settle an effect, or None if seeds would not, and a remark on it."""
     name, half, images, goal = effect.name, effect.half, effect.half_images, facts.target / 100
     if math.isnan(effect.low):
-        seeds = LEAST_CLUSTERS if len(facts.grid["seeds"]) < LEAST_CLUSTERS else None
-        text = f"{name}: {effect.why}; {LEAST_CLUSTERS} seeds in every cell give one, and a spread to plan with."
+        seeds = ENOUGH_SEEDS if len(facts.grid["seeds"]) < ENOUGH_SEEDS else None
+        text = f"{name}: {effect.reason}; {ENOUGH_SEEDS} seeds in every cell give one, and a spread to plan with."
         return seeds, Item(text, {"question": name, "seeds": seeds})
     data: dict[str, Any] = {"question": name, "half_width": half, "half_width_images": images}
     if effect.lacks == "images":
-        text = f"{name}: ±{bare(half)} points over seeds, ±{bare(images)} over draws of the test images. It takes "
+        text = f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the test images. It takes "
         text += "more of those, not more seeds."
         return None, Item(text, data | {"goal": goal, "seeds": None})
-    text = f"{name}: ±{bare(half)} points over {effect.seeds:.3g} seeds"
+    text = f"{name}: ±{bare(half)} points with {counted(effect.n, 'seed')}"
     if half <= goal:
         goal = half / 2
         text += " and still undecided; half of that"
     else:
         text += f"; ±{bare(goal)}"
-    low, high = spread_interval(effect.df)
-    seeds, *ends = (seeds_needed(goal, effect.se, effect.seeds, effect.df, times) for times in (1, low, high))
+    low, high = spread_interval(effect.n)
+    seeds, *ends = (seeds_needed(goal, effect.se_seeds, effect.se_images, effect.n, times) for times in (1, low, high))
     if seeds is not None:
         seeds = max(seeds, len(facts.grid["seeds"]) + 1)
     said = [f"more than {MOST_SEEDS}" if n is None else str(n) for n in (seeds, *ends)]
@@ -160,7 +162,7 @@ def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
     return Item(f"{item.text}{text}", item.data)
 
 
-def _further_images(facts: Facts, pretraining: Sequence[Effect]) -> Item | None:
+def _further_images(facts: Facts, pretraining: Sequence[Decision]) -> Item | None:
     """A second pre-train size, if there is only one and it does not cost mIoU."""
     if len(facts.sizes) != 1 or not pretraining or pretraining[0].verdict == "down":
         return None
@@ -173,7 +175,7 @@ def _further_images(facts: Facts, pretraining: Sequence[Effect]) -> Item | None:
     return _proposal(facts, f"`grid.pretrain_sizes: {sizes}`", settles, ["none"], pretrain_sizes=sizes)
 
 
-def _further_tests(facts: Facts, still_open: Sequence[Effect]) -> Item | None:
+def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     """More test images, if their draw leaves effects open."""
     goal = facts.target / 100
     noisy = [effect for effect in still_open if effect.lacks == "images" or effect.half_images > goal]
@@ -182,7 +184,7 @@ def _further_tests(facts: Facts, still_open: Sequence[Effect]) -> Item | None:
     tests = facts.test_images[-1]
     # The noise falls with the square root of the number of images.
     wanted = math.ceil(max(tests * (e.half_images / min(goal, e.half_images / 2)) ** 2 for e in noisy))
-    trainings, seconds = facts.runs.anew(facts.cells)
+    trainings, seconds = facts.trainings.anew(facts.cells)
     pool = facts.pool("segmentation")
     change = f"`segmentation.test_size: {wanted}`"
     names = [effect.name for effect in noisy]
@@ -205,7 +207,7 @@ def _longer(facts: Facts) -> list[Item]:
     if not epochs:
         return []
     times = {key: n / _section(facts, key)["epochs"] for key, n in epochs.items()}
-    anew, trainings, seconds = facts.runs.longer(facts.cells, times)
+    anew, trainings, seconds = facts.trainings.longer(facts.cells, times)
     keys = ", ".join(f"`{key}: {n}`" for key, n in epochs.items())
     moved = any(_section(facts, key)["milestones"] for key in epochs)
     along = " and milestones moved along" if moved else ""

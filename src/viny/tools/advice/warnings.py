@@ -7,7 +7,7 @@ import math
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.statistics.effects import LEVEL
+from viny.evidence.statistics.crossed import LEVEL
 from viny.evidence.tables import absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
@@ -74,8 +74,8 @@ def _small_test_set(facts: Facts, best: Best) -> list[Item]:
     tests = facts.test_images[0]
     if tests >= FEW_IMAGES:
         return []
-    names = best.rows["cell"]
-    half = stats.norm.ppf((1 + LEVEL) / 2) * facts.images.se(dict.fromkeys(names, 1 / len(names)))
+    one = facts.runs.weights({(best.pretrain_size, best.intermediate, best.finetune_size): 1.0})
+    half = stats.norm.ppf((1 + LEVEL) / 2) * facts.runs.contrasts(one).se_images[0]
     text = f"Only {tests} test images"
     if not math.isnan(half):
         text += f": their draw alone moves the best cell's mIoU by ±{bare(half)} points (95 %)"

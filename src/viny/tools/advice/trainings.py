@@ -65,7 +65,7 @@ def epochs_key(stage: str, what: int | str) -> str:
     return f"{stage}.{what}.epochs" if stage == "intermediate" else f"{stage}.epochs"
 
 
-class Runs:
+class Trainings:
     """The trainings of a study: how long the finished ones took, and how long others would take.
 
     Args:
