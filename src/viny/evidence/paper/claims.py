@@ -333,7 +333,7 @@ def _harm_is_erasure(evidence: Evidence) -> Outcome:
         if evidence.has(more):
             comparisons.append(Comparison(cell_in_words(p, n, task), more))
             given.append(Comparison(cell_in_words(p, n, task, "there is a loss"), _harm(p, n, task)))
-    needs = "cells with the task and without pre-training, which the paper omits"
+    needs = "cells with the task and without pre-training"
     return everywhere(evidence, comparisons, needs, given)
 
 
@@ -596,7 +596,8 @@ def on_means(evidence: Means, claims: Sequence[Claim]) -> pd.DataFrame:
         outcome = claim.test(evidence)
         reason = outcome.reason
         if np.isfinite(outcome.needed):
-            reason += f"; {outcome.needed:.0f} runs would tell, if these means are the truth"
+            told = "show it everywhere" if outcome.found is Found.AVERAGE else "tell"
+            reason += f"; {outcome.needed:.0f} runs would {told}, if these means are the truth"
         numbers = {name: getattr(outcome, name) for name in ("estimate", "low", "high", "n", "comparisons", "favour")}
         rows.append(
             {name: getattr(claim, name) for name in ("key", "words", "sentence", "source", "estimate_is", "unit")}

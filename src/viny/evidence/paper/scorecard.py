@@ -24,6 +24,7 @@ from viny.evidence.paper.numbers import SHARE, is_number, number_rows
 from viny.evidence.paper.words import CLAIM_WORDS, CLAIM_WORDS_HERE, NUMBER_WORDS, Found
 from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
+from viny.evidence.verdicts import decide
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_text
 from viny.runtime.text import markdown
@@ -101,7 +102,7 @@ def scorecard(
     for name in given:
         miou = read_runs(frames[name], folders.get(name))
         encoders = tidy[name][~is_number(tidy[name])]
-        evidence[name] = Cells.of(miou, encoders, spatial, epochs.get(name, (1, 1)))
+        evidence[name] = Cells.of(miou, encoders, spatial, epochs.get(name, (1, 1)), decide(miou))
     rows = [*_claim_rows(evidence, apart), *number_rows(tidy, apart)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     words = ["protocol", "sentence", "under_paper", "under_sound", "paper_verdict", "paper_reason"]
@@ -251,14 +252,12 @@ def _markdown(
     shown = pd.DataFrame({"Claim": words, "Source": claims["table"], "Estimate is": claims["value_is"]})
     shown["Verdict"] = claims["verdict"]
     for name in given:
-        shown[f"Estimate, {name}"] = [
-            _estimate(*values) for values in _columns(claims, f"ours_{name}", f"ours_{name}_low", f"ours_{name}_high")
-        ]
+        shown[f"Estimate, {name}"] = _estimates(claims, f"ours_{name}")
     if len(given) > 1:
         shown["Verdict under sound"] = claims["under_sound"]
     shown["Why"] = claims["reason"]
     shown["The paper's own numbers"] = claims["paper_verdict"]
-    shown["Their estimate"] = [_estimate(*values) for values in _columns(claims, "paper", "paper_low", "paper_high")]
+    shown["Their estimate"] = _estimates(claims, "paper")
     shown["Why them"] = claims["paper_reason"]
     parts.append(to_markdown(shown).strip())
     numbers = table[table["kind"] == "number"]
@@ -311,6 +310,10 @@ def _columns(table: pd.DataFrame, *names: str) -> Iterable[tuple]:
     return table[["unit", *names]].itertuples(index=False, name=None)
 
 
+def _estimates(claims: pd.DataFrame, name: str) -> list[str]:
+    return [estimate_in_words(*values) for values in _columns(claims, name, f"{name}_low", f"{name}_high")]
+
+
 def _value(unit: str, mean: float, sd: float) -> str:
     """Mean and standard deviation in percent; a variance as it is."""
     if pd.isna(mean):
@@ -329,7 +332,7 @@ def _signed(unit: str, value: float, low: float, high: float) -> str:
     return f"{factor * value:+.{digits}f}{interval}{' points' if unit == POINTS else ''}"
 
 
-def _estimate(unit: str, estimate: float, low: float, high: float) -> str:
+def estimate_in_words(unit: str, estimate: float, low: float, high: float) -> str:
     """An estimate with its 95 % interval and its unit; fractions as percentage points."""
     if pd.isna(estimate):
         return ""
