@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -30,6 +30,7 @@ from viny.evidence.paper.words import Found
 from viny.evidence.tables import GROUP
 
 AHEAD = 10.0  # how many times the most labels an advantage is extrapolated to
+BEYOND = np.linspace(-1, 10, 441)  # doublings of the most labels, to search where curves meet
 SHARES = np.arange(-1, 3, 0.005)  # of a gain, to search an interval in
 BASELINE, PRETRAINED, AFTER_TASK, GEOMETRY = "1", "A2", "A3", "2"  # the paper's tables
 
@@ -227,11 +228,10 @@ def _advantage_stays(evidence: Evidence) -> Outcome:
         if len(labels) < 3:
             continue
 
-        def line(doublings: float, p: int = p, labels: Sequence[int] = tuple(labels)) -> Weights:
-            return _mix(*zip(_line_at(labels, doublings), (_gain(p, n) for n in labels), strict=True))
-
-        comparisons.append(Comparison(images_in_words(p), line(np.log2(AHEAD))))
-        found = root(evidence, line, np.linspace(-1, 10, 441))
+        gains = [_gain(p, n) for n in labels]
+        level, slope = (_mix(*zip(weights, gains, strict=True)) for weights in (_line_at(labels, 0), _slope(labels)))
+        comparisons.append(Comparison(images_in_words(p), _mix((1, level), (np.log2(AHEAD), slope))))
+        found = root(evidence, level, slope, BEYOND)
         if np.isfinite(found[0]):
             at, low, high = (_rounded(labels[-1] * 2.0**x) for x in found)
             words.append(f"{at} ({low} to {high}) after {p:,} images")
@@ -317,7 +317,7 @@ def _gain_is_negated(evidence: Evidence) -> Outcome:
         known = np.isfinite(base["low"])
         why = "no gain is seen, of which the task could take some" if known else evidence.without
         return Outcome(Found.UNDECIDED if known else evidence.spreadless, f"{count}; {why}", n=base["n"], comparisons=1)
-    share, low, high = root(evidence, lambda x: _mix((1, harm), (-x, gain)), SHARES)
+    share, low, high = root(evidence, harm, _mix((-1, gain)), SHARES)
     interval = f" ({100 * low:.0f} to {100 * high:.0f})" if np.isfinite(low) and np.isfinite(high) else ""
     out = single(evidence, evidence.mean([Comparison("", harm)]), "", [Comparison("", harm)])
     reason = "; ".join(
@@ -606,9 +606,14 @@ def on_means(evidence: Means, claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@cache
+def _on_paper() -> pd.DataFrame:
+    return on_means(_paper_evidence(), CLAIMS)
+
+
 def claims_on_paper() -> pd.DataFrame:
     """Which of the paper's claims its own numbers support, see `on_means`.
 
     The paper does not define its ±; it is taken as the standard deviation of 3 independent runs.
     """
-    return on_means(_paper_evidence(), CLAIMS)
+    return _on_paper().copy()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,8 +82,8 @@ class Evidence(ABC):
     noise: str  # what leaves a comparison undecided
 
     @abstractmethod
-    def intervals(self, comparisons: Sequence[Comparison], level: float = LEVEL) -> Estimates:
-        """Each comparison with its interval; they have cells that all exist."""
+    def contrasts(self, design: np.ndarray, level: float = LEVEL) -> Estimates:
+        """Weighted sums of cells, rows of weights [K, cells], with their intervals."""
 
     @abstractmethod
     def mean(self, comparisons: Sequence[Comparison]) -> Estimates:
@@ -125,6 +127,10 @@ class Evidence(ABC):
 
     def has(self, weights: Weights) -> bool:
         return all(key in self.keys for key in weights)
+
+    def intervals(self, comparisons: Sequence[Comparison], level: float = LEVEL) -> Estimates:
+        """Each comparison with its interval; they have cells that all exist."""
+        return self.contrasts(self.design(comparisons), level)
 
     def design(self, comparisons: Sequence[Comparison]) -> np.ndarray:
         """Weights [K, cells]."""
@@ -190,8 +196,8 @@ class Cells(Evidence):
         tasks = [TASK] if TASK in here else classification
         return cls(runs, tasks, classification, [task for task in found if task in spatial], epochs, decisions)
 
-    def intervals(self, comparisons: Sequence[Comparison], level: float = LEVEL) -> Estimates:
-        return self.runs.contrasts(self.design(comparisons), level)
+    def contrasts(self, design: np.ndarray, level: float = LEVEL) -> Estimates:
+        return self.runs.contrasts(design, level)
 
     def mean(self, comparisons: Sequence[Comparison]) -> Estimates:
         return self.runs.mean_of(self.design(comparisons))
@@ -304,8 +310,7 @@ class Means(Evidence):
         n = np.where(np.isinf(runs), 1, runs).astype(int)
         return Estimates(estimate, estimate - half, estimate + half, se, se, nothing, freedom, n, p)
 
-    def intervals(self, comparisons: Sequence[Comparison], level: float = LEVEL) -> Estimates:
-        design = self.design(comparisons)
+    def contrasts(self, design: np.ndarray, level: float = LEVEL) -> Estimates:
         return self._interval(design @ self.means, design, level)
 
     def mean(self, comparisons: Sequence[Comparison]) -> Estimates:
@@ -359,12 +364,14 @@ def seeds_needed(estimate: float, se: float, df: float, n: int) -> float:
     """
     if not (np.isfinite(se) and estimate and n > 1):
         return np.nan
-    seeds = np.arange(2, MOST_SEEDS + 1)
-    freedom = df / (n - 1) * (seeds - 1)
-    with np.errstate(divide="ignore"):
-        effect = np.abs(estimate) / (se * np.sqrt(n / seeds))
-    enough = stats.nct.sf(stats.t.ppf((1 + LEVEL) / 2, freedom), freedom, np.minimum(effect, 50)) >= POWER
-    return float(seeds[np.argmax(enough)]) if enough.any() else np.nan
+
+    def enough(seeds: int) -> bool:
+        freedom = df / (n - 1) * (seeds - 1)
+        effect = min(abs(estimate) / se * math.sqrt(seeds / n), 50) if se else 50  # beyond, the power is 1
+        return stats.nct.sf(stats.t.ppf((1 + LEVEL) / 2, freedom), freedom, effect) >= POWER
+
+    found = bisect_left(range(MOST_SEEDS + 1), True, lo=2, key=enough)
+    return float(found) if found <= MOST_SEEDS else np.nan
 
 
 def everywhere(
@@ -455,20 +462,22 @@ def single(evidence: Evidence, found: Estimates, reason: str, tested: Sequence[C
     return Outcome(what, reason, *numbers, 1, int(what is Found.HOLDS), chance, needed)
 
 
-def root(evidence: Evidence, line: Callable[[float], Weights], grid: np.ndarray) -> tuple[float, float, float]:
-    """Where a weighted sum that depends on a number is zero, with its 95 % interval (Fieller 1954).
+def root(evidence: Evidence, start: Weights, step: Weights, grid: np.ndarray) -> tuple[float, float, float]:
+    """At which x the sum of `start` and x times `step` is zero, with its 95 % interval (Fieller 1954).
 
     The interval holds the numbers at which the sum cannot be told from zero.
 
     Args:
         evidence: the cells.
-        line: the weights at a number.
+        start: weights of cells.
+        step: weights of cells.
         grid: numbers to look at, rising.
 
     Returns:
         The number and the ends of its interval; NaN for a sum without a zero there, infinite for an end beyond it.
     """
-    found = evidence.intervals([Comparison("", line(x)) for x in grid])
+    fixed, rising = evidence.design([Comparison("", start), Comparison("", step)])
+    found = evidence.contrasts(fixed + grid[:, None] * rising)
     turns = np.flatnonzero(np.diff(np.sign(found.mean)))
     if not len(turns):
         return np.nan, np.nan, np.nan
