@@ -47,10 +47,10 @@ def study(section: dict[str, Any], **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "more",
     [
-        {},
+        {"switches": {"subsets": "shared"}},
         {"split_seed": 3},
         {"switches": {"subsets": "per_seed"}, "grid": {"seeds": [0, 1]}},
-        {"switches": {"test_set": "moving"}},
+        {"switches": {"test_set": "moving", "subsets": "shared"}},
     ],
     ids=["shared", "another seed", "per seed", "moving"],
 )

@@ -27,7 +27,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "normalise_finetune": True,
         "miou": "dataset",
         "pets_pool": "training",
-        "subsets": "shared",
+        "subsets": "per_seed",
         "class_token": "intermediate",
     },
 }
