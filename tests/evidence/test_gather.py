@@ -14,7 +14,7 @@ from viny.evidence.statistics import costs
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.study import grid, layout, specs
-from viny.study.config import differences_from_paper, merge, resolve
+from viny.study.config import merge, resolve
 from viny.study.grid import Cell
 from viny.study.reading import read_config
 
@@ -76,20 +76,6 @@ def test_every_encoder_once_and_its_reference_among_them() -> None:
     assert [encoder.kind for encoder in grid.encoders(config)].count("random") == 2
 
 
-def test_what_sets_a_study_apart_from_the_papers() -> None:
-    assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper.yaml"))) == []
-    # Its protocol is the paper's, and its sizes are those of the paper's rows.
-    assert differences_from_paper(resolve(read_config(ROOT / "studies" / "paper_baseline.yaml"))) == []
-    found = differences_from_paper(resolve(read_config(ROOT / "studies" / "mini.yaml")))
-    assert "pretrain.epochs is 7, the paper's 100" in found
-    assert "intermediate.intel.epochs is 2, the paper's 200" in found
-    assert "finetune.batch_size is 32, the paper's 64" in found
-    assert not any(phrase.startswith("model.") for phrase in found)
-    assert any(
-        phrase.startswith("model.dim") for phrase in differences_from_paper(resolve(read_config(ROOT / "config.yaml")))
-    )
-
-
 def write_metrics(folder: Path, study: str, protocol: str, cell: Cell, miou: float) -> Path:
     value = {
         "study": study,
@@ -118,11 +104,18 @@ def test_two_studies_under_two_protocols_stand_side_by_side(tmp_path: Path) -> N
         write_metrics(tmp_path / "tiny" / "metrics", "tiny", "sound", cell, 0.3 + labels)
         write_metrics(tmp_path / "elsewhere" / "metrics", "elsewhere", "paper", cell, 0.5 - labels)
     scorecard.write_scorecard(specs.scorecard_spec(config), **folders(tmp_path))
+    unknown = pd.read_csv(tmp_path / "out" / "tables" / "scorecard.csv").set_index("key")
+    assert unknown.loc["labels_help", "under_paper"] == "does not hold here"  # nobody says that it is like the paper's
+    nothing = {table: [] for table in ("1", "A2", "A3", "2", "sizes")}
+    spec = {"differences": nothing, "epochs": {"pretrain": 100, "finetune": 100}}
+    (tmp_path / "elsewhere" / "summaries").mkdir()
+    (tmp_path / "elsewhere" / "summaries" / "scorecard.json").write_text(json.dumps({"spec": spec}))
+    scorecard.write_scorecard(specs.scorecard_spec(config), **folders(tmp_path))
     card = pd.read_csv(tmp_path / "out" / "tables" / "scorecard.csv").set_index("key")
     assert set(card["study_paper"]) == {"elsewhere"}
     assert set(card["study_sound"]) == {"tiny"}
     helped = card.loc["labels_help"]
-    assert (helped["under_sound"], helped["under_paper"]) == ("reproduced", "contradicted")
+    assert (helped["under_sound"], helped["under_paper"]) == ("holds here", "contradicted")
     assert (helped["protocol"], helped["verdict"]) == ("paper", "contradicted")
 
 

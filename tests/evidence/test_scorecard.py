@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,32 @@ from scipy import optimize, stats
 
 from viny.evidence.paper import scorecard as cards
 from viny.evidence.paper.claims import CLAIMS, claims_on_paper
-from viny.evidence.paper.comparisons import (
-    CONTRADICTED,
-    REPRODUCED,
-    UNTESTABLE,
-    VERDICTS,
-    Cells,
-    Comparison,
-    Means,
-    everywhere,
-)
+from viny.evidence.paper.comparisons import Cells, Comparison, Means, everywhere, root, seeds_needed
 from viny.evidence.paper.facts import REGIMES, paper_facts
-from viny.evidence.paper.numbers import INCOMPARABLE
+from viny.evidence.paper.numbers import told
 from viny.evidence.paper.scorecard import scorecard
+from viny.evidence.paper.words import (
+    AUDIT_WORDS,
+    CLAIM_WORDS,
+    CLAIM_WORDS_HERE,
+    CONTRADICTED,
+    INCOMPARABLE,
+    NUMBER_WORDS,
+    REPRODUCED,
+    UNDECIDED,
+    UNTESTABLE,
+    Found,
+)
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.tables import KEYS
+from viny.evidence.verdicts import decide
 from viny.runtime.errors import InputError
 
+AVERAGE, PARTLY = (found.of_study(True) for found in (Found.AVERAGE, Found.PARTLY))
 SIZES = (0, 45_000, 100_000, 200_000)
 LABELS = (250, 500, 1000, 2000, 4000, 6000)
-SIMULATED = 1000  # studies
+SIMULATED = 400  # studies
+RARELY = float(stats.binom.ppf(0.999, SIMULATED, 0.05)) / SIMULATED  # what 5 % may look like in so many
 ALMOST = 0.0005  # standard deviation of metrics that have almost no noise
 
 Truth = Callable[[int, str, int], float]  # mIoU by pre-training images, task, labels
@@ -70,24 +78,24 @@ def as_published(seeds: int = 3, sd: float = 1.0, seed: int = 0) -> pd.DataFrame
 
 def ideal(size: int, task: str, labels: int) -> float:
     """A world in which every claim on the grid is true."""
-    x, z = np.log2(labels / 250), np.log2(size / 45_000) if size else 0.0
-    start = 0.30 + 0.08 * x - 0.004 * x**2
-    gain = (0.10 + 0.02 * z - 0.003 * z**2) * (1 - 0.15 * x) if size else 0.0
-    return start + gain * {"none": 1.0, "intel": 0.4, "pets_classes": 0.6, "pets_spatial": 1.2}[task]
+    start = 0.6 - 0.3 * (250 / labels) ** 1.2  # from 4,000 to 6,000 labels, 0.7 points per doubling
+    gain = 0.0 if not size else 0.003 if size <= 45_000 else 0.10 + 0.02 * np.log2(size / 100_000)
+    kept = {"none": 1.0, "intel": 0.4, "pets_classes": 0.6, "pets_spatial": 1.2}[task]
+    return start + kept * gain * (1 - 0.03 * np.log2(labels / 250))
 
 
 def encoders(**change: dict[str, float]) -> pd.DataFrame:
     """Geometry of four seeds as in Table 2, with every layer; `change` sets metrics of a regime."""
     rows = []
-    regimes = {"none": (0.10, 0.02, 0.795), "intel": (0.18, 0.11, 0.761)}
-    regimes |= {"pets_classes": (0.58, 0.29, 0.786), "pets_spatial": (0.32, 0.06, 0.933)}
+    regimes = {"none": (0.10, 0.02, 0.795, 0.5), "intel": (0.18, 0.11, 0.761, 0.2)}
+    regimes |= {"pets_classes": (0.58, 0.29, 0.786, 0.3), "pets_spatial": (0.32, 0.06, 0.933, 0.6)}
     rng = np.random.default_rng(1)
-    for (task, (within, across, probe)), seed in product(regimes.items(), range(4)):
-        noise = rng.normal(1, 0.002, 4)
+    for (task, (within, across, probe, local)), seed in product(regimes.items(), range(4)):
+        noise = rng.normal(1, 0.002, 5)
         values = {"within_image_variance": within * noise[0], "across_image_variance": across * noise[1]}
         values |= {"probe_paper": probe * noise[2], "probe_accuracy": (probe - 0.05) * noise[3]}
+        values["local_minus_distant"] = local * noise[4]
         values |= change.get(task, {})
-        values["within_share"] = values["within_image_variance"] / sum(list(values.values())[:2])
         kind = "pretrained" if task == "none" else "intermediate"
         about = {"pretrain_size": 200_000, "intermediate": task, "finetune_size": 0, "seed": seed}
         rows.append(about | values | {"kind": kind, "layer": 12, "layer_name": "output"})
@@ -111,10 +119,16 @@ def verdicts(frame: pd.DataFrame, geometry: pd.DataFrame | None = None) -> dict[
     return claims(frame, geometry)["verdict"].to_dict()
 
 
-def cells_of(values: np.ndarray) -> tuple[Cells, list[Comparison]]:
-    """Comparisons [K] that are cells themselves, of values [seeds, K]."""
-    keys = [("miou", 1, "none", n) for n in range(values.shape[1])]
-    return Cells(keys, values), [Comparison(str(key), {key: 1.0}) for key in keys]
+def cells_of(values: np.ndarray, moved: np.ndarray | None = None) -> tuple[Cells, list[Comparison]]:
+    """Comparisons [K] that are cells themselves, of values [seeds, K]; see `Runs` for moved."""
+    seeds, count = values.shape
+    runs = Runs([(1, "none", n) for n in range(count)], list(range(seeds)), values, moved)
+    keys = [("miou", 1, "none", n) for n in range(count)]
+    return Cells.of(runs), [Comparison(str(key), {key: 1.0}) for key in keys]
+
+
+def word(found: Any) -> str:
+    return found.found.of_study(True)
 
 
 # The paper's facts
@@ -163,30 +177,68 @@ def test_every_row_and_every_claim_appears_once() -> None:
 
 def test_the_papers_own_numbers_do_not_carry_all_of_its_claims() -> None:
     own = claims_on_paper().set_index("key")
-    assert set(own["verdict"]) <= set(VERDICTS)
-    supported = {"pretraining_helps", "pretraining_worth_less_with_labels", "pretraining_leads_at_most_labels"}
-    supported |= {"harm_shrinks_with_labels", "harm_follows_gain"}
-    assert set(own.index[own["verdict"] == REPRODUCED]) == supported
-    everywhere = own.loc["classification_hurts_everywhere"]
-    assert everywhere["estimate"] == pytest.approx(0.0021)
-    assert "100,000 pre-training images, intel, 6,000 labels" in everywhere["reason"]
-    assert "14 of 18 comparisons" in everywhere["reason"]
-    assert own["reason"]["harm_is_erasure"].endswith("which the paper omits")
-    assert own["reason"]["spatial_raises_probe"] == "the paper gives one value without a spread"
+    assert set(own["verdict"]) <= set(AUDIT_WORDS)
+    supported, average, against = (
+        set(own.index[own["verdict"] == f.of_table]) for f in (Found.HOLDS, Found.AVERAGE, Found.AGAINST)
+    )
+    assert supported == {
+        *("pretraining_helps", "pretraining_diminishes", "pretraining_worth_less_with_labels"),
+        *("pretraining_leads_at_most_labels", "labels_before_pretraining", "harm_shrinks_with_labels"),
+        *("harm_follows_gain", "gain_is_negated"),
+    }
+    assert average == {"pretraining_monotone", "labels_help", "labels_diminish", "classification_hurts_everywhere"}
+    assert against == {"labels_plateau", "advantage_stays"}
+    hurts = own.loc["classification_hurts_everywhere"]
+    assert (hurts["favour"], hurts["comparisons"]) == (14, 18)
+    assert hurts["estimate"] == pytest.approx(0.0316, abs=1e-4)
+    assert "100,000 pre-training images, intel, 6,000 labels" in hurts["reason"]
+    assert hurts["seeds_needed"] > 30  # for the -0.21 inside the spread
+    assert own["verdict"]["harm_is_erasure"] == Found.UNTESTABLE.of_table  # the paper omits those cells
+    assert own["reason"]["spatial_raises_probe"] == "a value without a spread"
     assert own["estimate"]["spatial_raises_probe"] == pytest.approx(0.933 - 0.795)
-    assert own["estimate"]["classification_raises_across_variance"] == pytest.approx(np.log2(0.11 / 0.02))
-    assert own["estimate"]["classification_lowers_within_share"] == pytest.approx(0.10 / 0.12 - 0.58 / 0.87)
+    assert own["estimate"]["classification_raises_across_variance"] == pytest.approx(
+        np.log2([0.11 / 0.02, 0.29 / 0.02]).mean()
+    )
+
+
+def test_the_share_erased_and_where_curves_cross_are_those_of_plain_arithmetic() -> None:
+    own = claims_on_paper().set_index("key")
+    said = paper_facts().query("metric == 'miou'")
+    mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in said.itertuples()}
+    pairs = list(product(SIZES[1:], LABELS))
+    harm = sum(mean[p, "none", n] - mean[p, "intel", n] for p, n in pairs)
+    gain = sum(mean[p, "none", n] - mean[0, "none", n] for p, n in pairs)
+    negated = own.loc["gain_is_negated"]
+    assert negated["estimate"] == pytest.approx(harm / gain, abs=1e-6)
+    assert 0.4 < negated["low"] < 0.45 < negated["high"] < 0.5
+    crossings = []
+    for p in SIZES[1:]:
+        b, a = np.polyfit(np.log2(LABELS), [mean[p, "none", n] - mean[0, "none", n] for n in LABELS], 1)
+        crossings.append(2 ** (-a / b))
+    assert all(6000 < crossing < 25_000 for crossing in crossings)
+    found = re.findall(r"([\d,]+) \(([\d,]+) to ([\d,]+)\) after", own["reason"]["advantage_stays"])
+    for crossing, numbers in zip(crossings, found, strict=True):
+        at, low, high = (float(number.replace(",", "")) for number in numbers)
+        assert at == pytest.approx(crossing, rel=0.05)
+        assert low < at < high
+
+
+def test_every_claim_carries_what_it_tests() -> None:
+    for claim in CLAIMS:
+        assert claim.sentence, claim.key
+        assert claim.sentence.startswith("“") or "v2" in claim.source, claim.key
 
 
 # Claims
 
 
 def test_where_every_claim_is_true_all_are_reproduced() -> None:
-    frame = study(ideal, tasks=("none", "intel", "pets_classes", "pets_spatial"), seeds=4)
+    frame = study(ideal, tasks=("none", "intel", "pets_classes", "pets_spatial"), seeds=4, sd=1e-6)
     found = claims(frame, encoders())
     assert set(found["verdict"]) == {REPRODUCED}
     assert (found["ours_sound_low"] > 0).all()
     assert (found["n_sound"] == 4).all()
+    assert (found["in_favour"] == found["comparisons"]).all()
 
 
 def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
@@ -196,56 +248,101 @@ def test_a_claim_is_judged_as_the_means_it_was_made_of_say() -> None:
     mean = {(r.pretrain_size, r.intermediate, r.finetune_size): r.mean for r in said.itertuples()}
     regimes = [(p, "none") for p in SIZES] + [(p, "intel") for p in SIZES[1:]]
 
-    def concave(sizes: Sequence[int], values: Sequence[float]) -> bool:
+    def bends(sizes: Sequence[int], values: Sequence[float]) -> list[float]:
         points = pairwise(zip(sizes, values, strict=True))
         slopes = [(y - x) / (b - a) for (a, x), (b, y) in points]
-        return all(first > second for first, second in pairwise(slopes))
+        return [first - second for first, second in pairwise(slopes)]
 
-    truth = {
-        "pretraining_helps": all(mean[p, "none", n] > mean[0, "none", n] for p in SIZES[1:] for n in LABELS),
-        "pretraining_monotone": all(
-            mean[b, "none", n] > mean[a, "none", n] for a, b in pairwise(SIZES[1:]) for n in LABELS
-        ),
-        "pretraining_diminishes": all(concave(SIZES, [mean[p, "none", n] for p in SIZES]) for n in LABELS),
-        "labels_help": all(mean[*r, b] > mean[*r, a] for r in regimes for a, b in pairwise(LABELS)),
-        "labels_diminish": all(concave(LABELS, [mean[*r, n] for n in LABELS]) for r in regimes),
-        "labels_diminish_by_doubling": all(
-            np.polyfit(np.log2(LABELS), [mean[*r, n] for n in LABELS], 2)[0] < 0 for r in regimes
-        ),
-        "pretraining_diminishes_by_doubling": all(
-            np.polyfit(np.log2(SIZES[1:]), [mean[p, "none", n] for p in SIZES[1:]], 2)[0] < 0 for n in LABELS
-        ),
-        "classification_hurts_everywhere": all(
-            mean[p, "none", n] > mean[p, "intel", n] for p in SIZES[1:] for n in LABELS
-        ),
-        "gain_survives_classification": all(
-            mean[p, "intel", n] > mean[0, "none", n] for p in SIZES[1:] for n in LABELS
-        ),
+    comparisons = {
+        "pretraining_helps": [mean[p, "none", n] - mean[0, "none", n] for p in SIZES[1:] for n in LABELS],
+        "pretraining_monotone": [
+            mean[b, "none", n] - mean[a, "none", n] for a, b in pairwise(SIZES[1:]) for n in LABELS
+        ],
+        "pretraining_diminishes": [
+            2 * mean[100_000, "none", n] - mean[0, "none", n] - mean[200_000, "none", n] for n in LABELS
+        ],
+        "labels_help": [mean[*r, b] - mean[*r, a] for r in regimes for a, b in pairwise(LABELS)],
+        "labels_diminish": [d for r in regimes for d in bends(LABELS, [mean[*r, n] for n in LABELS])],
+        "labels_plateau": [0.01 - (mean[*r, 6000] - mean[*r, 4000]) / np.log2(1.5) for r in regimes],
+        "labels_before_pretraining": [mean[0, "none", 6000] - mean[45_000, "none", n] for n in LABELS[:-1]],
+        "classification_hurts_everywhere": [
+            mean[p, "none", n] - mean[p, "intel", n] for p in SIZES[1:] for n in LABELS
+        ],
     }
-    assert set(truth.values()) == {True, False}  # or half of the test would test nothing
+
+    def expected(values: list[float]) -> str:
+        if min(values) > 0:
+            return REPRODUCED
+        return CONTRADICTED if np.mean(values) < 0 else PARTLY
+
+    truth = {key: expected(values) for key, values in comparisons.items()}
+    assert set(truth.values()) == {REPRODUCED, CONTRADICTED}  # or half of the test would test nothing
     found = verdicts(frame)
-    assert {key: found[key] for key in truth} == {key: REPRODUCED if v else CONTRADICTED for key, v in truth.items()}
+    assert {key: found[key] for key in truth} == truth
+
+
+def test_steps_of_images_are_compared_only_where_they_are_equal() -> None:
+    unequal = study(ideal, sizes=(0, 45_000, 200_000))
+    found = claims(unequal).loc["pretraining_diminishes"]
+    assert (found["verdict"], found["reason"]) == (
+        UNTESTABLE,
+        "needs three numbers of pre-training images at equal steps, such as 0, 100,000 and 200,000",
+    )
+    assert verdicts(study(ideal, sizes=(0, 100_000, 200_000)))["pretraining_diminishes"] == REPRODUCED
+
+
+def test_harm_that_follows_gain_only_over_labels_does_not_count() -> None:
+    """Both fall with labels; at equal labels the harm is the same, whatever pre-training gains."""
+
+    def truth(size: int, task: str, labels: int) -> float:
+        fall = 1 - np.log2(labels / 250) / 6
+        return 0.4 + (0.1 + size / 4e6) * fall * (size > 0) - 0.05 * fall * (task != "none")
+
+    found = claims(study(truth)).loc["harm_follows_gain"]
+    assert found["verdict"] != REPRODUCED
+    assert abs(found["ours_sound"]) < 0.1
+
+
+def test_an_advantage_that_levels_off_stays() -> None:
+    def truth(size: int, task: str, labels: int) -> float:
+        return 0.4 + 0.03 * np.log2(labels) + (size > 0) * 0.1 * (0.7 if labels > 500 else 1)
+
+    found = claims(study(truth)).loc["advantage_stays"]
+    assert (found["verdict"], found["ours_sound"] > 0.03) == (REPRODUCED, True)
+
+
+def test_equal_compute_decides_which_labels_can_be_paid_for() -> None:
+    frame = study(lambda size, task, labels: labels / 10_000, sizes=(0, 1000), tasks=["none"])
+    few = scorecard({"sound": frame}, epochs={"sound": (1, 100)}).set_index("key").loc["labels_before_pretraining"]
+    # 1,000 images once and 250 labels 100 times cost less than 500 labels 100 times
+    assert few["verdict"] == UNTESTABLE
+    many = scorecard({"sound": frame}, epochs={"sound": (100, 100)}).set_index("key").loc["labels_before_pretraining"]
+    assert (many["comparisons"], many["verdict"]) == (
+        3,
+        REPRODUCED,
+    )  # each pays for more
 
 
 def test_a_study_like_the_papers_contradicts_nothing_it_says_clearly() -> None:
     found = verdicts(as_published())
-    clear = ("pretraining_worth_less_with_labels", "harm_shrinks_with_labels", "harm_follows_gain")
-    assert {found[key] for key in clear} == {REPRODUCED}
-    assert CONTRADICTED not in found.values()
-    assert found["classification_hurts_everywhere"] == UNTESTABLE  # it rests on -0.21, inside the spread
+    own = claims_on_paper().set_index("key")["verdict"]
+    for key in own.index[own == Found.HOLDS.of_table]:
+        assert found[key] in (REPRODUCED, AVERAGE), key
+    contradicted = {key for key, verdict in found.items() if verdict == CONTRADICTED}
+    assert contradicted == {"labels_plateau", "advantage_stays"}  # as by the paper's own numbers
+    assert found["classification_hurts_everywhere"] == AVERAGE  # 'everywhere' rests on -0.21, inside the spread
 
 
 def test_flipped_data_contradict() -> None:
     def flipped(size: int, task: str, labels: int) -> float:
         return 1 - ideal(size, task, labels)
 
-    found = claims(study(flipped, tasks=("none", "intel", "pets_spatial")))
-    on_grid = [claim.key for claim in CLAIMS if claim.key in found.index and found["n_sound"][claim.key]]
-    same = {"harm_follows_gain"}  # both change sign, so their slope stays
-    assert {key: found["verdict"][key] for key in on_grid} == {
-        key: REPRODUCED if key in same else CONTRADICTED for key in on_grid
-    }
-    assert len(on_grid) == 15
+    found = claims(study(flipped, tasks=("none", "intel", "pets_spatial"), sd=1e-6))
+    on_grid = [key for key in found.index if found["n_sound"][key]]
+    same = {"harm_follows_gain": REPRODUCED}  # both change sign, so their slope stays
+    same |= {"gain_is_negated": UNDECIDED, "labels_plateau": REPRODUCED}  # no gain; labels that add nothing
+    assert {key: found["verdict"][key] for key in on_grid} == {key: same.get(key, CONTRADICTED) for key in on_grid}
+    assert len(on_grid) == 16
     assert (found.loc[[key for key in on_grid if key not in same], "ours_sound_high"] < 0).all()
 
     def helped(size: int, task: str, labels: int) -> float:
@@ -253,15 +350,16 @@ def test_flipped_data_contradict() -> None:
 
     found = verdicts(study(helped))
     assert found["harm_follows_gain"] == CONTRADICTED
+    assert found["gain_is_negated"] == CONTRADICTED
     assert found["classification_hurts_everywhere"] == CONTRADICTED
 
 
 def test_flipped_geometry_contradicts() -> None:
-    low, high = {"across_image_variance": 0.001, "within_image_variance": 0.5}, {"across_image_variance": 0.4}
+    low, high = {"across_image_variance": 0.001, "local_minus_distant": 0.9}, {"across_image_variance": 0.4}
     probes = {"probe_accuracy": 0.9, "probe_paper": 0.9}
     odd = encoders(intel=low | probes, pets_classes=low | probes, pets_spatial=high | {"probe_accuracy": 0.1})
     found = verdicts(study(ideal), odd)
-    names = ("classification_raises_across_variance", "classification_lowers_within_share")
+    names = ("classification_raises_across_variance", "classification_flattens_similarity")
     for key in (*names, "classification_lowers_probe", "spatial_raises_probe"):
         assert found[key] == CONTRADICTED, key
 
@@ -278,7 +376,7 @@ def test_returns_that_are_losses_do_not_diminish() -> None:
         return 0.9 - 1e-8 * labels**2 - (size / 1e6) ** 2
 
     found = verdicts(study(worse))
-    for key in ("labels_diminish", "labels_diminish_by_doubling", "pretraining_diminishes"):
+    for key in ("labels_diminish", "pretraining_diminishes"):
         assert found[key] != REPRODUCED, key
 
 
@@ -295,11 +393,13 @@ def test_pretraining_may_lead_at_the_most_labels_alone() -> None:
     found = verdicts(study(lambda size, task, labels: 0.5 + 0.1 * (size > 0) * (1 if labels == 6000 else -1)))
     assert found["pretraining_leads_at_most_labels"] == REPRODUCED
     assert found["pretraining_helps"] == CONTRADICTED
+    most = verdicts(study(lambda size, task, labels: 0.5 + 0.1 * (size > 0) * (1 if labels > 250 else -1)))
+    assert most["pretraining_helps"] == PARTLY
 
 
 @pytest.mark.parametrize(
     ("at_random_start", "expected"),
-    [(0.0, REPRODUCED), (0.02, REPRODUCED), (0.03, CONTRADICTED), (0.06, CONTRADICTED)],
+    [(0.0, REPRODUCED), (0.04, REPRODUCED), (0.06, CONTRADICTED)],
 )
 def test_erasure_is_told_from_a_bad_start(at_random_start: float, expected: str) -> None:
     def truth(size: int, task: str, labels: int) -> float:
@@ -315,7 +415,7 @@ def test_erasure_is_told_from_a_bad_start(at_random_start: float, expected: str)
         (0.005, ALMOST, REPRODUCED),
         (0.03, ALMOST, CONTRADICTED),  # less than classification's 5 points, but more than one
         (0.08, ALMOST, CONTRADICTED),
-        (0.01, 0.005, UNTESTABLE),
+        (0.01, 0.02, UNDECIDED),
     ],
 )
 def test_spatial_supervision_may_cost_less_than_a_point(loss: float, sd: float, expected: str) -> None:
@@ -330,10 +430,9 @@ def test_other_tasks_do_not_speak_for_the_papers() -> None:
     def truth(size: int, task: str, labels: int) -> float:
         return ideal(size, "intel" if task in ("scenes", "intel") else "none", labels) + 0.05 * (task == "intel_mean")
 
-    assert (
-        verdicts(study(truth, tasks=("none", "intel", "intel_mean")))["classification_hurts_everywhere"] == REPRODUCED
-    )
-    stand_in = claims(study(truth, tasks=("none", "scenes"))).loc["classification_hurts_everywhere"]
+    both = verdicts(study(truth, tasks=("none", "intel", "intel_mean"), sd=1e-6))
+    assert both["classification_hurts_everywhere"] == REPRODUCED
+    stand_in = claims(study(truth, tasks=("none", "scenes"), sd=1e-6)).loc["classification_hurts_everywhere"]
     assert stand_in["verdict"] == REPRODUCED
     assert "scenes" in stand_in["reason"]
     named = scorecard({"sound": study(truth, tasks=("none", "scenes"))}, spatial=["scenes"]).set_index("key")
@@ -347,9 +446,11 @@ def test_what_is_missing_is_not_testable_and_said() -> None:
     assert bare["reason"].str.startswith("needs ").all()
     assert bare["ours_sound"].isna().all()
     one = claims(study(ideal, seeds=1), encoders().query("seed == 0"))
-    assert set(one["verdict"]) == {UNTESTABLE}
-    assert set(one["reason"][one["n_sound"] == 1]) == {"one seed has no spread"}
-    assert (one["n_sound"] == 1).sum() == 18  # all but the one that needs spatial supervision
+    assert set(one["verdict"]) == {UNDECIDED, UNTESTABLE}
+    alone = one[one["n_sound"] == 1]
+    assert set(alone["verdict"]) == {UNDECIDED}
+    assert alone["reason"].str.contains("one seed has no spread").all()
+    assert len(alone) == 19  # all but the one that needs spatial supervision
     apart = study(ideal)
     apart["seed"] += 10 * (apart["pretrain_size"] > 0)
     helps = claims(apart).loc["pretraining_helps"]
@@ -357,6 +458,18 @@ def test_what_is_missing_is_not_testable_and_said() -> None:
     assert helps["reason"] == "no seed has all the cells of a comparison"
     undefined = claims(study(ideal).assign(miou=np.nan))
     assert undefined["reason"].str.startswith("needs ").all()
+
+
+def test_undecided_says_how_likely_twice_the_seeds_decide_it() -> None:
+    def chance(effect: float) -> float:
+        noisy = study(lambda size, task, labels: 0.4 + effect * (size > 0), SIZES[:2], ["none"], [250], 3, sd=0.01)
+        row = claims(noisy).loc["pretraining_leads_at_most_labels"]
+        assert row["verdict"] == UNDECIDED
+        assert f"{100 * row['chance']:.0f} %" in row["reason"]
+        return row["chance"]
+
+    chances = [chance(effect) for effect in (0.002, 0.004)]
+    assert 0.0 <= chances[0] < chances[1] < 1.0
 
 
 def test_a_comparison_uses_the_seeds_that_have_all_of_its_cells() -> None:
@@ -369,18 +482,52 @@ def test_a_comparison_uses_the_seeds_that_have_all_of_its_cells() -> None:
     assert row[["ours_sound_low", "ours_sound_high"]].tolist() == pytest.approx([expected.low, expected.high])
 
 
-def test_verdicts_are_three_words_whatever_the_data() -> None:
+def test_verdicts_are_known_words_whatever_the_data() -> None:
     rng = np.random.default_rng(2)
     for _ in range(20):
         frame = study(
             lambda *_: 0.5, sizes=[0, 1, 3], tasks=["none", "intel", "pets_spatial"], labels=[9, 20, 50], sd=0.1
         )
         frame = frame.sample(frac=rng.uniform(0.1, 1), random_state=int(rng.integers(1000)))
-        table = scorecard({"sound": frame, "paper": frame}, {"paper": encoders()})
-        assert set(table["verdict"]) <= set(VERDICTS)
-        assert set(table["under_paper"]) | set(table["under_sound"]) <= set(VERDICTS)
-        assert set(table["paper_verdict"]) <= {"", *VERDICTS}
+        apart = {"sound": {table: ["a difference"] for table in (*cards.TABLES, "sizes")}}
+        table = scorecard({"sound": frame, "paper": frame}, {"paper": encoders()}, apart)
+        numbers, claimed = (table[table["kind"] == kind] for kind in ("number", "claim"))
+        assert set(numbers["verdict"]) <= set(NUMBER_WORDS)
+        assert set(claimed["under_paper"]) <= set(CLAIM_WORDS)
+        assert set(claimed["under_sound"]) <= set(CLAIM_WORDS_HERE)
+        assert set(table["paper_verdict"]) <= {"", *AUDIT_WORDS}
         assert (table["reason"].str.len() > 5).all()
+
+
+def test_claims_on_effects_say_what_is_decided_of_them() -> None:
+    """Report and advice take their words from `decide`; the scorecard may not decide otherwise."""
+    seen = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        effects = dict(zip(("pre", "task"), rng.normal(0, 0.02, 2), strict=True))
+
+        def truth(size: int, task: str, labels: int, effects: dict = effects) -> float:
+            return 0.5 + effects["pre"] * (size > 0) - effects["task"] * (task != "none")
+
+        frame = study(truth, SIZES[:3], labels=LABELS[:2], sd=0)
+        frame["miou"] += rng.normal(0, 0.01, len(frame))
+        runs = cards.read_runs(frame, None)
+        decided = decide(runs)
+        cells = Cells.of(runs, decisions=decided)
+        for key, kind, wanted in (
+            ("pretraining_helps", "pre-training", "up"),
+            ("classification_hurts_everywhere", "task", "down"),
+        ):
+            found = {decision.verdict for decision in decided if decision.kind == kind}
+            verdict = word(next(claim for claim in CLAIMS if claim.key == key).test(cells))
+            seen.add(verdict)
+            if verdict in (REPRODUCED, AVERAGE):
+                assert found == {wanted}
+            if {"up": "down", "down": "up"}[wanted] in found:
+                assert verdict == CONTRADICTED
+            if verdict == CONTRADICTED:
+                assert {"up": "down", "down": "up"}[wanted] in found
+    assert seen >= {REPRODUCED, CONTRADICTED, UNDECIDED}
 
 
 # Statistics, compared with scipy and by simulation
@@ -391,13 +538,24 @@ def test_intervals_of_cells_are_scipys_t_intervals() -> None:
     values[0, 1] = values[:5, 2] = values[:, 3] = np.nan
     evidence, compared = cells_of(values)
     for level in (0.95, 0.99):
-        estimate, low, high, n = evidence.intervals(compared, level)
-        assert n.tolist() == [6, 5, 1, 0]
+        found = evidence.intervals(compared, level)
+        assert found.n.tolist() == [6, 5, 1, 0]
         for k in (0, 1):
             expected = stats.ttest_1samp(values[:, k], 0, nan_policy="omit").confidence_interval(level)
-            assert (low[k], high[k]) == pytest.approx((expected.low, expected.high))
-        assert np.isnan([*low[2:], *high[2:], estimate[3]]).all()
-        assert estimate[2] == values[5, 2]
+            assert (found.low[k], found.high[k]) == pytest.approx((expected.low, expected.high))
+        assert np.isnan([*found.low[2:], *found.high[2:], found.mean[3]]).all()
+        assert found.mean[2] == values[5, 2]
+
+
+def test_test_images_are_a_source_of_noise_of_a_claim() -> None:
+    rng = np.random.default_rng(10)
+    values, images = rng.normal(0.1, 0.02, (3, 2)), rng.normal(0, 0.05 / 20, 400)
+    moved = np.broadcast_to(images - images.mean(), (3, 2, 400))  # each of 400 images moves every cell alike
+    for with_images, expected in ((None, "reproduced"), (moved, "undecided")):
+        evidence, compared = cells_of(values, with_images)
+        assert word(everywhere(evidence, compared, "")) == expected
+    difference = Comparison("", {key: sign for key, sign in zip(evidence.keys, (1, -1), strict=False)})
+    assert evidence.intervals([difference]).se_images[0] == pytest.approx(0, abs=1e-9)  # both are tested on the same
 
 
 def test_intervals_of_published_means_are_welchs() -> None:
@@ -408,8 +566,8 @@ def test_intervals_of_published_means_are_welchs() -> None:
         evidence = Means(keys, mean, spread, runs)
         welch = stats.ttest_ind_from_stats(mean[1], spread[1], runs[1], mean[0], spread[0], runs[0], equal_var=False)
         difference = Comparison("", {keys[1]: 1.0, keys[0]: -1.0})
-        _, low, high, _ = evidence.intervals([difference], 1 - float(welch.pvalue))
-        assert min(abs(low[0]), abs(high[0])) == pytest.approx(0, abs=1e-9)  # it just touches zero
+        found = evidence.intervals([difference], 1 - float(welch.pvalue))
+        assert min(abs(found.low[0]), abs(found.high[0])) == pytest.approx(0, abs=1e-9)  # it just touches zero
 
 
 def test_slope_of_published_means_has_the_error_of_its_gradient() -> None:
@@ -424,10 +582,50 @@ def test_slope_of_published_means_has_the_error_of_its_gradient() -> None:
         start, trained, task = values.reshape(3, 5)
         return float(np.polyfit(trained - start, trained - task, 1)[0])
 
-    estimate, low, high, _ = Means(keys, mean, spread, np.full(15, runs)).slope(x, y)
+    found = Means(keys, mean, spread, np.full(15, runs)).slope(x, y, [0] * 5).at()
     error = np.sqrt((optimize.approx_fprime(mean, slope) ** 2 * spread**2).sum() / runs)
-    assert estimate == pytest.approx(slope(mean))
-    assert (high - low) / 2 == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-3)
+    assert found["mean"] == pytest.approx(slope(mean))
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-3)
+
+
+def test_a_slope_within_groups_is_that_of_a_regression_with_their_intercepts() -> None:
+    rng = np.random.default_rng(11)
+    groups = [0, 0, 0, 1, 1, 2, 2, 2]
+    keys = [("miou", p, "none", n) for p in (0, 1) for n in range(8)]
+    mean = rng.normal(0, 1, 16)
+    x, y = ([Comparison("", {key: 1.0}) for key in part] for part in (keys[:8], keys[8:]))
+    found = Means(keys, mean, np.full(16, 0.1), np.full(16, 3.0)).slope(x, y, groups).at()
+    dummies = np.equal.outer(groups, range(3)).astype(float)
+    expected = np.linalg.lstsq(np.column_stack([mean[:8], dummies]), mean[8:], rcond=None)[0][0]
+    assert found["mean"] == pytest.approx(expected)
+    evidence = Cells(Runs(keys, range(400), rng.normal(mean, 0.1, (400, 16))))
+    assert evidence.slope(x, y, groups).mean[0] == pytest.approx(expected, abs=0.05)
+
+
+def test_fieller_gives_the_interval_of_a_ratio() -> None:
+    rng = np.random.default_rng(12)
+    a, b = rng.normal(0.4, 0.05, 6), rng.normal(1, 0.08, 6)
+    evidence, (first, second) = cells_of(np.column_stack([a, b]))
+    minus = {key: -weight for key, weight in second.weights.items()}
+    at, low, high = root(evidence, first.weights, minus, np.linspace(-1, 2, 30_001))
+    # Fieller's closed form for paired values
+    cov, t = np.cov(a, b) / 6, stats.t.ppf(0.975, 5) ** 2
+    roots = np.roots(
+        [b.mean() ** 2 - t * cov[1, 1], -2 * (a.mean() * b.mean() - t * cov[0, 1]), a.mean() ** 2 - t * cov[0, 0]]
+    )
+    assert at == pytest.approx(a.mean() / b.mean(), abs=1e-6)
+    assert (low, high) == pytest.approx(sorted(roots), abs=2e-4)
+
+
+def test_seeds_needed_are_those_of_statsmodels() -> None:
+    power = pytest.importorskip("statsmodels.stats.power").TTestPower()
+    for mean, sd, n in ((1.0, 1.0, 3), (0.3, 1.0, 3), (0.05, 0.4, 5), (2.0, 0.5, 4)):
+        expected = power.solve_power(effect_size=mean / sd, alpha=0.05, power=0.8)
+        found = seeds_needed(mean, sd / np.sqrt(n), n - 1, n)
+        assert found in (max(2, np.ceil(expected)), max(2, np.ceil(expected)) + 1), (mean, sd)
+    assert np.isnan(seeds_needed(0.0, 1, 2, 3))
+    assert np.isnan(seeds_needed(1e-6, 1, 2, 3))  # more than anybody runs
+    assert seeds_needed(0.1, 0.0, 2, 3) == 2
 
 
 def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> None:
@@ -437,19 +635,20 @@ def test_a_claim_of_everywhere_is_rarely_reproduced_where_one_cell_is_zero() -> 
     truth[7] = 0
     found = []
     for _ in range(SIMULATED):
-        found.append(everywhere(*cells_of(rng.normal(truth, 0.5, (3, 18))), "").verdict)
-    assert 0.01 <= found.count(REPRODUCED) / SIMULATED <= 0.05
-    assert found.count(CONTRADICTED) / SIMULATED <= 0.05
+        found.append(word(everywhere(*cells_of(rng.normal(truth, 0.5, (3, 18))), "")))
+    assert 0.005 <= found.count(REPRODUCED) / SIMULATED <= RARELY
+    assert (found.count(CONTRADICTED) + found.count(PARTLY)) / SIMULATED <= RARELY
+    assert found.count(AVERAGE) / SIMULATED > 0.9  # softly: 17 of 18
 
 
 def test_cells_that_are_all_a_little_against_contradict_together() -> None:
     """No single cell could. Their mean does: it is above zero for any true claim."""
     noise = np.array([[-1.0], [0.0], [1.0]]) * np.where(np.arange(18) % 2, 1, -1)
     evidence, compared = cells_of(noise - 1)
-    assert (evidence.intervals(compared, 0.95)[2] > 0).all()
+    assert (evidence.intervals(compared).high > 0).all()
     found = everywhere(evidence, compared, "")
-    assert (found.verdict, found.estimate) == (CONTRADICTED, pytest.approx(-1))
-    assert found.reason == "0 of 18 comparisons in its favour, 0 against; their mean is against it"
+    assert (word(found), found.estimate) == (CONTRADICTED, pytest.approx(-1))
+    assert found.reason == "0 of 18 in favour; their mean is against it"
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])
@@ -460,9 +659,9 @@ def test_a_claim_is_rarely_contradicted_by_noise(shared: float) -> None:
     for _ in range(SIMULATED):
         values = rng.normal(0, 1, (3, 18)) + shared * rng.normal(0, 1, (3, 1))
         evidence, compared = cells_of(values)
-        contradicted += everywhere(evidence, compared, "").verdict == CONTRADICTED
-        uncorrected += bool((evidence.intervals(compared, 0.95)[2] < 0).any())
-    assert contradicted / SIMULATED <= 0.05
+        contradicted += word(everywhere(evidence, compared, "")) in (CONTRADICTED, PARTLY)
+        uncorrected += bool((evidence.intervals(compared).high < 0).any())
+    assert contradicted / SIMULATED <= RARELY
     assert uncorrected / SIMULATED > 0.1
 
 
@@ -477,55 +676,78 @@ def test_shared_noise_does_not_make_harm_follow_gain() -> None:
     slopes, above, naive = [], 0, []
     for _ in range(SIMULATED):
         values = rng.normal(truth, 1, (3, 54))
-        estimate, low, _, _ = Cells(keys, values).slope(x, y)
-        slopes.append(estimate)
-        above += low > 0
+        found = Cells(Runs(keys, range(3), values)).slope(x, y, [0] * 18).at()
+        slopes.append(found["mean"])
+        above += found["low"] > 0
         start, trained, task = values.mean(0).reshape(3, 18)
         naive.append(np.polyfit(trained - start, trained - task, 1)[0])
     assert abs(np.mean(slopes)) < 4 * stats.sem(slopes)
     assert np.mean(naive) > 0.1  # what a regression on the same noise would find
-    assert above / SIMULATED <= 0.05
+    assert above / SIMULATED <= RARELY
 
 
 # Numbers
 
 
-def test_numbers_of_a_true_copy_are_reproduced_but_for_chance() -> None:
-    found = numbers(scorecard({"paper": as_published(seed=1)}))
-    printed = found[found["table"] != "Table 2 of v2"]
-    assert printed["verdict"].value_counts().get(REPRODUCED) >= 0.85 * 84
-    assert (printed["protocol"] == "paper").all()
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_numbers_of_a_true_copy_are_not_contradicted(seeds: int) -> None:
+    verdicts = pd.Series(dtype=str)
+    for seed in range(5):
+        found = numbers(scorecard({"paper": as_published(seeds, seed=seed)}))
+        verdicts = pd.concat([verdicts, found.loc[found["table"] != "Table 2 of v2", "verdict"]])
+    share = verdicts.value_counts(normalize=True)
+    assert share.get(CONTRADICTED, 0.0) <= 0.05
+    assert share[REPRODUCED] >= {3: 0.6, 5: 0.7, 10: 0.75}[seeds]
+    assert set(share.index) <= {REPRODUCED, CONTRADICTED, UNDECIDED}
 
 
-def test_standard_errors_and_verdicts_follow_the_rule() -> None:
+def test_verdicts_on_numbers_follow_the_rule() -> None:
     frame = as_published(sd=0)  # the paper's means, without noise
     wobble = frame["seed"].map({0: -0.004, 1: 0.0, 2: 0.004})
     key = "A2/45000/none/250/miou"  # 52.73 ± 0.25
     error = np.hypot(0.004 / np.sqrt(3), 0.0025 / np.sqrt(3))
-    cases = [(0.0, 1, REPRODUCED), (0.005, 1, REPRODUCED), (0.05, 1, CONTRADICTED), (-0.05, 1, CONTRADICTED)]
-    cases += [(0.03, 10, UNTESTABLE)]  # more than a point, but noisy
+    cases = [(0.0, 1, REPRODUCED), (0.0, 0, REPRODUCED), (0.05, 1, CONTRADICTED), (-0.05, 1, CONTRADICTED)]
+    cases += [(0.05, 0, CONTRADICTED), (0.009, 1, UNDECIDED), (0.012, 1, UNDECIDED), (0.03, 10, UNDECIDED)]
     for shift, scale, expected in cases:
         row = numbers(scorecard({"paper": frame.assign(miou=frame["miou"] + shift + scale * wobble)})).loc[key]
         assert row["difference"] == pytest.approx(shift, abs=1e-12)
-        assert row["verdict"] == expected
-        assert row["ours_paper_sd"] == pytest.approx(0.004 * scale)
+        assert row["verdict"] == expected, (shift, scale)
+        assert row["ours_paper_sd"] == pytest.approx(0.004 * scale, abs=1e-12)
+        assert np.isfinite(row["chance"]) == (expected == UNDECIDED)
         if scale == 1:
             assert row["standard_errors"] == pytest.approx(shift / error, abs=1e-9)
     alone = numbers(scorecard({"paper": frame[frame["seed"] == 0]})).loc[key]
-    assert (alone["verdict"], alone["reason"]) == (UNTESTABLE, "one seed has no spread")
+    assert (alone["verdict"], alone["reason"]) == (UNDECIDED, "one seed has no spread")
     assert alone["difference"] == pytest.approx(0, abs=1e-12)
+    tiny = numbers(scorecard({"paper": frame})).loc["1/0/none/6000/miou"]  # 65.07 ± 0.01, and no spread of ours
+    assert tiny["verdict"] == REPRODUCED
 
 
-def test_numbers_are_told_apart_by_welchs_test() -> None:
-    """On raw values; the paper's are three values with its mean and its spread."""
-    theirs = 0.6507 + 0.0001 * np.array([-1, 0, 1])  # 65.07 ± 0.01
-    for ours in (np.array([0.641, 0.652, 0.6435]), np.array([0.645, 0.6475, 0.6483, 0.6462])):
-        frame = pd.DataFrame({"pretrain_size": 0, "intermediate": "none", "finetune_size": 6000, "miou": ours})
-        frame = frame.assign(seed=range(len(ours)), pixel_accuracy=0.8)
-        row = numbers(scorecard({"paper": frame})).loc["1/0/none/6000/miou"]
-        expected = stats.ttest_ind(ours, theirs, equal_var=False).pvalue
-        assert f"(p = {expected:.2g})" in row["reason"]
-        assert row["verdict"] == (REPRODUCED if expected > 0.05 else CONTRADICTED)
+def test_equivalence_is_that_of_statsmodels_two_one_sided_tests() -> None:
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
+    rng = np.random.default_rng(13)
+    seen = set()
+    for _ in range(200):
+        ours, theirs = rng.normal(rng.normal(0, 0.006), 0.004, 4), rng.normal(0, 0.004, 3)
+        p = weightstats.ttost_ind(ours, theirs, -0.01, 0.01, usevar="unequal")[0]
+        fact = SimpleNamespace(metric="miou", spread=theirs.std(ddof=1), runs=3)
+        same, _ = told(fact, ours.mean() - theirs.mean(), ours.std(ddof=1), 4, 0.01)
+        assert bool(same) == (p < 0.05)
+        seen.add(bool(same))
+    assert seen == {True, False}
+
+
+def test_a_number_is_contradicted_where_welchs_interval_is_beyond_the_margin() -> None:
+    rng = np.random.default_rng(14)
+    seen = set()
+    for _ in range(200):
+        ours, theirs = rng.normal(rng.normal(0, 0.03), 0.004, 4), rng.normal(0, 0.004, 3)
+        welch = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+        fact = SimpleNamespace(metric="miou", spread=theirs.std(ddof=1), runs=3)
+        _, apart = told(fact, ours.mean() - theirs.mean(), ours.std(ddof=1), 4, 0.01)
+        assert bool(apart) == (welch.low > 0.01 or welch.high < -0.01)
+        seen.add(bool(apart))
+    assert seen == {True, False}
 
 
 def test_table_2_is_held_against_one_more_encoder_and_its_rounding() -> None:
@@ -537,7 +759,7 @@ def test_table_2_is_held_against_one_more_encoder_and_its_rounding() -> None:
     rng = np.random.default_rng(9)
     noise = pd.Series(rng.normal(0, 0.002, len(encoders())))
     values = encoders()["across_image_variance"]
-    cases = [(0.004, 0.01, REPRODUCED), (0.03, 0.01, CONTRADICTED), (0.03, 10, UNTESTABLE)]
+    cases = [(0.004, 0.01, REPRODUCED), (0.03, 0.01, CONTRADICTED), (0.03, 10, UNDECIDED)]
     for shift, scale, expected in cases:
         moved = encoders().assign(across_image_variance=values + shift + scale * noise)
         rows = numbers(scorecard({"sound": study(ideal)}, {"sound": moved}))
@@ -559,15 +781,32 @@ def test_reasons_name_what_the_study_lacks() -> None:
     assert no_task["A3/100000/intel/250/miou"] == "no cell with task intel"
 
 
-def test_incomparable_studies_have_claims_but_no_numbers() -> None:
-    for given, reason in (("a smaller model", "a smaller model"), (False, INCOMPARABLE)):
-        table = scorecard({"sound": as_published(seeds=40)}, comparable=given)
-        found = numbers(table)
-        assert set(found["verdict"]) == {UNTESTABLE}
-        assert set(found["reason"]) == {reason}
-        assert found["difference"].isna().all()
-        assert found["ours_sound"].notna().sum() == 84
-        assert (table.loc[table["kind"] == "claim", "verdict"] == REPRODUCED).any()
+def test_a_table_with_differences_has_no_verdicts_on_its_numbers() -> None:
+    apart = {"sound": {"A2": ["pretrain.epochs is 3, the paper's 100", *(f"key {i}" for i in range(5))]}}
+    table = scorecard({"sound": as_published(seeds=40)}, differences=apart)
+    found = numbers(table)
+    for name, rows in found[found["table"] != "Table 2 of v2"].groupby("table"):
+        if name == "Table A2":
+            assert set(rows["verdict"]) == {INCOMPARABLE}
+            assert set(rows["reason"]) == {"pretrain.epochs is 3, the paper's 100; key 0; key 1 and 3 more"}
+        else:
+            assert INCOMPARABLE not in set(rows["verdict"])
+        assert rows["difference"].notna().all()
+    claimed = table[table["kind"] == "claim"].set_index("key")
+    for claim in CLAIMS:
+        assert claimed["comparable"][claim.key] == ("A2" not in claim.tables)
+        words = CLAIM_WORDS if claimed["comparable"][claim.key] else CLAIM_WORDS_HERE
+        assert claimed["verdict"][claim.key] in words
+
+
+def test_a_study_unlike_the_papers_never_contradicts_it() -> None:
+    every = {"sound": {table: ["another model"] for table in (*cards.TABLES, "sizes")}}
+    table = scorecard({"sound": study(lambda *cell: 1 - ideal(*cell))}, {"sound": encoders()}, every)
+    assert CONTRADICTED not in set(table["verdict"]) | set(table["under_sound"])
+    assert (table["verdict"] == Found.AGAINST.of_study(False)).sum() > 8
+    small = scorecard({"sound": as_published()}, differences={"sound": {"sizes": ["20 labels"]}})
+    assert INCOMPARABLE not in set(small["verdict"])  # each number is of one size
+    assert not small.loc[small["kind"] == "claim", "comparable"].any()
 
 
 def test_protocol_paper_comes_first_where_it_has_the_cell() -> None:
@@ -616,8 +855,9 @@ def test_files(tmp_path: Path) -> None:
     opening = text.splitlines()[2]
     for kind, words in (("claim", "claims"), ("number", "numbers")):
         counts = read.loc[read["kind"] == kind, "verdict"].value_counts()
-        said = re.search(rf"(\d+) {words}: (\d+) reproduced, (\d+) contradicted, (\d+) not testable", opening)
-        assert [int(n) for n in said.groups()] == [counts.sum(), *(counts.get(v, 0) for v in VERDICTS)]
+        assert f"{counts.sum()} {words}: " in opening
+        for verdict, count in counts.items():
+            assert f"{count} {verdict}" in opening
     order = [text.index(f"## {name}") for name in ("Claims", "Table 1", "Table A2", "Table A3", "Table 2 of v2")]
     assert order == sorted(order)
     assert "43.73 ± 1.02 %" in text

@@ -123,6 +123,7 @@ rule scorecard:
     """Compare the study with the paper's numbers and claims."""
     input:
         metrics=expand(METRICS, cell=CELLS),
+        confusion=ancient(expand(CONFUSION, cell=CELLS)),
         geometry=expand(GEOMETRY, encoder=ENCODERS),
         other=other_study,
     output:

@@ -163,6 +163,32 @@ def list_imagenet(path: Path) -> Listing:
     return out
 
 
+def _hold_out_imagenet(out: Listing, path: Path, share: float) -> None:
+    """Give the listed images of `path` the parts of a classification task.
+
+    Held out are the images in the class folders of `path`/val, as the data's author split them; without such folders,
+    a share of each class.
+
+    Raises:
+        InputError: `path`/val has a class that is not in the training part, or a class has only one image.
+    """
+    val = path / "val"
+    if os.path.isdir(path / "train") and os.path.isdir(val) and _subfolders(val).subfolders:
+        held_out = _class_folders(val, "imagenet", path)
+        if unknown := sorted({*held_out.classes} - {*out.classes}):
+            train = path / "train"
+            raise InputError(f"{val}: classes that {train} does not have: {few(unknown)}; remove or rename them")
+        place = {name: label for label, name in enumerate(out.classes)}
+        out.images += held_out.images
+        out.labels += [place[held_out.classes[label]] for label in held_out.labels]
+        out.parts += [TEST] * len(held_out.images)
+        out.found += held_out.found
+        out.notes += held_out.notes
+        return
+    out.parts = hold_out([name_below(image, path) for image in out.images], out.labels, share)
+    out.notes.append(f"{path}: has no val/<class>, so {share:.0%} of each class are held out from a task's training")
+
+
 def list_intel(path: Path) -> Listing:
     """The Kaggle archive's layout: seg_train/seg_train/<class> and seg_test/seg_test/<class>."""
     parts = {(name, code): _class_folders(path / name / name, "intel", path) for name, code in INTEL.items()}
@@ -570,5 +596,7 @@ def list_source(spec: Mapping[str, Any]) -> Listing:
     if spec["source"] == "folder":
         return list_folder(spec)
     out = LISTERS[spec["source"]](Path(spec["path"]))
+    if "held_out" in spec:
+        _hold_out_imagenet(out, Path(spec["path"]), spec["held_out"])
     check_missing(out.found, spec.get("on_bad_image") == "skip")
     return out

@@ -95,7 +95,7 @@ def _fixed_test_set(pack: Pack, split_seed: int, test_size: int, given: bool) ->
     order = _order(pack, "segmentation", split_seed)
     if given:
         test, pool = (order[pack.parts[order] == part] for part in (TEST, TRAIN))
-        if test_size > len(test):
+        if test_size > len(test) or len(test) == 0:
             raise InputError(f"segmentation.test_size: {test_size} is larger than the test part, {len(test)} images")
         return np.sort(test[: test_size or len(test)]), pool
     return np.sort(order[len(pack) - test_size :]), order[: len(pack) - test_size]
@@ -117,7 +117,14 @@ def task_split(
         return {"train": np.sort(rest), "test": test}
     if pack.parts is None:
         raise InputError(f"{pack.folder}: source '{pack.manifest['source']}' has no train and test parts")
-    return {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}
+    split = {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}
+    for part, indices in split.items():
+        if len(indices) == 0:
+            raise InputError(
+                f"{pack.folder}: no image of the {part} part in this pack of source '{pack.manifest['source']}'; an "
+                "intermediate task needs both; mend the data set, or use another source"
+            )
+    return split
 
 
 def cut(spec: Mapping[str, Any], *, manifest: Path, record: Path, indices: Path) -> None:

@@ -146,6 +146,13 @@ def check_across(config: dict[str, Any]) -> None:
                 f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
                 "folder does not have; use target patch, or a source with class folders"
             )
+        own = segmentation["source"] == "folder" and not segmentation.get("split")
+        if task["source"] == "segmentation" and own and switches["pets_pool"] == "official":
+            raise InputError(
+                f"intermediate.{name}.source: 'segmentation' under switches.pets_pool: official needs an official "
+                "training part, which the segmentation's folder does not have; use pets_pool: training with "
+                "switches.test_set: fixed, as protocol sound does, or give segmentation.split"
+            )
         if task["target"] != "image":
             if task["source"] not in ("pets", "segmentation", "synthetic"):
                 raise InputError(
@@ -182,12 +189,13 @@ def check_across(config: dict[str, Any]) -> None:
 
 
 def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> None:
-    """Refuse grid sizes larger than the data.
+    """Refuse grid sizes larger than the data, and tasks without images to train or to be tested on.
 
     Args:
         config: resolved settings.
-        counts: images in the packs 'pretrain' and 'segmentation', and in the latter's 'train' and 'test' parts if a
-            file gives them, see `viny.study.inventory.Images.limits`; what is left out or None is not checked.
+        counts: images in the packs 'pretrain' and 'segmentation', in the latter's 'train' and 'test' parts if a file
+            gives them, and in those of each task, '<task> trained' and '<task> held_out', see
+            `viny.study.inventory.Images.limits`; what is left out or None is not checked.
 
     Raises:
         InputError: names the key, the size, and what the data allow.
@@ -199,6 +207,13 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
             f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])} is larger than the data: "
             f"{config['pretrain']['path']} ({config['pretrain']['source']}) has {counts['pretrain']} images"
         )
+    for name, task in config["intermediate"].items():
+        for part, words in (("trained", "training"), ("held_out", "held-out")):
+            if counts.get(f"{name} {part}") == 0:
+                raise InputError(
+                    f"intermediate.{name}.source: no {words} images in {task['path']} ({task['source']}); a task needs "
+                    "both training and held-out images; add some, or use another source"
+                )
     test = config["segmentation"]["test_size"]
     if "train" in counts:
         for key, wanted, part in (

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from viny.learning.settings import TRAIN_KEYS
 from viny.runtime.errors import InputError
 from viny.study.checks import OWN_MASKS, check_across, check_mask_values, did_you_mean, validate
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS, RESERVED
@@ -191,24 +190,3 @@ def _fill_defaults(value: dict[str, Any], schema: Mapping[str, Any], root: Mappi
             value[key] = copy.deepcopy(node["default"])
         if isinstance(value.get(key), dict) and "properties" in node:
             _fill_defaults(value[key], node, root)
-
-
-def differences_from_paper(config: Mapping[str, Any]) -> list[str]:
-    """What sets a study apart from the paper's, besides its protocol and its sizes, one phrase per key.
-
-    If this is not empty, the study's numbers cannot be compared with the paper's.
-    """
-    paper = resolve({"study": "paper"})
-    sections = {"model": tuple(sorted(config["model"])), "finetune": ("contrast", *TRAIN_KEYS)}
-    sections["pretrain"] = ("source", "mask_ratio", "crop_scale", *TRAIN_KEYS)
-    sections["segmentation"] = ("source", "test_size")
-    pairs = [(name, keys, config[name], paper[name]) for name, keys in sections.items()]
-    if "intel" in config["intermediate"]:
-        keys = ("source", "target", "mixup", "contrast", *TRAIN_KEYS)
-        pairs.append(("intermediate.intel", keys, config["intermediate"]["intel"], paper["intermediate"]["intel"]))
-    return [
-        f"{name}.{key} is {mine[key]}, the paper's {theirs[key]}"
-        for name, keys, mine, theirs in pairs
-        for key in keys
-        if mine[key] != theirs[key]
-    ]

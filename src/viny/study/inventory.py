@@ -31,6 +31,7 @@ class Images:
     Attributes:
         packed: by pack ('pretrain', 'segmentation' or a task), as in the data set on disk.
         trained: by intermediate task, those that it trains on.
+        held_out: by intermediate task, those that it is tested on.
         room: labelled images besides the test images.
         tested: test images.
         given: labelled images in the training and test parts, if a file or their folders give them.
@@ -40,6 +41,7 @@ class Images:
 
     packed: dict[str, int | None]
     trained: dict[str, int | None]
+    held_out: dict[str, int | None]
     room: int | None
     tested: int
     given: tuple[int, int] | None
@@ -49,7 +51,9 @@ class Images:
     @property
     def limits(self) -> dict[str, int | None]:
         """What `viny.study.checks.check_sizes` needs to know."""
-        return self.packed | (dict(zip(("train", "test"), self.given, strict=True)) if self.given else {})
+        given = dict(zip(("train", "test"), self.given, strict=True)) if self.given else {}
+        tasks = {f"{task} {part}": n for part in ("trained", "held_out") for task, n in getattr(self, part).items()}
+        return self.packed | given | tasks
 
 
 def count_images(config: Mapping[str, Any], root: Path) -> Images:
@@ -80,8 +84,9 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     else:
         room = sum(own) - tested if own else None
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
+    held_out = {task: _held_out(config, task, parts[task], tested) for task in config["intermediate"]}
     here = {name: listing for name, listing in listings.items() if listing is not None}
-    return Images(packed, trained, room, tested, given, tuple(notes), here)
+    return Images(packed, trained, held_out, room, tested, given, tuple(notes), here)
 
 
 def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, Listing | None]:
@@ -111,9 +116,20 @@ def _trained(
             return record["parts"]["train"]["count"]
     except (InputError, KeyError, TypeError):
         pass  # no split yet, or another study's
-    if spec.get("pool") == "training" and spec["test_set"] == "fixed":
+    if _spares_test_images(spec):
         return room
     return parts[0] if parts else None
+
+
+def _held_out(config: Mapping[str, Any], task: str, parts: tuple[int, int] | None, tested: int) -> int | None:
+    if _spares_test_images(task_split_spec(config, task)):
+        return tested
+    return parts[1] if parts else None
+
+
+def _spares_test_images(spec: Mapping[str, Any]) -> bool:
+    """Whether a task learns from all labelled images but the study's test images, see `splits.task_split`."""
+    return spec.get("pool") == "training" and spec["test_set"] == "fixed"
 
 
 def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | None = None) -> list[str]:

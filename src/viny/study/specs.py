@@ -7,7 +7,7 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
-from viny.study.config import differences_from_paper
+from viny.study.comparable import differences_from_paper
 from viny.study.grid import Cell, Encoder
 from viny.study.layout import Training
 
@@ -45,6 +45,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         spec["fit"] = section["fit"]
     if section["source"] == "folder":
         return spec | _folder_spec(config, name, section)
+    if section["source"] == "imagenet" and name != "pretrain":
+        spec["held_out"] = section["held_out"]
     if section["source"] == "pets":
         # The same for all Pets packs, so that a task and the segmentation share one.
         spec |= {key: config["segmentation"][key] for key in ("download", "all_background")}
@@ -255,6 +257,7 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
+        "epochs": {stage: config[stage]["epochs"] for stage in ("pretrain", "finetune")},
         "spatial_tasks": [name for name, task in config["intermediate"].items() if task["target"] == "patch"],
         "differences": differences_from_paper(config),
     }

@@ -2,17 +2,8 @@
 
 A claim is a testable predicate over cells. It needs the structure of the paper's grid (some pre-training, an
 intermediate task, several label sizes), not its sizes, so any study can test it, and so can the paper's own numbers.
-
-There are three verdicts, for claims and numbers alike:
-
-reproduced: every comparison of a claim has its 95 % t interval on the claim's side (intersection-union test, Berger
-1982: no correction is needed). A number is no more than a point away, and Welch's t test does not tell the two apart.
-
-contradicted: the mean of a claim's comparisons has its interval wholly on the other side, or one comparison does after
-Bonferroni's correction over all of them; without the correction, a true claim over many comparisons would often be
-contradicted by chance. A number is one that Welch's t test (two-sided, 5 %) tells from the paper's.
-
-not testable with this study: anything else, with the reason.
+What is found of claims, and in which words, is in `viny.evidence.paper.words`; the tests are
+`viny.evidence.paper.comparisons.everywhere` and, for numbers, `viny.evidence.paper.numbers.told`.
 
 Metrics are fractions in [0, 1] in frames and CSV, percent or percentage points in Markdown.
 """
@@ -27,31 +18,39 @@ import numpy as np
 import pandas as pd
 
 from viny.evidence.paper.claims import CLAIMS, claims_on_paper
-from viny.evidence.paper.comparisons import POINT, POINTS, REPRODUCED, VERDICTS, Cells
+from viny.evidence.paper.comparisons import POINT, POINTS, Cells
 from viny.evidence.paper.facts import ROUNDING, SPATIAL
 from viny.evidence.paper.numbers import SHARE, is_number, number_rows
+from viny.evidence.paper.words import CLAIM_WORDS, CLAIM_WORDS_HERE, NUMBER_WORDS, Found
+from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
+from viny.evidence.verdicts import decide
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_text
 from viny.runtime.text import markdown
 
 PROTOCOLS = ("paper", "sound")  # a verdict is about the first that can tell
-GEOMETRY = ["within_image_variance", "across_image_variance", "probe_paper", "probe_accuracy", "within_share"]
+TABLES = ("1", "A2", "A3", "2")
+GEOMETRY = ["within_image_variance", "across_image_variance", "probe_paper", "probe_accuracy", "local_minus_distant"]
 
 COLUMNS = [
-    *("kind", "key", "table", "what", "value_is", "unit", "paper", "paper_spread", "paper_low", "paper_high"),
+    *("kind", "key", "table", "what", "sentence", "value_is", "unit"),
+    *("paper", "paper_spread", "paper_low", "paper_high"),
     *("ours_paper", "ours_paper_sd", "ours_paper_low", "ours_paper_high", "n_paper"),
     *("ours_sound", "ours_sound_sd", "ours_sound_low", "ours_sound_high", "n_sound"),
-    *("protocol", "difference", "standard_errors", "verdict", "reason"),
-    *("under_paper", "under_sound", "paper_verdict", "paper_reason"),
+    *("protocol", "comparable", "difference", "difference_low", "difference_high", "standard_errors"),
+    *("comparisons", "in_favour", "verdict", "chance", "reason"),
+    *("under_paper", "under_sound", "paper_verdict", "paper_seeds_needed", "paper_reason"),
 ]
 
 
 def scorecard(
     frames: Mapping[str, pd.DataFrame],
     geometry: Mapping[str, pd.DataFrame] | None = None,
-    comparable: bool | str = True,
+    differences: Mapping[str, Mapping[str, list[str]]] | None = None,
     spatial: Collection[str] = SPATIAL,
+    folders: Mapping[str, Path] | None = None,
+    epochs: Mapping[str, tuple[int, int]] | None = None,
 ) -> pd.DataFrame:
     """Compare a study with the paper: its claims in words, then its numbers.
 
@@ -61,28 +60,33 @@ def scorecard(
     otherwise about 'sound'.
 
     The paper does not define its ±; it is taken as the standard deviation of 3 runs. Table 2 has one encoder and no ±;
-    it is compared with the 95 % interval in which one more encoder of the study would lie, allowing for its rounding.
+    it is compared with the interval in which one more encoder of the study would lie, allowing for its rounding.
 
     Args:
         frames: what `tables.read_metrics` returns, by protocol ('paper', 'sound'); one or both.
         geometry: what `representations.read_geometry` returns, or its rows of the output layer alone, by protocol.
-        comparable: whether numbers can be compared with the paper's: False, or the reason, if model, data or lengths
-            differ. Claims are tested all the same.
+        differences: what sets each study apart from the paper's, by protocol, see
+            `viny.study.comparable.differences_from_paper`; nothing, unless given. A table with differences has no
+            verdicts on its numbers, and claims that rest on it have those of a study that is not the paper's.
         spatial: tasks whose target is each patch; they stand for version 2's spatial supervision.
+        folders: of the confusion matrices beside the metrics, by protocol; without, intervals are over seeds alone.
+        epochs: of pre-training and of fine-tuning, by protocol; the same unless given.
 
     Returns:
         `COLUMNS`, one row per claim and one per number. kind is 'claim' or 'number'; table is the paper's table or
-        section; unit applies to all values. For a number, `paper` and `ours_*` are means over runs with their standard
-        deviation (ddof = 1) and, for ours, the mean's 95 % t interval; `standard_errors` is the difference (ours minus
-        the paper's) over the root of the sum of both squared standard errors. For a claim they are the estimate and its
-        95 % interval, positive where the claim holds. `protocol` says which of ours `verdict`, `reason` and
-        `difference` are about; `under_paper` and `under_sound` are the verdicts of each, empty if not given.
-        `paper_verdict` says whether the paper's own numbers support its claim.
+        section; sentence is what a claim tests, in the paper's words; unit applies to all values. For a number, `paper`
+        and `ours_*` are means over runs with their standard deviation (ddof = 1) and, for ours, the mean's 95 % t
+        interval; `standard_errors` is the difference (ours minus the paper's) over its standard error. For a claim they
+        are the estimate and its 95 % interval, positive where the claim holds; in_favour says how many of its
+        comparisons are decided so. `protocol` says which of ours `verdict`, `reason` and `difference` are about;
+        `under_paper` and `under_sound` are the verdicts of each, empty if not given. chance is that of twice the seeds
+        to decide what is undecided. `paper_verdict` says whether the paper's own numbers support its claim, and
+        `paper_seeds_needed` how many runs would have told, if they do not.
 
     Raises:
         InputError: no frame, an unknown protocol, a frame of another protocol, a missing column or a cell given twice.
     """
-    geometry = geometry or {}
+    geometry, differences, folders, epochs = geometry or {}, differences or {}, folders or {}, epochs or {}
     if not frames:
         raise InputError("no frames given for the scorecard; pass the metrics of one study at least")
     for name in (*frames, *geometry):
@@ -92,18 +96,25 @@ def scorecard(
             raise InputError(f"geometry of protocol '{name}' has no metrics beside it; pass that study's frame too")
     given = [name for name in PROTOCOLS if name in frames]
     tidy = {name: _tidy(frames[name], geometry.get(name), name) for name in given}
-    rows = [*_claim_rows(tidy, spatial), *number_rows(tidy, comparable)]
+    nothing: dict[str, list[str]] = {table: [] for table in (*TABLES, "sizes")}
+    apart = {name: nothing | dict(differences.get(name, {})) for name in given}
+    evidence = {}
+    for name in given:
+        miou = read_runs(frames[name], folders.get(name))
+        encoders = tidy[name][~is_number(tidy[name])]
+        evidence[name] = Cells.of(miou, encoders, spatial, epochs.get(name, (1, 1)), decide(miou))
+    rows = [*_claim_rows(evidence, apart), *number_rows(tidy, apart)]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    words = [c for c in COLUMNS if c in ("protocol", "under_paper", "under_sound", "paper_verdict", "paper_reason")]
-    counts = {name: "Int64" for name in ("n_paper", "n_sound")}
+    words = ["protocol", "sentence", "under_paper", "under_sound", "paper_verdict", "paper_reason"]
+    counts = dict.fromkeys(("n_paper", "n_sound", "comparisons", "in_favour"), "Int64")
     return table.astype(counts | dict.fromkeys(words, object)).fillna(dict.fromkeys(words, ""))
 
 
 def _tidy(frame: pd.DataFrame, geometry: pd.DataFrame | None, protocol: str) -> pd.DataFrame:
-    """A study's measures in one tidy frame: measure, `KEYS`, value; those of encoders have finetune_size 0."""
+    """A study's numbers, and the measures of its encoders, whose finetune_size is 0: measure, `KEYS`, value."""
     _need(frame, [*KEYS, "miou", "pixel_accuracy"], f"the metrics of protocol '{protocol}'", protocol)
     as_paper = "miou_per_image" if "miou_per_image" in frame else "miou"
-    cells = frame[KEYS].assign(miou=frame["miou"], number_miou=frame[as_paper], number_accuracy=frame["pixel_accuracy"])
+    cells = frame[KEYS].assign(number_miou=frame[as_paper], number_accuracy=frame["pixel_accuracy"])
     parts = [cells.melt(KEYS, var_name="measure")]
     if geometry is not None:
         name = f"the geometry metrics of protocol '{protocol}'"
@@ -117,7 +128,7 @@ def _tidy(frame: pd.DataFrame, geometry: pd.DataFrame | None, protocol: str) -> 
         measures = encoders[KEYS].assign(
             finetune_size=0,
             log2_across=np.log2(across.where(across > 0)),
-            within_share=encoders["within_share"],
+            local_minus_distant=encoders["local_minus_distant"],
             probe=encoders["probe_paper" if protocol == "paper" else "probe_accuracy"],
             **{f"number_{metric}": encoders[metric] for metric in ROUNDING},
         )
@@ -145,21 +156,25 @@ def _need(
         raise InputError(f"{name} hold a row more than once: {key}; keep one of each")
 
 
-def _claim_rows(tidy: Mapping[str, pd.DataFrame], spatial: Collection[str]) -> list[dict[str, Any]]:
+def _claim_rows(evidence: Mapping[str, Cells], apart: Mapping[str, Mapping[str, list[str]]]) -> list[dict[str, Any]]:
     """One row per claim; protocols in the order of `PROTOCOLS`."""
-    evidence = {name: Cells.of(frame[~is_number(frame)], spatial) for name, frame in tidy.items()}
     published = claims_on_paper().set_index("key")
     rows = []
     for claim in CLAIMS:
         outcomes = {name: claim.test(cells) for name, cells in evidence.items()}
-        head = next((name for name, outcome in outcomes.items() if outcome.comparisons), next(iter(outcomes)))
-        paper = published.loc[claim.key]
+        testable = (name for name, outcome in outcomes.items() if outcome.found is not Found.UNTESTABLE)
+        head = next(testable, next(iter(outcomes)))
+        comparable = {name: not any(apart[name][table] for table in (*claim.tables, "sizes")) for name in outcomes}
+        words = {name: outcome.found.of_study(comparable[name]) for name, outcome in outcomes.items()}
+        paper, found = published.loc[claim.key], outcomes[head]
         row: dict[str, Any] = {
             **{"kind": "claim", "key": claim.key, "table": claim.source, "unit": claim.unit},
-            **{"what": claim.words, "value_is": claim.estimate_is},
+            **{"what": claim.words, "sentence": claim.sentence, "value_is": claim.estimate_is},
             **{"paper": paper["estimate"], "paper_low": paper["low"], "paper_high": paper["high"]},
             **{"paper_verdict": paper["verdict"], "paper_reason": paper["reason"]},
-            **{"protocol": head, "verdict": outcomes[head].verdict, "reason": outcomes[head].reason},
+            **{"paper_seeds_needed": paper["seeds_needed"]},
+            **{"protocol": head, "comparable": comparable[head], "verdict": words[head], "reason": found.reason},
+            **{"comparisons": found.comparisons, "in_favour": found.favour, "chance": found.chance},
         }
         for name, outcome in outcomes.items():
             row |= {
@@ -167,7 +182,7 @@ def _claim_rows(tidy: Mapping[str, pd.DataFrame], spatial: Collection[str]) -> l
                 f"ours_{name}_low": outcome.low,
                 f"ours_{name}_high": outcome.high,
             }
-            row |= {f"n_{name}": outcome.n, f"under_{name}": outcome.verdict}
+            row |= {f"n_{name}": outcome.n, f"under_{name}": words[name]}
         rows.append(row)
     return rows
 
@@ -176,23 +191,25 @@ def write_scorecard(
     metric_paths_by_protocol: Mapping[str, Iterable[str | Path]],
     geometry_by_protocol: Mapping[str, pd.DataFrame] | None,
     out_dir: str | Path,
-    comparable: bool | str = True,
+    differences: Mapping[str, Mapping[str, list[str]]] | None = None,
     spatial: Collection[str] = SPATIAL,
+    epochs: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     """Write scorecard.csv and scorecard.md.
 
     Args:
-        metric_paths_by_protocol: JSON files of one study's cells, by protocol.
-        geometry_by_protocol: see `scorecard`.
+        metric_paths_by_protocol: JSON files of one study's cells, by protocol; their confusion matrices are read where
+            they lie beside them.
+        geometry_by_protocol: see `scorecard`; so are the others.
         out_dir: folder for both; made if missing.
-        comparable: see `scorecard`.
-        spatial: see `scorecard`.
 
     Raises:
-        InputError: as for `tables.read_metrics` and `scorecard`.
+        InputError: as for `tables.read_metrics`, `crossed.read_runs` and `scorecard`.
     """
-    frames = {name: read_metrics(paths) for name, paths in metric_paths_by_protocol.items()}
-    table = scorecard(frames, geometry_by_protocol, comparable, spatial)
+    paths = {name: [Path(path) for path in found] for name, found in metric_paths_by_protocol.items()}
+    frames = {name: read_metrics(found) for name, found in paths.items()}
+    folders = {name: found[0].parent for name, found in paths.items()}
+    table = scorecard(frames, geometry_by_protocol, differences, spatial, folders, epochs)
     about = {
         f"{column}_{name}": frames[name][column].iloc[0]
         for name in PROTOCOLS
@@ -200,42 +217,48 @@ def write_scorecard(
         for column in ("study", "note")
     }
     write_csv(table.assign(**about), Path(out_dir) / "scorecard.csv")
-    write_text(Path(out_dir) / "scorecard.md", _markdown(table, frames))
+    write_text(Path(out_dir) / "scorecard.md", _markdown(table, frames, differences or {}))
 
 
 READING = (
-    "A claim is reproduced where the 95 % t interval over seeds of every comparison is on its side (an intersection-"
-    "union test), contradicted where that of their mean, or of one after Bonferroni's correction, is on the other. "
-    "Estimates are of the comparison that decides, positive where the claim holds.\n\nA number is reproduced where it "
-    f"is no more than {100 * POINT:.0f} point (of a variance, {100 * SHARE:.0f} %) from the paper's and Welch's t test "
-    "does not tell the two apart (5 %), contradicted where it does: by chance, about one in 20 true numbers at most. ± "
-    "is a standard deviation over seeds (ddof = 1). The paper does not define its own; it is taken as of 3 runs; "
-    "Table 2 of v2 has none. Numbers are mIoU averaged over images, as in the paper. A verdict is about protocol paper "
-    "where that study has the cells, else about sound."
+    "A claim is reproduced where the 95 % interval of every comparison, over seeds and test images, is on its side (an "
+    "intersection-union test); reproduced on average where that of their mean is; not everywhere where one comparison "
+    "is decided against it after Bonferroni's correction; contradicted where the mean is; otherwise undecided. "
+    "Estimates are the mean over comparisons, positive where the claim holds. A study that differs from the paper's "
+    "does not contradict it: its words end in 'here'.\n\nA number is reproduced where the 90 % interval of its "
+    f"difference from the paper's lies within {100 * POINT:.0f} point (of a variance, {100 * SHARE:.0f} %), two "
+    "one-sided tests at 5 % each; contradicted where the 95 % interval lies wholly outside; otherwise undecided. ± is "
+    "a standard deviation over seeds (ddof = 1). The paper does not define its own; it is taken as of 3 runs; Table 2 "
+    "of v2 has none. Numbers are mIoU averaged over images, as in the paper. A verdict is about protocol paper where "
+    "that study has the cells, else about sound."
 )
 
 
-def _markdown(table: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> str:
-    """The scorecard as a page: counts, claims, numbers by table."""
+def _markdown(
+    table: pd.DataFrame, frames: Mapping[str, pd.DataFrame], differences: Mapping[str, Mapping[str, list[str]]]
+) -> str:
+    """The scorecard as a page: counts, differences, claims, numbers by table."""
     given = [name for name in PROTOCOLS if name in frames]
     parts = ["# Scorecard against the paper", _counts(table)]
     for name in given:
         first = frames[name].iloc[0]
         parts.append(f"Protocol {name}: study {markdown(first['study'])}. {markdown(first['note'])}".strip())
+        if any(differences.get(name, {}).values()):
+            parts.append(_apart(name, differences[name]))
     parts.append(READING)
     claims = table[table["kind"] == "claim"]
     parts.append("## Claims")
-    words = [f"{what} ({value_is})" for what, value_is in zip(claims["what"], claims["value_is"], strict=True)]
-    shown = pd.DataFrame({"Claim (estimate)": words, "Source": claims["table"], "Verdict": claims["verdict"]})
+    words = [f"{what} {said}" for what, said in zip(claims["what"], claims["sentence"], strict=True)]
+    shown = pd.DataFrame({"Claim": words, "Source": claims["table"], "Estimate is": claims["value_is"]})
+    shown["Verdict"] = claims["verdict"]
     for name in given:
-        shown[f"Estimate, {name}"] = [
-            _estimate(*values) for values in _columns(claims, f"ours_{name}", f"ours_{name}_low", f"ours_{name}_high")
-        ]
+        shown[f"Estimate, {name}"] = _estimates(claims, f"ours_{name}")
     if len(given) > 1:
         shown["Verdict under sound"] = claims["under_sound"]
     shown["Why"] = claims["reason"]
     shown["The paper's own numbers"] = claims["paper_verdict"]
-    shown["Their estimate"] = [_estimate(*values) for values in _columns(claims, "paper", "paper_low", "paper_high")]
+    shown["Their estimate"] = _estimates(claims, "paper")
+    shown["Why them"] = claims["paper_reason"]
     parts.append(to_markdown(shown).strip())
     numbers = table[table["kind"] == "number"]
     for name, rows in numbers.groupby("table", sort=False):
@@ -248,29 +271,47 @@ def _markdown(table: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> str:
         if len(given) > 1:
             shown["Compared"] = rows["protocol"]
         shown["Difference"] = [
-            _signed(unit, value) for unit, value in zip(rows["unit"], rows["difference"], strict=True)
+            _signed(*values) for values in _columns(rows, "difference", "difference_low", "difference_high")
         ]
-        shown["Standard errors"] = ["" if pd.isna(x) else f"{x:+.1f}" for x in rows["standard_errors"]]
         shown["Verdict"], shown["Why"] = rows["verdict"], rows["reason"]
         parts += [f"## {name}", to_markdown(shown).strip()]
     return "\n\n".join(parts) + "\n"
 
 
+def _apart(protocol: str, differences: Mapping[str, list[str]]) -> str:
+    """What sets a study apart from the paper's, in a list: each difference once, with the tables that it is about."""
+    tables: dict[str, list[str]] = {}
+    for table, found in differences.items():
+        for phrase in found:
+            tables.setdefault(phrase, []).append(table)
+    lines = [f"What cannot be compared with the paper, under protocol {protocol}:", ""]
+    for phrase, where in tables.items():
+        about = "claims" if where == ["sizes"] else f"Table{'s' * (len(where) > 1)} {', '.join(where)}"
+        lines.append(f"- {markdown(phrase)} ({about})")
+    return "\n".join(lines)
+
+
 def _counts(table: pd.DataFrame) -> str:
     """The opening line: how many of each verdict."""
 
-    def counted(kind: str, words: str) -> str:
-        found = table.loc[table["kind"] == kind, "verdict"]
-        counts = ", ".join(f"{(found == verdict).sum()} {verdict}" for verdict in VERDICTS)
-        return f"{len(found)} {words}: {counts}."
+    def counted(kind: str, words: str, verdicts: Sequence[str]) -> str:
+        found = table.loc[table["kind"] == kind, "verdict"].value_counts()
+        counts = [f"{found[verdict]} {verdict}" for verdict in dict.fromkeys(verdicts) if verdict in found]
+        return f"{found.sum()} {words}: {', '.join(counts)}."
 
-    own = (table["paper_verdict"] == REPRODUCED).sum()
-    return f"{counted('claim', 'claims')} The paper's own numbers support {own}. {counted('number', 'numbers')}"
+    own = table["paper_verdict"].value_counts()
+    said = ", ".join(f"{own[f.of_table]} {f.of_table}" for f in (Found.HOLDS, Found.AVERAGE) if f.of_table in own)
+    claims = counted("claim", "claims", [*CLAIM_WORDS, *CLAIM_WORDS_HERE])
+    return f"{claims} By the paper's own numbers: {said}. {counted('number', 'numbers', NUMBER_WORDS)}"
 
 
 def _columns(table: pd.DataFrame, *names: str) -> Iterable[tuple]:
     """The unit and some columns, row by row."""
     return table[["unit", *names]].itertuples(index=False, name=None)
+
+
+def _estimates(claims: pd.DataFrame, name: str) -> list[str]:
+    return [estimate_in_words(*values) for values in _columns(claims, name, f"{name}_low", f"{name}_high")]
 
 
 def _value(unit: str, mean: float, sd: float) -> str:
@@ -282,13 +323,16 @@ def _value(unit: str, mean: float, sd: float) -> str:
     return f"{factor * mean:.{digits}f}{spread}{' %' if unit == POINTS else ''}"
 
 
-def _signed(unit: str, value: float) -> str:
+def _signed(unit: str, value: float, low: float, high: float) -> str:
+    """A difference with its 95 % interval."""
     if pd.isna(value):
         return ""
-    return f"{100 * value:+.2f} points" if unit == POINTS else f"{value:+.3f}"
+    factor, digits = (100, 2) if unit == POINTS else (1, 3)
+    interval = "" if pd.isna(low) else f" [{factor * low:+.{digits}f}, {factor * high:+.{digits}f}]"
+    return f"{factor * value:+.{digits}f}{interval}{' points' if unit == POINTS else ''}"
 
 
-def _estimate(unit: str, estimate: float, low: float, high: float) -> str:
+def estimate_in_words(unit: str, estimate: float, low: float, high: float) -> str:
     """An estimate with its 95 % interval and its unit; fractions as percentage points."""
     if pd.isna(estimate):
         return ""

@@ -11,8 +11,9 @@ from viny.evidence.statistics import representations
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
 from viny.study.grid import cells, encoders
-from viny.study.layout import geometry_file, metrics_file, summarised
+from viny.study.layout import SUMMARY, geometry_file, metrics_file, summarised
 
 
 def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -28,22 +29,40 @@ def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: P
         InputError: the other study has no results, or has the same protocol.
     """
     summary = Summary("scorecard", spec, root)
-    metrics = {spec["protocol"]: [metrics_file(root, cell) for cell in cells(spec)]}
-    measured = {spec["protocol"]: [geometry_file(root, encoder) for encoder in encoders(spec)]}
+    own = spec["protocol"]
+    metrics = {own: [metrics_file(root, cell) for cell in cells(spec)]}
+    measured = {own: [geometry_file(root, encoder) for encoder in encoders(spec)]}
+    differences, epochs = {own: spec["differences"]}, {own: spec["epochs"]}
     if name := spec["other_study"]:
         other = root.parent / name
         found = sorted((other / "metrics").glob("*.json"))
         if not found:
             raise InputError(f"scorecard.other_study: {other} holds no metrics; run that study first, or leave it out")
         protocol = read_metrics(found[:1])["protocol"].iloc[0]
-        if protocol == spec["protocol"]:
+        if protocol == own:
             raise InputError(
                 f"scorecard.other_study: {name} is under protocol {protocol} too; name a study under the other one"
             )
         metrics[protocol], measured[protocol] = found, sorted((other / "geometry").glob("*.json"))
-    for paths in (*metrics.values(), *measured.values()):
-        summary.reads(*paths)
+        differences[protocol], epochs[protocol] = _said_by(other / SUMMARY.format(stage="scorecard"))
+    for paths in metrics.values():
+        summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
+    summary.reads(*(path for paths in measured.values() for path in paths))
     frames = {protocol: representations.read_geometry(paths) for protocol, paths in measured.items() if paths}
-    comparable = "; ".join(spec["differences"]) or True
-    scorecard.write_scorecard(metrics, frames, out / "tables", comparable, spec["spatial_tasks"])
+    both = {protocol: (said["pretrain"], said["finetune"]) for protocol, said in epochs.items()}
+    scorecard.write_scorecard(metrics, frames, out / "tables", differences, spec["spatial_tasks"], both)
     summary.write(record, [out / made for made in summarised("scorecard", spec)])
+
+
+def _said_by(record: Path) -> tuple[Mapping[str, list[str]], Mapping[str, int]]:
+    """What sets another study apart from the paper's, and its epochs, by the record of its own scorecard."""
+    try:
+        spec = read_json(record, "the record of a scorecard")["spec"]
+        differences, epochs = spec["differences"], spec["epochs"]
+        known = "sizes" in differences and "finetune" in epochs
+    except (InputError, KeyError, TypeError):
+        known = False
+    if not known:  # no record, or one of an older version
+        unknown = [f"{record}: does not say what sets its study apart; run that study's scorecard again"]
+        return {table: unknown for table in (*scorecard.TABLES, "sizes")}, {"pretrain": 1, "finetune": 1}
+    return differences, epochs
