@@ -15,6 +15,9 @@ from scipy import stats
 pytest.importorskip("jsonschema")
 
 from viny.cli import main
+from viny.evidence.paper.claims import CLAIMS
+from viny.evidence.paper.comparisons import Cells
+from viny.evidence.paper.words import Found
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.verdicts import decide, questions
 from viny.runtime.errors import InputError
@@ -26,6 +29,7 @@ from viny.study.layout import metrics_file
 from viny.study.reading import read_config
 from viny.study.saved import write_study
 from viny.tools.forecast.plan import SNAKEMAKE_JOB, plan
+from viny.tools.power import claims
 from viny.tools.power.costs import NOT_KNOWN, Costs
 from viny.tools.power.noise import EVERY, Key, Shared
 from viny.tools.power.power import cheapest, in_words, power, show
@@ -35,6 +39,7 @@ from viny.tools.power.truth import Truth, from_paper, from_runs, from_study, sta
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 PAPER = Path(__file__).parents[2] / "studies" / "paper.yaml"
 KEYS: list[Key] = list(product((0, 9, 18), ("none", "a"), (60, 120, 240)))
+SHARES = ("rightly", "wrongly", "everywhere")  # of a claim
 NEVER = 1e-9  # a margin within which nothing is small
 
 
@@ -44,6 +49,11 @@ def known(keys: list[Key] = KEYS, effect: float = 0.0, of_seeds: float = 0.01, o
     images = Shared({EVERY: of_images**2} if of_images else {})
     noise = replace(noise, of_seeds=Shared({EVERY: of_seeds**2}), of_images=images, of_both=Shared({}))
     return stated(noise, keys, effect)
+
+
+@pytest.fixture(autouse=True)
+def few_studies_for_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "STUDIES", 12)
 
 
 # Chances
@@ -135,6 +145,27 @@ def test_label_sizes_on_test_images_of_their_own_share_no_draw() -> None:
     assert np.ptp(Simulation(truth, KEYS, 2).covariance(100)) == pytest.approx(0)
     moving = Simulation(truth, KEYS, 2, moving=True).covariance(100)
     assert (moving[0, 1], moving[0, 3]) == pytest.approx((0, 1e-4))
+
+
+def test_a_claim_is_decided_by_the_tests_of_the_scorecard() -> None:
+    paper = from_paper()
+    made = Simulation(paper, paper.keys, 3, studies=12)
+    config = resolve(read_config(PAPER))
+    rows = claims.claim_chances(made, config, [{"seeds": 3, "test_images": 1000}], 0.01)
+    values, asked = made.values(3, 1000), questions(made.keys)
+    said = made.verdicts(asked, 3, 1000, 0.01)
+    found = []
+    for study in range(12):
+        runs = Runs(made.keys, range(3), values[study])  # without test images, whose noise is small here
+        decisions = [d for d in decide(runs) if d.kind in ("task", "pre-training")]
+        assert [d.verdict for d in decisions] == [
+            said[study, place] for place, one in enumerate(asked) if one.kind in ("task", "pre-training")
+        ]
+        cells = Cells.of(runs, epochs=(200, 100), decisions=decisions)
+        found.append({claim.key: claim.test(cells).found for claim in CLAIMS})
+    for row in rows:
+        everywhere = np.mean([one[row["key"]] is Found.HOLDS for one in found])
+        assert row["everywhere"][0] == pytest.approx(everywhere, abs=0.25)
 
 
 # Noise
@@ -277,6 +308,12 @@ def test_the_paper_s_grid_has_a_chance_for_each_question_and_hours_for_each_grid
     hours = [grid["hours"] for grid in found["grids"]]
     assert hours[:3] == sorted(hours[:3])
     assert any("nothing is known of 6 cells" in note for note in found["notes"])
+    told = {row["key"]: row for row in found["claims"]}
+    assert told["pretraining_worth_less_with_labels"]["rightly"][:3] == [1.0] * 3
+    assert {"harm_is_erasure", "spatial_raises_probe"}.isdisjoint(told)  # no cells to test them on
+    for row in found["claims"]:
+        assert row["rightly"][3:] == [None] * (len(found["grids"]) - 3)
+        assert all(a + b <= 1 and c <= a + b for a, b, c in zip(*(row[key][:3] for key in SHARES), strict=True))
 
 
 def test_hours_are_those_of_the_plan(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -103,6 +103,10 @@ class Evidence(ABC):
             groups: [K], of which each has its own intercept.
         """
 
+    def needed(self, found: Mapping[str, Any]) -> float:
+        """How many seeds would decide an estimate, see `seeds_needed`."""
+        return seeds_needed(found["mean"], found["se"], found["df"], found["n"])
+
     def decided(self, kind: str, what: Collection[Any], wanted: str) -> tuple[Found, float] | None:
         """What is decided of a study's effects, see `viny.evidence.verdicts.decide`; None: nothing was.
 
@@ -234,7 +238,7 @@ class Cells(Evidence):
         # Test images by the delta method, at the means.
         gradient = _gradient_of_slope(mine.mean(0) @ centre, own.mean(0) @ centre, of_x, of_y)
         images = self.runs.contrasts(gradient[None]).se_images ** 2
-        pictures = 2 if self.runs.moved is None else self.runs.moved.shape[-1]
+        pictures = self.runs.pictures or (2 if self.runs.moved is None else self.runs.moved.shape[-1])
         return estimates(
             np.array([slopes.mean()]), np.array([slopes.var(ddof=1) / n]), images, np.array(n), np.array(pictures)
         )
@@ -426,7 +430,7 @@ def everywhere(
         open_ = ~(found.low > 0)
         parts = [found.at(int(i)) for i in np.flatnonzero(open_)]
         if all(part["mean"] > 0 for part in parts):
-            needed = max(seeds_needed(part["mean"], part["se"], part["df"], part["n"]) for part in parts)
+            needed = max(evidence.needed(part) for part in parts)
     elif not np.isfinite(found.low).any():
         if not found.n.any():
             return Outcome(Found.UNTESTABLE, "no seed has all the cells of a comparison", comparisons=len(every))
@@ -435,7 +439,7 @@ def everywhere(
     else:
         what, why = Found.UNDECIDED, f"{evidence.noise} leave their mean undecided"
         chance = evidence.chance(comparisons) if decided is None else chance
-        needed = seeds_needed(mean["mean"], mean["se"], mean["df"], mean["n"])
+        needed = evidence.needed(mean)
     reason = "; ".join(filter(None, [score, why, _more(chance)]))
     numbers = mean["mean"], mean["low"], mean["high"], mean["n"]
     return Outcome(what, reason, *numbers, len(every), favour, chance, needed)
@@ -455,7 +459,7 @@ def single(evidence: Evidence, found: Estimates, reason: str, tested: Sequence[C
             what = evidence.spreadless
             reason = f"{reason}; {evidence.without}"
         elif tested:
-            chance, needed = evidence.chance(tested), seeds_needed(one["mean"], one["se"], one["df"], one["n"])
+            chance, needed = evidence.chance(tested), evidence.needed(one)
             reason = f"{reason}; {evidence.noise} leave it undecided"
     reason = "; ".join(filter(None, [reason, _more(chance)]))
     numbers = one["mean"], one["low"], one["high"], one["n"]

@@ -12,7 +12,6 @@ from scipy.optimize import nnls
 Key = tuple[int, str, int]  # pre-training images, intermediate task, labels
 Factors = tuple[int, ...]  # places in a key
 EVERY: Factors = (0, 1, 2)  # noise of a cell alone
-ENCODER: Factors = (0,)  # noise that all cells of a pre-train size share
 TINY = 1e-9
 
 

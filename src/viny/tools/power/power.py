@@ -14,6 +14,7 @@ from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
 from viny.study.grid import cells
 from viny.study.inventory import Images, count_images
+from viny.tools.power.claims import claim_chances
 from viny.tools.power.costs import Costs
 from viny.tools.power.noise import Key
 from viny.tools.power.simulate import STUDIES, Simulation
@@ -23,6 +24,9 @@ from viny.tools.terminal import console, duration, table
 SEEDS = (3, 5, 10)  # beside the study's own number
 TIMES = 4  # test images beside the study's own number: so many times that, which halves their noise
 MOST = 100  # seeds
+CLAIMS_SAY = (
+    "That a claim of the paper is shown everywhere, and that it is decided, for or against, if only on average:"
+)
 NOT_STATED = ("labels", "images")  # kinds of questions that a stated effect says nothing of
 
 
@@ -51,8 +55,8 @@ def power(
         rate: training images of ViNy (128 px) per second in one job; None for what finished jobs tell.
 
     Returns:
-        Where truth and noise are from, the grids with their hours, the chances of each question on each grid, the
-        cheapest grid, and notes, ready for JSON.
+        Where truth and noise are from, the grids with their hours, the chances of each question on each grid and of the
+        paper's claims on those with the fewest test images, the cheapest grid, and notes, ready for JSON.
 
     Raises:
         InputError: no such study as `like`, or one without results; or nothing is known of any question.
@@ -87,6 +91,8 @@ def power(
         }
         for at, (one, true) in enumerate(zip(asked, made.rows(asked) @ made.expected, strict=True))
     ]
+    # A stated effect is no mIoU, of which most claims are.
+    claims = [] if truth.stated else claim_chances(made, config, grids, MARGIN)
     return {
         "study": config["study"],
         "own": {"seeds": own, "test_images": images.tested},
@@ -96,6 +102,7 @@ def power(
         "rates": costs.said,
         "grids": grids,
         "questions": rows,
+        "claims": claims,
         "cheapest": cheapest(grids, rows),
         "notes": _notes(config, images, truth, made, stand_in, max(wanted_tests)),
     }
@@ -199,8 +206,10 @@ def show(found: Mapping[str, Any]) -> None:
     here = f"{counted(own['seeds'], 'seed')}, {own['test_images']:,} test images"
     out.print(f"{found['study']}: {here}. Truth: {found['truth']}.\n")
     out.print("Chance in percent that a question is decided, in brackets that it is decided wrongly:")
-    for tests in dict.fromkeys(grid["test_images"] for grid in grids):
-        at = [place for place, grid in enumerate(grids) if grid["test_images"] == tests]
+    by_tests: dict[int, list[int]] = {}
+    for place, grid in enumerate(grids):
+        by_tests.setdefault(grid["test_images"], []).append(place)
+    for tests, at in by_tests.items():
         columns = [f"{tests:,} test images", "points", *(counted(grids[place]["seeds"], "seed") for place in at)]
         rows = [
             [row["name"], f"{round(100 * row['effect'], 1) + 0:+.1f}", *(_chance(row, place) for place in at)]
@@ -209,6 +218,15 @@ def show(found: Mapping[str, Any]) -> None:
         if any(grids[place]["hours"] is not None for place in at):
             rows.append(["job time", "", *(_time(grids[place]["hours"]) for place in at)])
         out.print()
+        out.print(table(columns, rows))
+    tests, at = next(iter(by_tests.items()))
+    if found["claims"]:
+        out.print(f"\n{CLAIMS_SAY}\n")
+        columns = [f"{tests:,} test images", *(counted(grids[place]["seeds"], "seed") for place in at)]
+        rows = [
+            [row["name"], *(f"{100 * row['everywhere'][place]:.0f}, {_chance(row, place)}" for place in at)]
+            for row in found["claims"]
+        ]
         out.print(table(columns, rows))
     out.print(f"\nJob time: {found['rates']}.")
     out.print("\n".join(f"- {note}" for note in found["notes"]))
