@@ -489,7 +489,7 @@ def test_verdicts_are_known_words_whatever_the_data() -> None:
             lambda *_: 0.5, sizes=[0, 1, 3], tasks=["none", "intel", "pets_spatial"], labels=[9, 20, 50], sd=0.1
         )
         frame = frame.sample(frac=rng.uniform(0.1, 1), random_state=int(rng.integers(1000)))
-        apart = {"sound": {table: ["a difference"] for table in (*cards.TABLES, "sizes")}}
+        apart = {"sound": {table: ["a difference"] for table in cards.COMPARED}}
         table = scorecard({"sound": frame, "paper": frame}, {"paper": encoders()}, apart)
         numbers, claimed = (table[table["kind"] == kind] for kind in ("number", "claim"))
         assert set(numbers["verdict"]) <= set(NUMBER_WORDS)
@@ -800,7 +800,7 @@ def test_a_table_with_differences_has_no_verdicts_on_its_numbers() -> None:
 
 
 def test_a_study_unlike_the_papers_never_contradicts_it() -> None:
-    every = {"sound": {table: ["another model"] for table in (*cards.TABLES, "sizes")}}
+    every = {"sound": {table: ["another model"] for table in cards.COMPARED}}
     table = scorecard({"sound": study(lambda *cell: 1 - ideal(*cell))}, {"sound": encoders()}, every)
     assert CONTRADICTED not in set(table["verdict"]) | set(table["under_sound"])
     assert (table["verdict"] == Found.AGAINST.of_study(False)).sum() > 8

@@ -30,7 +30,7 @@ from viny.runtime.files import write_text
 from viny.runtime.text import markdown
 
 PROTOCOLS = ("paper", "sound")  # a verdict is about the first that can tell
-TABLES = ("1", "A2", "A3", "2")
+COMPARED = ("1", "A2", "A3", "2", "sizes")  # what a study may differ in, see `viny.study.comparable`
 GEOMETRY = ["within_image_variance", "across_image_variance", "probe_paper", "probe_accuracy", "local_minus_distant"]
 
 COLUMNS = [
@@ -96,7 +96,7 @@ def scorecard(
             raise InputError(f"geometry of protocol '{name}' has no metrics beside it; pass that study's frame too")
     given = [name for name in PROTOCOLS if name in frames]
     tidy = {name: _tidy(frames[name], geometry.get(name), name) for name in given}
-    nothing: dict[str, list[str]] = {table: [] for table in (*TABLES, "sizes")}
+    nothing: dict[str, list[str]] = {table: [] for table in COMPARED}
     apart = {name: nothing | dict(differences.get(name, {})) for name in given}
     evidence = {}
     for name in given:

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from viny.evidence.paper.comparisons import CONTRADICTED, REPRODUCED, UNTESTABLE
+from viny.evidence.paper.words import CONTRADICTED, REPRODUCED, UNTESTABLE
 from viny.evidence.report import CAPTIONS
 from viny.evidence.statistics.crossed import ALPHA
 from viny.evidence.summary import Summary

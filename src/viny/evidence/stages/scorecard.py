@@ -57,12 +57,9 @@ def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: P
 def _said_by(record: Path) -> tuple[Mapping[str, list[str]], Mapping[str, int]]:
     """What sets another study apart from the paper's, and its epochs, by the record of its own scorecard."""
     try:
-        spec = read_json(record, "the record of a scorecard")["spec"]
-        differences, epochs = spec["differences"], spec["epochs"]
-        known = "sizes" in differences and "finetune" in epochs
-    except (InputError, KeyError, TypeError):
-        known = False
-    if not known:  # no record, or one of an older version
+        spec = read_json(record, "a record")["spec"]
+        differences = {table: [str(phrase) for phrase in spec["differences"][table]] for table in scorecard.COMPARED}
+        return differences, {stage: int(spec["epochs"][stage]) for stage in ("pretrain", "finetune")}
+    except (InputError, LookupError, TypeError, ValueError):  # none, or one of an older version
         unknown = [f"{record}: does not say what sets its study apart; run that study's scorecard again"]
-        return {table: unknown for table in (*scorecard.TABLES, "sizes")}, {"pretrain": 1, "finetune": 1}
-    return differences, epochs
+        return dict.fromkeys(scorecard.COMPARED, unknown), {"pretrain": 1, "finetune": 1}
