@@ -528,6 +528,21 @@ def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) 
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
 
 
+def test_proposals_say_with_what_chance_they_decide_what_is_open(tmp_path: Path) -> None:
+    make(tmp_path / "seeds", steps(0.0, -0.02, 0.02, seed=1), **LONG)
+    rows = [
+        row for row in part(advise(tmp_path / "seeds", target=2.0), "next") if "grid.seeds" in row.get("change", "")
+    ]
+    assert rows
+    for row in rows:
+        assert len(row["chances"]) == len(row["settles"])
+        for name, chance in zip(row["settles"], row["chances"], strict=True):
+            assert f"{name} (decided with a chance of {100 * chance:.0f} %)" in row["text"]
+    make(tmp_path / "images", steps(0.03, 0.03, 0.001), images=12, noise=0.3, seeds=range(4))
+    (row,) = (row for row in part(advise(tmp_path / "images"), "next") if "test_size" in row.get("change", ""))
+    assert row["chances"] and all(0.5 < chance <= 1 for chance in row["chances"])
+
+
 # Warnings
 
 

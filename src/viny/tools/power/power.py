@@ -176,9 +176,10 @@ def _notes(
     most: int,
 ) -> list[str]:
     notes = [f"noise over seeds: {truth.about_seeds}", f"noise of the test images: {truth.about_images}"]
-    for task in config["grid"]["intermediates"]:
-        if task in stand_in:
-            notes.append(f"{task}: taken to do what {stand_in[task]} does, as nothing is known of it")
+    for other in sorted(set(stand_in.values())):
+        alike = [task for task in config["grid"]["intermediates"] if stand_in.get(task) == other]
+        if alike:
+            notes.append(f"{', '.join(alike)}: taken to do what {other} does, as nothing else is known")
     if made.beyond:
         notes.append(
             f"{len(made.beyond)} of {len(made.keys)} cells are beyond the known sizes, where each doubling is taken to "

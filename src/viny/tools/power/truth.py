@@ -20,7 +20,7 @@ from viny.tools.power.noise import EVERY, Factors, Key, Shared
 
 PAPER_IMAGES = 1000  # that each of its models was tested on
 # How noise is shared on real images: `from_runs` on studies/geometry_mini.yaml with a smaller ViNy still (48 px, 3,000
-# images to pre-train on), three seeds, 500 test images of Pets. Standard deviations in points, of a cell and an image.
+# images to pre-train on), two seeds, 500 test images of Pets. Standard deviations in points, of a cell and an image.
 SIZE, TASKS, LABELS = (0,), (1,), (2,)
 SHARES = {EVERY: 0.55, LABELS: 0.2, SIZE: 0.15, TASKS + LABELS: 0.1}  # of the variance over seeds
 IMAGES = {EVERY: 1.0, SIZE + LABELS: 0.8, TASKS + LABELS: 0.3, SIZE: 1.4, TASKS: 1.2, LABELS: 2.7, (): 5.8}
