@@ -14,6 +14,7 @@ from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
 from viny.study.grid import cells
 from viny.study.inventory import Images, count_images
+from viny.tools.power.claims import STUDIES as CLAIM_STUDIES
 from viny.tools.power.claims import claim_chances
 from viny.tools.power.costs import Costs
 from viny.tools.power.noise import Key
@@ -193,10 +194,10 @@ def _notes(
     there = _most_tests(images, config)
     if there is not None and most > there:
         notes.append(f"beside the most labels there are {there:,} labelled images to test on; more have to be made")
-    error = 100 * math.sqrt(0.25 / STUDIES)
+    errors = [f"{100 * math.sqrt(0.25 / count):.1f}" for count in (STUDIES, CLAIM_STUDIES)]
     notes.append(
-        f"each chance is of {STUDIES} simulated studies, which differ in their truth as far as it is not known: "
-        f"±{error:.1f} points at most (standard error)"
+        f"chances are of {STUDIES} simulated studies, ±{errors[0]} points at most (standard error), those of claims of "
+        f"{CLAIM_STUDIES}, ±{errors[1]}; the studies differ in their truth as far as it is not known"
     )
     return notes
 
