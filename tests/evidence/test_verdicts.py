@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.effects import DECISIONS, EFFECTS, decisions_table, effects
-from viny.evidence.verdicts import Decision, answer, decide, holm, label_question, questions
+from viny.evidence.verdicts import Decision, answer, chance_with, decide, holm, label_question, questions
 
 SIZES, LABELS = (0, 9, 18), (60, 120, 240)
 
@@ -120,6 +120,17 @@ def test_holms_correction_is_that_of_statsmodels() -> None:
     p[3] = p[5]
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert len(holm([])) == 0
+    several = np.vstack([p, np.where(np.arange(9) == 4, np.nan, p)])
+    assert holm(several)[0] == pytest.approx(holm(p))
+    assert holm(several)[1, 4] != holm(several)[1, 4]
+    assert np.delete(holm(several)[1], 4) == pytest.approx(holm(np.delete(p, 4)))
+
+
+def test_the_chance_with_more_seeds_is_the_decision_s_own_for_twice_as_many() -> None:
+    runs = study(np.random.default_rng(8), tasks=("none", "a", "b"), harm=0.03, spread=0.05)
+    task = of(decide(runs), "task", "a")
+    assert chance_with(runs, task, 6) == task.chance
+    assert chance_with(runs, task, 30) > task.chance
 
 
 def test_what_is_small_is_said_and_what_is_open_has_a_chance() -> None:

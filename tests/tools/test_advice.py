@@ -27,6 +27,7 @@ from viny.study.reading import read_config
 from viny.study.saved import write_study
 from viny.tools.advice.advice import Advice, as_dict, as_text
 from viny.tools.advice.adviser import advise
+from viny.tools.advice.proposals import expected
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # so many steps that longer training is not advised
@@ -521,10 +522,25 @@ def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path
 def test_proposals_stand_in_the_order_of_questions_for_the_time(tmp_path: Path) -> None:
     make(tmp_path, steps(0.0, 0.0, 0.02, seed=1), **LONG)
     rows = [row for row in part(advise(tmp_path), "next") if "rank" in row]
-    prices = [row["seconds"] / len(row["settles"]) for row in rows]
+    prices = [row["seconds"] / max(0.01, expected(row)) for row in rows]
     assert len(rows) > 2
     assert prices == sorted(prices)
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_proposals_say_with_what_chance_they_decide_what_is_open(tmp_path: Path) -> None:
+    make(tmp_path / "seeds", steps(0.0, -0.02, 0.02, seed=1), **LONG)
+    rows = [
+        row for row in part(advise(tmp_path / "seeds", target=2.0), "next") if "grid.seeds" in row.get("change", "")
+    ]
+    assert rows
+    for row in rows:
+        assert len(row["chances"]) == len(row["settles"])
+        for name, chance in zip(row["settles"], row["chances"], strict=True):
+            assert f"{name} (decided with a chance of {100 * chance:.0f} %)" in row["text"]
+    make(tmp_path / "images", steps(0.03, 0.03, 0.001), images=12, noise=0.3, seeds=range(4))
+    (row,) = (row for row in part(advise(tmp_path / "images"), "next") if "test_size" in row.get("change", ""))
+    assert row["chances"] and all(0.5 < chance <= 1 for chance in row["chances"])
 
 
 # Warnings

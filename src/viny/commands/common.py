@@ -75,6 +75,17 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
     return read
 
 
+def not_negative(text: str) -> float:
+    """Reads a number of zero or more."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from error
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of 0 or more")
+    return value
+
+
 def change(text: str) -> dict[str, Any]:
     """The settings that 'section.key=value' changes."""
     import yaml

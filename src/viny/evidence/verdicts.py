@@ -80,6 +80,7 @@ class Decision:
         chance: that twice the seeds, on the same test images, decide it; NaN where it is decided, or nothing is known.
         lacks: 'seeds' or test 'images', whichever leaves more unknown; empty where it is decided.
         cells: a row per difference: pretrain_size, finetune_size, and its own `Estimates`.
+        question: what was asked.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Decision:
     chance: float
     lacks: str
     cells: pd.DataFrame
+    question: Question
 
     @property
     def half(self) -> float:
@@ -136,7 +138,8 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """As a row of a table, or for JSON."""
-        row = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cells"}
+        names = (field.name for field in fields(self) if field.name not in ("cells", "question"))
+        row = {name: getattr(self, name) for name in names}
         return row | {"sentence": self.sentence}
 
 
@@ -267,39 +270,67 @@ def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[in
     each = {place: runs.contrasts(rows) for place, rows in weights.items()}
     here = {place: each[place].n > 0 for place in asked}  # a difference that no seed has says nothing
     weights = {place: rows[here[place]] for place, rows in weights.items() if here[place].any()}
-    means = {place: runs.mean_of(rows).at() for place, rows in weights.items()}
-    known = [place for place, mean in means.items() if not math.isnan(mean["p"])]
-    adjusted = dict(zip(known, holm([means[place]["p"] for place in known]), strict=True))
+    if not weights:
+        return {}
+    found = [runs.mean_of(rows) for rows in weights.values()]
+    joined = Estimates(*(np.concatenate([getattr(one, field.name) for one in found]) for field in fields(Estimates)))
+    adjusted, verdicts = verdicts_of(joined, margin)
+    family = int(np.isfinite(adjusted).sum())
     decisions = {}
-    for place, rows in weights.items():
-        question, mean = asked[place], means[place]
+    for at, (place, rows) in enumerate(weights.items()):
+        question, mean, p_holm, verdict = asked[place], joined.at(at), float(adjusted[at]), str(verdicts[at])
         cells = pd.DataFrame(question.cells, columns=["pretrain_size", "finetune_size"]).join(_frame(each[place]))
-        verdict = _verdict(mean, adjusted.get(place, np.nan), margin)
-        chance = np.nan
-        if verdict == "undecided" and place in adjusted:
-            level = 1 - (1 - LEVEL) / len(known)
-            chance = runs.chance(rows.mean(0)[None], 2 * mean["n"], level, margin=margin)
+        undecided = verdict == "undecided" and not math.isnan(p_holm)
+        chance = _chance(runs, rows, 2 * mean["n"], family, margin) if undecided else np.nan
         lacks = "" if verdict != "undecided" else _lacks(mean)
         decisions[place] = Decision(
             question.kind, question.what, question.name, question.over, **mean,
-            p_holm=adjusted.get(place, np.nan), family=len(known), verdict=verdict,
-            words=_words(question.kind, verdict, mean, len(known), margin),
-            reason=_reason(mean, adjusted.get(place), len(known), verdict, chance, lacks),
-            chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True),
+            p_holm=p_holm, family=family, verdict=verdict,
+            words=_words(question.kind, verdict, mean, family, margin),
+            reason=_reason(mean, p_holm, family, verdict, chance, lacks),
+            chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True), question=question,
         )  # fmt: skip
     return decisions
+
+
+def _chance(runs: Runs, rows: np.ndarray, seeds: int, family: int, margin: float) -> float:
+    level = 1 - (1 - LEVEL) / max(1, family)
+    return runs.chance(rows.mean(0)[None], seeds, level, margin=margin)
+
+
+def chance_with(runs: Runs, decision: Decision, seeds: int, margin: float = MARGIN) -> float:
+    """The chance that so many seeds in all, on the same test images, decide an effect; NaN if nothing is known.
+
+    Args:
+        runs: what the decision rests on.
+        decision: one that `answer` made of them.
+        seeds: in all.
+        margin: see `answer`.
+    """
+    rows = runs.weights(*decision.question.weights)
+    return _chance(runs, rows[runs.contrasts(rows).n > 0], seeds, decision.family, margin)
 
 
 def _frame(found: Estimates) -> pd.DataFrame:
     return pd.DataFrame({field.name: getattr(found, field.name) for field in fields(found)})
 
 
-def _verdict(mean: Mapping[str, float], p: float, margin: float) -> str:
-    if math.isnan(mean["low"]):
-        return "undecided"
-    if p <= ALPHA and not mean["low"] <= 0 <= mean["high"]:
-        return "up" if mean["mean"] > 0 else "down"
-    return "small" if max(abs(mean["low"]), abs(mean["high"])) <= margin else "undecided"
+def verdicts_of(found: Estimates, margin: float = MARGIN) -> tuple[np.ndarray, np.ndarray]:
+    """What is said of the questions of a kind, in one study or in many.
+
+    Args:
+        found: their estimates, [K] or [M, K].
+        margin: see `answer`.
+
+    Returns:
+        p after Holm's correction over the last axis, NaN where there is none; and the verdicts: 'up', 'down', 'small'
+        or 'undecided'.
+    """
+    p_holm = holm(found.p)
+    named = (p_holm <= ALPHA) & ~((found.low <= 0) & (found.high >= 0))
+    small = np.maximum(np.abs(found.low), np.abs(found.high)) <= margin
+    verdicts = np.select([named & (found.mean > 0), named, small], ["up", "down", "small"], "undecided")
+    return p_holm, np.where(np.isnan(found.low), "undecided", verdicts)
 
 
 def _lacks(mean: Mapping[str, float]) -> str:
@@ -320,9 +351,9 @@ def _words(kind: str, verdict: str, mean: Mapping[str, float], family: int, marg
     return words
 
 
-def _reason(mean: Mapping[str, float], p: float | None, family: int, verdict: str, chance: float, lacks: str) -> str:
+def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chance: float, lacks: str) -> str:
     """What a verdict rests on, or what it lacks."""
-    if p is None:
+    if math.isnan(p):
         return "one seed, no interval" if mean["n"] < 2 else "a difference with one seed, no interval"
     over = f" after Holm's correction over {family}" if family > 1 else ""
     if verdict != "undecided":
@@ -333,11 +364,16 @@ def _reason(mean: Mapping[str, float], p: float | None, family: int, verdict: st
     return why + more + (", as the draw of the test images leaves more unknown" if lacks == "images" else "")
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) correction of p values [N]; statsmodels' own collects garbage at each call, which takes 0.1 s."""
-    order = np.argsort(p)
-    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, float)[order]).clip(max=1)
-    return steps[np.argsort(order)]
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's (1979) correction of p values [..., N] over the last axis; those that are NaN count for nothing.
+
+    Statsmodels' own collects garbage at each call, which takes 0.1 s.
+    """
+    values = np.asarray(p, float)
+    order = np.argsort(values)  # NaN last
+    left = np.isfinite(values).sum(-1, keepdims=True) - np.arange(values.shape[-1])
+    steps = np.maximum.accumulate(left * np.take_along_axis(values, order, -1), -1).clip(max=1)
+    return np.take_along_axis(steps, np.argsort(order), -1)
 
 
 def seeds_needed(half_width: float, se_seeds: float, se_images: float, seeds: int, times: float = 1.0) -> int | None:

@@ -16,6 +16,7 @@ from scipy import stats
 from viny.evidence.paper.facts import CLASSIFICATION, SPATIAL, TASK
 from viny.evidence.paper.words import Found
 from viny.evidence.statistics.crossed import LEVEL, Estimates, Runs, estimates
+from viny.evidence.statistics.crossed import root as root_of
 from viny.evidence.tables import GROUP
 
 POINT = 0.01  # differences within it, either way, are as good as none
@@ -102,6 +103,10 @@ class Evidence(ABC):
             y: [K].
             groups: [K], of which each has its own intercept.
         """
+
+    def needed(self, found: Mapping[str, Any]) -> float:
+        """How many seeds would decide an estimate, see `seeds_needed`."""
+        return seeds_needed(found["mean"], found["se"], found["df"], found["n"])
 
     def decided(self, kind: str, what: Collection[Any], wanted: str) -> tuple[Found, float] | None:
         """What is decided of a study's effects, see `viny.evidence.verdicts.decide`; None: nothing was.
@@ -237,11 +242,13 @@ class Cells(Evidence):
         # Test images by the delta method, at the means.
         centred, outcome = mine.mean(0) @ centre, own.mean(0) @ centre
         gradient = (centred @ of_y + (outcome - 2 * slope * centred) @ of_x) / spread.mean()
-        images, pictures = ((gradient @ moved) ** 2).sum(), np.array(moved.shape[-1])
+        images, pictures = ((gradient @ moved) ** 2).sum(), np.array(self.runs.pictures or moved.shape[-1])
         return estimates(np.array([slope]), np.array([slopes.var(ddof=1) / n]), images, np.array(n), pictures)
 
     def _moved(self, seeds: np.ndarray) -> np.ndarray:
         """How far each test image moves the mean of each cell over some seeds, [cells, images]; 0 where unknown."""
+        if self.runs.covariance is not None:
+            return root_of(self.runs.covariance)
         if self.runs.moved is None:
             return np.zeros((len(self.keys), 1))
         return np.nan_to_num(self.runs.moved[seeds]).mean(0)
@@ -433,7 +440,7 @@ def everywhere(
         open_ = ~(found.low > 0)
         parts = [found.at(int(i)) for i in np.flatnonzero(open_)]
         if all(part["mean"] > 0 for part in parts):
-            needed = max(seeds_needed(part["mean"], part["se"], part["df"], part["n"]) for part in parts)
+            needed = max(evidence.needed(part) for part in parts)
     elif not np.isfinite(found.low).any():
         if not found.n.any():
             return Outcome(Found.UNTESTABLE, "no seed has all the cells of a comparison", comparisons=len(every))
@@ -442,7 +449,7 @@ def everywhere(
     else:
         what, why = Found.UNDECIDED, f"{evidence.noise} leave their mean undecided"
         chance = evidence.chance(comparisons) if decided is None else chance
-        needed = seeds_needed(mean["mean"], mean["se"], mean["df"], mean["n"])
+        needed = evidence.needed(mean)
     reason = "; ".join(filter(None, [score, why, _more(chance)]))
     numbers = mean["mean"], mean["low"], mean["high"], mean["n"]
     return Outcome(what, reason, *numbers, len(every), favour, chance, needed)
@@ -463,7 +470,7 @@ def single(evidence: Evidence, found: Estimates, reason: str, tested: Sequence[C
             why = evidence.without if one["n"] < 2 else "the cells do not differ by more than noise"
             reason = f"{reason}; {why}"
         elif tested:
-            chance, needed = evidence.chance(tested), seeds_needed(one["mean"], one["se"], one["df"], one["n"])
+            chance, needed = evidence.chance(tested), evidence.needed(one)
             reason = f"{reason}; {evidence.noise} leave it undecided"
     reason = "; ".join(filter(None, [reason, _more(chance)]))
     numbers = one["mean"], one["low"], one["high"], one["n"]

@@ -102,6 +102,9 @@ class Runs:
         moved: [S, C, N], how far each test image moves that value, see `influence`; 0 for images
             that it was not tested on, NaN where that is not known. None if it is known of no cell.
         tested: bool [C, N], which images a cell was tested on; None: all of them.
+        covariance: [C, C], in place of `moved`, what the cells' means share over draws of the test images; for made
+            studies, whose images are none.
+        pictures: number of test images that `covariance` is of.
     """
 
     keys: Sequence[Hashable]
@@ -109,6 +112,8 @@ class Runs:
     values: np.ndarray
     moved: np.ndarray | None = None
     tested: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    pictures: int = 0
 
     @cached_property
     def place(self) -> dict[Hashable, int]:
@@ -171,6 +176,9 @@ class Runs:
         self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Variance over test images without what is in the seeds' variance, and how many images, [K] or [1]."""
+        if self.covariance is not None:
+            rows = weights if shares is None else (shares @ weights)[None]
+            return np.einsum("kc,cd,kd->k", rows, self.covariance, rows, optimize=True), np.array([self.pictures])
         if self.moved is None:
             return np.array([np.nan]), np.array([0])
         if not len(weights):
@@ -229,13 +237,15 @@ class Runs:
         most = max(int(n.max(initial=0)), LEAST_SEEDS)
         spread = np.sqrt(rng.chisquare(most - 1, count) / (most - 1)) if student else np.ones(count)
         drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread[:, None]
-        root = self._image_root()
-        if root is not None:
-            drawn += rng.standard_normal((count, root.shape[1])) @ root.T
+        of_images = self._image_root()
+        if of_images is not None:
+            drawn += rng.standard_normal((count, of_images.shape[1])) @ of_images.T
         return np.where(n >= LEAST_SEEDS, mean + drawn, np.nan)
 
     def _image_root(self) -> np.ndarray | None:
         """A root [C, C] of the covariance of all cells' means over test images, without what is in the seeds'."""
+        if self.covariance is not None:
+            return root(self.covariance)
         if self.moved is None:
             return None
         here = np.isfinite(self.values)
@@ -247,8 +257,7 @@ class Runs:
         apart = np.where(here[..., None], moved - mean, 0) * scale[:, None]
         pictures = moved.shape[-1] if self.tested is None else max(1, int(self.tested.sum(1).min()))
         covariance = mean @ mean.T - np.einsum("scn,sdn->cd", apart, apart, optimize=True)
-        values, vectors = np.linalg.eigh(covariance * pictures / max(pictures - 1, 1))
-        return vectors * np.sqrt(values.clip(0))
+        return root(covariance * pictures / max(pictures - 1, 1))
 
     def chance(
         self,
@@ -299,6 +308,12 @@ class Runs:
             reach = stats.t.ppf((1 + LEVEL) / 2, found.df) * found.se
             decided |= (found.high < 0) | (np.abs(both) + reach <= margin)
         return float(decided.all(1).mean())
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+    """A matrix whose product with its transpose is the given one [C, C], without what rounding made negative."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(0))
 
 
 def counted(count: int, what: str) -> str:

@@ -90,7 +90,7 @@ def _reading(target: float) -> list[Item]:
         average. Else it {UNKNOWN}. The report and the tables say the same, in the same words.""",
         f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
         Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
-        stand in the order of questions settled for the time, which is that of trainings one after another, as
-        measured here. `--target` sets another target.""",
+        stand in the order of questions that they can be expected to settle for the time, which is that of trainings one
+        after another, as measured here; chances are of the noise seen. `--target` sets another target.""",
     ]
     return [Item(" ".join(text.split())) for text in words]

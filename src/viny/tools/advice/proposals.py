@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 from viny.evidence.statistics.crossed import counted
-from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, seeds_needed, spread_interval
+from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.study.grid import cells
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best
 from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
 from viny.tools.advice.labels import LabelAdvice, more_labels
 from viny.tools.advice.trainings import epochs_key
+from viny.tools.power.simulate import Simulation
+from viny.tools.power.truth import from_runs
 from viny.tools.terminal import duration
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
+LEAST_CHANCE = 0.01  # of a proposal, so that none has no price
 
 
 def proposal_items(
@@ -60,24 +63,49 @@ def proposal_items(
     proposals += [proposal for proposal in further if proposal]
 
     def price(item: Item) -> float:
-        """Seconds per question; missing cells come first, then a first interval; an unknown time comes last."""
+        """Seconds per question that is to be expected; missing cells come first, then a first interval; an unknown
+        time comes last.
+        """
         if item.data["change"].startswith("finish"):
             return -np.inf
         if any(effect.name in item.data["settles"] and math.isnan(effect.low) for effect in still_open):
             return -1.0
         seconds = item.data["seconds"]
-        return np.inf if seconds is None else max(seconds, 1.0) / len(item.data["settles"])
+        return np.inf if seconds is None else max(seconds, 1.0) / max(LEAST_CHANCE, expected(item.data))
 
     proposals = [*_longer(facts), *sorted(proposals, key=price)]
     numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
     return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
 
 
+def expected(proposal: Mapping[str, Any]) -> float:
+    """How many questions a proposal is expected to settle: one whose chance is not known counts whole."""
+    chances = proposal.get("chances") or [None] * len(proposal["settles"])
+    return sum(1.0 if chance is None else chance for chance in chances)
+
+
+def _with_chances(names: Sequence[str], chances: Sequence[float]) -> tuple[str, list[float | None]]:
+    """Questions in words, each with its chance to be decided, and the chances; None where not known."""
+    known = [None if math.isnan(chance) else chance for chance in chances]
+    said = [
+        name if chance is None else f"{name} (decided with a chance of {100 * chance:.0f} %)"
+        for name, chance in zip(names, known, strict=True)
+    ]
+    return ", ".join(said), known
+
+
 def _takes(seconds: float | None) -> str:
     return "time not known" if seconds is None else f"about {duration(seconds)} of training"
 
 
-def _proposal(facts: Facts, change: str, settles: Sequence[str], tasks: Iterable[str], **grid: Sequence[Any]) -> Item:
+def _proposal(
+    facts: Facts,
+    change: str,
+    settles: Sequence[str],
+    tasks: Iterable[str],
+    chances: Sequence[float] = (),
+    **grid: Sequence[Any],
+) -> Item:
     """A change to the grid, its new cells and trainings, and what they cost.
 
     Args:
@@ -85,14 +113,17 @@ def _proposal(facts: Facts, change: str, settles: Sequence[str], tasks: Iterable
         change: the change, in words.
         settles: the questions that it settles.
         tasks: the intermediate tasks that these questions need.
+        chances: that each question is decided then; NaN where not known. None are said if empty.
         grid: what changes in the grid.
     """
     every = facts.grid["intermediates"]
     alone = [task for task in every if task in set(tasks)]
     new, trainings, seconds = _cost(facts, grid)
     text = f"{change}: {counted(new, 'new cell')}, {counted(trainings, 'training')}, {_takes(seconds)}. For: "
-    text += f"{', '.join(settles)}."
+    said, known = _with_chances(settles, chances or [np.nan] * len(settles))
+    text += f"{said}."
     data = {"change": change, "settles": list(settles), "new_cells": new, "trainings": trainings, "seconds": seconds}
+    data |= {"chances": known} if chances else {}
     if len(alone) < len(every):
         less, trainings, seconds = _cost(facts, {**grid, "intermediates": alone})
         text += f" With `grid.intermediates: [{', '.join(alone)}]`, whose tables then show no other, {less} cells and "
@@ -114,7 +145,9 @@ def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -
     seeds = [*there, *(next(unused) for _ in range(n - len(there)))]
     tasks = ["none", *(str(effect.what) for effect in settled if effect.kind == "task")]
     tasks += [best.intermediate for effect in settled if effect.kind == "labels"]
-    return _proposal(facts, f"`grid.seeds: {seeds}`", [effect.name for effect in settled], tasks, seeds=seeds)
+    chances = [chance_with(facts.runs, effect, n, facts.target / 100) for effect in settled]
+    names = [effect.name for effect in settled]
+    return _proposal(facts, f"`grid.seeds: {seeds}`", names, tasks, chances, seeds=seeds)
 
 
 def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
@@ -188,11 +221,23 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     pool = facts.pool("segmentation")
     change = f"`segmentation.test_size: {wanted}`"
     names = [effect.name for effect in noisy]
-    text = f"{change}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {', '.join(names)}."
+    said, chances = _with_chances(names, _chances(facts, noisy, wanted))
+    text = f"{change}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
     if pool is not None and wanted + max(facts.grid["finetune_sizes"]) > pool:
         text += f" There are {pool:,} labelled images in all, too few; label more test images."
     data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
-    return Item(text, data | {"seconds": seconds})
+    return Item(text, data | {"seconds": seconds, "chances": chances})
+
+
+def _chances(facts: Facts, effects: Sequence[Decision], tests: int) -> list[float]:
+    """The chance that each effect is decided by a study like this one on so many test images."""
+    asked = [decision.question for decision in facts.decisions]
+    asked += [effect.question for effect in effects if effect.question not in asked]
+    moving = facts.config["switches"]["test_set"] == "moving"
+    seeds = len(facts.runs.seeds)
+    made = Simulation(from_runs(facts.runs, facts.config["study"]), facts.runs.keys, seeds, moving=moving)
+    found = made.chances(asked, seeds, tests, facts.target / 100).decided
+    return [float(found[asked.index(effect.question)]) for effect in effects]
 
 
 def _longer(facts: Facts) -> list[Item]:
