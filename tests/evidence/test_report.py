@@ -161,7 +161,10 @@ def study(tmp_path: Path) -> tuple[dict[str, Any], Path]:
     tables.mkdir()
     rows = [decision(kind, 24) for kind in ("pre-training", "images", "labels")] + [decision("task", "scenes")]
     pd.DataFrame(rows).to_csv(tables / "decisions.csv", index=False)
-    card = {"kind": "claim", "what": "It <helps>", "verdict": "does not hold here", "reason": "r", "paper_verdict": "v"}
+    card = {"kind": "claim", "what": "It <helps>", "verdict": "does not hold here", "reason": "r", "paper_verdict": "v",
+            "sentence": "“it helps”", "unit": "fraction per doubling", "protocol": "sound", "paper_seeds_needed": 39,
+            "ours_sound": -0.02, "ours_sound_low": -0.03, "ours_sound_high": -0.01,
+            "ours_paper": None, "ours_paper_low": None, "ours_paper_high": None}  # fmt: skip
     numbers = card | {"kind": "number"}
     pd.DataFrame([card, numbers, numbers]).to_csv(tables / "scorecard.csv", index=False)
     (tables / "tableA1.csv").write_text("stage,setting,this_study,the_paper\nPre-training,Epochs,2,100\n")
@@ -188,6 +191,7 @@ def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -
     assert "The task scenes does something: −1.23 points." in said
     assert "−1.04 (−2.61 to +0.52)" in said
     assert "Of the paper's 2 numbers: 2 does not hold here." in said
+    assert "“it helps” does not hold here −2.00 (−3.00 to −1.00) points per doubling r v 39" in said
     assert "8 or 16 labelled synthetic images" in said
     assert "No test mask has a pixel of <dog>: such a class is not in mIoU" in said
     assert "has a pixel of: yak (16 of 16 cells)" in said

@@ -17,6 +17,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
+from viny.evidence.paper.words import AGAINST, IN_FAVOUR
 from viny.evidence.report import CAPTIONS
 from viny.evidence.report.answers import answers
 from viny.evidence.report.means import miou_table
@@ -30,9 +31,7 @@ from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
-HOLDS = ("reproduced", "holds here", "supported")
-TINTS = {f"{word}{more}": "good" for word in HOLDS for more in ("", " on average")}
-TINTS |= {"contradicted": "bad", "not everywhere": "bad"}
+TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
 # The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
     "What was run": {
@@ -64,11 +63,15 @@ TRAINING = {"learning_curves": "Lines of training loss against epochs, a panel f
 # The columns that the page shows of each table, all but `TEXT` numbers.
 READ = {
     "decisions": ("kind", "what", "name", "words", "mean", "low", "high", "sentence"),
-    "scorecard": ("kind", "what", "verdict", "reason", "paper_verdict"),
+    "scorecard": (
+        *("kind", "what", "sentence", "unit", "protocol", "verdict", "reason", "paper_verdict", "paper_seeds_needed"),
+        *(f"ours_{protocol}{end}" for protocol in ("paper", "sound") for end in ("", "_low", "_high")),
+    ),
     "duplicates": ("kind",),
     "tableA1": ("stage", "setting", "this_study", "the_paper"),
 }
-TEXT = ("kind", "what", "name", "words", "sentence", "verdict", "reason", "paper_verdict", *READ["tableA1"])
+TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason", "paper_verdict")
+TEXT += READ["tableA1"]
 AGAIN = "delete it and run the workflow, which writes it anew"
 
 
@@ -274,9 +277,12 @@ class _Page:
         shown = pd.DataFrame(
             {
                 "The paper's claim": claims["what"],
+                "In its words": claims["sentence"],
                 "This study": claims["verdict"],
+                "Estimate": [_estimate(row) for row in claims.to_dict("records")],
                 "Why": claims["reason"],
                 "The paper's own numbers": claims["paper_verdict"],
+                "Runs they needed": [f"{n:.0f}" if n == n else "" for n in claims["paper_seeds_needed"]],
             }
         )
         return Section("Against the paper", lines, [table(shown, "stacked")])
@@ -316,3 +322,13 @@ class _Page:
             ("Training images like test images", f"{len(self._read('duplicates')):,} pairs, in tables/duplicates.csv"),
             ("To check all of it", f"viny verify {self.root.as_posix()}"),
         ]
+
+
+def _estimate(claim: Mapping[str, Any]) -> str:
+    """A claim's estimate with its 95 % interval and unit; fractions as percentage points."""
+    mean, low, high = (claim[f"ours_{claim['protocol']}{end}"] for end in ("", "_low", "_high"))
+    if pd.isna(mean):
+        return ""
+    factor = 100 if claim["unit"].startswith("fraction") else 1
+    interval = "" if pd.isna(low) else f" ({factor * low:+.2f} to {factor * high:+.2f})"
+    return f"{factor * mean:+.2f}{interval} {claim['unit'].replace('fraction', 'points', 1)}"
