@@ -121,8 +121,8 @@ def characteristics(studies: int, seed: int) -> pd.DataFrame:
 
     Returns:
         coverage, over all effects, and least, that of the worst; false_naming, the share of studies that name an effect
-        of a kind that is not there, or with the wrong sign, for the worst kind; named, the share of the effects that
-        are there.
+        of a kind that is not there, or with the wrong sign, averaged over kinds; worst, that of the worst kind; named,
+        the share of the effects that are there.
     """
     cells = paper_cells()
     rows = []
@@ -150,7 +150,8 @@ def characteristics(studies: int, seed: int) -> pd.DataFrame:
             row = {"truth": "none" if null else "the paper's", "seeds": seeds, "images": images, "shared": shared}
             row |= {"interval": way, "coverage": share.mean(), "least": share.min()}
             named = np.nan if null else float(np.mean(right[way]))
-            rows.append(row | {"false_naming": np.mean(wrong[way], axis=0).max(), "named": named})
+            falsely = np.mean(wrong[way], axis=0)
+            rows.append(row | {"false_naming": falsely.mean(), "worst": falsely.max(), "named": named})
     return pd.DataFrame(rows)
 
 

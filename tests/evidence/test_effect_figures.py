@@ -10,18 +10,19 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
+from figure_checks import assert_readable, labelled, words
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from viny.evidence.figures import effects as effect_figures
 from viny.evidence.figures import kit
 from viny.evidence.statistics import costs as cost_tables
-from viny.evidence.statistics.effects import effects, overall
-from viny.evidence.statistics.fits import fits, fitted_miou
+from viny.evidence.statistics.crossed import Runs, read_runs
+from viny.evidence.statistics.effects import decisions_table
+from viny.evidence.statistics.fits import MODELS, fits
 from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.statistics.transfer import transfer
 from viny.evidence.tables import KEYS
+from viny.evidence.verdicts import decide
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 4
 LABELS = (250, 500, 1000, 2000, 4000)
@@ -35,7 +36,26 @@ def study(tasks: tuple[str, ...], seeds: int = 3, sizes: tuple[int, ...] = (0, 5
     harm = 0.02 * (frame["intermediate"] != "none")
     miou = 0.4 + gain - harm + 0.005 * rng.normal(size=len(frame))
     names = ["-".join(map(str, key)) for key in frame.itertuples(index=False)]
-    return frame.assign(miou=miou, pixel_accuracy=0.7, cell=names)
+    return frame.assign(miou=miou, cell=names)
+
+
+def runs_of(frame: pd.DataFrame) -> Runs:
+    return read_runs(frame, None)
+
+
+def effects_of(frame: pd.DataFrame, note: str = "") -> Figure:
+    runs = runs_of(frame)
+    return effect_figures.effects(runs, decisions_table(decide(runs)), note)
+
+
+def returns_of(frame: pd.DataFrame, note: str = "") -> Figure:
+    runs = runs_of(frame)
+    return effect_figures.returns(runs, fits(runs), marginal_gains(runs), note)
+
+
+def transfer_of(frame: pd.DataFrame, note: str = "") -> Figure:
+    runs = runs_of(frame)
+    return effect_figures.transfer(transfer(runs), runs, note)
 
 
 def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
@@ -47,141 +67,157 @@ def costs(frame: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
     return cost_tables.costs(frame, chain)
 
 
-def words(figure: Figure) -> str:
-    """Everything a figure says outside its ticks and legends."""
-    texts = [*figure.texts, figure._supxlabel]
-    for axes in figure.axes:
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-    return "\n".join(text.get_text() for text in texts if text)
-
-
-def labelled(axes: Axes, label: str) -> list[Line2D]:
-    """Lines with a label, including those of error bars."""
-    lines = [line for line in axes.lines if line.get_label() == label]
-    return lines + [bars.lines[0] for bars in axes.containers if bars.get_label() == label]
-
-
-def test_the_forest_has_every_cell_its_seeds_and_the_clustered_mean() -> None:
+def test_the_forest_has_every_cell_its_seeds_and_the_means() -> None:
     frame = study(("a",))
-    figure = effect_figures.effects(frame.sample(frac=1, random_state=0), NOTE)
+    runs = runs_of(frame)
+    figure = effects_of(frame.sample(frac=1, random_state=0), NOTE)
     (axes,) = figure.axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
     assert len(ticks) == 3 * (1 + 5 + 1) + 1
-    assert ticks[:2] == ["no pre-training", "250 labels"]
-    assert (ticks[7], ticks[-1]) == ("pre-trained on 50", "mean of all cells")
-    table, means = effects(frame), overall(frame)
+    assert ticks[:2] == ["random start", "250 labels"]
+    assert (ticks[7], ticks[-1]) == ("pre-trained, 50", "all pre-trained")
+    pairs = [{(p, "a", n): 1.0, (p, "none", n): -1.0} for p in (0, 50, 5000) for n in LABELS]
+    expected = runs.contrasts(runs.weights(*pairs))
     cells = labelled(axes, "_cell")
-    assert [line.get_xdata()[0] for line in cells] == pytest.approx(list(100 * table["mean"]))
+    assert [line.get_xdata()[0] for line in cells] == pytest.approx(list(100 * expected.mean))
     assert [ticks[int(line.get_ydata()[0])] for line in cells[:5]] == [f"{n:,} labels" for n in LABELS]
     bar = next(c for c in axes.containers if c.get_label() == "_cell").lines[2][0].get_segments()[0]
-    assert bar[:, 0] == pytest.approx([100 * table["low"][0], 100 * table["high"][0]])
+    assert bar[:, 0] == pytest.approx([100 * expected.low[0], 100 * expected.high[0]])
     raw = labelled(axes, "_seeds")
     assert sum(len(line.get_xdata()) for line in raw) == 45
+    means = [runs.mean_of(runs.weights(*pairs[start : start + 5])).at() for start in (0, 5, 10)]
+    assert [line.get_xdata()[0] for line in labelled(axes, "_mean")] == pytest.approx([100 * m["mean"] for m in means])
+    over = runs.mean_of(runs.weights(*pairs[5:])).at()  # a random start is not pooled with pre-trained encoders
     (last,) = labelled(axes, "_all")
-    assert last.get_xdata()[0] == pytest.approx(100 * means["mean"].iloc[-1])
+    assert last.get_xdata()[0] == pytest.approx(100 * over["mean"])
     drawn = next(c for c in axes.containers if c.get_label() == "_all").lines[2][0].get_segments()[0]
-    assert drawn[:, 0] == pytest.approx([100 * means["low"].iloc[-1], 100 * means["high"].iloc[-1]])
+    assert drawn[:, 0] == pytest.approx([100 * over["low"], 100 * over["high"]])
     assert any(set(line.get_xdata()) == {0} for line in axes.lines)
     said = words(figure)
-    for part in ("percentage points", "95 % t interval", "clustered by encoder", "mean over 3 seeds", NOTE.strip()):
-        assert part in said.replace("\n", " ")
+    (decided,) = [decision for decision in decide(runs) if decision.kind == "task"]
+    assert (decided.mean, decided.low) == pytest.approx((over["mean"], over["low"]))
+    for part in (decided.words, "percentage points", "bars: 95 % interval", "mean over 3 seeds", NOTE.strip()):
+        assert part in said
+    assert len(axes.get_xticks()) >= 5 and len(axes.get_xticks(minor=True)) > len(axes.get_xticks())
 
 
 def test_a_wide_interval_does_not_hide_the_points() -> None:
     frame = study(("a",), seeds=2)
-    figure = effect_figures.effects(frame)
+    figure = effects_of(frame)
     low, high = figure.axes[0].get_xlim()
     raw = np.concatenate([line.get_xdata() for line in labelled(figure.axes[0], "_seeds")])
     assert low < raw.min()
     assert high > raw.max()
     assert high - low < 10 * np.abs(raw).max()
-    assert "reach beyond a panel are cut" in words(figure).replace("\n", " ")
-    assert "are cut" not in words(effect_figures.effects(study(("a",)))).replace("\n", " ")
+    assert "reach beyond a panel are cut" in words(figure)
+    assert "are cut" not in words(effects_of(study(("a",))))
 
 
 def test_one_seed_draws_no_bars_and_says_so() -> None:
     frame = study(("a",), seeds=1)
-    for figure in (effect_figures.effects(frame), effect_figures.returns(frame), effect_figures.transfer(frame)):
+    for figure in (effects_of(frame), returns_of(frame), transfer_of(frame)):
         assert not any(c.has_xerr or c.has_yerr for axes in figure.axes for c in axes.containers)
-        assert "one seed" in words(figure).lower()
         assert "no bars" in words(figure)
 
 
 def test_a_task_that_lacks_cells_keeps_the_rows_of_the_others() -> None:
     frame = study(("a", "b"))
     frame = frame[(frame["intermediate"] != "b") | (frame["pretrain_size"] == 50)]
-    left, right = effect_figures.effects(frame).axes
+    left, right = effects_of(frame).axes
     assert left.get_ylim() == right.get_ylim()
     assert [len(labelled(axes, "_cell")) for axes in (left, right)] == [15, 5]
     rows = [line.get_ydata()[0] for line in labelled(left, "_cell")]
     assert [line.get_ydata()[0] for line in labelled(right, "_cell")] == rows[5:10]
 
 
-def test_returns_show_means_fits_and_gains() -> None:
+def test_returns_show_means_curves_and_gains() -> None:
     frame = study(("a",))
-    figure = effect_figures.returns(frame, NOTE)
+    figure = returns_of(frame, NOTE)
     assert len(figure.axes) == 4
     left, right = figure.axes[:2]
-    forms, doublings = fits(frame), marginal_gains(frame)
-    best = forms[forms["best"] & (forms["intermediate"] == "none")]
-    drawn = [line for line in left.lines if line.get_label().startswith("_fit")]
-    assert [line.get_label() for line in drawn] == [f"_fit {model}" for model in best["model"]]
-    assert drawn[0].get_ydata()[-1] == pytest.approx(100 * fitted_miou(best.iloc[0], [4000])[0])
     means = frame[frame["intermediate"] == "none"].groupby(["pretrain_size", "finetune_size"])["miou"].mean()
-    data = np.concatenate([c.lines[0].get_ydata() for c in left.containers])
+    data = np.concatenate([line.get_ydata() for line in labelled(left, "_mean")])
     assert data == pytest.approx(100 * means.to_numpy())
+    curves = labelled(left, "_fit")
+    assert len(curves) == 3
+    assert curves[0].get_ydata()[-1] == pytest.approx(100 * means.loc[0, 4000], abs=1)
+    doublings = marginal_gains(runs_of(frame))
     steps = doublings[(doublings["along"] == "labels") & (doublings["intermediate"] == "none")]
-    data = np.concatenate([c.lines[0].get_ydata() for c in right.containers])
+    data = np.concatenate([line.get_ydata() for line in labelled(right, "_gain")])
     assert data == pytest.approx(100 * steps["mean"].to_numpy(float))
     first = steps.iloc[0]
-    bar = right.containers[0].lines[2][0].get_segments()[0][:, 1]
+    bar = next(c for c in right.containers if c.get_label() == "_gain").lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * first["low"], 100 * first["high"]])
     assert "mIoU (%)" in words(figure)
     assert "gain per doubling" in words(figure)
 
 
-def test_a_curve_without_an_identified_form_has_no_line() -> None:
-    frame = study(())
-    figure = effect_figures.returns(frame[frame["finetune_size"] <= 1000])
-    assert not any(line.get_label().startswith("_fit") for axes in figure.axes for line in axes.lines)
-    assert "no form of the curves is identified" in words(figure).replace("\n", " ")
+def test_forms_of_a_curve_are_averaged_by_their_weights() -> None:
+    runs = runs_of(study(()))
+    forms, gains = fits(runs), marginal_gains(runs)
+    models = sorted(MODELS)[:2]
+    heights = []
+    for share in (0.0, 0.25, 1.0):
+        shares = {models[0]: 1 - share, models[1]: share}
+        weighted = forms.assign(weight=forms["model"].map(shares).fillna(0.0))
+        figure = effect_figures.returns(runs, weighted, gains)
+        heights.append(labelled(figure.axes[0], "_fit")[0].get_ydata())
+    assert heights[1] == pytest.approx(0.75 * heights[0] + 0.25 * heights[2])
+    without = effect_figures.returns(runs, forms.assign(weight=0.0), gains)
+    assert not labelled(without.axes[0], "_fit")
 
 
 def test_transfer_marks_what_lies_outside_of_the_curve() -> None:
     frame = study(("a",))
-    table = transfer(frame)
-    figure = effect_figures.transfer(frame, NOTE)
+    table = transfer(runs_of(frame))
+    figure = transfer_of(frame, NOTE)
     left, right = figure.axes
     assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
     for axes, task in ((left, "none"), (right, "a")):
         mine = table[table["intermediate"] == task]
-        for kind, marker in (("beyond", "^"), ("below", "v"), ("", "o")):
+        for kind, marks in (("beyond", "^"), ("below", "v"), ("", kit.MARKERS)):
             lines = labelled(axes, f"_{kind or 'inside'}")
             expected = mine.loc[mine["censored"] == kind, "labels_worth"]
             found = np.concatenate([line.get_ydata() for line in lines]) if lines else []
             assert list(found) == pytest.approx(list(expected))
-            assert {line.get_marker() for line in lines} <= {marker}
+            assert {line.get_marker() for line in lines} <= {*marks}
             assert {line.get_markerfacecolor() == "white" for line in lines} <= {bool(kind)}
     assert set(table["censored"]) == {"", "beyond", "below"}  # so that each kind was drawn
-    (identity,) = labelled(left, "_identity")
-    assert list(identity.get_xdata()) == list(identity.get_ydata())
+    (same,) = labelled(left, "_same")
+    assert list(same.get_xdata()) == list(same.get_ydata())
+
+
+def test_no_mark_of_transfer_hides_another() -> None:
+    frame = study(("a",), sizes=(0, 50, 500, 5000))
+    for axes in transfer_of(frame).axes:
+        marks = [line for kind in ("inside", "beyond", "below") for line in labelled(axes, f"_{kind}")]
+        places = np.concatenate([axes.transData.transform(line.get_xydata()) for line in marks])
+        apart = np.linalg.norm(places[:, None] - places[None], axis=-1) * 72 / axes.figure.dpi
+        assert apart[~np.eye(len(places), dtype=bool)].min() > 4  # points: the marks' size
 
 
 def test_cost_has_a_panel_for_operations_and_one_a_device() -> None:
     frame = study(("a", "b"))
     table = costs(frame)
-    figure = effect_figures.cost(table, NOTE)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["operations (FLOP)", "seconds on cpu"]
+    runs = runs_of(frame)
+    figure = effect_figures.cost(table, runs, NOTE)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["Operations (FLOP)", "Seconds on cpu"]
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}
     for axes, by, front in zip(figure.axes, ("operations", "seconds"), ("front", "front_seconds"), strict=True):
         best = table[table[front]].sort_values(by)
         (line,) = labelled(axes, "_front")
         assert list(line.get_xdata()) == list(best[by])
         assert list(line.get_ydata()) == pytest.approx(list(100 * best["miou"]))
-        assert len(labelled(axes, "_cell")) == len(table)
+        drawn = [bars for bars in axes.containers if bars.get_label() == "_cell"]
+        assert sum(len(bars.lines[0].get_xdata()) for bars in drawn) == len(table)
+        first = drawn[0].lines[2][0].get_segments()[0][:, 1]
+        expected = runs.contrasts(runs.weights({(0, "a", 250): 1.0})).at()
+        assert list(first) == pytest.approx([100 * expected["low"], 100 * expected["high"]])
         assert {text.get_text() for text in axes.texts} <= {str(n) for n in best["finetune_size"]}
+    assert "bars: 95 % interval" in words(figure)
     table.loc[table["pretrain_size"] == 50, "device"] = "cuda"
-    assert [axes.get_xlabel() for axes in effect_figures.cost(table).axes][1:] == ["seconds on cpu", "seconds on cuda"]
+    labels = [axes.get_xlabel() for axes in effect_figures.cost(table, runs).axes]
+    assert labels[1:] == ["Seconds on cpu", "Seconds on cuda"]
 
 
 def test_nothing_to_draw_is_said_in_words() -> None:
@@ -190,12 +226,12 @@ def test_nothing_to_draw_is_said_in_words() -> None:
     pretrained = none[none["pretrain_size"] > 0]
     free = costs(none).assign(operations=0.0, seconds=0.0)
     said = {
-        "no intermediate task": effect_figures.effects(none, "Mind this."),
-        "No seed was run both": effect_figures.effects(apart, "Mind this."),
-        "no mIoU": effect_figures.returns(none.assign(miou=np.nan), "Mind this."),
-        "takes a random start": effect_figures.transfer(pretrained, "Mind this."),
-        "No costs are known": effect_figures.cost(pd.DataFrame(columns=cost_tables.COSTS), "Mind this."),
-        "No cell of this study has a cost": effect_figures.cost(free, "Mind this."),
+        "no intermediate task": effects_of(none, "Mind this."),
+        "No seed was run both": effects_of(apart, "Mind this."),
+        "no mIoU": returns_of(none.assign(miou=np.nan), "Mind this."),
+        "takes a random start": transfer_of(pretrained, "Mind this."),
+        "No costs are known": effect_figures.cost(pd.DataFrame(columns=cost_tables.COSTS), runs_of(none), "Mind this."),
+        "No cell of this study has a cost": effect_figures.cost(free, runs_of(none), "Mind this."),
     }
     for part, figure in said.items():
         assert part in words(figure)
@@ -205,28 +241,20 @@ def test_nothing_to_draw_is_said_in_words() -> None:
 def make_all(tasks: tuple[str, ...]) -> dict[str, Callable[[], Figure]]:
     frame = study(tasks)
     return {
-        "effects": lambda: effect_figures.effects(frame, NOTE),
-        "returns": lambda: effect_figures.returns(frame, NOTE),
-        "transfer": lambda: effect_figures.transfer(frame, NOTE),
-        "cost": lambda: effect_figures.cost(costs(frame), NOTE),
+        "effects": lambda: effects_of(frame, NOTE),
+        "returns": lambda: returns_of(frame, NOTE),
+        "transfer": lambda: transfer_of(frame, NOTE),
+        "cost": lambda: effect_figures.cost(costs(frame), runs_of(frame), NOTE),
     }
 
 
 @pytest.mark.parametrize("name", ["effects", "returns", "transfer", "cost"])
 @pytest.mark.parametrize("tasks", [("a",), ("intel", "intel_shuffled_labels", "pets_classes", "d" * 20, "e")])
-def test_figures_fit_their_page_and_give_equal_files(tmp_path: Path, name: str, tasks: tuple[str, ...]) -> None:
+def test_figures_are_readable_and_give_equal_files(tmp_path: Path, name: str, tasks: tuple[str, ...]) -> None:
     before = dict(mpl.rcParams)
     make = make_all(tasks)[name]
     figure = make()
-    page, inside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-    assert inside.x0 >= page.x0
-    assert inside.x1 <= page.x1
-    assert inside.y0 >= page.y0
-    assert inside.y1 <= page.y1
-    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert figure.get_figwidth() == kit.WIDTH
-    assert figure.get_figheight() < 11
+    assert_readable(figure)
     assert dict(mpl.rcParams) == before
     if len(tasks) == 1:
         kit.save(figure, tmp_path / "a")

@@ -10,13 +10,19 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import assert_readable, contrast, legend, words
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viny.data.masks import IGNORE
-from viny.evidence.figures import kit
+from viny.evidence.figures import kit, pipeline
 from viny.evidence.figures import study as figures
+from viny.evidence.figures.study import Prediction
+from viny.evidence.report import CAPTIONS, page
+from viny.evidence.stages.figures import _miou_of_images
+from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.runtime.errors import InputError
+from viny.study.layout import REPRESENTATIONS_FIGURES, STATISTICS_FIGURES, figure_names
 
 NOTE = "Made up, with $ and _; not comparable with anything. " * 8
 
@@ -25,20 +31,11 @@ def study(pres: list[int], tasks: list[str], fines: list[int], seeds: int) -> pd
     rng = np.random.default_rng(0)
     rows = [(p, t, f, s) for p in pres for t in tasks for f in fines for s in range(seeds)]
     frame = pd.DataFrame(rows, columns=["pretrain_size", "intermediate", "finetune_size", "seed"])
-    return frame.assign(miou=rng.uniform(0.3, 0.6, len(frame)), pixel_accuracy=0.7)
+    return frame.assign(miou=rng.uniform(0.3, 0.6, len(frame)))
 
 
-def words(figure: Figure) -> str:
-    """Everything a figure says outside its ticks and legends."""
-    texts = [*figure.texts, figure._supxlabel]
-    for axes in figure.axes:
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-    return "\n".join(text.get_text() for text in texts if text)
-
-
-def legend(of: Figure | Axes) -> list[str]:
-    found = of.legends[0] if isinstance(of, Figure) else of.get_legend()
-    return [text.get_text() for text in found.get_texts()]
+def runs_of(frame: pd.DataFrame) -> Runs:
+    return read_runs(frame, None)
 
 
 def bars(axes: Axes) -> list[bool]:
@@ -65,7 +62,8 @@ def images(count: int) -> np.ndarray:
 
 def test_miou_curves() -> None:
     frame = study([0, 50, 100], ["none", "b", "a"], [250, 1000], seeds=3)
-    figure = figures.miou_curves(frame, NOTE)
+    runs = runs_of(frame)
+    figure = figures.miou_curves(runs, NOTE)
     assert [axes.get_title().split()[-1] for axes in figure.axes] == ["task", "a", "b"]  # 'none' first
     assert legend(figure) == ["0", "50", "100"]
     for axes in figure.axes:
@@ -74,46 +72,44 @@ def test_miou_curves() -> None:
         assert list(axes.get_xticks()) == [250, 1000]
         assert [t.get_text() for t in axes.get_xticklabels()] == ["250", "1000"]
         assert axes.get_ylim() == figure.axes[0].get_ylim()
-        solid = axes is figure.axes[0]
-        assert {c.lines[0].get_linestyle() == "-" for c in axes.containers} == {solid}
-    assert len({axes.containers[0].lines[0].get_marker() for axes in figure.axes}) == 3
-    group = frame.query("pretrain_size == 50 and intermediate == 'none' and finetune_size == 250")["miou"]
+        lines = [container.lines[0] for container in axes.containers]
+        assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
     data, _, (bar,) = figure.axes[0].containers[1].lines
-    assert data.get_ydata()[0] == pytest.approx(100 * group.mean())
-    low, high = bar.get_segments()[0][:, 1]
-    assert high - low == pytest.approx(2 * 100 * np.std(group, ddof=1))
+    expected = runs.contrasts(runs.weights({(50, "none", 250): 1.0}))
+    assert data.get_ydata()[0] == pytest.approx(100 * expected.mean[0])
+    assert list(bar.get_segments()[0][:, 1]) == pytest.approx([100 * expected.low[0], 100 * expected.high[0]])
     said = words(figure)
     assert "mIoU (%)" in said
-    assert "standard deviation" in said
-    assert NOTE.strip() in said.replace("\n", " ")  # wrapped
+    assert "bars: 95 % interval" in said
+    assert NOTE.strip() in said  # wrapped
 
 
 def test_single_seed_has_no_bars() -> None:
-    frame = study([0], ["none", "a"], [250, 500], seeds=1)
-    for figure in (figures.miou_curves(frame), figures.miou_difference(frame)):
+    runs = runs_of(study([0], ["none", "a"], [250, 500], seeds=1))
+    for figure in (figures.miou_curves(runs), figures.miou_difference(runs)):
         assert not any(any(bars(axes)) for axes in figure.axes)
-        assert "One seed" in words(figure)
+        assert "one seed, no bars" in words(figure)
 
 
 def test_only_size_zero_and_no_task() -> None:
-    frame = study([0], ["none"], [250], seeds=2)
-    figure = figures.miou_curves(frame)
+    runs = runs_of(study([0], ["none"], [250], seeds=2))
+    figure = figures.miou_curves(runs)
     assert len(figure.axes) == 1
     assert len(figure.axes[0].containers) == 1
-    assert "no intermediate task" in words(figures.miou_difference(frame, "Mind this."))
-    assert "Mind this." in words(figures.miou_difference(frame, "Mind this."))
+    assert "no intermediate task" in words(figures.miou_difference(runs, "Mind this."))
+    assert "Mind this." in words(figures.miou_difference(runs, "Mind this."))
 
 
 def test_no_common_seed() -> None:
     frame = study([0], ["none", "a"], [250], seeds=1)
     frame["seed"] = [0, 1]
-    assert "No seed" in words(figures.miou_difference(frame))
+    assert "No seed" in words(figures.miou_difference(runs_of(frame)))
 
 
-def test_miou_difference() -> None:
+def test_miou_difference_has_the_papers_own_spread_and_says_so() -> None:
     frame = study([0, 50, 100], ["none", "a", "b"], [250, 1000], seeds=3)
     frame = frame[(frame["pretrain_size"] > 0) | (frame["intermediate"] == "none")]
-    figure = figures.miou_difference(frame.sample(frac=1, random_state=0))
+    figure = figures.miou_difference(runs_of(frame.sample(frac=1, random_state=0)))
     assert len(figure.axes) == 2
     assert legend(figure) == ["50", "100"]  # size 0 has no pairs
     wide = frame.pivot(index=["pretrain_size", "finetune_size", "seed"], columns="intermediate", values="miou")
@@ -127,9 +123,8 @@ def test_miou_difference() -> None:
     assert len(points) == 2
     assert sorted(points[0].get_ydata()[points[0].get_xdata() < 500]) == pytest.approx(sorted(raw))
     assert any(set(line.get_ydata()) == {0} for line in axes.lines)
-    said = words(figure)
-    assert "percentage points" in said
-    assert "standard error" in said
+    assert "standard error" in axes.get_ylabel()
+    assert "95 %" not in words(figure)
 
 
 def test_learning_curves(tmp_path: Path) -> None:
@@ -140,20 +135,23 @@ def test_learning_curves(tmp_path: Path) -> None:
     figure = figures.learning_curves(curves)
     assert [axes.get_title() for axes in figure.axes] == ["Pre-training", "Intermediate task", "Fine-tuning"]
     assert [len(axes.lines) for axes in figure.axes] == [2, 4, 8]
-    assert [len(legend(axes)) for axes in figure.axes] == [1, 2, 4]
-    assert legend(figure.axes[1]) == ["scenes/size-0", "scenes/size-2000"]
+    assert [legend(axes) for axes in figure.axes] == [
+        ["2,000 images"],
+        ["0 images", "2,000 images", "scenes"],
+        ["250 labels", "no task", "a_b"],
+    ]
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3, 4, 5]
     assert figure.axes[0].get_xlabel() == "Epoch"
     dashed = {line.get_label(): line.get_linestyle() for line in figure.axes[2].lines}
-    assert dashed["pre-0_mid-none_fine-250"] == "-"
-    assert dashed["pre-0_mid-a_b_fine-250"] != "-"
+    assert dashed["_none 250"] == "-"
+    assert dashed["_a_b 250"] != "-"
 
 
 def test_many_learning_curves_keep_a_short_legend(tmp_path: Path) -> None:
     figure = figures.learning_curves(finetuning(tmp_path, [0, 9, 99], [250, 500, 1000], seeds=2))
     (axes,) = figure.axes
     assert len(axes.lines) == 36
-    assert legend(axes) == ["250", "500", "1000", "No intermediate task", "Intermediate task: a_b"]
+    assert legend(axes) == ["250 labels", "500 labels", "1,000 labels", "no task", "a_b"]
     assert len({line.get_color() for line in axes.lines}) == 3
 
 
@@ -191,16 +189,39 @@ def test_segmentations() -> None:
     labels = np.zeros((2, 8, 8), int)
     labels[:, 2:4] = 1
     classes = ["pet", "background", "border"]
-    figure = figures.segmentations(images(2), labels, {"first": 1 - labels, "second": labels}, classes)
-    assert [axes.get_title() for axes in figure.axes[:4]] == ["Image", "Truth", "first", "second"]
-    assert np.array_equal(figure.axes[6].images[0].get_array(), 1 - labels[1])
+    models = [Prediction("first", 1 - labels), Prediction("second", labels, np.array([0.25, 0.5]))]
+    figure = figures.segmentations(images(2), labels, models, classes, title="Two of them")
+    panels = np.array(figure.axes).reshape(4, 2)
+    assert [axes.get_ylabel() for axes in panels[:, 0]] == ["Image", "Truth", "first", "second"]
+    assert [axes.get_xlabel() for axes in panels.flat] == [""] * 6 + ["25 %", "50 %"]
+    assert np.array_equal(panels[2, 1].images[0].get_array(), 1 - labels[1])
     assert legend(figure) == classes
+    assert "Two of them" in words(figure)
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
-    shown = figure.axes[1].images[0]
+    shown = panels[1, 0].images[0]
     for index in (0, 1):  # a class has the legend's colour on the map, whichever classes a map holds
         assert patches[index] == shown.cmap(shown.norm(index))
     with pytest.raises(ValueError, match="first holds"):
-        figures.segmentations(images(2), labels, {"first": labels + 2}, classes)
+        figures.segmentations(images(2), labels, [Prediction("first", labels + 2)], classes)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 16])
+def test_more_images_than_fit_beside_each_other_go_below(count: int) -> None:
+    labels = np.arange(count)[:, None, None] * np.ones((1, 8, 8), int) % 2
+    figure = figures.segmentations(images(count), labels, [Prediction("one", 1 - labels)], ["a", "b"])
+    assert len(figure.axes) == 3 * count
+    truth = [axes.images[0].get_array() for axes in figure.axes]
+    assert sum(np.array_equal(each, labels[0]) for each in truth if each.ndim == 2) == count
+    assert sum(axes.get_ylabel() == "Image" for axes in figure.axes) == -(-count // figures.COLUMNS)
+
+
+def test_mious_of_images_are_over_the_classes_that_they_have(tmp_path: Path) -> None:
+    confusion = np.zeros((3, 3, 3), int)
+    confusion[0] = np.diag([4, 4, 0])
+    confusion[1, 0] = [2, 2, 0]  # one class, half of it found
+    np.savez(tmp_path / "a.npz", confusion=confusion, indices=np.array([7, 5, 6]))
+    found = _miou_of_images(tmp_path / "a.npz", np.array([5, 6, 7, 8]))
+    assert found == pytest.approx([0.5, np.nan, 1.0, np.nan], nan_ok=True)
 
 
 def test_segmentations_of_many_classes_name_the_most_frequent_and_show_what_is_ignored() -> None:
@@ -209,36 +230,76 @@ def test_segmentations_of_many_classes_name_the_most_frequent_and_show_what_is_i
     for index in range(1, 60):
         labels[:, 1 + index // 20 :, index % 20] = index
     names = [f"class {i}" for i in range(255)]
-    figure = figures.segmentations(images(2), labels, {"guess": np.zeros_like(labels)}, names)
+    figure = figures.segmentations(images(2), labels, [Prediction("guess", np.zeros_like(labels))], names)
     entries = legend(figure)
     assert len(entries) == kit.LEGEND_CLASSES + 1 and entries[-1] == "ignored"
     counts = np.bincount(labels[labels != IGNORE], minlength=255) + np.bincount([0] * labels.size, minlength=255)
     named = [names.index(entry) for entry in entries[:-1]]
     assert min(counts[named]) >= max(np.delete(counts, named))
-    shown = figure.axes[1].images[0]
+    shown = figure.axes[2].images[0]
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     assert patches == [shown.cmap(shown.norm(value)) for value in [*named, IGNORE]]
     assert len(set(kit.class_colours(255))) == 255
 
 
+STEPS = [
+    pipeline.Step("Data", ["4,000 images and " + "words " * 20]),
+    pipeline.Step("Pre-training", ["25 epochs"], optional=True),
+    pipeline.Step("Intermediate task", ["none, or a task"], optional=True),
+    pipeline.Step("Fine-tuning", ["36 trainings", "of $ and _"]),
+]
+
+
+def test_the_pipeline_says_what_is_trained_on_what() -> None:
+    spec = {
+        "grid": {"pretrain_sizes": [0, 4000, 50], "intermediates": ["none", "scenes"], "finetune_sizes": [9, 5],
+                 "seeds": [0, 1]},
+        "mask_ratio": 0.5,
+        "pipeline": {
+            "pretrain": {"source": "imagenet", "epochs": 3},
+            "tasks": {"scenes": {"source": "synthetic", "epochs": 1}},
+            "segmentation": {"source": "folder"},
+            "finetune": {"epochs": 7},
+        },
+    }  # fmt: skip
+    steps = pipeline.steps(spec, {"pretrain": 4, "intermediate": 6, "finetune": 24}, {"scenes": 80}, "1,000")
+    assert [step.optional for step in steps] == [False, True, True, False, False]
+    said = words(pipeline.pipeline(steps, NOTE))
+    for part in (
+        "4,000 images of ImageNet", "80 synthetic images", "9 images of one's own, and 1,000 for tests", NOTE.strip(),
+        "50 or 4,000 images, 3 epochs, 50 % of the patches masked", "4 trainings", "scenes: 1 epoch", "6 trainings",
+        "5 or 9 labels, 7 epochs", "24 trainings: every cell with 2 seeds", "mIoU of 24 models on 1,000 test images",
+    ):  # fmt: skip
+        assert part in said, part
+    spec["grid"] |= {"pretrain_sizes": [0], "intermediates": ["none"]}
+    steps = pipeline.steps(spec, {"finetune": 4}, {}, "1,000")
+    assert [step.heading for step in steps] == ["Data", "Fine-tuning", "Evaluation"]
+
+
 def make_all(folder: Path) -> dict[str, Callable[[], Figure]]:
-    frame = study([0, 50], ["none", "a" * 32], [250, 500, 1000, 2000, 4000], seeds=2)
+    runs = runs_of(study([0, 50], ["none", "a" * 32], [250, 500, 1000, 2000, 4000], seeds=2))
     labels = np.zeros((2, 8, 8), int)
+    models = [Prediction("after\na_long_name_of_a_task\n4,000 labels", labels, np.array([0.2, 0.3]))]
     return {
-        "curves": lambda: figures.miou_curves(frame, NOTE),
-        "difference": lambda: figures.miou_difference(frame, NOTE),
-        "words": lambda: figures.miou_difference(study([0], ["none"], [250], 1), NOTE),
-        "learning": lambda: figures.learning_curves(finetuning(folder, [0, 9], [250], seeds=2), NOTE),
+        "curves": lambda: figures.miou_curves(runs, NOTE),
+        "paper's curves": lambda: figures.miou_curves(
+            runs_of(study([0, 45000, 100000, 200000], ["none", "intel"], [250, 500, 1000, 2000, 4000, 6000], 3))
+        ),
+        "difference": lambda: figures.miou_difference(runs, NOTE),
+        "words": lambda: figures.miou_difference(runs_of(study([0], ["none"], [250], 1)), NOTE),
+        "learning": lambda: figures.learning_curves(finetuning(folder, [0, 9], [250, 500], seeds=2), NOTE),
         "reconstructions": lambda: figures.reconstructions(images(2), images(2), images(2), NOTE),
-        "triples": lambda: figures.segmentations(images(2), labels, {"one": labels}, ["a", "b"], NOTE),
+        "triples": lambda: figures.segmentations(images(2), labels, models, ["a", "b"], NOTE, "Worst of all"),
+        "pipeline": lambda: pipeline.pipeline(STEPS, NOTE),
     }
 
 
-@pytest.mark.parametrize("name", ["curves", "difference", "words", "learning", "reconstructions", "triples"])
-def test_files_are_equal_and_nothing_is_clipped(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", list(make_all(Path())))
+def test_files_are_equal_and_readable(tmp_path: Path, name: str) -> None:
     before = dict(mpl.rcParams)
     make = make_all(tmp_path)[name]
     figure = make()
+    assert_readable(figure)
     kit.save(figure, tmp_path / "a.b")
     kit.save(figure, tmp_path / "again")
     with mpl.rc_context({"font.size": 20, "savefig.bbox": "tight"}):  # a user's own settings do not matter
@@ -250,19 +311,42 @@ def test_files_are_equal_and_nothing_is_clipped(tmp_path: Path, name: str) -> No
         assert first == (tmp_path / f"again.{kind}").read_bytes()
         assert first == (tmp_path / f"anew.{kind}").read_bytes()
     assert dict(mpl.rcParams) == before
-    assert figure.get_figwidth() == kit.WIDTH
-    page, inside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-    assert inside.x0 >= page.x0
-    assert inside.x1 <= page.x1
-    assert inside.y0 >= page.y0
-    assert inside.y1 <= page.y1
 
 
 def test_a_legend_of_long_names_stays_within_the_figure() -> None:
     names = [f"a rather long name of class number {i}" for i in range(11)]  # 40 letters at most
     labels = np.arange(2 * 400).reshape(2, 20, 20) % 11
-    figure = figures.segmentations(images(2), labels, {"guess": labels}, names)
-    figure.draw_without_rendering()
-    box = figure.legends[0].get_window_extent()
-    assert box.x0 >= 0
-    assert box.x1 <= figure.bbox.x1
+    assert_readable(figures.segmentations(images(2), labels, [Prediction("guess", labels)], names))
+
+
+def test_colours_stand_out_and_are_told_apart() -> None:
+    sizes = [0, 45000, 100000, 200000]
+    styles = kit.size_styles(sizes)
+    for key in ("color", "marker"):
+        assert len({style[key] for style in styles.values()}) == len(sizes)
+    for count in range(1, 12):
+        assert min(map(contrast, kit.ramp(count))) >= 3
+    assert min(map(contrast, kit.LINE_COLOURS)) >= 3
+    assert contrast("#C2DF23") < 2  # the lime of the end of viridis
+
+
+@pytest.mark.parametrize("labels", [[100], [60, 120, 240], [250, 500, 1000, 2000, 4000, 6000]])
+def test_points_of_several_sizes_stand_beside_each_other_and_at_their_labels(labels: list[int]) -> None:
+    sizes = [0, 45, 100, 200]
+    shifts = [kit.aside(size, sizes, labels) for size in sizes]
+    assert shifts == sorted(shifts) and len(set(shifts)) == 4
+    assert shifts[0] * shifts[-1] == pytest.approx(1)
+    if len(labels) > 1:
+        assert shifts[-1] ** 2 < min(b / a for a, b in pairwise(labels))
+    assert kit.aside(7, [7], labels) == 1
+
+
+def test_every_figure_has_a_caption_and_words_for_those_who_cannot_see_it() -> None:
+    grid = {"pretrain_sizes": [0, 9], "intermediates": ["none", "a"], "finetune_sizes": [5], "seeds": [0]}
+    names = {*figure_names({"grid": grid}), *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES}
+    shown = {name: alt for part in (*page.PICTURES.values(), page.COSTS, page.TRAINING) for name, alt in part.items()}
+    assert set(shown) == names
+    for name in names:
+        caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
+        assert caption and caption != shown[name]
+    assert "failures" not in figure_names({"grid": grid | {"intermediates": ["none"]}})

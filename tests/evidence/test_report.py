@@ -1,68 +1,220 @@
-"""The report's words: numbers come with their uncertainty, and an effect is only named if the tests agree on it."""
+"""The report: the words of the table of decisions and no others, and every number with its uncertainty."""
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 pytest.importorskip("jsonschema")
 
 from viny.evidence.report import page
-from viny.evidence.summary import Summary
-from viny.evidence.tables import write_tables
+from viny.evidence.report.answers import answers
+from viny.evidence.report.means import means, miou_table
+from viny.evidence.report.words import counted, images_of, listed, percent, points, words
+from viny.evidence.statistics.crossed import Runs
+from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
-from viny.study.config import resolve
+from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
 from viny.study.reading import read_config
 from viny.study.specs import report_spec
 
+KEYS = [(0, "none", 8), (0, "none", 16), (0, "none", 32), (24, "none", 8), (24, "scenes", 8)]
+VALUES = np.array([[0.20, 0.30, 0.35, 0.40, 0.50], [0.22, 0.31, 0.35, 0.44, np.nan], [0.24, 0.32, 0.35, 0.42, np.nan]])
+RUNS = Runs(KEYS, [0, 1, 2], VALUES)
+RUN = {
+    **{"training_seconds": 60.0, "image_passes": 5000, "device_name": "a CPU", "precision": "float32", "code": "0.1"},
+    **{"python": "3.11", "packages": {"torch": "2"}, "processor": "a CPU", "study_sha256": "ab"},
+    **{"started": "2026-01-01T00:00:00", "ended": "2026-01-01T00:01:00"},
+}
+
+
+def decision(
+    kind: str, what: Any, said: str = "does something", mean: float = -0.0123, known: bool = True
+) -> dict[str, Any]:
+    low, high = (mean - 0.01, mean + 0.01) if known else (np.nan, np.nan)
+    row = {"kind": kind, "what": str(what), "name": f"the {kind} {what}", "words": said, "mean": mean}
+    return row | {"low": low, "high": high, "sentence": f"The {kind} {what} {said}: {100 * mean:+.2f} points."}
+
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "words"),
+    ("text", "shown"),
     [
-        (0.01, 0.03, 0.03, "helps"),
-        (-0.03, -0.01, 0.03, "hurts"),
-        (0.01, 0.03, 0.06, "may help, by the interval; by the sign flips it cannot be told"),
-        (-0.03, -0.01, 0.25, "may hurt, by the interval; by the sign flips it cannot be told"),
-        (-0.01, 0.03, 0.03, "cannot be told from no effect"),
-        (np.nan, np.nan, 0.25, "cannot be told"),
+        ("-2.36 (-4.22 to -0.54)", "−2.36 (−4.22 to −0.54)"),
+        ("p 1e-06", "p 1e−06"),
+        ("pre-0_mid-none, 3-5, 2024-01-02, x-1", "pre-0_mid-none, 3-5, 2024-01-02, x-1"),
+        ("[-.5, 1]", "[−.5, 1]"),
+        ("a\u202eb", "a\\u202eb"),
     ],
 )
-def test_an_effect_is_named_where_interval_and_test_agree(low: float, high: float, p: float, words: str) -> None:
-    assert page._harm({"low": low, "high": high, "p_sign_flip": p}) == words
+def test_hyphens_of_numbers_are_minus_signs(text: str, shown: str) -> None:
+    assert words(text) == shown
 
 
-def test_numbers_in_words() -> None:
-    assert page.percent(0.1234) == "12.3"
-    assert page.percent(-0.0051, sign=True) == "−0.5"
-    assert page.interval({"low": -0.02, "high": 0.015}) == "95 % interval −2.0 to +1.5"
-    assert page.interval({"low": np.nan, "high": np.nan}) == "no interval"
-    assert page._listed([0, 45000, 100000]) == "0, 45,000 or 100,000"
-    assert page._listed(["none"]) == "none"
+def test_numbers_and_names_in_words() -> None:
+    assert percent(0.1234) == "12.3"
+    assert points(-0.0051) == "−0.51"
+    assert listed([0, 45000, 100000]) == "0, 45,000 or 100,000"
+    assert listed(["none"]) == "none"
+    assert (counted(1, "seed"), counted(2000, "seed")) == ("1 seed", "2,000 seeds")
+    assert images_of({"source": "synthetic"}) == "synthetic images"
+    assert images_of({"source": "folder", "path": "mine"}) == "images of mine"
+    assert images_of({"source": "folder", "path": "data", "images": "photos"}) == "images of photos"
 
 
 def test_a_table_knows_its_numbers_and_shows_no_nan() -> None:
-    made = page.table(pd.DataFrame({"name": ["a", None], "hours": [1.5, 2.0]}))
+    made = page.table(pd.DataFrame({"name": ["a", None], "hours": [1.5, -2.0]}))
     assert [column["number"] for column in made["columns"]] == [False, True]
-    assert made["rows"] == [["a", "1.5"], ["", "2.0"]]
+    assert made["rows"] == [["a", "1.5"], ["", "−2.0"]]
 
 
-def test_the_setting_says_which_classes_are_absent(tmp_path: Path) -> None:
-    config = resolve(read_config(Path(__file__).parents[1] / "tiny.yaml"))
-    cells_of_study = cells(config)
-    for cell in cells_of_study:
+def test_answers_are_those_of_the_largest_sizes_and_of_every_task() -> None:
+    rows = [("pre-training", 400), ("pre-training", 4000), ("labels", 0), ("images", 4000), ("interaction", "scenes")]
+    rows += [("task", "scenes"), ("task", "other")]
+    made = answers(pd.DataFrame([decision(*row) for row in rows]), RUNS)
+    names = [[effect["name"] for effect in part["effects"]] for part in made]
+    wanted = [["pre-training 4000"], ["images 4000", "labels 0"], ["task scenes", "task other"]]
+    assert names == [[f"The {name}" for name in part] for part in wanted]
+    first = made[0]["effects"][0]
+    assert first["words"] == "does something"
+    assert (first["value"], first["interval"]) == ("−1.23", "−2.23 to −0.23")
+
+
+def test_an_answer_says_what_it_lacks() -> None:
+    made = answers(pd.DataFrame([decision("task", "scenes", known=False)]), RUNS)
+    assert made[2]["effects"][0]["interval"] == "no interval"
+    assert [bool(part["effects"]) for part in made] == [False, False, True]
+    assert "random start" in made[0]["missing"]
+
+
+def test_diminishing_returns_show_the_doubling_before_the_last() -> None:
+    made = answers(pd.DataFrame([decision("labels", 0)]), RUNS)[1]["effects"][0]
+    # From 8 to 16 labels the three seeds gain 10, 9 and 8 points.
+    assert made["before"].startswith("Before that, from 8 to 16: +9.00 (")
+    two = Runs(KEYS[:2], [0, 1, 2], VALUES[:, :2])
+    assert answers(pd.DataFrame([decision("labels", 0)]), two)[1]["effects"][0]["before"] == ""
+
+
+def test_steps_along_images_are_means_over_labels() -> None:
+    keys = [(p, "none", n) for p in (0, 10, 20, 40) for n in (8, 16)]
+    gains = {10: 0.0, 20: 0.04, 40: 0.06}
+    values = np.array([[0.3 + gains.get(p, 0) + 0.01 * seed * (n == 8) for p, _, n in keys] for seed in (0, 1)])
+    made = answers(pd.DataFrame([decision("images", 40)]), Runs(keys, [0, 1], values))[1]["effects"][0]
+    assert made["before"].startswith("Before that, from 10 to 20: +4.00 (")
+
+
+def test_means_have_three_intervals() -> None:
+    table = means(RUNS).set_index(["pretrain_size", "intermediate", "finetune_size"])
+    row = table.loc[(0, "none", 8)]
+    assert (row["mean"], row["n"]) == (pytest.approx(0.22), 3)
+    assert row["high_error"] - row["mean"] == pytest.approx(0.02 / np.sqrt(3))
+    assert row["high_seeds"] - row["mean"] == pytest.approx(4.302653 * 0.02 / np.sqrt(3))
+    assert row["low_both"] == row["low_seeds"] and not row["images"]  # nothing is known of the test images
+    images = np.random.default_rng(0).normal(0, 0.01, 20)
+    moved = np.broadcast_to(images - images.mean(), (3, len(KEYS), 20)) / 2
+    both = means(Runs(KEYS, [0, 1, 2], VALUES, moved)).set_index(["pretrain_size", "intermediate", "finetune_size"])
+    assert both["images"].loc[(0, "none", 32)]
+    # The seeds agree, so that the images are all the noise that there is.
+    assert both.loc[(0, "none", 32), "high_both"] > both.loc[(0, "none", 32), "high_seeds"] == pytest.approx(0.35)
+
+
+def test_the_table_of_miou_shows_seeds_with_their_files() -> None:
+    made = miou_table(RUNS)
+    assert made["labels"] == ["8", "16", "32"] and not made["images"]
+    titles = [(row["start"], row["task"]) for row in made["rows"]]
+    assert titles == [("random start", "no task"), ("24 images", "no task"), ("24 images", "scenes")]
+    assert made["rows"][1]["cells"][1:] == [None, None]
+    alone = made["rows"][2]["cells"][0]
+    assert set(alone["intervals"].values()) == {"one seed"}
+    assert alone["seeds"] == [
+        {
+            "seed": 0,
+            "value": "50.00",
+            "metrics": "metrics/pre-24_mid-scenes_fine-8_seed-0.json",
+            "weights": "finetune/pre-24_mid-scenes_fine-8_seed-0/",
+        }
+    ]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """Settings and folder of a study with what its report needs, and no figures."""
+    note = "Synthetic </p><script>alert(-1)</script>"
+    config = resolve(merge(read_config(Path(__file__).parents[1] / "tiny.yaml"), {"note": note}))
+    every, root = cells(config), tmp_path / "tiny"
+    for i, cell in enumerate(every):
         value = {"study": "tiny", "protocol": "sound", "cell": cell.as_dict(), "miou_is": "dataset", "test_images": 9,
-                 "parameters": 7, "metrics": {"miou": 0.5, "pixel_accuracy": 0.7}, "provenance": {},
+                 "parameters": 7, "metrics": {"miou": 0.5 + i / 100, "pixel_accuracy": 0.7}, "provenance": {},
                  "classes": {"not_in_test": ["<dog>"], "not_in_training": ["yak"]}}  # fmt: skip
-        write_json(metrics_file(tmp_path, cell), value)
-    write_tables([metrics_file(tmp_path, cell) for cell in cells_of_study], tmp_path / "tables")
-    for training in trainings(cells_of_study):
-        write_json(training.file(tmp_path, "run"), {})
-    spec = report_spec(config)
-    said = page._Page(spec, tmp_path, Summary("report", spec, tmp_path)).setting()
-    assert "No test mask has a pixel of <dog>: such a class is not in mIoU" in said  # the template escapes it
-    assert f"has a pixel of: yak ({len(cells_of_study)} of {len(cells_of_study)} cells)" in said
+        write_json(metrics_file(root, cell), value)
+    for training in trainings(every):
+        write_json(training.file(root, "run"), RUN)
+    tables = root / "tables"
+    tables.mkdir()
+    rows = [decision(kind, 24) for kind in ("pre-training", "images", "labels")] + [decision("task", "scenes")]
+    pd.DataFrame(rows).to_csv(tables / "decisions.csv", index=False)
+    card = {"kind": "claim", "what": "It <helps>", "verdict": "does not hold here", "reason": "r", "paper_verdict": "v"}
+    numbers = card | {"kind": "number"}
+    pd.DataFrame([card, numbers, numbers]).to_csv(tables / "scorecard.csv", index=False)
+    (tables / "tableA1.csv").write_text("stage,setting,this_study,the_paper\nPre-training,Epochs,2,100\n")
+    (tables / "duplicates.csv").write_text("role,image,test_image,kind,distance\n")
+    (tables / "next_steps.md").write_text("# Steps\n\n- From here (36.9 %), more labels: -1.04 (-2.61 to +0.52).\n")
+    return report_spec(config), root
+
+
+def written(study: tuple[dict[str, Any], Path]) -> str:
+    spec, root = study
+    page.write_page(spec, root=root, out=root / "report.html", record=root / "report.json")
+    return (root / "report.html").read_text(encoding="utf-8")
+
+
+def shown(text: str) -> str:
+    """The text of a page, without its tags and its style."""
+    return html.unescape(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", text))
+
+
+def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -> None:
+    text = written(study)
+    said = " ".join(shown(text).split())
+    assert said.index("The pre-training 24 does something") < said.index("mIoU in percent") < said.index("It <helps>")
+    assert "The task scenes does something: −1.23 points." in said
+    assert "−1.04 (−2.61 to +0.52)" in said
+    assert "Of the paper's 2 numbers: 2 does not hold here." in said
+    assert "8 or 16 labelled synthetic images" in said
+    assert "No test mask has a pixel of <dog>: such a class is not in mIoU" in said
+    assert "has a pixel of: yak (16 of 16 cells)" in said
+    assert not re.search(r"(?<![\w.])-\d", said.replace("alert(-1)", ""))
+    assert not re.search(r"\bnan\b|\bNone\b|images of synthetic", said)
+
+
+def test_text_from_files_runs_nothing(study: tuple[dict[str, Any], Path]) -> None:
+    text = written(study)
+    assert "<script" not in text
+    assert "Synthetic </p><script>" in shown(text)
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; img-src data:;", text)
+
+
+def test_a_damaged_table_or_figure_is_named(study: tuple[dict[str, Any], Path]) -> None:
+    _, root = study
+    (root / "figures").mkdir()
+    figure = root / "figures" / "returns.png"
+    Image.new("RGB", (920, 400)).save(figure, dpi=(200, 200))
+    assert 'alt="Left, curves of mIoU against labels' in written(study)
+    assert '--inches: 4.60" width="920" height="400"' in written(study)
+    figure.write_bytes(figure.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"returns\.png: not a figure that the workflow draws"):
+        written(study)
+    (root / "tables" / "decisions.csv").write_text("kind\ntask\n")
+    with pytest.raises(InputError, match=r"decisions\.csv: not the table that the workflow writes"):
+        written(study)
+    (root / "tables" / "decisions.csv").unlink()
+    with pytest.raises(InputError, match=r"decisions\.csv: no such table; run the workflow"):
+        written(study)

@@ -36,10 +36,11 @@ from viny.evidence.figures.geometry import read_arrays
 from viny.evidence.report.page import write_page
 from viny.evidence.stages.scorecard import write_scorecard
 from viny.evidence.statistics.costs import chain_costs
-from viny.evidence.statistics.effects import read_confusion
+from viny.evidence.statistics.crossed import read_confusion
 from viny.evidence.statistics.pages import write_statistics
 from viny.evidence.statistics.representations import read_geometry
 from viny.evidence.tables import read_metrics, write_tables
+from viny.evidence.training_settings import write_training_settings
 from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.model import ViNy
 from viny.learning.optimizer import Adam
@@ -300,6 +301,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cell]:
     (root / "metrics.json").rename(metrics)
     (root / "confusion.npz").rename(metrics.with_suffix(".npz"))
     write_tables([metrics], root / "tables")
+    write_training_settings(specs.tables_spec(config), root / "tables")
     spent = chain_costs(root, [cell], ModelSettings(**config["model"]))
     write_statistics([metrics], root / "metrics", spent, root / "tables")
     write_scorecard(

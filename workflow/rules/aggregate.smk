@@ -31,7 +31,9 @@ rule figures:
     """Draw the study's figures."""
     input:
         metrics=expand(METRICS, cell=CELLS),
+        confusion=ancient(expand(CONFUSION, cell=CELLS)),
         curves=of_all_trainings("curve"),
+        records=ancient(of_all_trainings("record")),
         manifest=rules.finetune.input.manifest,
         split=split_of(SHOWN_MODELS[-1]),
         indices=ancient(indices_of(split_of(SHOWN_MODELS[-1]))),

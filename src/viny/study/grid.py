@@ -88,15 +88,26 @@ def probe_size(config: Mapping[str, Any]) -> int:
 
 
 def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
-    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed."""
+    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed.
+
+    Those with the most pre-training are shown after the first intermediate task too. The last has the most labels.
+    """
     grid = config["grid"]
-    sizes, labels = grid["pretrain_sizes"], grid["finetune_sizes"]
-    picked = [
-        Cell(size, grid["intermediates"][0], label, grid["seeds"][0])
-        for label in (min(labels), max(labels))
-        for size in (min(sizes), max(sizes))
-    ]
+    sizes, labels, seed = grid["pretrain_sizes"], grid["finetune_sizes"], grid["seeds"][0]
+    start, *tasks = sorted(grid["intermediates"], key=lambda task: task != "none")
+    trained = [(min(sizes), start), (max(sizes), start), *((max(sizes), task) for task in tasks[:1])]
+    picked = [Cell(size, task, n, seed) for n in (min(labels), max(labels)) for size, task in trained]
     return list(dict.fromkeys(picked))
+
+
+def failing_pair(config: Mapping[str, Any]) -> tuple[Cell, Cell] | None:
+    """Two of `shown_cells`, with the most pre-training and labels: without a task, and after the first one."""
+    grid = config["grid"]
+    tasks = [task for task in grid["intermediates"] if task != "none"]
+    if not tasks or len(tasks) == len(grid["intermediates"]):
+        return None
+    size, labels, seed = max(grid["pretrain_sizes"]), max(grid["finetune_sizes"]), grid["seeds"][0]
+    return Cell(size, "none", labels, seed), Cell(size, tasks[0], labels, seed)
 
 
 STAGE_OF = {"pretrained": "pretrain", "intermediate": "intermediate", "finetuned": "finetune"}  # random has none

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.study.grid import STAGE_OF, Cell, Encoder, cells
+from viny.study.grid import STAGE_OF, Cell, Encoder, cells, failing_pair
 
 MANIFEST = "packs/{pack}/manifest.json"
 IMAGES = "packs/{pack}/images.npy"
@@ -51,7 +51,7 @@ SUMMARIES = ("duplicates", "tables", "figures", "statistics", "representations",
 # Names of the tables and figures that the rules that summarise a study write.
 TABLES = (
     *("metrics.csv", "summary.csv", "paired_differences.csv"),
-    *(f"{table}.{kind}" for table in ("table1", "tableA2", "tableA3") for kind in ("csv", "md")),
+    *(f"{table}.{kind}" for table in ("table1", "tableA1", "tableA2", "tableA3") for kind in ("csv", "md")),
 )
 DUPLICATES_TABLES = ("duplicates.csv", "duplicates.md")
 STATISTICS_TABLES = (
@@ -90,7 +90,8 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """The figures of the study itself, below figures/."""
-    names = ["miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    names += ["failures"] if failing_pair(config) else []
     return [*names, "reconstructions"] if max(config["grid"]["pretrain_sizes"]) > 0 else names
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
-from viny.study.config import differences_from_paper
+from viny.study.config import differences_from_paper, resolve
 from viny.study.grid import Cell, Encoder
 from viny.study.layout import Training
 
@@ -268,7 +268,23 @@ def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables depend on besides the results."""
-    return {"grid": config["grid"]}
+    tasks = ["none", "intel", "pets_classes", "pets_spatial"]
+    paper = resolve({"study": "paper", "protocol": "paper", "grid": {"intermediates": tasks}})
+    return {
+        **{key: config[key] for key in ("grid", "study", "protocol", "note")},
+        "training": _trainings(config),
+        "paper": _trainings(paper),
+    }
+
+
+def _trainings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How each stage is trained: its optimiser, schedule and augmentation."""
+    found = {"pretrain": _train(config["pretrain"]) | {"crop_scale": config["pretrain"]["crop_scale"]}}
+    for task, section in config["intermediate"].items():
+        found[task] = _train(section) | {key: section[key] for key in ("contrast", "mixup", "target")}
+    switches = {key: config["switches"][key] for key in ("augmentation", "normalise_finetune")}
+    found["finetune"] = _train(config["finetune"]) | {"contrast": config["finetune"]["contrast"]} | switches
+    return found
 
 
 def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,6 +294,19 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
         "note": config["note"],
         "examples": config["figures"]["examples"],
         "mask_ratio": config["pretrain"]["mask_ratio"],
+        "pipeline": {
+            "pretrain": {key: config["pretrain"][key] for key in ("source", "epochs")},
+            "tasks": {
+                name: {key: task[key] for key in ("source", "epochs")} for name, task in config["intermediate"].items()
+            },
+            "segmentation": {"source": config["segmentation"]["source"]},
+            "finetune": {"epochs": config["finetune"]["epochs"]},
+        },
+        "tested": {
+            "switches": {"augment_test": config["switches"]["augment_test"]},
+            "contrast": config["finetune"]["contrast"],
+            "split_seed": config["split_seed"],
+        },
     }
 
 

@@ -27,13 +27,12 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import load_arrays
 from viny.study.grid import KINDS
 
-MAX_REGIMES = 8  # lines or columns that can be told apart: two starts and the six built-in tasks on real images
-RANDOM_COLOUR = "#000000"
-REGIME_COLOURS = (*kit.CLASS_COLOURS[:6], "#6A3D9A")  # yellow is too faint for lines on white
-STYLES = ("-", "--", "-.", ":")
-MAX_EXAMPLES = 2  # images of heat maps that fit on a page
-MARKERS = "os^DvPX*<>"  # of tasks
-AT_REFERENCE = "#D55E00"  # the frame around a reference patch
+MAX_REGIMES = 8  # lines or rows that can be told apart: two starts and the six built-in tasks on real images
+MAX_EXAMPLES = 2  # images of heat maps that fit beside each other
+BESIDE = 1.15  # inches beside heat maps, for the regime of a row
+SIGNED = "PuOr_r"  # a diverging scale, centred at 0: orange alike, purple opposed, told apart with any colour vision
+ALIKE, OPPOSED = "#FDF1E4", "#EFEDF5"  # its ends, faint
+AT_REFERENCE = "#008000"  # the frame around a reference patch
 
 # Those of `METRICS` that are drawn layer by layer
 SHOWN = (
@@ -46,6 +45,8 @@ SHOWN = (
     "linear_cka",
     "probe_accuracy",
 )
+
+_SHORT = ("back-\nground", "interior", "boundary")  # `REFERENCES`, above a narrow column
 
 Arrays = Mapping[str, Any]
 
@@ -88,34 +89,24 @@ def layers(frame: pd.DataFrame, note: str = "") -> Figure:
     frame = frame.assign(regime=regimes(frame))
     chosen, left_out = _chosen(frame)
     styles = _styles(chosen)
-    figure, panels = kit.panels(len(SHOWN), columns=2, height=1.75, sharey=False)
+    figure, panels = kit.panels(len(SHOWN), columns=2, height=1.7, sharey=False)
     for axes, metric in zip(panels, SHOWN, strict=True):
         scale = 100 if metric in SHARES else 1
         for regime in chosen:
             mine = frame[frame["regime"] == regime].assign(value=scale * frame[metric])
             if mine["seed"].nunique() > 1:
                 for _, run in mine.groupby("seed"):
-                    axes.plot(
-                        run["layer"], run["value"], linewidth=0.4, alpha=0.6, label="_seed",
-                        color=styles[regime]["color"],
-                    )  # fmt: skip
+                    axes.plot(run["layer"], run["value"], linewidth=0.3, label="_seed", color=styles[regime]["color"])
             mean = mine.groupby("layer")["value"].mean()
             axes.plot(mean.index, mean, label=regime, **styles[regime])
         if metric == "probe_accuracy":
             for majority in frame["probe_majority"].dropna().unique():
-                axes.axhline(100 * majority, color="grey", linewidth=0.8, linestyle=":", zorder=1, label="_majority")
-        axes.set_title(METRICS[metric])
+                axes.axhline(100 * majority, color=kit.GREY, linewidth=0.8, linestyle=":", zorder=1, label="_majority")
+        axes.set_title(textwrap.fill(METRICS[metric], kit.TITLE))
         axes.yaxis.set_major_locator(_ticks())
         _layer_axis(axes, frame)
-    _regime_legend(figure, chosen, styles)
-    seeds = frame.groupby("regime")["seed"].nunique()
-    lines = "one seed" if seeds.max() == 1 else "thick: mean over seeds; thin: single seeds"
-    kit.add_note(
-        figure,
-        f"Patch tokens of held-out images; 'in': embedding with positions, 'out': after the final LayerNorm ({lines}). "
-        f"Dotted: share of the majority class. {left_out}".strip(),
-        note,
-    )
+    _regime_legend(figure, chosen, styles, frame)
+    kit.add_note(figure, left_out, note)
     return figure
 
 
@@ -134,33 +125,33 @@ def similarity(arrays: Sequence[Arrays], note: str = "") -> Figure:
     frame = _frame(arrays)
     chosen, left_out = _chosen(frame)
     styles = _styles(chosen)
-    figure, panels = kit.panels(2, columns=2)
-    titles = {"similarity": "Patch tokens", "similarity_centred": "Patch tokens minus their mean"}
+    figure, panels = kit.panels(2, columns=2, height=2.6)
+    titles = {"similarity": "Patch tokens", "similarity_centred": "Patch tokens\nminus their mean"}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        axes.axhspan(0, 2, color=ALIKE, zorder=0, linewidth=0)
+        axes.axhspan(-2, 0, color=OPPOSED, zorder=0, linewidth=0)
         axes.axhline(0, color="black", linewidth=0.8, zorder=1, label="_zero")
         for regime in chosen:
             mine = [arrays[i] for i in frame.index[frame["regime"] == regime]]
             values = np.array([each[key][-1] for each in mine])  # [seeds, distances]
             distance = mine[0]["distance"]
             if len(values) > 1:
-                axes.plot(distance, values.T, linewidth=0.4, alpha=0.6, color=styles[regime]["color"], label="_seed")
-            axes.plot(distance, values.mean(axis=0), marker="o", label=regime, **styles[regime])
-        axes.set(title=title, xlabel="Manhattan distance (patches)")
+                axes.plot(distance, values.T, linewidth=0.3, color=styles[regime]["color"], label="_seed")
+            axes.plot(distance, values.mean(axis=0), label=regime, markevery=2, **styles[regime])
+        axes.set(title=title, xlabel="Manhattan distance (patches)", ylim=(-1, 1))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_locator(_ticks())
     kit.label_rows(panels, "Cosine similarity")
-    _regime_legend(figure, chosen, styles)
-    seeds = frame.groupby("regime")["seed"].nunique()
-    lines = "one seed" if seeds.max() == 1 else "thick: mean over seeds; thin: single seeds"
-    kit.add_note(
-        figure, f"Pairs of patches of the same held-out image, output tokens ({lines}). {left_out}".strip(), note
-    )
+    _regime_legend(figure, chosen, styles, frame)
+    kit.add_note(figure, left_out, note)
     return figure
 
 
 @kit.in_style
 def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, examples: int = MAX_EXAMPLES) -> Figure:
-    """Cosine similarity of every patch to a reference patch: a row per image and reference, a column per regime.
+    """Cosine similarity of every patch to a reference patch: a row per regime, a column per image and reference.
+
+    The colours diverge from 0, so that they tell the sign.
 
     Args:
         arrays: what `read_arrays` returns; the first seed of each regime is shown.
@@ -186,45 +177,32 @@ def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, e
     if not len(images):
         return kit.say("No example image was asked for.", note)
     maps = {regime: each["heat_maps_centred" if centred else "heat_maps"] for regime, each in shown.items()}
-    every = np.concatenate([m[: len(images)].ravel() for m in maps.values()])
-    least = min(0.0, float(np.nanmin(every))) if np.isfinite(every).any() else 0.0
     side = int(np.sqrt(first["heat_maps"].shape[2]))
-    pixels = images.shape[-1] // side
-    columns = 1 + len(chosen)
-    size = min((kit.WIDTH - 0.9) / columns, (kit.MAX_HEIGHT - 1.2) / (3 * len(images)), 1.3)
-    figure = kit.new_figure(size * 3 * len(images) + 0.8, layout="compressed")
-    panels = figure.subplots(3 * len(images), columns, squeeze=False)
+    columns = [(image, kind) for image in range(len(images)) for kind in range(len(REFERENCES))]
+    figure, panels = kit.image_grid(1 + len(chosen), len(columns), BESIDE, above=1.0)
     drawn = None
-    for row, axes_row in enumerate(panels):
-        image, kind = divmod(row, len(REFERENCES))
+    for axes, (image, kind) in zip(panels.T, columns, strict=True):
         place = int(first["references"][image, kind])
-        axes_row[0].imshow(images[image].transpose(1, 2, 0))
-        axes_row[0].set_ylabel(REFERENCES[kind])
+        axes[0].imshow(images[image].transpose(1, 2, 0))
+        axes[0].set_title(_SHORT[kind])
         if place >= 0:
-            axes_row[0].add_patch(_frame_at(place, side, pixels))
-        for axes, regime in zip(axes_row[1:], chosen, strict=True):
+            axes[0].add_patch(_frame_at(place, side, images.shape[-1] // side))
+        for each, regime in zip(axes[1:], chosen, strict=True):
             values = maps[regime][image, kind].reshape(side, side)
             if np.isfinite(values).any():
-                drawn = axes.imshow(values, cmap="viridis", vmin=least, vmax=1)
-                axes.add_patch(_frame_at(place, side, 1, shift=0.5))
+                drawn = each.imshow(values, cmap=SIGNED, vmin=-1, vmax=1)
+                each.add_patch(_frame_at(place, side, 1))
             else:
-                axes.set_box_aspect(1)
-                axes.text(0.5, 0.5, "no such\npatch", ha="center", va="center", transform=axes.transAxes, size=7)
-    for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-    for axes, title in zip(panels[0], ["Image", *chosen], strict=True):
-        axes.set_title(_narrow(title, size), size=6.5)
+                each.set_box_aspect(1)
+                each.text(0.5, 0.5, "no\nsuch\npatch", ha="center", va="center", transform=each.transAxes)
+    for axes, title in zip(panels[:, 0], ["Image", *chosen], strict=True):
+        axes.set_ylabel(_narrow(title), rotation=0, ha="right", va="center", multialignment="right")
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=panels.ravel().tolist(), shrink=0.6, aspect=30, pad=0.02)
-        bar.set_label("Cosine similarity" + (" of tokens minus their mean" if centred else ""))
+        bar = figure.colorbar(drawn, ax=panels.ravel().tolist(), location="bottom", shrink=0.8, aspect=35, pad=0.02)
+        bar.set_ticks([-1, -0.5, 0, 0.5, 1])
+        bar.set_label(f"Cosine similarity{' of tokens minus their mean' if centred else ''}, seed {first['seed']}")
         bar.outline.set_visible(False)
-    kit.add_note(
-        figure,
-        f"Similarity of every patch to the one that is framed, output tokens, seed {first['seed']}. {left_out}".strip(),
-        note,
-    )
+    kit.add_note(figure, left_out, note)
     return figure
 
 
@@ -244,47 +222,49 @@ def harm(pairs: pd.DataFrame, note: str = "", runs: Runs | None = None) -> Figur
     correlation = harm_correlation(pairs, runs).set_index("metric")
     group = ["intermediate", "pretrain_size", "finetune_size"]
     cells = pairs.groupby(group)[["difference", *METRICS]].mean().reset_index()
-    tasks, colours = kit.tasks_in_order(cells), kit.colours_of(cells["pretrain_size"])
-    markers = {task: MARKERS[i % len(MARKERS)] for i, task in enumerate(tasks)}
-    figure, panels = kit.panels(len(METRICS), columns=2, height=1.6)
+    tasks, styles = kit.tasks_in_order(cells["intermediate"]), kit.size_styles(cells["pretrain_size"])
+    markers = {task: kit.MARKERS[i % len(kit.MARKERS)] for i, task in enumerate(tasks)}
+    figure, panels = kit.panels(len(METRICS), columns=2, height=2.0)
     for axes, (metric, heading) in zip(panels, METRICS.items(), strict=True):
         scale = 100 if metric in SHARES else 1
         axes.axhline(0, color="black", linewidth=0.8, zorder=1)
         axes.axvline(0, color="black", linewidth=0.8, zorder=1)
         for (task, size), mine in cells.groupby(["intermediate", "pretrain_size"]):
+            colour = styles[size]["color"]
             axes.plot(
-                scale * mine[metric], 100 * mine["difference"], linestyle="", marker=markers[task], markersize=3.5,
-                color=colours[size], alpha=0.8, markeredgewidth=0,
+                scale * mine[metric], 100 * mine["difference"], linestyle="", marker=markers[task], markersize=4,
+                color=colour, markerfacecolor=colour if size else "white", markeredgewidth=0.8, label="_cell",
             )  # fmt: skip
-        axes.set_title(f"{heading.removesuffix(' (%)')}\n{_correlation(correlation.loc[metric])}", size=8)
+        heading = textwrap.fill(heading.removesuffix(" (%)"), kit.TITLE)
+        axes.set_title(f"{heading}\n{_correlation(correlation.loc[metric])}", size=8)
         axes.set_xlabel("Change (percentage points)" if metric in SHARES else "Change")
         axes.margins(0.08)
         axes.xaxis.set_major_locator(_ticks())
         axes.yaxis.set_major_locator(_ticks())
-    kit.label_rows(panels, "mIoU difference\n(percentage points)")
+    kit.label_rows(panels, "mIoU difference\n(points)")
     handles = [
-        Line2D([], [], color=c, marker="o", linestyle="", label=f"pre-train size {s}") for s, c in colours.items()
-    ]
-    handles += [Line2D([], [], color="grey", marker=markers[t], linestyle="", label=t) for t in tasks]
-    _legend(figure, handles)
+        Line2D([], [], color=style["color"], marker="o", linestyle="", label=f"{s:,} images" if s else "random start",
+               markerfacecolor=style["color"] if s else "white")
+        for s, style in styles.items()
+    ]  # fmt: skip
+    handles += [Line2D([], [], color=kit.GREY, marker=markers[t], linestyle="", label=t) for t in tasks]
     counts = pairs.groupby(group).size()
-    seeds = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    kit.add_note(
-        figure,
-        f"A point is a cell of task, pre-train size and labels: with the task minus without, mean over {seeds} "
-        f"seed{'' if seeds == '1' else 's'}. Above: Spearman's rank correlation and its 95 % interval; p from "
-        "permutations of tasks and sizes, without a correction for the number of panels.",
-        note,
+    least, most = counts.min(), counts.max()
+    seeds = "one seed" if most == 1 else f"mean over {least if least == most else f'{least} to {most}'} seeds"
+    kit.legend(
+        figure, handles, f"A mark: a cell, {seeds}\nρ: rank correlation with its 95 % interval, Holm's p", most=3
     )
+    kit.add_note(figure, note)
     return figure
 
 
 def _correlation(row: pd.Series) -> str:
     """A rank correlation in a title, or why there is none."""
     if pd.isna(row["rho"]):
-        return textwrap.shorten(row["verdict"], 60)
-    interval = "no interval" if pd.isna(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
-    return f"ρ = {row['rho']:.2f} ({interval}), p = {row['p']:.2g}".replace("-", "\N{MINUS SIGN}")
+        return textwrap.fill(row["verdict"], kit.TITLE + 6)
+    interval = "no interval" if pd.isna(row["low"]) else f"{kit.number(row['low'])} to {kit.number(row['high'])}"
+    p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.2g}"
+    return f"ρ = {kit.number(row['rho'])} ({interval})\nHolm's {p}"
 
 
 def _frame(arrays: Sequence[Arrays]) -> pd.DataFrame:
@@ -308,29 +288,30 @@ def _chosen(frame: pd.DataFrame) -> tuple[list[str], str]:
 
 
 def _styles(chosen: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of each regime: the random start is black."""
+    """Colour, line and marker of each regime: the random start is black."""
     others = [regime for regime in chosen if regime != "random start"]
     styles = {
-        regime: {"color": REGIME_COLOURS[i % len(REGIME_COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+        regime: {
+            "color": kit.LINE_COLOURS[i % len(kit.LINE_COLOURS)],
+            "linestyle": kit.LINES[i % len(kit.LINES)],
+            "marker": kit.MARKERS[(i + 1) % len(kit.MARKERS)],
+        }
         for i, regime in enumerate(others)
     }
-    return styles | {"random start": {"color": RANDOM_COLOUR, "linestyle": "-"}}
+    return styles | {"random start": {"color": kit.RANDOM_START, "linestyle": "-", "marker": "o"}}
 
 
-def _regime_legend(figure: Figure, chosen: list[str], styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _regime_legend(
+    figure: Figure, chosen: list[str], styles: Mapping[str, Mapping[str, Any]], frame: pd.DataFrame
+) -> None:
     handles = [Line2D([], [], label=regime, **styles[regime]) for regime in chosen]
-    _legend(figure, handles)
+    several = frame.groupby("regime")["seed"].nunique().max() > 1
+    kit.legend(figure, handles, "thick: mean over seeds; thin: single seeds" if several else "one seed", most=2)
 
 
 def _ticks() -> MaxNLocator:
     """Ticks whose number does not depend on the panel's size in the layout, so that their labels fit."""
     return MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
-
-
-def _legend(figure: Figure, handles: list[Line2D]) -> None:
-    """A legend above all panels, with as many columns as fit the width."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, min(len(handles), 110 // (longest + 8))))
 
 
 def _layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
@@ -344,14 +325,13 @@ def _layer_axis(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_xlabel("Layer")
 
 
-def _narrow(title: str, width: float) -> str:
-    """A title wrapped to a width in inches, between words and after underscores."""
-    letters = int(width * 17)  # at 6.5 points
-    return textwrap.fill(title.replace("_", "_ "), letters).replace("_ ", "_")
+def _narrow(title: str) -> str:
+    """A title wrapped to the room beside the maps, between words and after underscores."""
+    return textwrap.fill(title.replace("_", "_ "), 16).replace("_ ", "_")
 
 
 def _frame_at(place: int, side: int, pixels: int, shift: float = 0.5) -> Rectangle:
     """A frame around a patch of a picture whose patches are `pixels` wide."""
     row, column = divmod(place, side)
     corner = (column * pixels - shift, row * pixels - shift)
-    return Rectangle(corner, pixels, pixels, fill=False, edgecolor=AT_REFERENCE, linewidth=1.3)
+    return Rectangle(corner, pixels, pixels, fill=False, edgecolor=AT_REFERENCE, linewidth=1.0)

@@ -1,4 +1,7 @@
-"""The drawing kit for all figures: no pyplot, so that no state is shared; 6.5 inches wide."""
+"""The drawing kit for all figures: no pyplot, so that no state is shared; 4.6 inches wide, letters of 8 points.
+
+That is readable at the full width of a phone's page, and printed as one column of a paper.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import matplotlib.style
@@ -16,21 +19,30 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 
 from viny.runtime.files import atomic_path
 
 STYLE = Path(__file__).with_name("viny.mplstyle")
-WIDTH = 6.5  # inches
-MAX_HEIGHT = 8.5  # inches, of image grids: what fits on a page
-MIN_SIDE = 1.05  # inches, of an image
-# Okabe and Ito's palette, told apart with any colour vision
+WIDTH = 4.6  # inches
+MAX_SIDE = 1.5  # inches, of an image
+# Okabe and Ito's palette for areas, told apart with any colour vision; some of them are too faint for lines on white
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 NO_CLASS = "#B3B3B3"  # of pixels that masks ignore
-LEGEND_LETTERS = 105  # in legend size, across a figure; each entry uses 7 for its mark
+# For lines and markers: after Tol's muted scheme, darkened to a contrast of 3:1 or more on white
+LINE_COLOURS = ("#332288", "#CC6677", "#117733", "#2F94C9", "#882255", "#8A7A20", "#AA4499")
+RANDOM_START = "#000000"
+GREY = "#6E6E6E"  # of what is beside the point
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX*<>ph"
+LETTERS = 70  # that fit across a figure
 LEGEND_CLASSES = 16  # the most that a legend names
-TITLE = 36  # letters that fit above half the width
-MAX_LEGEND = 10  # entries beside one panel
+TITLE = 28  # letters that fit above half the width
+MINUS = "\N{MINUS SIGN}"
+BARS = "bars: 95 % interval"
 
 P = ParamSpec("P")
 
@@ -48,6 +60,101 @@ def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
         return figure
 
     return styled
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write stem.pdf and stem.png (200 dots per inch) whole or not at all; equal figures give equal files."""
+    stem = Path(stem)
+    with mpl.style.context(STYLE, after_reset=True):
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+            # not with_suffix, which would cut a name at its last dot
+            with atomic_path(stem.with_name(f"{stem.name}.{kind}")) as tmp:
+                figure.savefig(tmp, format=kind, metadata=metadata)
+
+
+# Panels
+
+
+def new_figure(height: float, layout: str | None = "constrained") -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(count: int, columns: int, height: float = 2.2, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, at most `columns` per row; height is in inches per row."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = new_figure(height * rows + 0.5)  # room for the figure's legend
+    panels = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, list(panels[:count])
+
+
+def image_grid(rows: int, columns: int, beside: float = 0.0, above: float = 0.4) -> tuple[Figure, np.ndarray]:
+    """A figure of images and its axes [rows, columns]; `beside` and `above` are the room for words, in inches."""
+    side = min((WIDTH - beside - 0.1) / columns, MAX_SIDE)
+    figure = new_figure(side * rows + above, layout="compressed")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    return figure, panels
+
+
+def say(text: str, note: str) -> Figure:
+    """A figure that says in words why there is nothing to draw."""
+    figure = new_figure(1.0)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(text, LETTERS - 6), ha="center", va="center")
+    add_note(figure, note)
+    return figure
+
+
+def add_note(figure: Figure, *lines: str) -> None:
+    """Print lines under a figure, wrapped to its width, and make the figure taller to fit."""
+    if not any(lines):
+        return
+    # The layout makes room for this label; it would not for free text.
+    label = figure.supxlabel("", x=0.01, ha="left", size=8, color=GREY, parse_math=False)
+    for width in range(100, 20, -2):  # matplotlib's own wrapping takes dollar signs for formulas
+        label.set_text("\n".join(textwrap.fill(line, width) for line in filter(None, lines)))
+        extent = label.get_window_extent()
+        if extent.x1 <= 0.99 * figure.bbox.x1:
+            break
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+
+
+# Words
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A number with a true minus sign."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def seeds_in_words(counts: pd.Series) -> str:
+    """What a point is the mean of, and what its bars are, in words."""
+    least, most = counts.min(), counts.max()
+    if most == 1:
+        return "one seed, no bars"
+    return f"mean over {least if least == most else f'{least} to {most}'} seeds; {BARS}"
+
+
+def tasks_in_order(tasks: Iterable[str]) -> list[str]:
+    """Intermediate tasks, each once, 'none' first where it is there."""
+    return sorted(set(tasks), key=lambda task: (task != "none", task))
+
+
+def task_title(task: str) -> str:
+    """A panel's title."""
+    return textwrap.fill("No intermediate task" if task == "none" else f"Intermediate task: {task}", TITLE)
+
+
+# Colours, lines and markers
 
 
 def class_colours(count: int) -> list[str]:
@@ -71,144 +178,109 @@ def shown_classes(counts: np.ndarray) -> list[int]:
     return sorted(int(at) for at in most if counts[at])
 
 
-def legend_columns(labels: Sequence[str], most: int) -> int:
-    """Columns of a legend above a figure: few enough for the longest label to fit."""
-    return max(1, min(most, len(labels), LEGEND_LETTERS // (max(map(len, labels)) + 7)))
+def ramp(count: int) -> list[str]:
+    """Colours in order, dark to light, each with a contrast of 3:1 or more on white."""
+    places = [0.4] if count == 1 else np.linspace(0.15, 0.62, count)
+    return [to_hex(colour) for colour in mpl.colormaps["plasma"](places)]
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write stem.pdf and stem.png (150 dots per inch) whole or not at all; equal figures give equal files."""
-    stem = Path(stem)
-    with mpl.style.context(STYLE, after_reset=True):
-        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
-            # not with_suffix, which would cut a name at its last dot
-            with atomic_path(stem.with_name(f"{stem.name}.{kind}")) as tmp:
-                figure.savefig(tmp, format=kind, dpi=150, metadata=metadata)
-
-
-def new_figure(height: float, layout: str = "constrained") -> Figure:
-    figure = Figure(figsize=(WIDTH, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def panels(count: int, columns: int, height: float = 2.6, sharey: bool = True) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, at most `columns` per row; height is in inches per row."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = new_figure(height * rows + (0.4 if sharey else 0))  # room for the figure's legend
-    panels = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
-    for axes in panels[count:]:
-        axes.remove()
-    return figure, list(panels[:count])
-
-
-def image_grid(rows: int, titles: list[str]) -> tuple[Figure, np.ndarray]:
-    """A figure of images, and its axes [rows, len(titles)]; the titles head the columns."""
-    # As large as width and page allow, but no narrower than a title
-    side = max(min(WIDTH / len(titles), MAX_HEIGHT / rows), MIN_SIDE)
-    figure = new_figure(side * rows + 0.3, layout="compressed")
-    panels = figure.subplots(rows, len(titles), squeeze=False)
-    for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-    for axes, title in zip(panels[0], titles, strict=True):
-        axes.set_title(title)
-    return figure, panels
-
-
-def say(text: str, note: str) -> Figure:
-    """A figure that says in words why there is nothing to draw."""
-    figure = new_figure(1.2)
-    axes = figure.subplots()
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center")
-    add_note(figure, note)
-    return figure
-
-
-def add_note(figure: Figure, *lines: str) -> None:
-    """Print lines in small type under a figure, wrapped to its width, and make the figure taller to fit."""
-    if not any(lines):
-        return
-    # The layout makes room for this label; it would not for free text.
-    label = figure.supxlabel("", x=0.01, ha="left", size=7, parse_math=False)
-    for width in range(160, 20, -2):  # matplotlib's own wrapping takes dollar signs for formulas
-        label.set_text("\n".join(textwrap.fill(line, width) for line in filter(None, lines)))
-        extent = label.get_window_extent()
-        if extent.x1 <= 0.99 * figure.bbox.x1:
-            break
-    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
-
-
-def seeds_in_words(counts: pd.Series) -> str:
-    """What a point is the mean of, in words."""
-    least, most = counts.min(), counts.max()
-    if most == 1:
-        return "One seed"
-    return f"Mean over {least} seeds" if least == most else f"Mean over {least} to {most} seeds"
-
-
-def tasks_in_order(frame: pd.DataFrame) -> list[str]:
-    """Intermediate tasks of a frame, 'none' first where it is there."""
-    return sorted(frame["intermediate"].unique(), key=lambda task: (task != "none", task))
-
-
-def task_title(task: str) -> str:
-    return "No intermediate task" if task == "none" else f"Intermediate task: {task}"
-
-
-def task_style(task: str, tasks: list[str]) -> dict[str, str]:
-    """Line and marker of an intermediate task: 'none' is solid, the others are broken in different ways."""
-    if task == "none":
-        return {"linestyle": "-", "marker": "o"}
-    others = [t for t in tasks if t != "none"]
-    place = others.index(task)
-    return {"linestyle": ("--", "-.", ":")[place % 3], "marker": "s^Dv"[place % 4]}
-
-
-def ramp(count: int) -> list[tuple[float, ...]]:
-    """Colours in order, dark to light; the lightest of viridis are too faint for thin lines on white."""
-    return [tuple(c) for c in mpl.colormaps["viridis"](np.linspace(0, 0.85, count))]
-
-
-def colours_of(sizes: Iterable[int]) -> dict[int, tuple[float, ...]]:
-    """A colour for each size, smallest first."""
+def size_styles(sizes: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Colour, marker and line of each pre-train size, smallest first; the random start is black and dashed."""
     unique = sorted(set(sizes))
-    return dict(zip(unique, ramp(len(unique)), strict=True))
+    some = [size for size in unique if size]
+    colours = dict(zip(some, ramp(len(some)), strict=True)) | {0: RANDOM_START}
+    return {
+        size: {
+            "color": colours[size],
+            "marker": MARKERS[(some.index(size) + 1) % len(MARKERS)] if size else "o",
+            "linestyle": "-" if size else "--",
+        }
+        for size in unique
+    }
 
 
-def aside(size: int, colours: Mapping[int, tuple[float, ...]]) -> float:
-    """A factor on a logarithmic axis that keeps the bars of different pre-train sizes from hiding one another."""
-    return 1.025 ** (list(colours).index(size) - (len(colours) - 1) / 2)
+def task_lines(tasks: Iterable[str]) -> dict[str, str]:
+    """A line style for each task: 'none' is solid, the others are broken in different ways."""
+    ordered = tasks_in_order(["none", *tasks])
+    return {task: LINES[1 + (i - 1) % 3] if i else "-" for i, task in enumerate(ordered)}
 
 
-def errorbar(axes: Axes, x: Sequence, y: pd.Series, error: pd.Series, **style: object) -> None:
-    """A line of means; bars only where there is an error, which a single seed does not have."""
-    yerr = error.to_numpy() if error.notna().any() else None
-    axes.errorbar(np.asarray(x), y.to_numpy(), yerr=yerr, elinewidth=0.8, **style)
+# Axes and legends
 
 
-def size_axis(panels: list[Axes], sizes: pd.Series) -> None:
-    """A log axis whose ticks are the fine-tune sizes themselves."""
-    ticks = sorted(sizes.unique())
+def size_axis(panels: Sequence[Axes], sizes: Iterable[int]) -> None:
+    """A log axis whose ticks are the numbers of labels themselves."""
+    ticks = sorted(set(sizes))
+    margin = 1.25 if len(ticks) > 1 else 1.5
     for axes in panels:
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45 if len(ticks) > 4 else 0)
+        beside = axes.get_subplotspec().get_gridspec().ncols  # panels in a row
+        axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45 if len(ticks) * beside > 8 else 0)
         axes.minorticks_off()
-        axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
-        axes.set_xlabel("Fine-tune size (images)")
+        axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
+        axes.set_xlabel("Labelled images")
 
 
-def label_rows(panels: list[Axes], text: str) -> None:
+def aside(size: int, sizes: Iterable[int], ticks: Iterable[int]) -> float:
+    """The factor on a log axis that keeps the points of different pre-train sizes beside one another.
+
+    Args:
+        size: whose points are moved.
+        sizes: those on the axis.
+        ticks: the numbers of labels; points stay nearer to theirs than to the next.
+    """
+    among, at = sorted(set(sizes)), np.log(sorted(set(ticks)))
+    step = 0.06 * (at[-1] - at[0] + 0.4)  # wider than a marker
+    if len(at) > 1 and len(among) > 1:
+        step = min(step, 0.6 * np.diff(at).min() / (len(among) - 1))
+    return float(np.exp(step * (among.index(size) - (len(among) - 1) / 2)))
+
+
+def columns_for(labels: int, sizes: int) -> int:
+    """Columns of panels against labels that leave room for the points of every size beside one another."""
+    return 2 if labels * sizes <= 12 else 1
+
+
+def fine_ticks(axis: Any, most: int = 6) -> None:
+    """Round ticks, few enough for their labels to fit, with smaller ones in between."""
+    axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 4, 5, 10]))
+    axis.set_minor_locator(AutoMinorLocator())
+
+
+def bars(axes: Axes, x: Sequence[float], table: pd.DataFrame, **style: Any) -> None:
+    """Means in percent at x, with their interval where there is one.
+
+    Args:
+        table: mean, low and high, fractions.
+    """
+    mean, low, high = (100 * table[column].to_numpy(float) for column in ("mean", "low", "high"))
+    yerr = None if np.isnan(low).all() else np.stack([mean - low, high - mean])
+    axes.errorbar(np.asarray(x, float), mean, yerr=yerr, elinewidth=0.9, **style)
+
+
+def label_rows(panels: Iterable[Axes], text: str) -> None:
     for axes in panels:
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel(text)
 
 
-def size_legend(figure: Figure, colours: dict[int, tuple[float, ...]]) -> None:
-    """One legend of the pre-train sizes' colours for all panels."""
-    handles = [Line2D([], [], color=colour, label=f"{size}") for size, colour in colours.items()]
-    title = "Pre-train size (images)"
-    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=min(len(handles), 8))
+def legend_columns(handles: Sequence[Line2D | Patch], most: int) -> int:
+    """Columns of a legend across a figure; each entry uses 6 letters for its mark."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return max(1, min(most, len(handles), LETTERS // (longest + 6)))
+
+
+def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8) -> Legend:
+    """One legend above all panels, with as many columns as fit the width; the figure grows for all rows but one."""
+    columns = legend_columns(handles, most)
+    further = -(-len(handles) // columns) - 1 + title.count("\n")
+    figure.set_figheight(figure.get_figheight() + 0.155 * further)
+    drawn = figure.legend(handles=handles, title=title or None, loc="outside upper center", ncols=columns)
+    drawn.get_title().set_multialignment("center")
+    return drawn
+
+
+def size_legend(figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str) -> None:
+    """One legend of the pre-train sizes for all panels; `bars` says what the bars are."""
+    handles = [Line2D([], [], label=f"{size:,}", **style) for size, style in styles.items()]
+    legend(figure, handles, f"Pre-training images\n({bars})")

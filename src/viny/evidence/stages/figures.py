@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from viny.data.augment import denormalise, labelled_images, normalise, to_float
+from viny.data.augment import Draws, denormalise, labelled_images, normalise
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
-from viny.evidence.evaluate import predict
-from viny.evidence.figures import kit, study
+from viny.evidence.evaluate import draws_of_test_images, predict
+from viny.evidence.figures import kit, pipeline, study
+from viny.evidence.figures.study import Prediction
+from viny.evidence.metrics import iou
+from viny.evidence.statistics.crossed import read_confusion, read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
 from viny.learning.weights import load_segmentation, new_encoder, read_weights, weights_beside
+from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
-from viny.study.grid import Cell, Encoder, cells, shown_cells
+from viny.study.grid import Cell, Encoder, cells, failing_pair, shown_cells
 from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
 
 
@@ -42,31 +49,94 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     note = spec["note"]
     machine = Machine.choose("cpu", "float32", threads)
     metrics, drawn = [metrics_file(root, cell) for cell in every], out / "figures"
-    curves = [(training.stage, training.name, training.file(root, "curve")) for training in trainings(every)]
+    trained = trainings(every)
+    curves = [(training.stage, training.name, training.file(root, "curve")) for training in trained]
     manifest, split = pack_manifest(root, "segmentation"), split_record(root, *chain(shown[-1])[-1].split)
     models = [chain(cell)[-1].file(root, "record") for cell in shown]
     if largest := max(cell.pretrain_size for cell in every):
         encoder = training_of(Encoder("pretrained", largest, "none", 0, shown[0].seed)).file(root, "record")
         models.append(encoder)
+    records = [training.file(root, "record") for training in trained]
     summary = Summary("figures", spec, root)
-    summary.reads(*metrics, *(curve for *_, curve in curves), manifest, split, split.with_suffix(".npz"))
-    summary.reads(*models, *map(weights_beside, models))
+    summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics), *(curve for *_, curve in curves))
+    summary.reads(manifest, split, split.with_suffix(".npz"), *records, *map(weights_beside, models))
 
     frame = read_metrics(metrics)
-    kit.save(study.miou_curves(frame, note), drawn / "miou_curves")
-    kit.save(study.miou_difference(frame, note), drawn / "miou_difference")
+    runs = read_runs(frame, metrics[0].parent)
+    kit.save(pipeline.pipeline(_steps(spec, root, frame), note), drawn / "pipeline")
+    kit.save(study.miou_curves(runs, note), drawn / "miou_curves")
+    kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
-    pack = open_pack(manifest)
-    test = read_split(split, split.with_suffix(".npz"), pack)["test"]
-    # Evenly spaced through the test set, among the images with the most classes; if there are few, many have all.
-    shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in pack.rows("masks", test)])
-    fewest = np.sort(shown_of)[-min(spec["examples"], len(test))]
-    whole = test[shown_of >= fewest]
-    picked = whole[:: max(1, len(whole) // spec["examples"])][: spec["examples"]]
-    kit.save(_segmentation(root, shown, pack, picked, machine, note), drawn / "segmentation")
+    tested = _Tested.read(spec, manifest, split, machine)
+    picked = tested.varied(spec["examples"])
+    kit.save(_segmentation(root, shown, tested, picked, note), drawn / "segmentation")
+    if pair := failing_pair(spec):
+        kit.save(_failures(root, pair, tested, spec["examples"], note), drawn / "failures")
     if largest:
-        kit.save(_reconstructions(spec, encoder, pack, picked, machine, note), drawn / "reconstructions")
+        kit.save(_reconstructions(spec, encoder, tested, picked, note), drawn / "reconstructions")
     summary.write(record, [out / made for made in summarised("figures", spec)], threads)
+
+
+def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame) -> list[pipeline.Step]:
+    """The study's pipeline in numbers."""
+    trained = trainings(cells(spec))
+    counts = Counter(training.stage for training in trained)
+    learnt = {training.cell["intermediate"]: training for training in trained if training.stage == "intermediate"}
+    images = {
+        task: int(read_sealed(training.file(root, "record"), "the record of a training")["images"])
+        for task, training in learnt.items()
+    }
+    tested = " or ".join(f"{count:,}" for count in sorted(frame["test_images"].unique()))
+    return pipeline.steps(spec, counts, images, tested)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The test images of the cells that are shown.
+
+    Attributes:
+        pack: the segmentation's.
+        test: [N], their rows in it.
+        draws: their flips and jitters in evaluations; None if they stay as they are.
+        machine: for predictions.
+    """
+
+    pack: Pack
+    test: np.ndarray
+    draws: Draws | None
+    machine: Machine
+
+    @classmethod
+    def read(cls, spec: Mapping[str, Any], manifest: Path, split: Path, machine: Machine) -> _Tested:
+        pack = open_pack(manifest)
+        test = read_split(split, split.with_suffix(".npz"), pack)["test"]
+        return cls(pack, test, draws_of_test_images(spec["tested"], len(test)), machine)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.pack.manifest["mask_classes"]
+
+    def varied(self, count: int) -> np.ndarray:
+        """Places of images evenly spaced through the test set, among those with the most classes."""
+        shown_of = np.array([len(np.setdiff1d(mask, [IGNORE])) for mask in self.pack.rows("masks", self.test)])
+        fewest = np.sort(shown_of)[-min(count, len(self.test))]  # if there are few, many have all
+        whole = np.flatnonzero(shown_of >= fewest)
+        return whole[:: max(1, len(whole) // count)][:count]
+
+    def images(self, places: np.ndarray) -> np.ndarray:
+        """Images as evaluations see them, [n, H, W, 3] in 0 to 1."""
+        images = torch.from_numpy(self.pack.rows("images", self.test[places]))
+        return _channels_last(labelled_images(images, self._draws(places), normalised=False))
+
+    def predicted(self, root: Path, cell: Cell, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """True and predicted classes, [n, H, W] each."""
+        model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
+        normalised = record["spec"]["normalise"]
+        truth, guess = predict(model, self.pack, self.test[places], normalised, self._draws(places), self.machine)
+        return truth.numpy(), guess.numpy()
+
+    def _draws(self, places: np.ndarray) -> Draws | None:
+        return None if self.draws is None else self.draws.at(torch.from_numpy(places))
 
 
 def _channels_last(images: Tensor) -> np.ndarray:
@@ -74,31 +144,61 @@ def _channels_last(images: Tensor) -> np.ndarray:
     return images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _segmentation(root: Path, shown: list[Cell], pack: Pack, picked: np.ndarray, machine: Machine, note: str) -> Figure:
+def _segmentation(root: Path, shown: Sequence[Cell], tested: _Tested, picked: np.ndarray, note: str) -> Figure:
     """Test images, their true segmentation, and what each shown model predicts."""
-    predictions = {}
+    rows = []
     for cell in shown:
-        model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
-        truth, guess = predict(model, pack, picked, record["spec"]["normalise"], None, machine)
-        predictions[f"Pre-train {cell.pretrain_size},\nlabels {cell.finetune_size}"] = guess.numpy()
-    images = _channels_last(to_float(torch.from_numpy(pack.rows("images", picked))))
-    return study.segmentations(images, truth.numpy(), predictions, pack.manifest["mask_classes"], note)
+        truth, guess = tested.predicted(root, cell, picked)
+        start = f"{cell.pretrain_size:,} images" if cell.pretrain_size else "random start"
+        task = "" if cell.intermediate == "none" else f"\n{cell.intermediate}"
+        rows.append(Prediction(f"{start}{task}\n{cell.finetune_size:,} labels", guess))
+    return study.segmentations(tested.images(picked), truth, rows, tested.classes, note)
+
+
+def _failures(root: Path, pair: tuple[Cell, Cell], tested: _Tested, count: int, note: str) -> Figure:
+    """The test images on which an intermediate task lowers mIoU most, with what both models predict."""
+    mious = [_miou_of_images(metrics_file(root, cell).with_suffix(".npz"), tested.test) for cell in pair]
+    harm = mious[0] - mious[1]
+    known = np.flatnonzero(np.isfinite(harm))
+    worst = known[np.argsort(-harm[known], kind="stable")][:count]
+    names = "without\ntask", f"after\n{pair[1].intermediate}"
+    rows = []
+    for cell, miou, name in zip(pair, mious, names, strict=True):
+        truth, guess = tested.predicted(root, cell, worst)
+        rows.append(Prediction(name, guess, miou[worst]))
+    size, labels = pair[0].pretrain_size, pair[0].finetune_size
+    start = f"{size:,} pre-training images" if size else "random start"
+    lower = f"{100 * (harm[known] > 0).mean():.0f} %" if len(known) else "none"
+    title = f"{start}, {labels:,} labels, seed {pair[0].seed}: {pair[1].intermediate}\n"
+    title += f"lowers mIoU on {lower} of {len(known):,} test images; the worst"
+    return study.segmentations(tested.images(worst), truth, rows, tested.classes, note, title)
+
+
+def _miou_of_images(path: Path, test: np.ndarray) -> np.ndarray:
+    """Mean IoU of each test image over the classes that it has, [N]; NaN where it has none or was not tested."""
+    confusion, indices = read_confusion(path)
+    values = iou(confusion)
+    some = np.isfinite(values).any(1)
+    miou = np.full(len(values), np.nan)
+    miou[some] = np.nanmean(values[some], axis=1)
+    return pd.Series(miou, indices).reindex(test).to_numpy()
 
 
 @torch.inference_mode()
 def _reconstructions(
-    spec: Mapping[str, Any], record_path: Path, pack: Pack, picked: np.ndarray, machine: Machine, note: str
+    spec: Mapping[str, Any], record_path: Path, tested: _Tested, picked: np.ndarray, note: str
 ) -> Figure:
     """What SimMIM paints into the masked patches of images that it was not trained on."""
     tensors, record = read_weights(record_path)
     encoder = new_encoder(record["spec"]["model"], record["spec"]["cell"]["seed"])
     objective = SimMIM(encoder, record["spec"]["class_token"]).eval()
     objective.load_state_dict(tensors)
-    encoder.set_fused_attention(machine.fused_attention)
+    encoder.set_fused_attention(tested.machine.fused_attention)
     settings = encoder.settings
     draws = generator(record["spec"]["cell"]["seed"], "figures", "masks")
     mask = draw_patch_mask(len(picked), settings.patches, spec["mask_ratio"], draws)
-    images = labelled_images(torch.from_numpy(pack.rows("images", picked)), None, normalised=True)
+    rows = torch.from_numpy(tested.pack.rows("images", tested.test[picked]))
+    images = labelled_images(rows, None, normalised=True)
     patches = patchify(images, settings.patch_size)
     painted = torch.where(mask.unsqueeze(-1), objective.predict(images, mask), patches)
     grey = patchify(normalise(torch.full_like(images, 0.5)), settings.patch_size)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from viny.evidence.figures import effects, kit
-from viny.evidence.statistics import costs, pages
+from viny.evidence.statistics import pages
 from viny.evidence.statistics.costs import chain_costs
+from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.learning.settings import ModelSettings
@@ -30,13 +31,13 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
     summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
     summary.reads(*(training.file(root, "run") for training in trainings(every)))
     spent = chain_costs(root, every, ModelSettings(**spec["model"]))
-    pages.write_statistics(paths, root / "metrics", spent, out / "tables")
-    frame, note = read_metrics(paths), spec["note"]
+    tables = pages.write_statistics(paths, root / "metrics", spent, out / "tables")
+    runs, note = read_runs(read_metrics(paths), root / "metrics"), spec["note"]
     drawn = {
-        "effects": effects.effects(frame, note),
-        "returns": effects.returns(frame, note),
-        "transfer": effects.transfer(frame, note),
-        "costs": effects.cost(costs.costs(frame, spent), note),
+        "effects": effects.effects(runs, tables["decisions"], note),
+        "returns": effects.returns(runs, tables["fits"], tables["marginal_gains"], note),
+        "transfer": effects.transfer(tables["transfer"], runs, note),
+        "costs": effects.cost(tables["costs"], runs, note),
     }
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / name)

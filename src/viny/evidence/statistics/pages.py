@@ -30,7 +30,7 @@ def write_statistics(
     confusion_dir: str | Path,
     chain: Mapping[str, Mapping[str, Any]] | None,
     out_dir: str | Path,
-) -> None:
+) -> dict[str, pd.DataFrame]:
     """Write the tables of effects, returns and costs.
 
     decisions, effects, fits and transfer as .csv and .md; marginal_gains and costs as .csv; next_steps.md. Every file
@@ -41,6 +41,9 @@ def write_statistics(
         confusion_dir: folder with the confusion matrices of each cell, <cell>.npz.
         chain: as in `costs`; None if no costs are known, which the files then say.
         out_dir: folder for the tables; made if missing.
+
+    Returns:
+        The tables by name: decisions, effects, marginal_gains, fits, transfer, costs.
 
     Raises:
         InputError: as for `read_metrics`, `read_runs` and `costs`, or cells of several studies.
@@ -67,6 +70,7 @@ def write_statistics(
     }
     for name, (title, words, body) in pages.items():
         write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}")
+    return tables
 
 
 def _body(table: pd.DataFrame, empty: str) -> str:

@@ -20,7 +20,7 @@ COLUMNS = 4
 SIDE = 256  # smallest side of a drawn image, pixels
 ALPHA = 0.5  # of a class's colour
 STRIPE = 6  # pixels, in ignored areas
-LETTERS = 30  # of an image's name, at most
+LETTERS = 24  # of an image's name, at most
 
 
 @kit.in_style
@@ -46,19 +46,11 @@ def contact_sheet(
     rgb = np.array([mpl.colors.to_rgb(colour) for colour in colours])
     clear = [at for at, name in enumerate(classes) if name in BACKGROUNDS]
     rows = math.ceil(len(images) / COLUMNS)
-    figure, panels = kit.image_grid(rows, [""] * min(COLUMNS, len(images)))
-    for axes in panels.flat[len(images) :]:
-        axes.remove()
-    for axes, image, mask, name in zip(panels.flat, images, masks, names, strict=False):
-        axes.imshow(_overlay(image, mask, rgb, clear))
-        # Text in dollar signs would be taken for a formula.
-        short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
-        axes.set_title(short, size=5, pad=2, parse_math=False)
     shown = kit.shown_classes(shares[:-1])
     handles = [
         Patch(
             facecolor="none" if at in clear else (*rgb[at], 0.5 + ALPHA / 2),
-            edgecolor="#999999",
+            edgecolor=kit.GREY,
             label=f"{classes[at]}{' (not coloured)' if at in clear else ''} {percent(shares[at])}",
         )
         for at in shown
@@ -66,8 +58,15 @@ def contact_sheet(
     if (masks == IGNORE).any():
         label = f"ignored {percent(shares[-1])}" if shares[-1] else "bars, ignored"
         handles.append(Patch(facecolor=kit.NO_CLASS, edgecolor="#555555", hatch="////", label=label))
-    ncols = kit.legend_columns([handle.get_label() for handle in handles], 5)
-    legend = figure.legend(handles=handles, title=title, loc="outside upper center", ncols=ncols)
+    figure, panels = kit.image_grid(rows, min(COLUMNS, len(images)), above=0.5 + 0.1 * rows)
+    for axes in panels.flat[len(images) :]:
+        axes.remove()
+    for axes, image, mask, name in zip(panels.flat, images, masks, names, strict=False):
+        axes.imshow(_overlay(image, mask, rgb, clear))
+        # Text in dollar signs would be taken for a formula.
+        short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+        axes.set_title(short, size=5, pad=2, parse_math=False)
+    legend = kit.legend(figure, handles, title, most=5)
     for text in (*legend.get_texts(), legend.get_title()):
         text.set_parse_math(False)
     if len(shown) < len(classes):
@@ -76,9 +75,9 @@ def contact_sheet(
 
 
 def write_contact_sheet(path: Path, figure: Figure) -> None:
-    """Write it as PNG, 200 dots per inch, whole or not at all."""
+    """Write it as PNG, 300 dots per inch, whole or not at all."""
     with mpl.style.context(kit.STYLE, after_reset=True), atomic_path(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=200)
+        figure.savefig(tmp, format="png", dpi=300)
 
 
 def _overlay(image: np.ndarray, mask: np.ndarray, rgb: np.ndarray, clear: Sequence[int]) -> np.ndarray:

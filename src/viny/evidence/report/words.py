@@ -1,0 +1,52 @@
+"""Numbers and names as the report writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from viny.runtime.text import visible
+
+# A hyphen before a number, and after no letter or digit but the e of 1e-06: neither pre-0 nor 2024-01.
+HYPHEN = re.compile(r"(?:(?<![\w.)-])|(?<=\de))-(?=[\d.])")
+SOURCES = {"imagenet": "ImageNet images", "pets": "Oxford-IIIT Pet images", "synthetic": "synthetic images"}
+
+
+def percent(value: float, places: int = 1) -> str:
+    """A fraction in percent."""
+    return words(f"{100 * value:.{places}f}")
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return words(f"{100 * value:+.2f}")
+
+
+def words(text: str) -> str:
+    """Text that may be shown, with minus signs for the hyphens of negative numbers."""
+    return HYPHEN.sub("−", visible(str(text)))
+
+
+def capitalised(text: str) -> str:
+    """Text as a sentence begins; later letters stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """A list in words."""
+    said = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
+
+
+def images_of(section: Mapping[str, Any]) -> str:
+    """What to call a section's images: by the data set or, if they are the user's own, by their folder."""
+    source = section["source"]
+    if source == "folder":
+        return f"images of {section.get('images', section['path'])}"
+    return SOURCES.get(source, f"{source} images")
