@@ -150,8 +150,8 @@ def fits(runs: Runs, draws: int = 1_000, seed: int = 0) -> pd.DataFrame:
     e_inf + a n^-b (Hestness et al. 2017) and 'saturating' e_inf + a / (1 + n / k), with e_inf in [0, 1] and a, b,
     k > 0. Each size but the smallest is left out in turn and foretold from the others. The forms are averaged by how
     likely their errors there are, given the noise (pseudo-BMA+, Yao et al. 2018). Intervals are quantiles of
-    `Runs.draws`, over seeds and test images, those of the average over the forms too. If the errors are too large for
-    noise, the gain's interval is widened by that at the largest size, and the verdict says so.
+    `Runs.draws`, over seeds and test images. Those of the average are over the forms too, and to what a form says of
+    larger sizes they add a normal error as large as the one that it made at the largest size, left out, beyond noise.
 
     Args:
         runs: a study's mIoU, see `crossed.read_runs`.
@@ -235,12 +235,12 @@ class _Curve:
                 row[parameter] = fit.parameters[0, i]
                 if not why:
                     row |= {f"{parameter}_low": low[i], f"{parameter}_high": high[i]}
-            row |= self._summary([fit], np.ones(1), np.zeros(1))
+            row |= self._summary([fit], np.ones(1), np.zeros(1))  # the form taken for true
             few = "" if self.known else "; one seed gives no interval"
             rows.append(row | {"verdict": f"not identified: {why}" if why else f"identified{few}"})
         words = f"{len(found)} forms" + ("" if self.known else "; one seed gives no interval")
         if misfit < ALPHA:
-            words += f"; none foretells the sizes left out (p {misfit:.2g}), so the gain's interval is widened"
+            words += f"; none foretells the sizes left out (p {misfit:.2g})"
         return [*rows, {"model": AVERAGE, "verdict": words} | self._summary(found, weights, excess)]
 
     @property
@@ -265,7 +265,7 @@ class _Curve:
     def _average(self, found: list[_Fitted]) -> tuple[np.ndarray, float, np.ndarray]:
         """Weights of the forms [K]; p of the errors at sizes left out, if all were noise; what the largest has beyond.
 
-        The last is the root of its squared error less that of the noise, for each form [K]; 0 unless p is small.
+        The last is the root of its squared error less that of the noise, for each form [K].
         """
         errors = np.stack([fit.left_out[0] for fit in found])  # [K, S - 1]
         if self.known:
@@ -284,19 +284,21 @@ class _Curve:
         by_noise = weights @ ((around / scale[:, None]) ** 2).mean(2)
         misfit = float((1 + (by_noise >= squares).sum()) / (1 + len(by_noise)))
         beyond = np.sqrt((errors[:, -1] ** 2 - scale[:, -1] ** 2).clip(0))
-        return weights, misfit, beyond if misfit < ALPHA else np.zeros(len(found))
+        return weights, misfit, beyond
 
     def _summary(self, found: list[_Fitted], weights: np.ndarray, excess: np.ndarray) -> dict[str, float]:
         """What forms foretell together, with intervals; the gain has further normal errors of size `excess` [K]."""
         row: dict[str, float] = {}
+        doubling = np.random.default_rng(self.seed).standard_normal((len(found), len(self.drawn))) * excess[:, None]
         for name in FORETOLD:
             values = np.stack([fit.foretold[name] for fit in found])  # [K, 1 + D]
             row[name] = float(weights @ values[:, 0])
             if self.known:
                 values = values[:, 1:]
                 if name == "gain":
-                    rng = np.random.default_rng(self.seed)
-                    values = values + excess[:, None] * rng.standard_normal(values.shape)
+                    values = values + doubling
+                if name == "exponent":  # what such a gain makes of it
+                    values = values + doubling / (np.log(2) * self.errors[-1].clip(TINY))
                 shares = np.repeat(weights / values.shape[1], values.shape[1])
                 ends = np.quantile(values.ravel(), TAILS, weights=shares, method="inverted_cdf")
                 row |= {f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
