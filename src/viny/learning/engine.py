@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from viny.learning.batches import Batches, Tensors
 from viny.learning.machine import Machine
 from viny.learning.run import Run, Step, rate
 from viny.learning.settings import IN_MEMORY
-from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, block, embed, stackable
+from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, embed, narrowed, stackable, widened
 
 MOST_AHEAD = 64  # steps drawn ahead
 AHEAD = 0.3  # seconds of work drawn ahead
@@ -51,11 +52,16 @@ class Slot:
 
 
 class Queued(NamedTuple):
-    """Steps given to the device: who takes which of them, and the losses [K, M] to come."""
+    """Steps given to the device: who takes which of them, and what comes of them.
+
+    Attributes:
+        steps: who takes which, [K][M].
+        launched: once all are launched, the losses [K, M] to come, and a CUDA event that says when; None on a CPU.
+        began: when they were queued.
+    """
 
     steps: list[list[tuple[Run, Step] | None]]
-    losses: Tensor
-    ready: Any  # a CUDA event; None on a CPU
+    launched: Future[tuple[Tensor, Any]]
     began: float
 
 
@@ -166,6 +172,8 @@ class Engine:
         self.pending: deque[Queued] = deque()
         self.busy = True  # whether steps can still be queued
         self.graph: Any = None
+        # Replays the graph, which takes a processor milliseconds a step, while the next steps are drawn here.
+        self.launcher: ThreadPoolExecutor | None = None
         self.ring: dict[str, Tensor] = {}  # what is drawn, on the device, [K, M, B, ...]
         self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.out = torch.zeros(self.most, len(self.slots), device=self.device, dtype=self.dtype)
@@ -216,6 +224,25 @@ class Engine:
 
     def _draw(self, steps: list[list[tuple[Run, Step] | None]]) -> None:
         """Make what these steps draw, and copy it to the device."""
+        self._copy(self._drawn(steps))
+
+    def _copy(self, drawn: Mapping[str, Tensor]) -> None:
+        for name, values in drawn.items():
+            if name not in self.ring:
+                self.ring[name] = torch.zeros(self.most, *values.shape[1:], dtype=values.dtype, device=self.device)
+            self.ring[name][: len(values)].copy_(values, non_blocking=True)
+        self.cursor.zero_()
+
+    def _drawn(self, steps: list[list[tuple[Run, Step] | None]]) -> dict[str, Tensor]:
+        """What these steps draw, by name: [K, M, B, ...] on the CPU."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for a few square roots, MKL's threads take longer to wake than to work
+        try:
+            return self._draw_all(steps)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _draw_all(self, steps: list[list[tuple[Run, Step] | None]]) -> dict[str, Tensor]:
         host: dict[str, Tensor] = {}
         shape = (len(steps), len(self.slots))
         for k, places in enumerate(steps):
@@ -244,11 +271,7 @@ class Engine:
                     host["scalars"] = made
                 scalars = adam_scalars(run.settings, rate(run.settings, step.epoch), slot.updates)
                 host["scalars"][k, m] = torch.tensor(scalars, dtype=self.dtype)
-        for name, values in host.items():
-            if name not in self.ring:
-                self.ring[name] = torch.zeros(self.most, *values.shape[1:], dtype=values.dtype, device=self.device)
-            self.ring[name][: len(steps)].copy_(values, non_blocking=True)
-        self.cursor.zero_()
+        return host
 
     # What is computed
 
@@ -274,7 +297,8 @@ class Engine:
         for number in range(kind.settings.depth):
             start = f"encoder.blocks.{number}."
             own = {name.removeprefix(start): leaf for name, leaf in leaves.items() if name.startswith(start)}
-            x = self._part(block)(x, own, kind.settings, kind.tokens, self.attend)
+            x, hidden = self._part(widened)(x, own, kind.settings, kind.tokens, self.attend)
+            x = self._part(narrowed)(x, hidden, own)
         losses = self._part(_weighted_losses)(kind, x, inner, batch, now["weights"])
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
@@ -322,6 +346,8 @@ class Engine:
             print(f"{what} not used: {said}", flush=True)
         if self.on_gpu:
             self._capture()
+        if self.graph is not None:
+            self.launcher = ThreadPoolExecutor(1, "launcher")
         self._run([steps])
 
     def _check(self, steps: list[tuple[Run, Step] | None]) -> None:
@@ -414,20 +440,32 @@ class Engine:
             for tensor, was in zip(changed, kept, strict=True):
                 tensor.copy_(was)
 
-    def _run(self, steps: list[list[tuple[Run, Step] | None]]) -> None:
+    def _run(self, steps: list[list[tuple[Run, Step] | None]], drawn: Mapping[str, Tensor] | None = None) -> None:
+        """Have steps computed, whose draws are on the device or given here."""
         began = time.monotonic()
-        for _ in steps:
+        if self.launcher is not None:
+            launched = self.launcher.submit(self._launch, len(steps), drawn)
+        else:
+            launched = Future()
+            launched.set_result(self._launch(len(steps), drawn))
+        self.pending.append(Queued(steps, launched, began))
+
+    def _launch(self, steps: int, drawn: Mapping[str, Tensor] | None) -> tuple[Tensor, Any]:
+        if drawn is not None:
+            self._copy(drawn)
+        for _ in range(steps):
             if self.graph is None:
                 self._step()
             else:
                 self.graph.replay()
-        ready, losses = None, self.out[: len(steps)].clone()
-        if self.on_gpu:
-            host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
-            losses = host.copy_(losses, non_blocking=True)
-            ready = torch.cuda.Event(blocking=True)  # waiting leaves the processor to other jobs
-            ready.record()
-        self.pending.append(Queued(steps, losses, ready, began))
+        losses = self.out[:steps].clone()
+        if not self.on_gpu:
+            return losses, None
+        host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+        host.copy_(losses, non_blocking=True)
+        ready = torch.cuda.Event(blocking=True)  # waiting leaves the processor to other jobs
+        ready.record()
+        return host, ready
 
     def queue(self) -> None:
         """Draw some steps and give them to the device."""
@@ -439,20 +477,19 @@ class Engine:
             steps.append(taken)
         self.busy = bool(steps)
         if steps:
-            self._draw(steps)
-            self._run(steps)
+            self._run(steps, self._drawn(steps))
 
     def collect(self) -> list[tuple[Run, Step, Tensor]]:
         """Wait for the steps queued first; returns who took which, and its loss."""
         queued = self.pending.popleft()
-        if queued.ready is not None:
-            queued.ready.synchronize()
+        losses, ready = queued.launched.result()
+        if ready is not None:
+            ready.synchronize()
         each = (time.monotonic() - queued.began) / len(queued.steps) / (1 + len(self.pending))
         self.ahead = min(2 * self.ahead if 2 * self.ahead * each < AHEAD else self.ahead, self.most)
-        losses = queued.losses.unbind(0)
         return [
             (*taken, row[place])
-            for places, row in zip(queued.steps, losses, strict=True)
+            for places, row in zip(queued.steps, losses.unbind(0), strict=True)
             for place, taken in enumerate(places)
             if taken is not None
         ]
