@@ -244,6 +244,7 @@ def ours(bench: Bench, stage: str, runs: int, batch: int, way: Way = Way(), prof
     draws, step = _draws(engine), _step_seconds(bench, engine)
     # Of one core: the device waits for the draws where this comes near 1.
     found |= {"step_seconds": step, "draw_seconds": draws, "draws_share": draws / step}
+    found["launch_seconds"] = _launch_seconds(bench, engine)
     found["busy_share"] = found["images_per_second"] * step / (runs * batch)
     if bench.on_gpu:
         found["memory_bytes"] = torch.cuda.max_memory_allocated()
@@ -291,6 +292,18 @@ def _step_seconds(bench: Bench, engine: Engine, steps: int = 8) -> float:
     return timed(bench, lambda: _replay(engine, steps)) / steps
 
 
+def _launch_seconds(bench: Bench, engine: Engine, steps: int = 4) -> float:
+    """Seconds that a step takes the host to launch, the device idle before."""
+    taken = []
+    for _ in range(5):
+        bench.wait()
+        began = time.perf_counter()
+        _replay(engine, steps)
+        taken.append((time.perf_counter() - began) / steps)
+    bench.wait()
+    return statistics.median(taken)
+
+
 def kernels_of(bench: Bench, engine: Engine, steps: int = 4) -> dict[str, Any]:
     """Shares of the kernels' time by what they are for, those that take longest, and how many a step has."""
     from torch.autograd import DeviceType
@@ -300,19 +313,32 @@ def kernels_of(bench: Bench, engine: Engine, steps: int = 4) -> dict[str, Any]:
         _replay(engine, steps)
         bench.wait()
     taken: Counter[str] = Counter()
-    count = 0
+    launches: Counter[str] = Counter()
     for event in recorded.events():
         if not bench.on_gpu:
             taken[event.name] += event.self_cpu_time_total
         elif event.device_type == DeviceType.CUDA:
             taken[event.name] += event.time_range.elapsed_us()
-            count += 1
+            launches[event.name] += 1
     total = sum(taken.values()) or 1.0
     groups: Counter[str] = Counter()
     for name, seconds in taken.items():
         groups[group_of(name)] += seconds / total
-    longest = {name[:120]: seconds / total for name, seconds in taken.most_common(12)}
-    return {"shares": dict(groups.most_common()), "longest": longest, "kernels_a_step": count / steps}
+    longest = [
+        {
+            "name": name[:160],
+            "share": time / total,
+            "milliseconds": time / 1000 / steps,
+            "launches": launches[name] / steps,
+        }
+        for name, time in taken.most_common(40)
+    ]
+    return {
+        "shares": dict(groups.most_common()),
+        "longest": longest,
+        "milliseconds_a_step": total / 1000 / steps,
+        "kernels_a_step": launches.total() / steps,
+    }
 
 
 GROUPS = (  # the first whose pattern is found in a kernel's name
@@ -348,6 +374,21 @@ def started_again(bench: Bench, stage: str, runs: int, batch: int) -> dict[str, 
 # Kernels by themselves, whose bytes are known
 
 
+def graph_of(bench: Bench, call: Callable[[], Any]) -> Callable[[], None]:
+    """A call as a CUDA graph, since Python launches it more slowly than it runs."""
+    if not bench.on_gpu:
+        return call
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    bench.wait()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def attention_alone(bench: Bench, tokens: int, own: bool) -> dict[str, Any]:
     """Forward and backward of 24 x 64 images' attention in bfloat16; bytes that must be read and written."""
     images, heads, width = (4, 2, 16) if bench.tiny else (24 * 64, 8, 64)
@@ -356,7 +397,7 @@ def attention_alone(bench: Bench, tokens: int, own: bool) -> dict[str, Any]:
     qkv = torch.randn(images, tokens, 3, heads, width, device=bench.device).bfloat16().requires_grad_()
     attend = few_token_attention if own else plain_attention
     gradient = torch.randn(images, tokens, heads, width, device=bench.device).bfloat16()
-    seconds = timed(bench, lambda: torch.autograd.grad(attend(qkv), qkv, gradient))
+    seconds = timed(bench, graph_of(bench, lambda: torch.autograd.grad(attend(qkv), qkv, gradient)))
     values = images * tokens * heads * width
     # q, k, v read twice and their gradients written, output written, its gradient read; logarithms of sums, float32.
     moved = 2 * values * (3 + 3 + 3 + 1 + 1) + 2 * 4 * images * tokens * heads
@@ -371,7 +412,7 @@ def optimiser_alone(bench: Bench, runs: int) -> dict[str, Any]:
     gradients = {name: torch.zeros_like(leaf) for name, leaf in parameters.leaves().items()}
     scalars = torch.tensor([[1.0, 0.0, 1e-4, 1.0]], device=bench.device).repeat(runs, 1)
     update = engine_module._compiled(adam) if bench.on_gpu else adam
-    seconds = timed(bench, lambda: parameters.update(gradients, scalars, update))
+    seconds = timed(bench, graph_of(bench, lambda: parameters.update(gradients, scalars, update)))
     moved = 0
     for group, values in parameters.values.items():
         # Gradients are read, gathered and read again; values and both means are read and written.
@@ -479,8 +520,8 @@ def rows() -> list[Row]:
         Row("limits", "product, float32 with TF32", partial(product, precision="float32"), 2),
         Row("limits", "copy", copy, 2),
     ]
-    for number, (stage, runs, batch) in enumerate(stacks):
-        measure = partial(ours, stage=stage, runs=runs, batch=batch, profiled=number < 2)
+    for stage, runs, batch in stacks:
+        measure = partial(ours, stage=stage, runs=runs, batch=batch, profiled=True)
         found.append(Row("ours", f"{NAMES[stage]}, {runs} x {batch}", measure, 16))
 
     # It ends the process before it, and each process looks for the peer's best loader anew: so it is not among these.
@@ -769,7 +810,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=215, help="for all rows together (default 215)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to test this program itself")
-    parser.add_argument("--profile", action="store_true", help="say which kernels the time of two stacks goes to")
+    parser.add_argument("--profile", action="store_true", help="say which kernels the time of each stack goes to")
     parser.add_argument("--compile-mode", help="mode of torch.compile for this project's kernels")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--launched", type=float, default=time.time(), help=argparse.SUPPRESS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 import subprocess
@@ -98,16 +100,20 @@ def test_a_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable(64, 64, CUDA) == "Triton is not installed"
 
 
+MOVING = itertools.cycle([0.0, 0.0, 1e-3])
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
         (lambda qkv: plain_attention(qkv) * 1.2, "results off by 0.2 of the largest value"),
         (lambda qkv: plain_attention(qkv) * float("nan"), "results off by nan of the largest value"),
         (lambda qkv: exec("raise RuntimeError('no compiler\\nlong story')"), "RuntimeError: no compiler"),
+        (lambda qkv: plain_attention(qkv) * (1 + next(MOVING)), "results that differ from one time to the next"),
         (plain_attention, None),
     ],
 )
-def test_a_first_run_is_held_against_pytorchs_attention(
+def test_a_first_run_is_held_against_plain_products_and_itself(
     broken: Callable[[Tensor], Tensor], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "few_token_attention", broken)
@@ -161,6 +167,20 @@ def test_a_gpus_results_are_those_in_float64(tokens: int, width: int, dtype: tor
     expected = with_gradient(plain_attention, qkv.double(), gradient.double())
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).abs().max() / theirs.abs().max()) < (5e-3 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("tokens", [64, 65, 128])
+def test_a_gpus_results_are_the_same_every_time(tokens: int) -> None:
+    """Whatever was in the memory before: nothing is added up in an order that may change."""
+    qkv = drawn(512, tokens, 3, 8, 64, dtype=torch.bfloat16, device=CUDA)
+    gradient = drawn(512, tokens, 8, 64, dtype=torch.bfloat16, device=CUDA)
+    expected = with_gradient(few_token_attention, qkv, gradient)
+    for _ in range(50):
+        torch.full((64 << 20,), math.nan, device=CUDA)  # which the next results' memory may hold
+        found = with_gradient(few_token_attention, qkv, gradient)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ from viny.learning.batches import Batches, Tensors
 from viny.learning.machine import Machine
 from viny.learning.run import Run, Step, rate
 from viny.learning.settings import IN_MEMORY
-from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, block, embed, stackable
+from viny.learning.stacked import Attention, Kind, Parameters, adam, adam_scalars, embed, narrowed, stackable, widened
 
 MOST_AHEAD = 64  # steps drawn ahead
 AHEAD = 0.3  # seconds of work drawn ahead
@@ -216,6 +216,20 @@ class Engine:
 
     def _draw(self, steps: list[list[tuple[Run, Step] | None]]) -> None:
         """Make what these steps draw, and copy it to the device."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for a few square roots, MKL's threads take longer to wake than to work
+        try:
+            drawn = self._drawn(steps)
+        finally:
+            torch.set_num_threads(threads)
+        for name, values in drawn.items():
+            if name not in self.ring:
+                self.ring[name] = torch.zeros(self.most, *values.shape[1:], dtype=values.dtype, device=self.device)
+            self.ring[name][: len(values)].copy_(values, non_blocking=True)
+        self.cursor.zero_()
+
+    def _drawn(self, steps: list[list[tuple[Run, Step] | None]]) -> dict[str, Tensor]:
+        """What these steps draw, by name: [K, M, B, ...] on the CPU."""
         host: dict[str, Tensor] = {}
         shape = (len(steps), len(self.slots))
         for k, places in enumerate(steps):
@@ -244,11 +258,7 @@ class Engine:
                     host["scalars"] = made
                 scalars = adam_scalars(run.settings, rate(run.settings, step.epoch), slot.updates)
                 host["scalars"][k, m] = torch.tensor(scalars, dtype=self.dtype)
-        for name, values in host.items():
-            if name not in self.ring:
-                self.ring[name] = torch.zeros(self.most, *values.shape[1:], dtype=values.dtype, device=self.device)
-            self.ring[name][: len(steps)].copy_(values, non_blocking=True)
-        self.cursor.zero_()
+        return host
 
     # What is computed
 
@@ -274,7 +284,8 @@ class Engine:
         for number in range(kind.settings.depth):
             start = f"encoder.blocks.{number}."
             own = {name.removeprefix(start): leaf for name, leaf in leaves.items() if name.startswith(start)}
-            x = self._part(block)(x, own, kind.settings, kind.tokens, self.attend)
+            x, hidden = self._part(widened)(x, own, kind.settings, kind.tokens, self.attend)
+            x = self._part(narrowed)(x, hidden, own)
         losses = self._part(_weighted_losses)(kind, x, inner, batch, now["weights"])
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
@@ -415,6 +426,7 @@ class Engine:
                 tensor.copy_(was)
 
     def _run(self, steps: list[list[tuple[Run, Step] | None]]) -> None:
+        """Have steps computed, whose draws are on the device."""
         began = time.monotonic()
         for _ in steps:
             if self.graph is None:
@@ -449,10 +461,9 @@ class Engine:
             queued.ready.synchronize()
         each = (time.monotonic() - queued.began) / len(queued.steps) / (1 + len(self.pending))
         self.ahead = min(2 * self.ahead if 2 * self.ahead * each < AHEAD else self.ahead, self.most)
-        losses = queued.losses.unbind(0)
         return [
             (*taken, row[place])
-            for places, row in zip(queued.steps, losses, strict=True)
+            for places, row in zip(queued.steps, queued.losses.unbind(0), strict=True)
             for place, taken in enumerate(places)
             if taken is not None
         ]
