@@ -1,6 +1,6 @@
 """Operating characteristics of the curves: simulated studies whose truth is known.
 
-    python benchmarks/curves.py            # about ten minutes on one core; prints the figures of docs/evidence.md
+    python benchmarks/curves.py            # about five minutes on one core; prints the figures of docs/evidence.md
 
 A curve has six sizes, from 250 to 6,000 labels. Each form that is fitted is the truth in turn, and so are two that are
 not. Noise over seeds is 0.3 or 0.8 points, with a correlation of 0.3 between the sizes of a seed; the test images add
@@ -98,7 +98,7 @@ def falls(studies: int, seed: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--studies", type=int, default=1000, help="simulated studies of each kind (default: 1000)")
+    parser.add_argument("--studies", type=int, default=300, help="simulated studies of each kind (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (default: 0)")
     given = parser.parse_args()
     print(f"How often a 95 % interval holds the truth, percent of {given.studies} studies\n")
