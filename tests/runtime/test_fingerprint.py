@@ -87,7 +87,7 @@ def touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("evidence/paper/paper.csv", {"representations", "scorecard"}),
+        ("evidence/paper/paper.csv", {"representations", "scorecard", "report"}),
         ("evidence/report/page.html.j2", {"report"}),
         ("evidence/report/captions/effects.rst", {"report"}),
         ("evidence/figures/viny.mplstyle", {"figures", "statistics", "representations"}),

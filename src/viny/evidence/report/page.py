@@ -23,6 +23,7 @@ from viny.evidence.report.answers import answers
 from viny.evidence.report.means import miou_table
 from viny.evidence.report.words import capitalised, counted, images_of, listed, words
 from viny.evidence.statistics.crossed import Runs, read_runs
+from viny.evidence.statistics.representations import harm_sentence
 from viny.evidence.summary import Summary
 from viny.evidence.tables import absent_words, read_metrics
 from viny.runtime.errors import InputError
@@ -32,6 +33,7 @@ from viny.study.layout import metrics_file, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
+GEOMETRY = "The geometry of the patch tokens"
 # The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
     "What was run": {
@@ -46,7 +48,7 @@ PICTURES = {
         "effects": "The change by each task in each cell, as points with intervals on both sides of zero.",
         "miou_difference": "Lines of the change by each task against labels, with standard errors, around zero.",
     },
-    "The geometry of the patch tokens": {
+    GEOMETRY: {
         "geometry_harm": "For each property of the tokens, its change against that of mIoU, a point for each cell.",
         "geometry_layers": "For each property of the tokens, a line for each encoder through its layers.",
         "geometry_similarity": "Lines of the similarity of two patches against their distance, one for each encoder.",
@@ -68,10 +70,11 @@ READ = {
         *(f"ours_{protocol}{end}" for protocol in ("paper", "sound") for end in ("", "_low", "_high")),
     ),
     "duplicates": ("kind",),
+    "harm_correlation": ("metric", "n", "rho", "low", "high", "p", "p_least", "p_holm", "verdict"),
     "tableA1": ("stage", "setting", "this_study", "the_paper"),
 }
-TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason", "paper_verdict")
-TEXT += READ["tableA1"]
+TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason")
+TEXT += ("paper_verdict", "metric", *READ["tableA1"])
 AGAIN = "delete it and run the workflow, which writes it anew"
 
 
@@ -229,9 +232,18 @@ class _Page:
         start = [line.split("%)", 1)[0] for line in lines]  # the cell that a step starts from, cheapest first
         return [line for line, cell in zip(lines, start, strict=True) if cell == start[-1]]
 
+    def _goes_with_harm(self) -> list[str]:
+        """Which changes of the patch tokens go with a task's effect; nothing for a study without tasks or geometry."""
+        if not (self.root / "tables" / "harm_correlation.csv").is_file():
+            return []
+        return [harm_sentence(self._read("harm_correlation"))]
+
     def sections(self) -> list[Section]:
         """Figures and tables in reading order; a section with neither is left out."""
-        found = [Section(heading, figures=self._figures(alts)) for heading, alts in PICTURES.items()]
+        found = [
+            Section(heading, self._goes_with_harm() if heading == GEOMETRY else [], figures=self._figures(alts))
+            for heading, alts in PICTURES.items()
+        ]
         if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())
         found += [self._cost(), self._training()]
