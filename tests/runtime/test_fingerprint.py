@@ -39,7 +39,7 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("evidence.figures.kit", {"figures", "statistics", "representations"}),
         ("evidence.figures.effects", {"statistics"}),
         ("evidence.statistics.fits", {"statistics"}),
-        ("evidence.statistics.representations", {"representations", "scorecard"}),
+        ("evidence.statistics.representations", {"representations", "report", "scorecard"}),
         ("evidence.paper.claims", {"scorecard"}),
         ("evidence.paper.scorecard", {"scorecard"}),
         ("evidence.report.page", {"report"}),
