@@ -92,6 +92,29 @@ def test_a_seed_that_lacks_a_cell_counts_where_it_has_both() -> None:
     assert np.isnan(alone.mean_of(weights).low[0])  # one of the contrasts has no spread
 
 
+@pytest.mark.parametrize(("seeds", "df"), [([4, 4], 3), ([10, 2], 1.28), ([2] * 9 + [10], 1)])
+def test_a_mean_has_the_freedom_of_those_with_few_seeds(seeds: list[int], df: float) -> None:
+    rng = np.random.default_rng(10)
+    cells, studies, hit = len(seeds), 1000, 0
+    for _ in range(studies):
+        values = rng.standard_normal((max(seeds), cells))
+        values[np.arange(len(values))[:, None] >= seeds] = np.nan
+        found = Runs(range(cells), range(len(values)), values).mean_of(np.eye(cells)).at()
+        hit += found["low"] <= 0 <= found["high"]
+    assert found["df"] == pytest.approx(df, abs=0.05)
+    assert found["n"] == max(seeds)
+    assert hit / studies > 0.93
+
+
+def test_draws_of_a_cell_are_as_wide_as_its_own_seeds_allow() -> None:
+    values = np.random.default_rng(11).standard_normal((10, 2))
+    values[2:, 0] = np.nan
+    runs = Runs("ab", range(10), values)
+    found, drawn = runs.contrasts(np.eye(2)), runs.draws(100_000)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    assert (high - low) / (found.high - found.low) == pytest.approx(1, rel=0.05)
+
+
 def test_nothing_is_asked_of_nothing() -> None:
     runs = one_cell(np.random.default_rng(1), 3, 10, 1.0, 1.0, 1.0)
     assert len(runs.contrasts(np.zeros((0, 1))).mean) == 0
@@ -180,6 +203,15 @@ def test_the_chance_of_a_decision_grows_with_the_effect_and_needs_a_spread() -> 
     assert both < 0.3  # all contrasts have to be above zero
     assert np.isnan(Runs("a", range(1), np.zeros((1, 1))).chance(ONE, 6))
     assert Runs("a", range(3), noise[:, :1] / 10).chance(ONE, 6, margin=0.01) > 0.9
+
+
+def test_a_seed_with_half_of_a_pair_tells_nothing_of_the_images_in_a_chance() -> None:
+    rng = np.random.default_rng(12)
+    values, moved = rng.normal((0.01, 0.0), 0.001, (6, 2)), np.tile(rng.normal(0, 0.01, (1, 1, 50)), (6, 2, 1))
+    values[3:, 1], moved[3:, 1] = np.nan, 0  # the first three have both, and the images move both alike
+    whole, part = (Runs("ab", range(n), values[:n], moved[:n]) for n in (3, 6))
+    weights = np.array([[1.0, -1.0]])
+    assert part.chance(weights, 6) == whole.chance(weights, 6) > 0.9
 
 
 def test_many_images_leave_seeds_alone_unable_to_decide() -> None:

@@ -71,6 +71,21 @@ def test_effects_that_are_not_there_are_named_in_one_study_of_twenty_at_most(
     assert max(named.values()) <= 12  # of 120, where 6 are to be expected; more has a chance of 1 %
 
 
+def test_seeds_that_differ_between_cells_are_said_in_words() -> None:
+    keys = list(product((0, 9), ("none",), (60, 120)))
+    values = np.random.default_rng(3).normal(0.5, 0.01, (4, 4))
+    apart, alone = values.copy(), values.copy()
+    for labels, seeds in ((0, slice(2, 4)), (1, slice(0, 2))):  # no seed has cells of both label sizes
+        apart[seeds, labels::2] = np.nan
+    (gain,) = decide(Runs(keys, range(4), apart))
+    assert gain.n == 4
+    assert gain.verdict == "undecided"
+    assert "nan" not in gain.sentence
+    alone[1:, 3] = np.nan  # one seed has the largest cell, four have the others
+    gain = of(decide(Runs(keys, range(4), alone)), "pre-training")
+    assert (gain.n, gain.reason) == (4, "a difference with one seed, no interval")
+
+
 def test_effects_that_are_there_are_named_with_their_sign() -> None:
     decisions = decide(study(np.random.default_rng(2), gain=0.05, harm=0.03))
     assert of(decisions, "pre-training", 9).verdict == of(decisions, "pre-training", 18).verdict == "up"

@@ -360,8 +360,9 @@ def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chan
         return f"{counted(mean['n'], 'seed')}, p {p:.2g}{over}"
     clear = not mean["low"] <= 0 <= mean["high"]
     why = f"the interval is clear of zero, but p is {p:.2g}{over}" if clear else "the interval holds zero"
-    more = f"; {2 * mean['n']} seeds would decide it with a chance of {100 * chance:.0f} %"
-    return why + more + (", as the draw of the test images leaves more unknown" if lacks == "images" else "")
+    if not math.isnan(chance):
+        why += f"; {2 * mean['n']} seeds would decide it with a chance of {100 * chance:.0f} %"
+    return f"{why}, as the draw of the test images leaves more unknown" if lacks == "images" else why
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ Every interval, test and figure of a study takes its numbers from here. Values a
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -153,6 +153,9 @@ class Runs:
     def mean_of(self, weights: np.ndarray, shares: np.ndarray | None = None, level: float = LEVEL) -> Estimates:
         """A weighted sum of several contrasts, each over its own seeds; seeds stay the clusters.
 
+        Where the contrasts have different seeds, those with few of them weigh most in the variance, which then has few
+        degrees of freedom, see `_freedom`.
+
         Args:
             weights: [K, C].
             shares: [K], the weight of each contrast; the same for all unless given.
@@ -168,9 +171,9 @@ class Runs:
         mean, score = _centred(values, n)
         total = (score @ shares)[:, None]
         images, pictures = self._images(weights, here, n, shares)
-        seeds = np.array([len(self.seeds) if (n >= LEAST_SEEDS).all() else min(n.min(), 1)])
-        seeds = np.minimum(seeds, here.any(1).sum())
-        return estimates(np.array([mean @ shares]), (total**2).sum(0), images, seeds, pictures, level)
+        average, over_seeds = np.array([mean @ shares]), (total**2).sum(0)
+        found = estimates(average, over_seeds, images, 1 + _freedom(here, shares), pictures, level)
+        return replace(found, n=here.any(1).sum(keepdims=True))
 
     def _images(
         self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None = None
@@ -220,10 +223,11 @@ class Runs:
     def draws(self, count: int, seed: int = 0, student: bool = True) -> np.ndarray:
         """Joint draws of the means of all cells, for whatever is no weighted sum of them, [count, C].
 
-        Seeds enter as in Student's t: the seeds' deviations with normal weights, all over one draw of the spread; so
-        quantiles of a weighted sum are the ends of its t interval (the posterior under Jeffreys' prior, Box and Tiao
-        1973, section 2.4). Test images enter as normal draws with their covariance; where both sources count,
-        quantiles lie up to a seventh farther out than the ends of `contrasts`. Cells with one seed are NaN.
+        Seeds enter as in Student's t: the seeds' deviations with normal weights, over a spread that is drawn once for
+        all cells, each at its quantile for as many seeds as it has; so quantiles of a weighted sum are the ends of its
+        t interval (the posterior under Jeffreys' prior, Box and Tiao 1973, section 2.4). Test images enter as normal
+        draws with their covariance; where both sources count, quantiles lie up to a seventh farther out than the ends
+        of `contrasts`. Cells with one seed are NaN.
 
         Args:
             count: of draws.
@@ -235,8 +239,12 @@ class Runs:
         n = here.sum(0)
         mean, score = _centred(self.values, n)
         most = max(int(n.max(initial=0)), LEAST_SEEDS)
-        spread = np.sqrt(rng.chisquare(most - 1, count) / (most - 1)) if student else np.ones(count)
-        drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread[:, None]
+        spread = np.ones((count, 1))
+        if student:
+            at = stats.chi2.cdf(rng.chisquare(most - 1, count), most - 1)[:, None]
+            df, which = np.unique(n.clip(LEAST_SEEDS) - 1, return_inverse=True)
+            spread = np.sqrt(stats.chi2.ppf(at, df) / df)[:, which]
+        drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread
         of_images = self._image_root()
         if of_images is not None:
             drawn += rng.standard_normal((count, of_images.shape[1])) @ of_images.T
@@ -286,7 +294,8 @@ class Runs:
             A share of the draws; NaN if a contrast has no spread.
         """
         values = self.per_seed(weights)
-        values = values[np.isfinite(values).all(1)]
+        whole = np.isfinite(values).all(1)
+        values = values[whole]
         n, more = len(values), seeds - len(values)
         if n < LEAST_SEEDS or more < 1:
             return np.nan
@@ -299,9 +308,8 @@ class Runs:
         later = truth[:, None] + noise  # [count, more, K]
         both = (n * mean + later.sum(1)) / seeds
         squares = ((values - both[:, None]) ** 2).sum(1) + ((later - both[:, None]) ** 2).sum(1)
-        images, pictures = self._images(
-            weights, np.ones((len(self.seeds), len(weights)), bool), np.full(len(weights), n)
-        )
+        here = np.repeat(whole[:, None], len(weights), axis=1)
+        images, pictures = self._images(weights, here, here.sum(0))
         found = estimates(both, squares / (seeds - 1) / seeds, images, np.array(seeds), pictures, level)
         decided = found.low > 0
         if len(weights) == 1:
@@ -328,6 +336,25 @@ def _centred(values: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     mean = np.where(n > 0, np.nansum(values, 0) / few, np.nan)
     score = np.where(here, values - mean, 0) / np.sqrt(few * np.maximum(few - 1, 1))
     return mean, score
+
+
+def _freedom(here: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of the variance over seeds of a sum of contrasts, [1]; 0 if one of them has no spread.
+
+    Those of a quadratic form in the seeds' values (Satterthwaite 1946, Bell and McCaffrey 2002), if contrasts share
+    their noise. With the same seeds in all of them it is one less than their number.
+
+    Args:
+        here: [S, K], which seeds each contrast has.
+        shares: [K], their weights.
+    """
+    n = here.sum(0)
+    if (n < LEAST_SEEDS).any():
+        return np.zeros(1)
+    scale = here * shares / np.sqrt(n * (n - 1))
+    form = np.diag(scale.sum(1)) - (scale / n) @ here.T
+    squares = form @ form.T
+    return np.array([np.trace(squares) ** 2 / (squares**2).sum()])
 
 
 def read_runs(frame: pd.DataFrame, metrics_dir: Path | None) -> Runs:
