@@ -111,6 +111,11 @@ def test_tables_report_scorecard_and_advice_use_the_same_words(tmp_path: Path, s
         advised = sections[section][0]
         assert (advised["words"], advised["sentence"]) == (row["words"], row["sentence"])
         assert advised["low"] == pytest.approx(row["low"], rel=1e-4)
+    curve = sections["labels"][0]
+    if (curve["pretrain_size"], curve["intermediate"]) in ((0, "none"), (24, "none")):  # else it is no row of the table
+        row = told["labels", str(curve["pretrain_size"])]
+        assert curve["verdict"] == row["words"]
+        assert row["sentence"] in summary
     nothing: dict[str, list[str]] = {name: [] for name in COMPARED}
     write_scorecard({"sound": paths}, None, tables, {"sound": nothing})
     card = pd.read_csv(tables / "scorecard.csv").set_index("key")

@@ -287,7 +287,8 @@ def test_a_doubling_that_may_bring_nothing_is_not_told_and_has_no_price(tmp_path
     advice = advise(tmp_path, minutes_per_mask=2)
     assert "are 0.5 h; what a point costs cannot be told." in part(advice, "labels")[0]["text"]
     short = next(row["text"] for row in part(advice, "summary") if row.get("question") == "labels")
-    assert short.startswith("How many more masks? Cannot be told: from 8 to 16 labels, with a random start, a doubling")
+    said_of_it = "A doubling of the labels, from 8 to 16 with a random start, cannot be told to help or hurt: "
+    assert short.startswith(f"How many more masks? {said_of_it}")
     assert "minutes a point" not in as_text(advice)
 
 

@@ -66,18 +66,13 @@ class _Doubling:
         return self.fit or self.last
 
     @property
-    def told(self) -> bool:
-        """Whether it can be told that more labels change mIoU."""
-        return not (undecided(self.last) or undecided(self.gain))
-
-    @property
     def where(self) -> str:
         start = start_words(self.pretrain_size, self.intermediate)
         return f"{self.smaller:,} to {self.larger:,} labels, with {start}"
 
     @property
     def measured(self) -> str:
-        return f"From {self.where}: {interval_words(self.last)} a doubling"
+        return f"From {self.where}: {interval_words(self.last)}" + (" a doubling" if self.last["n"] else "")
 
     @property
     def foretold(self) -> str:
@@ -112,15 +107,13 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
         tail = f" {doubling.foretold}" if doubling.fit else ""
         data = _data(doubling)
         if not effects:  # the best cell's curve, or the next one if no seed has both of its sizes
-            tail = f" {doubling.foretold}{_cost_words(doubling, facts.minutes_per_mask)}"
-            if effect := _effect_of(facts, doubling):
+            effect = _effect_of(facts, doubling)
+            tail = f" {doubling.foretold}{_cost_words(doubling, effect, facts.minutes_per_mask)}"
+            if effect:
                 effects = [effect]
                 data["verdict"] = effect.words
             foreseen = doubling.fit is not None
-            short = f"{doubling.measured}."
-            if not doubling.told:
-                short = f"Cannot be told: from {doubling.where}, a doubling brings {interval_words(doubling.last)}."
-            answer = f"{short}{tail}"
+            answer = f"{effect.sentence if effect else f'{doubling.measured}.'}{tail}"
         items.append(Item(f"{doubling.measured}{doubling.trend}.{tail}", data))
     if any(item.data["next"]["from"] == "last doubling" for item in items):
         text = "Where no fitted curve says what comes next, the last doubling is a guess, too high where returns fall."
@@ -208,7 +201,7 @@ def _effect_of(facts: Facts, doubling: _Doubling) -> Decision | None:
     return next(iter(answer(facts.runs, [question] if question else [], facts.target / 100)), None)
 
 
-def _cost_words(doubling: _Doubling, minutes: float | None) -> str:
+def _cost_words(doubling: _Doubling, effect: Decision | None, minutes: float | None) -> str:
     """What the next doubling's masks cost, and what a point of mIoU costs if the gain can be told.
 
     Starts with a space; empty if the minutes per mask are unknown.
@@ -217,7 +210,7 @@ def _cost_words(doubling: _Doubling, minutes: float | None) -> str:
         return ""
     labels, total = doubling.larger, doubling.larger * minutes
     text = f" At {minutes:g} minutes a mask its {labels:,} masks are {total / 60:,.1f} h"
-    if not doubling.told:
+    if effect is None or effect.verdict not in ("up", "down") or undecided(doubling.gain):
         return f"{text}; what a point costs cannot be told."
     if not doubling.gain["mean"] > 0:
         return f"{text}, for no gain."
