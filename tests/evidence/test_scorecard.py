@@ -303,6 +303,17 @@ def test_harm_that_follows_gain_only_over_labels_does_not_count() -> None:
     assert abs(found["ours_sound"]) < 0.1
 
 
+def test_an_interval_without_an_end_is_not_shown_as_a_number() -> None:
+    def truth(size: int, task: str, labels: int) -> float:
+        return 0.5 + 0.01 * (size > 0)
+
+    frame = study(truth, sd=0)
+    frame["miou"] += np.random.default_rng(1).normal(0, 0.05, len(frame)) * (frame["intermediate"] == "intel")
+    table = claims(frame)
+    assert not np.isinf(table.filter(like="ours_").to_numpy(float)).any()
+    assert "inf" not in table.loc["gain_is_negated", "reason"]
+
+
 def test_an_advantage_that_levels_off_stays() -> None:
     def truth(size: int, task: str, labels: int) -> float:
         return 0.4 + 0.03 * np.log2(labels) + (size > 0) * 0.1 * (0.7 if labels > 500 else 1)
@@ -528,6 +539,15 @@ def test_claims_on_effects_say_what_is_decided_of_them() -> None:
             if verdict == CONTRADICTED:
                 assert {"up": "down", "down": "up"}[wanted] in found
     assert seen >= {REPRODUCED, CONTRADICTED, UNDECIDED}
+
+
+def test_an_effect_that_is_decided_to_be_small_waits_for_no_seeds() -> None:
+    runs = cards.read_runs(study(lambda size, task, labels: 0.5, SIZES[:3], labels=LABELS[:2], sd=0.001), None)
+    decided = decide(runs)
+    assert {decision.verdict for decision in decided if decision.kind == "pre-training"} == {"small"}
+    found = next(claim for claim in CLAIMS if claim.key == "pretraining_helps").test(Cells.of(runs, decisions=decided))
+    assert "within 1 point either way" in found.reason
+    assert "seeds" not in found.reason
 
 
 # Statistics, compared with scipy and by simulation

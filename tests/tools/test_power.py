@@ -19,7 +19,7 @@ from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import Cells
 from viny.evidence.paper.words import Found
 from viny.evidence.statistics.crossed import Runs
-from viny.evidence.verdicts import decide, questions
+from viny.evidence.verdicts import MARGIN, decide, questions
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
 from viny.study.config import resolve
@@ -281,6 +281,10 @@ def tiny() -> dict[str, Any]:
     return resolve(read_config(TINY))
 
 
+def cell_keys(config: dict[str, Any]) -> list[Key]:
+    return list(dict.fromkeys((c.pretrain_size, c.intermediate, c.finetune_size) for c in cells(config)))
+
+
 def results(root: Path, config: dict[str, Any], harm: float = 0.05) -> None:
     """A study's folder with made metrics."""
     write_study(root, config)
@@ -355,6 +359,27 @@ def test_a_stated_effect_is_the_truth(tmp_path: Path, tiny: dict[str, Any]) -> N
     assert found["notes"][0].endswith("0.1 points a cell, as stated")
 
 
+def test_a_stated_noise_needs_none_in_the_earlier_study() -> None:
+    still = from_runs(Runs([(0, "none", 8), (24, "none", 8)], [0, 1], np.full((2, 2), 0.5)), "still")
+    still = replace(still, of_seeds=Shared({}), of_images=Shared({}), of_both=Shared({}))
+    noisy = still.with_noise(0.02, 0.3)
+    assert noisy.of_seeds.variance == pytest.approx(0.02**2)
+    assert noisy.of_images.difference == pytest.approx(0.3**2)
+    assert still.with_noise(0.0, 0.0).of_seeds.variance == 0
+
+
+def test_holms_correction_is_that_of_the_study_to_come(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """A question that is shown once under two names counts in the families of both."""
+    found = power(tiny, tmp_path, effect=1.0, noise=0.5, image_noise=0.0, seeds=[3], tests=[10])
+    truth = stated(from_paper(), cell_keys(tiny), 0.01).with_noise(0.005, 0.0)
+    made = Simulation(truth, cell_keys(tiny), 3)
+    asked = [one for one in questions(made.keys) if one.kind == "task by size"]
+    rightly = made.chances(asked, 3, 10, MARGIN).rightly
+    shown = [row["rightly"][0] for row in found["questions"] if row["kind"] == "task by size"]
+    assert len(asked) == 2
+    assert shown == [rightly[0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -366,7 +391,13 @@ def test_a_stated_effect_is_the_truth(tmp_path: Path, tiny: dict[str, Any]) -> N
         (["--seeds", "0"], "argument --seeds: 0: expected a number above 0"),
         (["--test-images", "-5"], "argument --test-images: -5: expected a number above 0"),
         (["--seeds", "1000"], "--seeds 1000: expected at most 100"),
-        (["--set", "grid.intermediates=[pets_spatial]"], "says nothing of its cells"),
+        (["--set", "grid.intermediates=[scenes]"], "its grid asks nothing"),
+        (["--set", "grid={pretrain_sizes: [24], intermediates: [none], finetune_sizes: [8]}"], "its grid asks nothing"),
+        (
+            ["--set", "grid={pretrain_sizes: [0], intermediates: [none, pets_spatial], finetune_sizes: [8]}"],
+            "says nothing of its cells",
+        ),
+        (["--effect", "2", "--set", "grid={pretrain_sizes: [0], intermediates: [none]}"], "leave --effect out"),
     ],
 )
 def test_bad_input_is_refused_with_its_name(

@@ -233,7 +233,8 @@ def _advantage_stays(evidence: Evidence) -> Outcome:
         comparisons.append(Comparison(images_in_words(p), _mix((1, level), (np.log2(AHEAD), slope))))
         found = root(evidence, level, slope, BEYOND)
         if np.isfinite(found[0]):
-            at, low, high = (_rounded(labels[-1] * 2.0**x) for x in found)
+            at, high = (_rounded(labels[-1] * 2.0**x) for x in (found[0], found[2]))
+            low = f"{'' if np.isfinite(found[1]) else 'under '}{_rounded(labels[-1] * 2.0 ** max(found[1], BEYOND[0]))}"
             words.append(f"{at} ({low} to {high}) after {p:,} images")
     out = everywhere(evidence, comparisons, "cells with and without pre-training at three label sizes")
     if not words:
@@ -318,7 +319,11 @@ def _gain_is_negated(evidence: Evidence) -> Outcome:
         why = "no gain is seen, of which the task could take some" if known else evidence.without
         return Outcome(Found.UNDECIDED if known else evidence.spreadless, f"{count}; {why}", n=base["n"], comparisons=1)
     share, low, high = root(evidence, harm, _mix((-1, gain)), SHARES)
-    interval = f" ({100 * low:.0f} to {100 * high:.0f})" if np.isfinite(low) and np.isfinite(high) else ""
+    interval = ""
+    if np.isfinite(low) and np.isfinite(high):
+        interval = f" ({100 * low:.0f} to {100 * high:.0f})"
+    else:  # no numbers to show
+        low = high = np.nan
     out = single(evidence, evidence.mean([Comparison("", harm)]), "", [Comparison("", harm)])
     reason = "; ".join(
         filter(None, [f"the task erases {100 * share:.0f} %{interval} of the mean gain {count}", out.reason])

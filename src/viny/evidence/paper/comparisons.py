@@ -118,7 +118,7 @@ class Evidence(ABC):
 
         Returns:
             AVERAGE where each effect has that verdict, AGAINST where one has the opposite, otherwise UNDECIDED; and the
-            chance that twice the seeds decide what is not.
+            chance that twice the seeds decide what is not, NaN where an effect is decided to be small.
         """
         return None
 
@@ -219,8 +219,9 @@ class Cells(Evidence):
             return None
         if ({"up", "down"} - {wanted}) & verdicts:
             return Found.AGAINST, np.nan
-        chances = [decision.chance for decision in ours if decision.verdict != wanted]
-        return (Found.UNDECIDED, min(chances)) if chances else (Found.AVERAGE, np.nan)
+        chances = [decision.chance for decision in ours if decision.verdict == "undecided"]
+        least = min(chances) if chances and not verdicts - {wanted, "undecided"} else np.nan
+        return (Found.AVERAGE if verdicts == {wanted} else Found.UNDECIDED), least
 
     def slope(self, x: Sequence[Comparison], y: Sequence[Comparison], groups: Sequence[int]) -> Estimates:
         # A cell's noise is in both x and y. That of seeds drops out, as x is taken from the other seeds (cross-
@@ -447,7 +448,9 @@ def everywhere(
         n = int(found.n.max())
         return Outcome(evidence.spreadless, evidence.without, mean["mean"], n=n, comparisons=len(every))
     else:
-        what, why = Found.UNDECIDED, f"{evidence.noise} leave their mean undecided"
+        small = decided is not None and max(abs(mean["low"]), abs(mean["high"])) <= POINT
+        kept = f"their mean lies within {100 * POINT:.0f} point either way"
+        what, why = Found.UNDECIDED, kept if small else f"{evidence.noise} leave their mean undecided"
         chance = evidence.chance(comparisons) if decided is None else chance
         needed = evidence.needed(mean)
     reason = "; ".join(filter(None, [score, why, _more(chance)]))

@@ -75,11 +75,17 @@ def power(
     stand_in = stand_ins(truth, config["intermediate"])
     moving = config["switches"]["test_set"] == "moving"
     made = Simulation(truth, keys, max(wanted_seeds), stand_in, moving)
-    asked = _asked(made, truth.stated)
+    asked = [one for one in questions(made.keys) if not (truth.stated and one.kind in NOT_STATED)]
+    if not questions(keys):
+        raise InputError(
+            f"study {config['study']}: its grid asks nothing; it takes `none` in grid.intermediates, and two values of "
+            "grid.pretrain_sizes, grid.intermediates or grid.finetune_sizes"
+        )
     if not asked:
+        hint = "leave --effect out" if truth.stated else "or `--effect`"
         raise InputError(
             f"study {config['study']}: {truth.said} says nothing of its cells; give `--like results/<study>` of one "
-            "with such tasks and sizes, or `--effect`"
+            f"with such tasks and sizes, {hint}"
         )
     costs = Costs(config, images, results, like, rate)
     grids = [{"seeds": n, "test_images": m, "hours": costs.hours(n, m)} for m in wanted_tests for n in wanted_seeds]
@@ -91,6 +97,7 @@ def power(
             "wrongly": [float(chance.wrongly[at]) for chance in found],
         }
         for at, (one, true) in enumerate(zip(asked, made.rows(asked) @ made.expected, strict=True))
+        if not _twice(made, asked, at)
     ]
     # A stated effect is no mIoU, of which most claims are.
     claims = [] if truth.stated else claim_chances(made, config, grids, MARGIN)
@@ -127,12 +134,13 @@ def _most_tests(images: Images, config: Mapping[str, Any]) -> int | None:
     return images.room + images.tested - max(config["grid"]["finetune_sizes"])
 
 
-def _asked(made: Simulation, only_effects: bool) -> list[Question]:
-    """What the study asks, without what is the same under another name: with one pre-train size, a task after it."""
-    asked = [one for one in questions(made.keys) if not (only_effects and one.kind in NOT_STATED)]
-    rows = made.rows(asked)
-    again = [any(np.allclose(row, other) for other in rows[:at]) for at, row in enumerate(rows)]
-    return [one for one, twice in zip(asked, again, strict=True) if not twice]
+def _twice(made: Simulation, asked: Sequence[Question], at: int) -> bool:
+    """Whether a question is an earlier one under another name: with one pre-train size, a task after it.
+
+    It still counts for Holm's correction over its kind.
+    """
+    *earlier, mine = made.rows(asked[: at + 1])
+    return any(np.allclose(mine, other) for other in earlier)
 
 
 def _name(question: Question) -> str:

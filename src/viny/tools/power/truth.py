@@ -68,7 +68,7 @@ class Truth:
         return self.of_seeds.covariance(keys) * np.outer(scale, scale)
 
     def with_noise(self, noise: float | None, image_noise: float | None) -> Truth:
-        """The same with a stated noise, shared among the cells as before.
+        """The same with a stated noise, shared among the cells as before or, if there was none, as measured.
 
         Args:
             noise: standard deviation of a cell over seeds.
@@ -76,12 +76,15 @@ class Truth:
         """
         changed = self
         if noise is not None:
-            of_seeds = self.of_seeds.scaled(noise**2 / self.of_seeds.variance)
+            of_seeds = self.of_seeds if self.of_seeds.variance else Shared(SHARES)
+            of_seeds = of_seeds.scaled(noise**2 / of_seeds.variance)
             about = f"{100 * noise:g} points a cell, as stated"
             changed = replace(changed, of_seeds=of_seeds, slope=0.0, df=np.inf, about_seeds=about)
         if image_noise is not None:
-            factor = image_noise**2 / self.of_images.difference
-            of_images, of_both = self.of_images.scaled(factor), self.of_both.scaled(factor)
+            known = self.of_images.difference > 0
+            of_images, of_both = (self.of_images, self.of_both) if known else (_of(IMAGES), _of(BOTH))
+            factor = image_noise**2 / of_images.difference
+            of_images, of_both = of_images.scaled(factor), of_both.scaled(factor)
             about = f"{_of_images_said(of_images)}, as stated"
             changed = replace(changed, of_images=of_images, of_both=of_both, about_images=about)
         return changed
