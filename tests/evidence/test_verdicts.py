@@ -86,6 +86,16 @@ def test_seeds_that_differ_between_cells_are_said_in_words() -> None:
     assert (gain.n, gain.reason) == (4, "a difference with one seed, no interval")
 
 
+def test_a_cell_whose_images_are_not_known_leaves_its_interval_over_seeds_alone_and_this_is_said() -> None:
+    runs = study(np.random.default_rng(4), images=1.0)
+    assert runs.moved is not None
+    assert "over seeds alone" not in of(decide(runs), "task").sentence
+    runs.moved[0, runs.place[9, "a", 60]] = np.nan
+    decisions = decide(runs)
+    assert ", over seeds alone) on average" in of(decisions, "task").sentence
+    assert "over seeds alone" not in of(decisions, "pre-training", 9).sentence
+
+
 def test_effects_that_are_there_are_named_with_their_sign() -> None:
     decisions = decide(study(np.random.default_rng(2), gain=0.05, harm=0.03))
     assert of(decisions, "pre-training", 9).verdict == of(decisions, "pre-training", 18).verdict == "up"

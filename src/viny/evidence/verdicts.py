@@ -118,10 +118,11 @@ class Decision:
 
     @property
     def number(self) -> str:
-        """Mean and interval in points, or why there is no interval."""
+        """Mean and interval in points, or why there is no interval; it says if test images are not in it."""
         if math.isnan(self.low):
             return f"{in_points(self.mean)} points ({self.reason})"
-        return f"{in_points(self.mean)} points ({span(self.low, self.high)})"
+        alone = ", over seeds alone" if math.isnan(self.se_images) else ""
+        return f"{in_points(self.mean)} points ({span(self.low, self.high)}{alone})"
 
     @property
     def where(self) -> str:
