@@ -86,7 +86,7 @@ def power(
     found = [made.chances(asked, grid["seeds"], grid["test_images"], MARGIN) for grid in grids]
     rows = [
         {
-            **{"kind": one.kind, "what": one.what, "name": _name(one), "effect": float(true)},
+            **{"kind": one.kind, "what": one.what, "name": one.name.rstrip(","), "effect": float(true)},
             "rightly": [float(chance.rightly[at]) for chance in found],
             "wrongly": [float(chance.wrongly[at]) for chance in found],
         }
@@ -133,11 +133,6 @@ def _asked(made: Simulation, only_effects: bool) -> list[Question]:
     rows = made.rows(asked)
     again = [any(np.allclose(row, other) for other in rows[:at]) for at, row in enumerate(rows)]
     return [one for one, twice in zip(asked, again, strict=True) if not twice]
-
-
-def _name(question: Question) -> str:
-    more = ", after pre-training against on a random start" if question.kind == "interaction" else ""
-    return question.name.rstrip(",") + more
 
 
 def cheapest(grids: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
