@@ -73,7 +73,7 @@ def unit(path: Path, root: Path) -> str:
         return next(f"packs/{link.parent.name}" for link in links if link.resolve().parent == path.parent)
     below = path.relative_to(root)
     for stage in layout.SUMMARIES:
-        config = {"grid": {"pretrain_sizes": [24]}}
+        config = {"grid": {"pretrain_sizes": [24], "intermediates": ["none", "a"], "finetune_sizes": [8], "seeds": [0]}}
         if below in (*layout.summarised(stage, config), Path(layout.SUMMARY.format(stage=stage))):
             return stage
     own = below.parts[0] in ("metrics", "geometry", "splits")

@@ -242,7 +242,7 @@ def test_protocols_train_apart(chain: Chain, paper: Chain) -> None:
         ("normalise_finetune", False),
         ("class_token", "always"),
         ("test_set", "moving"),
-        ("subsets", "per_seed"),
+        ("subsets", "shared"),
     ],
 )
 def test_each_switch_changes_fine_tuning(own: Chain, chain: Chain, switch: str, value: Any) -> None:

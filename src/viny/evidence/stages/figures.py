@@ -83,7 +83,7 @@ def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame) -> list[pip
     counts = Counter(training.stage for training in trained)
     learnt = {training.cell["intermediate"]: training for training in trained if training.stage == "intermediate"}
     images = {
-        task: int(read_sealed(training.file(root, "record"), "the record of a training")["images"])
+        task: int(read_sealed(training.file(root, "record"), "a weights record")["images"])
         for task, training in learnt.items()
     }
     tested = " or ".join(f"{count:,}" for count in sorted(frame["test_images"].unique()))

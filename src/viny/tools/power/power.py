@@ -92,7 +92,7 @@ def power(
     found = [made.chances(asked, grid["seeds"], grid["test_images"], MARGIN) for grid in grids]
     rows = [
         {
-            **{"kind": one.kind, "what": one.what, "name": _name(one), "effect": float(true)},
+            **{"kind": one.kind, "what": one.what, "name": one.name.rstrip(","), "effect": float(true)},
             "rightly": [float(chance.rightly[at]) for chance in found],
             "wrongly": [float(chance.wrongly[at]) for chance in found],
         }
@@ -141,11 +141,6 @@ def _twice(made: Simulation, asked: Sequence[Question], at: int) -> bool:
     """
     *earlier, mine = made.rows(asked[: at + 1])
     return any(np.allclose(mine, other) for other in earlier)
-
-
-def _name(question: Question) -> str:
-    more = ", after pre-training against on a random start" if question.kind == "interaction" else ""
-    return question.name.rstrip(",") + more
 
 
 def cheapest(grids: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
