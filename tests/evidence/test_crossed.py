@@ -115,6 +115,20 @@ def test_draws_of_a_cell_are_as_wide_as_its_own_seeds_allow() -> None:
     assert (high - low) / (found.high - found.low) == pytest.approx(1, rel=0.05)
 
 
+def test_seeds_that_happen_to_agree_do_not_hide_the_noise_of_the_images() -> None:
+    rng = np.random.default_rng(11)
+    narrower, wider = 0, []
+    for _ in range(300):
+        runs = one_cell(rng, 3, 60, 0.0, 0.0, 1.0)
+        found = runs.contrasts(ONE).at()
+        assert runs.moved is not None
+        images = np.sqrt(60 / 59 * (runs.moved[:, 0].mean(0) ** 2).sum())
+        narrower += found["high"] - found["low"] < 2 * 1.96 * images * (1 - 1e-9)
+        wider.append(found["low"] <= 0 <= found["high"])
+    assert not narrower
+    assert np.mean(wider) > 0.93
+
+
 def test_nothing_is_asked_of_nothing() -> None:
     runs = one_cell(np.random.default_rng(1), 3, 10, 1.0, 1.0, 1.0)
     assert len(runs.contrasts(np.zeros((0, 1))).mean) == 0

@@ -171,7 +171,8 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
     for few, many in [*pairwise(filter(None, sizes))][-1:]:
         per = 1 / math.log2(many / few)
         gains = {(many, n): {(many, "none", n): per, (few, "none", n): -per} for n in labels}
-        ask("images", many, f"a doubling of the pre-training images, from {few:,} to {many:,},", "label size", gains)
+        name = f"{_doubling(few, many)} of the pre-training images, from {few:,} to {many:,},"
+        ask("images", many, name, "label size", gains)
     for p in sizes:
         ask("labels", p, *_last_labels(there, p, "none"))
     for task in tasks:
@@ -217,6 +218,10 @@ def _interaction(there: set, task: str, sizes: Sequence[int], labels: Sequence[i
     return found
 
 
+def _doubling(few: int, many: int) -> str:
+    return "a doubling" if many == 2 * few else "a doubling's worth"
+
+
 def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple[int, int], Weights]]:
     """The last doubling of labels on a curve: its name, what it is of, and the difference."""
     labels = sorted(n for p, t, n in there if (p, t) == (size, task))
@@ -226,7 +231,7 @@ def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple
     per = 1 / math.log2(many / few)
     start = f"{size:,} pre-training images" if size else "a random start"
     start += "" if task == "none" else f" and the task {task}"
-    name = f"a doubling of the labels, from {few:,} to {many:,} with {start},"
+    name = f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {start},"
     return name, "curve", {(size, many): {(size, task, many): per, (size, task, few): -per}}
 
 

@@ -117,8 +117,9 @@ class Evidence(ABC):
             wanted: the verdict that supports the claim, 'up' or 'down'.
 
         Returns:
-            AVERAGE where each effect has that verdict, AGAINST where one has the opposite, otherwise UNDECIDED; and the
-            chance that twice the seeds decide what is not, NaN where an effect is decided to be small.
+            AVERAGE where each effect has that verdict, AGAINST where one has the opposite, UNDECIDED where one is,
+            SMALL where all are; PARTLY where some have that verdict and the others are small. And the chance that twice
+            the seeds decide what is not.
         """
         return None
 
@@ -219,9 +220,11 @@ class Cells(Evidence):
             return None
         if ({"up", "down"} - {wanted}) & verdicts:
             return Found.AGAINST, np.nan
-        chances = [decision.chance for decision in ours if decision.verdict == "undecided"]
-        least = min(chances) if chances and not verdicts - {wanted, "undecided"} else np.nan
-        return (Found.AVERAGE if verdicts == {wanted} else Found.UNDECIDED), least
+        if "undecided" in verdicts:
+            return Found.UNDECIDED, min(decision.chance for decision in ours if decision.verdict == "undecided")
+        if verdicts == {wanted}:
+            return Found.AVERAGE, np.nan
+        return (Found.SMALL if verdicts == {"small"} else Found.PARTLY), np.nan
 
     def slope(self, x: Sequence[Comparison], y: Sequence[Comparison], groups: Sequence[int]) -> Estimates:
         # A cell's noise is in both x and y. That of seeds drops out, as x is taken from the other seeds (cross-
@@ -294,7 +297,7 @@ class Means(Evidence):
     spatial: Sequence[str] = SPATIAL
     epochs: tuple[int, int] = (1, 1)
     without: str = field(default="a value without a spread", init=False)
-    spreadless: Found = field(default=Found.UNTESTABLE, init=False)
+    spreadless: Found = field(default=Found.SPREADLESS, init=False)
 
     @classmethod
     def of(cls, frame: pd.DataFrame, **about: Any) -> Means:
@@ -398,7 +401,7 @@ def everywhere(
 ) -> Outcome:
     """Test that every comparison is positive.
 
-    It holds if every comparison has its 95 % interval above zero, an intersection-union test (Berger 1982). It is
+    It holds if every comparison, and each of those given, has its 95 % interval above zero, an intersection-union test (Berger 1982). It is
     contradicted if the mean of the comparisons has its interval below zero; so a true claim is contradicted in 2.5 % of
     studies at most. It does not hold everywhere if one comparison's interval lies below zero at the level that
     Bonferroni's correction requires, and holds on average if that of the mean lies above zero.
@@ -408,17 +411,19 @@ def everywhere(
         comparisons: those with missing cells are left out.
         needs: what the study would need; the reason given if no comparison is left.
         given: further comparisons without which the others mean nothing, such as that there is a gain to begin with;
-            they have to be positive too, but are no part of the mean.
+            they have to be positive too, but are counted apart and are no part of the mean.
         decided: what is decided of the mean, see `Evidence.decided`; None: the mean's own interval decides.
     """
     comparisons = [c for c in comparisons if evidence.has(c.weights)]
     given = [c for c in given if evidence.has(c.weights)]
     if not comparisons:
         return untestable(needs)
-    every = [*comparisons, *given]
+    every, count = [*comparisons, *given], len(comparisons)
     found, mean = evidence.intervals(every), evidence.mean(comparisons).at()
-    favour, against = int((found.low > 0).sum()), int((found.high < 0).sum())
-    score = f"{favour} of {len(every)} in favour" + (f", {against} against" if against else "")
+    favour, against = int((found.low[:count] > 0).sum()), int((found.high[:count] < 0).sum())
+    score = f"{favour} of {count} in favour" + (f", {against} against" if against else "")
+    if given:
+        score += f"; what that needs holds in {int((found.low[count:] > 0).sum())} of {len(given)}"
     base = evidence.mean(given).at() if given else {"low": np.inf, "high": np.inf, "mean": 1.0}
     if decided is not None:
         average, chance = decided
@@ -429,10 +434,12 @@ def everywhere(
     worst = evidence.intervals(every, level).high < 0
     weakest = int(np.nanargmin(found.low)) if np.isfinite(found.low).any() else 0
     needed = np.nan
-    if favour == len(every) and (decided is None or average is Found.AVERAGE):
+    if (found.low > 0).all() and (decided is None or average is Found.AVERAGE):
         what, why = Found.HOLDS, f"weakest: {every[weakest].label}"
     elif average is Found.AGAINST:
         what, why = Found.AGAINST, "their mean is against it" if len(every) > 1 else every[0].label
+    elif average is Found.PARTLY:
+        what, why = Found.PARTLY, "some of it is under 1 point either way"
     elif worst.any():
         label = every[int(np.flatnonzero(worst)[np.argmin(found.high[worst])])].label
         what, why = Found.PARTLY, f"against it even after Bonferroni's correction: {label}"
@@ -442,20 +449,20 @@ def everywhere(
         parts = [found.at(int(i)) for i in np.flatnonzero(open_)]
         if all(part["mean"] > 0 for part in parts):
             needed = max(evidence.needed(part) for part in parts)
-    elif not np.isfinite(found.low).any():
+    elif average is Found.SMALL:
+        what, why = Found.SMALL, ""
+    elif not np.isfinite(mean["low"]):
         if not found.n.any():
-            return Outcome(Found.UNTESTABLE, "no seed has all the cells of a comparison", comparisons=len(every))
+            return Outcome(Found.UNTESTABLE, "no seed has all the cells of a comparison", comparisons=count)
         n = int(found.n.max())
-        return Outcome(evidence.spreadless, evidence.without, mean["mean"], n=n, comparisons=len(every))
+        return Outcome(evidence.spreadless, evidence.without, mean["mean"], n=n, comparisons=count)
     else:
-        small = decided is not None and max(abs(mean["low"]), abs(mean["high"])) <= POINT
-        kept = f"their mean lies within {100 * POINT:.0f} point either way"
-        what, why = Found.UNDECIDED, kept if small else f"{evidence.noise} leave their mean undecided"
+        what, why = Found.UNDECIDED, f"{evidence.noise} leave their mean undecided"
         chance = evidence.chance(comparisons) if decided is None else chance
         needed = evidence.needed(mean)
     reason = "; ".join(filter(None, [score, why, _more(chance)]))
     numbers = mean["mean"], mean["low"], mean["high"], mean["n"]
-    return Outcome(what, reason, *numbers, len(every), favour, chance, needed)
+    return Outcome(what, reason, *numbers, count, favour, chance, needed)
 
 
 def _more(chance: float) -> str:
@@ -471,10 +478,10 @@ def single(evidence: Evidence, found: Estimates, reason: str, tested: Sequence[C
         if np.isnan(one["low"]):
             what = evidence.spreadless
             why = evidence.without if one["n"] < 2 else "the cells do not differ by more than noise"
-            reason = f"{reason}; {why}"
+            reason = "; ".join(filter(None, [reason, why]))
         elif tested:
             chance, needed = evidence.chance(tested), evidence.needed(one)
-            reason = f"{reason}; {evidence.noise} leave it undecided"
+            reason = "; ".join(filter(None, [reason, f"{evidence.noise} leave it undecided"]))
     reason = "; ".join(filter(None, [reason, _more(chance)]))
     numbers = one["mean"], one["low"], one["high"], one["n"]
     return Outcome(what, reason, *numbers, 1, int(what is Found.HOLDS), chance, needed)

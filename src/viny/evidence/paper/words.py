@@ -16,7 +16,9 @@ class Found(Enum):
     AVERAGE = "reproduced on average", "holds here on average", "supported on average"
     PARTLY = "not everywhere", "not everywhere here", CONTRADICTED
     AGAINST = CONTRADICTED, "does not hold here", CONTRADICTED
+    SMALL = "under 1 point either way", "under 1 point either way here", "under 1 point either way"
     UNDECIDED = UNDECIDED, "undecided here", "underpowered"
+    SPREADLESS = "no interval", "no interval here", "no spread given"
     UNTESTABLE = UNTESTABLE, UNTESTABLE, "not in the table"
 
     def of_study(self, comparable: bool) -> str:

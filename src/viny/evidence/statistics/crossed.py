@@ -38,8 +38,8 @@ class Estimates:
         low, high: the ends of its interval.
         se: the standard error from both sources.
         se_seeds: the part that further seeds make smaller.
-        se_images: the standard error over draws of the test images; NaN where these are not known, and the interval is
-            then over seeds alone.
+        se_images: the part that only further test images make smaller; NaN where these are not known, and the interval
+            is then over seeds alone.
         df: Satterthwaite's (1946) degrees of freedom of se.
         n: number of seeds.
         p: of Student's t test that the sum is 0, two-sided.
@@ -62,7 +62,13 @@ class Estimates:
 
 
 def estimates(
-    mean: np.ndarray, seeds: np.ndarray, images: np.ndarray, n: np.ndarray, pictures: np.ndarray, level: float = LEVEL
+    mean: np.ndarray,
+    seeds: np.ndarray,
+    images: np.ndarray,
+    n: np.ndarray,
+    pictures: np.ndarray,
+    level: float = LEVEL,
+    both: np.ndarray | float = 0.0,
 ) -> Estimates:
     """Intervals and tests from the variances of the two sources; arrays of one shape, or that broadcast to one.
 
@@ -75,14 +81,18 @@ def estimates(
         n: number of seeds.
         pictures: number of test images.
         level: of the intervals.
+        both: the part of the variance over seeds that the test images account for, as they differ from seed to seed;
+            NaN where unknown. `seeds` is never taken for less, however alike few seeds happen to be.
     """
-    mean, seeds, images, n, pictures = np.broadcast_arrays(mean, seeds, images, n, pictures)
+    mean, seeds, images, n, pictures, both = np.broadcast_arrays(mean, seeds, images, n, pictures, np.nan_to_num(both))
     enough = n >= LEAST_SEEDS
-    seeds = np.where(enough, seeds, np.nan)
+    freedom = np.where(both > seeds, (n - 1) * np.maximum(pictures - 1, 1), n - 1)
+    seeds = np.where(enough, np.maximum(seeds, both), np.nan)
+    images = np.maximum(images, 0)  # a rounded covariance may give less
     drawn = np.nan_to_num(images)
     variance = seeds + drawn
     with np.errstate(invalid="ignore", divide="ignore"):
-        df = variance**2 / (seeds**2 / (n - 1) + drawn**2 / np.maximum(pictures - 1, 1))
+        df = variance**2 / (seeds**2 / freedom + drawn**2 / np.maximum(pictures - 1, 1))
         df = np.where(enough & ~(variance > 0), n - 1, df)
         se = np.sqrt(variance)
         reach = stats.t.ppf((1 + level) / 2, df) * se
@@ -138,7 +148,9 @@ class Runs:
 
         The variance is two-way cluster-robust (Cameron, Gelbach and Miller 2011): that of the seeds' values over their
         number, plus that of the test images, minus what both of them hold, the images' part that differs from seed to
-        seed.
+        seed. In the terms of an analysis of variance: (MS of seeds + MS of images - MS of their crossing) / (seeds x
+        images), where neither MS is taken for less than that of the crossing. So no interval is narrower than the
+        test images alone make it.
 
         Args:
             weights: [K, C].
@@ -147,8 +159,8 @@ class Runs:
         values = self.per_seed(weights)
         n = np.isfinite(values).sum(0)
         mean, score = _centred(values, n)
-        images, pictures = self._images(weights, np.isfinite(values), n)
-        return estimates(mean, (score**2).sum(0), images, n, pictures, level)
+        images, both, pictures = self._images(weights, np.isfinite(values), n)
+        return estimates(mean, (score**2).sum(0), images, n, pictures, level, both)
 
     def mean_of(self, weights: np.ndarray, shares: np.ndarray | None = None, level: float = LEVEL) -> Estimates:
         """A weighted sum of several contrasts, each over its own seeds; seeds stay the clusters.
@@ -170,35 +182,33 @@ class Runs:
         n = here.sum(0)
         mean, score = _centred(values, n)
         total = (score @ shares)[:, None]
-        images, pictures = self._images(weights, here, n, shares)
+        images, both, pictures = self._images(weights, here, n, shares)
         average, over_seeds = np.array([mean @ shares]), (total**2).sum(0)
-        found = estimates(average, over_seeds, images, 1 + _freedom(here, shares), pictures, level)
+        found = estimates(average, over_seeds, images, 1 + _freedom(here, shares), pictures, level, both)
         return replace(found, n=here.any(1).sum(keepdims=True))
 
     def _images(
         self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Variance over test images without what is in the seeds' variance, and how many images, [K] or [1]."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What test images add to the variance over seeds, what of it is theirs, and their number, [K] or [1]."""
         if self.covariance is not None:
             rows = weights if shares is None else (shares @ weights)[None]
-            return np.einsum("kc,cd,kd->k", rows, self.covariance, rows, optimize=True), np.array([self.pictures])
+            variance = np.einsum("kc,cd,kd->k", rows, self.covariance, rows, optimize=True)
+            return variance, np.zeros(1), np.array([self.pictures])
         if self.moved is None:
-            return np.array([np.nan]), np.array([0])
+            return np.array([np.nan]), np.zeros(1), np.array([0])
         if not len(weights):
-            return np.zeros(0), np.zeros(0, int)
+            return np.zeros(0), np.zeros(0), np.zeros(0, int)
         many = self.moved.shape[-1]
         step = len(weights) if shares is not None else max(1, BLOCK // max(1, len(self.seeds) * many))
-        variances, counts = [], []
-        for start in range(0, len(weights), step):
-            part = slice(start, start + step)
-            variance, count = self._image_variance(weights[part], here[:, part], n[part], shares)
-            variances.append(variance)
-            counts.append(count)
-        return np.concatenate(variances), np.concatenate(counts)
+        parts = [slice(start, start + step) for start in range(0, len(weights), step)]
+        found = [self._image_variance(weights[part], here[:, part], n[part], shares) for part in parts]
+        alone, both, pictures = (np.concatenate(values) for values in zip(*found, strict=True))
+        return alone, both, pictures
 
     def _image_variance(
         self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self.moved is not None
         used = np.flatnonzero((weights != 0).any(0))
         moved = np.einsum("kc,scn->skn", weights[:, used], np.nan_to_num(self.moved[:, used]))
@@ -217,8 +227,9 @@ class Runs:
             unknown, tested = unknown.any(keepdims=True), tested.any(0, keepdims=True)
         pictures = tested.sum(1)
         factor = pictures / np.maximum(pictures - 1, 1)
-        variance = factor * ((mean**2).sum(-1) - (apart**2).sum((0, -1)))
-        return np.where(unknown, np.nan, variance.clip(0)), pictures
+        both = factor * (apart**2).sum((0, -1))
+        variance = factor * (mean**2).sum(-1) - both
+        return np.where(unknown, np.nan, variance.clip(0)), np.where(unknown, np.nan, both), pictures
 
     def draws(self, count: int, seed: int = 0, student: bool = True) -> np.ndarray:
         """Joint draws of the means of all cells, for whatever is no weighted sum of them, [count, C].
@@ -306,15 +317,16 @@ class Runs:
         truth = mean + rng.standard_normal((count, n)) @ apart / np.sqrt(n * (n - 1)) / spread
         noise = rng.standard_normal((count, more, n)) @ apart / np.sqrt(n - 1) / spread[..., None]
         later = truth[:, None] + noise  # [count, more, K]
-        both = (n * mean + later.sum(1)) / seeds
-        squares = ((values - both[:, None]) ** 2).sum(1) + ((later - both[:, None]) ** 2).sum(1)
+        ends = (n * mean + later.sum(1)) / seeds
+        squares = ((values - ends[:, None]) ** 2).sum(1) + ((later - ends[:, None]) ** 2).sum(1)
         here = np.repeat(whole[:, None], len(weights), axis=1)
-        images, pictures = self._images(weights, here, here.sum(0))
-        found = estimates(both, squares / (seeds - 1) / seeds, images, np.array(seeds), pictures, level)
+        images, crossed, pictures = self._images(weights, here, here.sum(0))
+        over_seeds = squares / (seeds - 1) / seeds
+        found = estimates(ends, over_seeds, images, np.array(seeds), pictures, level, crossed * n / seeds)
         decided = found.low > 0
         if len(weights) == 1:
             reach = stats.t.ppf((1 + LEVEL) / 2, found.df) * found.se
-            decided |= (found.high < 0) | (np.abs(both) + reach <= margin)
+            decided |= (found.high < 0) | (np.abs(ends) + reach <= margin)
         return float(decided.all(1).mean())
 
 
