@@ -572,3 +572,14 @@ def test_a_study_without_tasks_or_costs_says_so(tmp_path: Path) -> None:
     assert "No seed has a cell with and without." in (out / "effects.md").read_text()
     assert "No costs are known" in (out / "next_steps.md").read_text()
     assert (out / "costs.csv").read_text() == ",".join([*costs.COSTS, "study", "protocol", "note"]) + "\n"
+
+
+def test_labels_worth_names_no_help_or_harm_more_often_than_other_tables() -> None:
+    rng = np.random.default_rng(20)
+    keys = list(product((0, 9, 18, 27), ("none",), (60, 120, 240, 480)))
+    mean = np.array([0.4 + 0.02 * np.log2(labels) for *_, labels in keys])
+    studies, wrong = 60, 0
+    for _ in range(studies):
+        table = transfer.transfer(Runs(keys, range(3), mean + 0.004 * rng.standard_normal((3, len(keys)))), draws=400)
+        wrong += table["verdict"].str.match("helps|hurts").any()
+    assert wrong <= 8  # of 60, where 3 are to be expected at most; without a correction it is half of them

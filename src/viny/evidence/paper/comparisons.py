@@ -399,9 +399,10 @@ def everywhere(
     """Test that every comparison is positive.
 
     It holds if every comparison has its 95 % interval above zero, an intersection-union test (Berger 1982). It is
-    contradicted if the mean of the comparisons has its interval below zero; so a true claim is contradicted in 2.5 % of
-    studies at most. It does not hold everywhere if one comparison's interval lies below zero at the level that
-    Bonferroni's correction requires, and holds on average if that of the mean lies above zero.
+    contradicted if the mean of the comparisons has its interval below zero; so a true claim is contradicted in 2.5 %
+    of studies at most, in 5 % where something else is `given`, whose mean may be against it too. It does not hold
+    everywhere if one comparison's interval lies below zero at the level that Bonferroni's correction requires, and
+    holds on average if that of the mean lies above zero.
 
     Args:
         evidence: the cells.
