@@ -1,6 +1,6 @@
 """Operating characteristics of the verdicts: simulated studies whose truth is known.
 
-    python benchmarks/characteristics.py            # three minutes on one core; docs/evidence.md has its tables with 2,000
+    python benchmarks/characteristics.py       # three minutes on one core; docs/evidence.md has its tables with 2,000
 
 Truth is the paper's 42 means, or nothing at all: every cell alike. A cell's noise over seeds has the standard deviation
 that the paper gives for it; a share of its variance is common to a seed's cells of all pre-train sizes. The test images

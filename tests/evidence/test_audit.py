@@ -86,7 +86,7 @@ def test_the_verdicts_of_plain_tables(tmp_path: Path) -> None:
     assert verdict(base + "9,none,100,60,0.1\n9,none,200,50,0.1\n", "pretraining_helps") == "contradicted"
     assert verdict(base + "9,none,100,50.1,1\n9,none,200,55,1\n", "pretraining_helps") == "underpowered"
     assert verdict(base, "pretraining_helps") == "not in the table"
-    assert verdict(base + "9,none,100,60,\n9,none,200,65,\n", "pretraining_helps") == "not in the table"
+    assert verdict(base + "9,none,100,60,\n9,none,200,65,\n", "pretraining_helps") == "no spread given"
     task = "9,none,100,60,0.1\n9,jigsaw,100,50,0.1\n"
     assert verdict(base + task, "classification_hurts_everywhere") == "supported"
 
@@ -126,6 +126,10 @@ def test_tasks_for_each_patch_are_no_classification(tmp_path: Path) -> None:
         (HEADER + "0,none,9,50\n", "line 2: expected 5 values"),
         (HEADER + "0,none,9,50,1,2\n", "line 2: expected 5 values"),
         (HEADER + "0,none,9,0.5,0.01\n", "expected percent"),
+        (HEADER + "0,none,9,50,1\n0,none,18,0.55,1\n", "line 3: column 'miou_mean' holds 1 or less beside larger"),
+        (HEADER + "0,none,9,50,0\n0,None,18,55,0\n", "all of miou_spread are 0; leave them empty"),
+        (HEADER.strip() + ",miou_mean\n0,none,9,50,1,50\n", "column 'miou_mean' stands there twice"),
+        (HEADER.replace(",", ";") + "0;none;9;50,1;1,0\n", "set apart by semicolons; expected commas"),
     ],
 )
 def test_faults_are_named_by_line_and_column(tmp_path: Path, text: str, said: str) -> None:

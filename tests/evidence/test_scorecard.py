@@ -546,7 +546,7 @@ def test_an_effect_that_is_decided_to_be_small_waits_for_no_seeds() -> None:
     decided = decide(runs)
     assert {decision.verdict for decision in decided if decision.kind == "pre-training"} == {"small"}
     found = next(claim for claim in CLAIMS if claim.key == "pretraining_helps").test(Cells.of(runs, decisions=decided))
-    assert "within 1 point either way" in found.reason
+    assert found.found is Found.SMALL
     assert "seeds" not in found.reason
 
 

@@ -207,7 +207,7 @@ def test_studies_without_a_question_have_empty_tables_with_all_columns() -> None
     runs = study(np.random.default_rng(11), tasks=("none",), sizes=(0,))
     assert effects(runs).empty
     assert list(effects(runs).columns) == EFFECTS
-    assert {d.kind for d in decide(runs)} == {"labels"}
+    assert {d.kind for d in decide(runs)} == {"labels", "labels fall"}
     one = Runs([(0, "none", 8)], [0, 1], np.zeros((2, 1)))
     assert decide(one) == []
     assert list(decisions_table([]).columns) == DECISIONS
@@ -225,3 +225,18 @@ def test_an_interval_clear_of_zero_that_is_one_of_several_says_why_it_names_noth
                 assert f"but p is {d.p_holm:.2g} after Holm's correction over {d.family}" in d.sentence
                 return
     raise AssertionError("no such case in 200 studies")
+
+
+def test_returns_that_diminish_are_told_from_those_that_do_not() -> None:
+    rng = np.random.default_rng(12)
+    keys = [(p, "none", n) for p in (0, 10, 20, 40) for n in (50, 100, 200)]
+    of_images, of_labels = {0: 0.0, 10: 0.02, 20: 0.06, 40: 0.065}, {50: 0.0, 100: 0.05, 200: 0.06}
+    means = np.array([0.3 + of_images[p] + of_labels[n] for p, _, n in keys])
+    decisions = decide(Runs(keys, range(4), means + 0.001 * rng.standard_normal((4, len(keys)))))
+    labels, images = of(decisions, "labels fall", 40), of(decisions, "images fall")
+    assert (labels.verdict, labels.mean) == ("down", pytest.approx(-0.04, abs=0.003))
+    assert (images.verdict, images.mean) == ("down", pytest.approx(-0.035, abs=0.003))
+    assert labels.sentence.startswith(
+        "A doubling of the labels from 100 to 200, against one from 50, with 40 pre-training images, brings less: -"
+    )
+    assert not any(d.kind == "labels fall" for d in decide(Runs(keys[:2], range(2), np.zeros((2, 2)))))

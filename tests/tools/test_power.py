@@ -305,7 +305,9 @@ def test_the_paper_s_grid_has_a_chance_for_each_question_and_hours_for_each_grid
     found = power(config, tmp_path, rate=1400.0)
     json.dumps(found, allow_nan=False)
     assert found["grids"][0]["seeds"] == 3
-    assert {row["kind"] for row in found["questions"]} == {"pre-training", "images", "labels", "task", "task by size"}
+    assert {row["kind"] for row in found["questions"]} == {
+        *("pre-training", "images", "images fall", "labels", "labels fall", "task", "task by size"),
+    }
     assert all(len(row["rightly"]) == len(found["grids"]) for row in found["questions"])
     largest = next(row for row in found["questions"] if row["what"] == 200_000 and row["kind"] == "pre-training")
     assert min(largest["rightly"]) > 0.99  # 8.5 points, with a spread of half a point

@@ -40,6 +40,14 @@ OF_INTERACTION = {
     "undecided": f"{UNKNOWN} to differ",
 }
 
+OF_FALL = {
+    "up": "brings more",
+    "down": "brings less",
+    "small": "brings as much, within {points}",
+    "undecided": f"{UNKNOWN} to bring less or more",
+}
+SAID = {"interaction": OF_INTERACTION, "images fall": OF_FALL, "labels fall": OF_FALL}  # all others as `WORDS`
+
 Weights = Mapping[Hashable, float]
 
 
@@ -48,8 +56,9 @@ class Question:
     """An effect to decide on: the mean of some differences between cells, all of equal weight.
 
     Attributes:
-        kind: 'pre-training', 'images', 'labels', 'task', 'task by size', 'interaction', or 'cell', a
-            task's effect in one cell. Questions of a kind share Holm's correction.
+        kind: 'pre-training', 'images', 'labels', 'images fall' and 'labels fall' (the last doubling against the one
+            before), 'task', 'task by size', 'interaction', or 'cell', a task's effect in one cell. Questions of a kind
+            share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.
@@ -168,13 +177,25 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
     for p in filter(None, sizes):
         gains = {(p, n): {(p, "none", n): 1.0, (0, "none", n): -1.0} for n in labels}
         ask("pre-training", p, f"pre-training on {p:,} images", "label size", gains)
-    for few, many in [*pairwise(filter(None, sizes))][-1:]:
-        per = 1 / math.log2(many / few)
-        gains = {(many, n): {(many, "none", n): per, (few, "none", n): -per} for n in labels}
+    steps = [*pairwise(filter(None, sizes))]
+    for few, many in steps[-1:]:
+        gains = {(many, n): _per_doubling((few, "none", n), (many, "none", n), few, many) for n in labels}
         name = f"{_doubling(few, many)} of the pre-training images, from {few:,} to {many:,},"
         ask("images", many, name, "label size", gains)
+    if len(steps) > 1:
+        (first, few), (_, many) = steps[-2:]
+        falls = {(many, n): _fall([(p, "none", n) for p in (first, few, many)], (first, few, many)) for n in labels}
+        name = f"a doubling of the pre-training images from {few:,} to {many:,}, against one from {first:,},"
+        ask("images fall", many, name, "label size", falls)
     for p in sizes:
         ask("labels", p, *_last_labels(there, p, "none"))
+    for p in sizes:
+        three = sorted(n for size, task, n in there if (size, task) == (p, "none"))[-3:]
+        if len(three) == 3:
+            start = f"{p:,} pre-training images" if p else "a random start"
+            name = f"a doubling of the labels from {three[1]:,} to {three[2]:,}, against one from {three[0]:,},"
+            name += f" with {start},"
+            ask("labels fall", p, name, "curve", {(p, three[2]): _fall([(p, "none", n) for n in three], three)})
     for task in tasks:
         effects = {(p, n): {(p, task, n): 1.0, (p, "none", n): -1.0} for p in sizes for n in labels}
         later = {cell: weights for cell, weights in effects.items() if cell[0]}
@@ -218,6 +239,18 @@ def _interaction(there: set, task: str, sizes: Sequence[int], labels: Sequence[i
     return found
 
 
+def _per_doubling(cell: Hashable, other: Hashable, few: int, many: int) -> dict[Hashable, float]:
+    """The gain per doubling from one cell to another, as a weighted sum."""
+    per = 1 / math.log2(many / few)
+    return {other: per, cell: -per}
+
+
+def _fall(cells: Sequence[Hashable], sizes: Sequence[int]) -> dict[Hashable, float]:
+    """The gain per doubling from the second of three cells to the third, minus that from the first to the second."""
+    first, last = (_per_doubling(*cells[i : i + 2], *sizes[i : i + 2]) for i in (0, 1))
+    return {cell: last.get(cell, 0.0) - first.get(cell, 0.0) for cell in cells}
+
+
 def _doubling(few: int, many: int) -> str:
     return "a doubling" if many == 2 * few else "a doubling's worth"
 
@@ -228,11 +261,10 @@ def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple
     if len(labels) < 2:
         return "", "", {}
     few, many = labels[-2:]
-    per = 1 / math.log2(many / few)
     start = f"{size:,} pre-training images" if size else "a random start"
     start += "" if task == "none" else f" and the task {task}"
     name = f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {start},"
-    return name, "curve", {(size, many): {(size, task, many): per, (size, task, few): -per}}
+    return name, "curve", {(size, many): _per_doubling((size, task, few), (size, task, many), few, many)}
 
 
 def label_question(keys: Sequence[Hashable], size: int, task: str) -> Question | None:
@@ -349,7 +381,7 @@ def _lacks(mean: Mapping[str, float]) -> str:
 
 def _words(kind: str, verdict: str, mean: Mapping[str, float], family: int, margin: float) -> str:
     points = target_words(100 * margin)
-    words = (OF_INTERACTION if kind == "interaction" else WORDS)[verdict].format(points=points)
+    words = SAID.get(kind, WORDS)[verdict].format(points=points)
     if verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin:
         return f"{words}, by under {points}"
     if verdict == "undecided" and (mean["low"] > 0 or mean["high"] < 0):  # which its interval alone would not say

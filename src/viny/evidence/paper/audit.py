@@ -99,8 +99,16 @@ def read_means(path: Path, runs: int | None, spread: str, metric: str = "miou") 
         sd = over * math.sqrt(count) if spread == "se" else over
         found.append(("miou", *cell, mean / PERCENT, sd / PERCENT, count))
     frame = pd.DataFrame(found, columns=["measure", *GROUP, "mean", "spread", "runs"])
-    if frame["mean"].max() <= 1 / PERCENT:
+    low = [line for (line, _), mean in zip(rows, frame["mean"], strict=True) if mean <= 1 / PERCENT]
+    if len(low) == len(frame):
         raise InputError(f"{path}: all of {metric}_mean are 1 or less; expected percent, such as 43.73")
+    if low:
+        raise InputError(
+            f"{path}, line {low[0]}: column '{metric}_mean' holds 1 or less beside larger numbers; expected percent, "
+            "such as 43.73"
+        )
+    if (frame["spread"] == 0).all():
+        raise InputError(f"{path}: all of {metric}_spread are 0; leave them empty if they are not known")
     frame.loc[frame["runs"] < 2, "spread"] = math.nan  # one run has no spread, whatever stands there
     return frame
 
@@ -120,6 +128,10 @@ def _rows(path: Path) -> tuple[list[tuple[int, Mapping[str, str]]], Sequence[str
     if not rows:
         raise InputError(f"{path}: no rows; expected a CSV file with a header and a row for each cell")
     header = list(reader.fieldnames or ())
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path}: column '{twice[0]}' stands there twice; keep one of them")
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{path}: its columns are set apart by semicolons; expected commas, and decimal points")
     for line, row in rows:
         if None in row or None in row.values():
             raise InputError(f"{path}, line {line}: expected {len(header)} values, as in its header")
@@ -130,7 +142,7 @@ def _task(path: Path, line: int, row: Mapping[str, str]) -> str:
     task = row["intermediate"].strip()
     if not task:
         raise InputError(f"{path}, line {line}: column 'intermediate' is empty; write none for no task")
-    return task
+    return "none" if task.lower() == "none" else task
 
 
 def _number(

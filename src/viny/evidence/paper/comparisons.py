@@ -18,8 +18,9 @@ from viny.evidence.paper.words import Found
 from viny.evidence.statistics.crossed import LEVEL, Estimates, Runs, estimates
 from viny.evidence.statistics.crossed import root as root_of
 from viny.evidence.tables import GROUP
+from viny.evidence.verdicts import MARGIN
 
-POINT = 0.01  # differences within it, either way, are as good as none
+POINT = MARGIN
 POINTS = "fraction"  # of mIoU, accuracy or variance: percentage points in Markdown
 POWER = 0.8  # how often as many seeds as are needed decide a claim
 MOST_SEEDS = 10_000
@@ -227,8 +228,9 @@ class Cells(Evidence):
         return (Found.SMALL if verdicts == {"small"} else Found.PARTLY), np.nan
 
     def slope(self, x: Sequence[Comparison], y: Sequence[Comparison], groups: Sequence[int]) -> Estimates:
-        # A cell's noise is in both x and y. That of seeds drops out, as x is taken from the other seeds (cross-
-        # fitting); that of the test images, which all seeds share, is subtracted by its moments (Fuller 1987).
+        # A cell's noise is in both x and y. That of seeds makes no slope, as x is taken from the other seeds (cross-
+        # fitting), though it draws one towards 0; that of the test images, which all seeds share, is subtracted by its
+        # moments (Fuller 1987).
         of_x, of_y = self.design(x), self.design(y)
         both = np.stack([self.runs.per_seed(of_x), self.runs.per_seed(of_y)])
         whole = np.isfinite(both).all((0, 2))
@@ -401,10 +403,11 @@ def everywhere(
 ) -> Outcome:
     """Test that every comparison is positive.
 
-    It holds if every comparison, and each of those given, has its 95 % interval above zero, an intersection-union test (Berger 1982). It is
-    contradicted if the mean of the comparisons has its interval below zero; so a true claim is contradicted in 2.5 % of
-    studies at most. It does not hold everywhere if one comparison's interval lies below zero at the level that
-    Bonferroni's correction requires, and holds on average if that of the mean lies above zero.
+    It holds if every comparison, and each of those given, has its 95 % interval above zero, an intersection-union test
+    (Berger 1982). It is contradicted if the mean of the comparisons has its interval below zero; so a true claim is
+    contradicted in 2.5 % of studies at most, in 5 % where something else is `given`, whose mean may be against it too.
+    It does not hold everywhere if one comparison's interval lies below zero at the level that Bonferroni's correction
+    requires, and holds on average if that of the mean lies above zero.
 
     Args:
         evidence: the cells.

@@ -110,7 +110,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
         study=spec["study"],
         setting=page.setting(),
         note=spec["note"],
-        answers=answers(page.decisions, page.runs),
+        answers=answers(page.decisions),
         sentences=page.decisions["sentence"].tolist(),
         miou=miou_table(page.runs),
         about=page.about(),

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from viny.evidence.statistics.crossed import LEVEL, Runs
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.tables import GROUP, in_order
 from viny.evidence.verdicts import MARGIN, Decision, Question, answer
 
-SPREAD = ["n", "points", "mean", "sd", "se", "low", "high"]
 ESTIMATE = ["mean", "low", "high", "se_seeds", "se_images", "se", "df", "n", "p", "p_holm"]
 EFFECTS = [*GROUP, "points", "sd", *ESTIMATE, "verdict"]
 DECISIONS = ["kind", "what", "name", "words", *ESTIMATE, "family", "verdict", "chance", "reason", "sentence"]
-
-
-def describe(values: pd.Series) -> dict[str, float | int | str]:
-    """Mean, spread and t interval of one value per seed, over seeds alone.
-
-    Args:
-        values: one number per seed, indexed by seed.
-
-    Returns:
-        n; points, every value as `seed:value`; mean; sd (ddof=1) and se = sd / sqrt(n) over seeds; low and
-        high, Student's 95 % interval. For one seed sd, se, low and high are NaN.
-    """
-    n, mean, sd = len(values), values.mean(), values.std(ddof=1)
-    se = sd / np.sqrt(n)
-    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * se if n > 1 else np.nan
-    return dict(zip(SPREAD, (n, points(values), mean, sd, se, mean - reach, mean + reach), strict=True))
 
 
 def points(values: pd.Series) -> str:

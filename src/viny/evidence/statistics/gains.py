@@ -14,7 +14,7 @@ from viny.evidence.statistics.effects import points
 from viny.evidence.tables import in_order
 
 ESTIMATE = ["n", "points", "mean", "sd", "se_seeds", "se_images", "se", "df", "low", "high"]
-GAINS = ["along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "per", *ESTIMATE, "verdict"]
+GAINS = ["along", "intermediate", "pretrain_size", "finetune_size", "smaller", "larger", "per", *ESTIMATE, "why"]
 
 
 def marginal_gains(runs: Runs) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def marginal_gains(runs: Runs) -> pd.DataFrame:
         per is 'doubling', where the difference is divided by log2(larger / smaller), or 'step', the plain
         difference from no pre-training to some. n seeds, points (each seed's gain), mean, sd (ddof=1), se_seeds,
         se_images and se with its df, low and high (95 % interval over seeds and test images) describe the gain, a
-        fraction; verdict in words.
+        fraction; why there is no interval, in words.
     """
     rows, weights = [], []
     for along, size, fixed in (("labels", 2, 0), ("pre-training images", 0, 2)):
@@ -51,7 +51,7 @@ def marginal_gains(runs: Runs) -> pd.DataFrame:
     table = (
         pd.DataFrame(rows).join(found).assign(points=[points(v) for v in values], sd=[v.std(ddof=1) for v in values])
     )
-    table["verdict"] = [_sign(row) for row in table.to_dict("records")]
+    table["why"] = [_without(row) for row in table.to_dict("records")]
     table = in_order(table.reindex(columns=GAINS)).sort_values("along", kind="stable", ignore_index=True)
     return table.astype(dict.fromkeys(["pretrain_size", "finetune_size", "smaller", "larger"], "Int64"))
 
@@ -61,12 +61,6 @@ def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable
     return {many: 1 / doublings, few: -1 / doublings}
 
 
-def _sign(row: Mapping[str, Any]) -> str:
-    """What an interval says about a gain's sign."""
-    if row["n"] == 0:
-        return "no seed has both sizes"
-    if row["n"] == 1:
-        return "one seed has no spread"
-    if row["low"] > 0:
-        return "gain"
-    return "loss" if row["high"] < 0 else "sign undecided"
+def _without(row: Mapping[str, Any]) -> str:
+    """Why a gain has no interval; empty if it has one."""
+    return {0: "no seed has both sizes", 1: "one seed has no spread"}.get(row["n"], "")

@@ -13,7 +13,7 @@ from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs
 from viny.evidence.statistics.fits import TINY
 from viny.evidence.statistics.gains import step
 from viny.evidence.tables import GROUP, in_order
-from viny.evidence.verdicts import holm, in_points
+from viny.evidence.verdicts import holm, in_points, verdicts_of
 
 TRANSFER = [*GROUP, "miou", "n", "labels_worth", "ratio", "low", "high", "censored", "verdict"]
 NOT_TOLD = "what that is in labels cannot be told"
@@ -52,6 +52,8 @@ def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
     over, under, tail = over.mean(0), under.mean(0), (1 - LEVEL) / 2
     paired = [step((0, "none", key[2]), key) if (0, "none", key[2]) in start else {} for key in others]
     gains = runs.contrasts(runs.weights(*paired))
+    gains.p[[not weights for weights in paired]] = np.nan  # no question
+    named = np.isin(verdicts_of(gains)[1], ["up", "down"])
     rows = []
     for i, key in enumerate(others):
         row: dict[str, Any] = dict(zip(GROUP, key, strict=True)) | {"miou": means[cells[i]], "n": counts[cells[i]]}
@@ -69,7 +71,7 @@ def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
         row |= {"low": low, "high": high}
         # The paired difference has an interval of its own; if the cell is censored, the ratio says less.
         undecided = not (paired[i] and (gains.low[i] > 0 or gains.high[i] < 0))
-        rows.append(row | {"verdict": _worth(row, bool(supported), len(start), undecided)})
+        rows.append(row | {"verdict": _worth(row, bool(supported), len(start), undecided, bool(named[i]))})
     return in_order(pd.DataFrame(rows, columns=TRANSFER))
 
 
@@ -129,8 +131,16 @@ def _isotonic(curves: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(there, least, -np.inf).max(1)
 
 
-def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool) -> str:
-    """A row of `transfer` in words; undecided if its paired difference from a random start may be zero."""
+def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool, named: bool) -> str:
+    """A row of `transfer` in words.
+
+    Args:
+        row: of the table.
+        supported: whether it has an interval.
+        sizes: of the random start's curve.
+        undecided: whether the paired difference from a random start may be zero.
+        named: whether it is named, up or down, after Holm's correction over the table.
+    """
     ratio = f"{row['ratio']:.2g}"
     if sizes < 2:
         return "the random start was run at one size, so there is no curve to compare with"
@@ -146,9 +156,9 @@ def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool)
     if (np.isnan(low) and np.isnan(high)) or (undecided and row["censored"]):
         return NOT_TOLD
     # At an end of the curve the clipped interval touches 1 and lies wholly on that side.
-    if high < 1 or (high < 1 + TINY and row["censored"] == "below"):
+    if named and (high < 1 or (high < 1 + TINY and row["censored"] == "below")):
         return f"hurts, {words}"
-    if low > 1 or (low > 1 - TINY and row["censored"] == "beyond"):
+    if named and (low > 1 or (low > 1 - TINY and row["censored"] == "beyond")):
         return f"helps, {words}"
     ends = f"{low:.2g}" if low == low else "below the curve", f"{high:.2g}" if high == high else "beyond the curve"
     return f"{words} ({ends[0]} to {ends[1]}), help or harm undecided"

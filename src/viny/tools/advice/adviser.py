@@ -87,7 +87,7 @@ def _reading(target: float) -> list[Item]:
         label sizes are not corrected for that, and a cell that is picked as the furthest looks further than it is.""",
         f"""An average effect is named where its interval is clear of zero and p is {ALPHA:g} or less after Holm's
         correction over the effects of its kind. One whose interval lies within ±{target_words(target)} is small, on
-        average. Else it {UNKNOWN}. The report and the tables say the same, in the same words.""",
+        average. Else it {UNKNOWN}. The report and the tables say the same, in the same words, for ±1 point.""",
         f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
         Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
         stand in the order of questions that they can be expected to settle for the time, which is that of trainings one

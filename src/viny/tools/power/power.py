@@ -28,7 +28,8 @@ MOST = 100  # seeds
 CLAIMS_SAY = (
     "That a claim of the paper is shown everywhere, and that it is decided, for or against, if only on average:"
 )
-NOT_STATED = ("labels", "images")  # kinds of questions that a stated effect says nothing of
+# Kinds of questions that a stated effect says nothing of.
+NOT_STATED = ("labels", "images", "labels fall", "images fall")
 
 
 def power(
