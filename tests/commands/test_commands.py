@@ -119,3 +119,16 @@ def test_garbage_is_collected_again_once_a_module_is_loaded(tmp_path: Path, monk
         assert gc.isenabled()
     finally:
         gc.unfreeze()
+
+
+def test_data_that_is_not_there_yet_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "study.yaml"
+    study.write_text("study: x\ndata_root: nowhere\ngrid: {pretrain_sizes: [0], intermediates: [none, intel]}\n")
+    assert main(["check", str(study)]) == 0
+    said = capsys.readouterr().out
+    assert "segmentation: no images at nowhere yet; sizes are not checked" in said
+    assert "intel: no images at nowhere/intel yet" in said
+    assert "pretrain:" not in said  # no cell is pre-trained

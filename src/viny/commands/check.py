@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from viny.commands.common import People, settings_of
 
@@ -26,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from viny.study.checks import check_sizes
     from viny.study.grid import cells
     from viny.study.inventory import count_images, folder_report
+    from viny.study.specs import pack_spec
 
     config = settings_of(args.study)
     if args.show:
@@ -37,4 +40,15 @@ def run(args: argparse.Namespace) -> None:
         check_sizes(config, images.limits)
         for line in folder_report(config, images.listings) + absent_report(config, images.listings):
             print(line)
+        for name in _absent(config, images.packed):
+            where = pack_spec(config, name)["path"]
+            print(f"{name}: no images at {where} yet; sizes are not checked against them")
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")
+
+
+def _absent(config: Mapping[str, Any], packed: Mapping[str, int | None]) -> list[str]:
+    """The packs that the study's cells need and whose images are not there."""
+    grid = config["grid"]
+    needed = ["pretrain"] if any(grid["pretrain_sizes"]) else []
+    needed += ["segmentation", *(task for task in grid["intermediates"] if task != "none")]
+    return [name for name in needed if packed[name] is None]

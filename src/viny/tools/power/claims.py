@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import ONE, Cells, Comparison
@@ -78,7 +79,7 @@ def claim_chances(
         said = made.verdicts(asked, seeds, tests, margin)
         found = [
             _found(_cells(made.keys, values[m], covariance, tests, _decided(asked, said[m]), like))
-            for m in range(studies)
+            for m in tqdm(range(studies), f"claims, {seeds} seeds", leave=False, disable=None, delay=2)
         ]
         for key, row in rows.items():
             decided = [(is_[key], of[key]) for is_, of in zip(true, found, strict=True) if of[key] in RIGHT]
