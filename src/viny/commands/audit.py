@@ -54,7 +54,7 @@ def add(people: People) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from viny.evidence.paper.audit import audit
-    from viny.evidence.paper.scorecard import estimate_in_words
+    from viny.evidence.paper.words import estimate_in_words
 
     table = audit(args.table, args.runs, args.spread, args.metric, args.spatial, tuple(args.epochs))
     rows = table.to_dict("records")

@@ -113,6 +113,20 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
     return resolve(raw)
 
 
+def study_and_changes(p: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command on a study that may have run in part: its files, changes to them, its results."""
+    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
+    p.add_argument(
+        "--set",
+        type=change,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as data_root=data or 'grid.finetune_sizes=[60, 120]'; may be repeated",
+    )
+    p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+
+
 def cell_and_outputs(p: argparse.ArgumentParser) -> None:
     """Arguments of a command that takes a fine-tuned cell."""
     cell: Any = p.add_argument(

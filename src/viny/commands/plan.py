@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from viny.commands.common import People, change, positive, settings_of
+from viny.commands.common import People, positive, settings_of, study_and_changes
 
 
 def add(people: People) -> None:
@@ -19,16 +19,7 @@ def add(people: People) -> None:
         "viny plan studies/paper.yaml --rate 1400 --gpus 4 --cores 32    # at a stated rate: nothing is measured",
         "viny plan studies/mini.yaml --set data_root=/data --set 'grid.seeds=[0, 1, 2]' --json",
     )
-    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
-    p.add_argument(
-        "--set",
-        type=change,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting, such as data_root=data or finetune.epochs=5; may be repeated",
-    )
-    p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+    study_and_changes(p)
     p.add_argument("--store", type=Path, help="folder of packs (default: the study's pack_store)")
     p.add_argument("--cores", type=positive(int), help="cores that jobs share (default: all of this machine's)")
     p.add_argument("--gpus", type=positive(int), help="GPUs that jobs share (default: those of this machine)")

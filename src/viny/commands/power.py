@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from viny.commands.common import People, change, not_negative, positive, settings_of
+from viny.commands.common import People, not_negative, positive, settings_of, study_and_changes
 
 
 def add(people: People) -> None:
@@ -19,16 +19,7 @@ def add(people: People) -> None:
         "viny power studies/own.yaml --like results/own    # those of an earlier study like it",
         "viny power studies/own.yaml --effect 2 --noise 0.5 --seeds 3 6 --test-images 200    # stated, in points",
     )
-    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
-    p.add_argument(
-        "--set",
-        type=change,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting, such as 'grid.finetune_sizes=[60, 120]'; may be repeated",
-    )
-    p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+    study_and_changes(p)
     p.add_argument(
         "--like", type=Path, metavar="RESULTS/STUDY", help="an earlier study's folder (default: the paper's numbers)"
     )

@@ -21,7 +21,7 @@ from viny.evidence.paper.claims import CLAIMS, claims_on_paper
 from viny.evidence.paper.comparisons import POINT, POINTS, Cells
 from viny.evidence.paper.facts import ROUNDING, SPATIAL
 from viny.evidence.paper.numbers import SHARE, is_number, number_rows
-from viny.evidence.paper.words import AUDIT_WORDS, CLAIM_WORDS, CLAIM_WORDS_HERE, NUMBER_WORDS, Found
+from viny.evidence.paper.words import AUDIT_WORDS, CLAIM_WORDS, CLAIM_WORDS_HERE, NUMBER_WORDS, Found, estimate_in_words
 from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.tables import KEYS, read_metrics, to_markdown, write_csv
 from viny.evidence.verdicts import decide
@@ -334,12 +334,3 @@ def _signed(unit: str, value: float, low: float, high: float) -> str:
     factor, digits = (100, 2) if unit == POINTS else (1, 3)
     interval = "" if pd.isna(low) else f" [{factor * low:+.{digits}f}, {factor * high:+.{digits}f}]"
     return f"{factor * value:+.{digits}f}{interval}{' points' if unit == POINTS else ''}"
-
-
-def estimate_in_words(unit: str, estimate: float, low: float, high: float) -> str:
-    """An estimate with its 95 % interval and its unit; fractions as percentage points."""
-    if pd.isna(estimate):
-        return ""
-    factor = 100 if unit.startswith(POINTS) else 1
-    interval = "" if pd.isna(low) else f" [{factor * low:+.2f}, {factor * high:+.2f}]"
-    return f"{factor * estimate:+.2f}{interval} {unit.replace(POINTS, 'points', 1)}"

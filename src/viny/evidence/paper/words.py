@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 REPRODUCED, CONTRADICTED, UNDECIDED = "reproduced", "contradicted", "undecided"
@@ -35,3 +36,12 @@ AUDIT_WORDS = tuple(dict.fromkeys(found.value[2] for found in Found))
 NUMBER_WORDS = (REPRODUCED, CONTRADICTED, UNDECIDED, INCOMPARABLE, UNTESTABLE)
 IN_FAVOUR = (*Found.HOLDS.value, *Found.AVERAGE.value)
 AGAINST = (CONTRADICTED, Found.PARTLY.value[0])  # of a study that can be compared, or a table: these alone are alarms
+
+
+def estimate_in_words(unit: str, estimate: float, low: float, high: float) -> str:
+    """An estimate with its 95 % interval and its unit; fractions as percentage points. Empty if it is NaN."""
+    if math.isnan(estimate):
+        return ""
+    factor = 100 if unit.startswith("fraction") else 1
+    interval = "" if math.isnan(low) else f" ({factor * low:+.2f} to {factor * high:+.2f})"
+    return f"{factor * estimate:+.2f}{interval} {unit.replace('fraction', 'points', 1)}"

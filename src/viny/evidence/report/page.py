@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from viny.evidence.paper.words import AGAINST, IN_FAVOUR
+from viny.evidence.paper.words import AGAINST, IN_FAVOUR, estimate_in_words
 from viny.evidence.report import CAPTIONS
 from viny.evidence.report.answers import answers
 from viny.evidence.report.means import miou_table
@@ -291,7 +291,12 @@ class _Page:
                 "The paper's claim": claims["what"],
                 "In its words": claims["sentence"],
                 "This study": claims["verdict"],
-                "Estimate": [_estimate(row) for row in claims.to_dict("records")],
+                "Estimate": [
+                    estimate_in_words(
+                        row["unit"], *(row[f"ours_{row['protocol']}{end}"] for end in ("", "_low", "_high"))
+                    )
+                    for row in claims.to_dict("records")
+                ],
                 "Why": claims["reason"],
                 "The paper's own numbers": claims["paper_verdict"],
                 "Runs they needed": [f"{n:.0f}" if n == n else "" for n in claims["paper_seeds_needed"]],
@@ -334,13 +339,3 @@ class _Page:
             ("Training images like test images", f"{len(self._read('duplicates')):,} pairs, in tables/duplicates.csv"),
             ("To check all of it", f"viny verify {self.root.as_posix()}"),
         ]
-
-
-def _estimate(claim: Mapping[str, Any]) -> str:
-    """A claim's estimate with its 95 % interval and unit; fractions as percentage points."""
-    mean, low, high = (claim[f"ours_{claim['protocol']}{end}"] for end in ("", "_low", "_high"))
-    if pd.isna(mean):
-        return ""
-    factor = 100 if claim["unit"].startswith("fraction") else 1
-    interval = "" if pd.isna(low) else f" ({factor * low:+.2f} to {factor * high:+.2f})"
-    return f"{factor * mean:+.2f}{interval} {claim['unit'].replace('fraction', 'points', 1)}"
