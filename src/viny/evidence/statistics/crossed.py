@@ -82,20 +82,23 @@ def estimates(
         pictures: number of test images.
         level: of the intervals.
         both: the part of the variance over seeds that the test images account for, as they differ from seed to seed;
-            NaN where unknown. `seeds` is never taken for less, however alike few seeds happen to be.
+            NaN where unknown. Where it is known, an interval is at least as wide as `images` and `both` make it: few
+            seeds may happen to agree by more than the test images allow.
     """
     mean, seeds, images, n, pictures, both = np.broadcast_arrays(mean, seeds, images, n, pictures, np.nan_to_num(both))
     enough = n >= LEAST_SEEDS
-    freedom = np.where(both > seeds, (n - 1) * np.maximum(pictures - 1, 1), n - 1)
-    seeds = np.where(enough, np.maximum(seeds, both), np.nan)
+    seeds = np.where(enough, seeds, np.nan)
     images = np.maximum(images, 0)  # a rounded covariance may give less
     drawn = np.nan_to_num(images)
-    variance = seeds + drawn
+    variance, few = seeds + drawn, np.maximum(pictures - 1, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        df = variance**2 / (seeds**2 / freedom + drawn**2 / np.maximum(pictures - 1, 1))
+        df = variance**2 / (seeds**2 / (n - 1) + drawn**2 / few)
         df = np.where(enough & ~(variance > 0), n - 1, df)
+        quantile, least = stats.t.ppf((1 + level) / 2, df), stats.t.ppf((1 + level) / 2, few)
+        narrow = (both > 0) & (quantile**2 * variance < least**2 * (drawn + both))
+        variance, df = np.where(narrow, drawn + both, variance), np.where(narrow, few, df)
         se = np.sqrt(variance)
-        reach = stats.t.ppf((1 + level) / 2, df) * se
+        reach = np.where(narrow, least, quantile) * se
         p = 2 * stats.t.sf(np.abs(mean) / se, df)
     p = np.where(enough & (se == 0), np.where(mean == 0, 1.0, 0.0), p)
     return Estimates(mean, mean - reach, mean + reach, se, np.sqrt(seeds), np.sqrt(images), df, n, p)
@@ -149,7 +152,7 @@ class Runs:
         The variance is two-way cluster-robust (Cameron, Gelbach and Miller 2011): that of the seeds' values over their
         number, plus that of the test images, minus what both of them hold, the images' part that differs from seed to
         seed. In the terms of an analysis of variance: (MS of seeds + MS of images - MS of their crossing) / (seeds x
-        images), where neither MS is taken for less than that of the crossing. So no interval is narrower than the
+        images), where the images' MS is taken for no less than that of the crossing. No interval is narrower than the
         test images alone make it.
 
         Args:
