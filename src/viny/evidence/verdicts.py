@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, counted
+from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, counted, step
 
 MARGIN = 0.01  # an effect within it, either way, is as good as none
 ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target
@@ -192,9 +192,8 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
     for p in sizes:
         three = sorted(n for size, task, n in there if (size, task) == (p, "none"))[-3:]
         if len(three) == 3:
-            start = f"{p:,} pre-training images" if p else "a random start"
             name = f"a doubling of the labels from {three[1]:,} to {three[2]:,}, against one from {three[0]:,},"
-            name += f" with {start},"
+            name += f" with {start_in_words(p)},"
             ask("labels fall", p, name, "curve", {(p, three[2]): _fall([(p, "none", n) for n in three], three)})
     for task in tasks:
         effects = {(p, n): {(p, task, n): 1.0, (p, "none", n): -1.0} for p in sizes for n in labels}
@@ -241,8 +240,7 @@ def _interaction(there: set, task: str, sizes: Sequence[int], labels: Sequence[i
 
 def _per_doubling(cell: Hashable, other: Hashable, few: int, many: int) -> dict[Hashable, float]:
     """The gain per doubling from one cell to another, as a weighted sum."""
-    per = 1 / math.log2(many / few)
-    return {other: per, cell: -per}
+    return step(cell, other, math.log2(many / few))
 
 
 def _fall(cells: Sequence[Hashable], sizes: Sequence[int]) -> dict[Hashable, float]:
@@ -261,8 +259,7 @@ def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple
     if len(labels) < 2:
         return "", "", {}
     few, many = labels[-2:]
-    start = f"{size:,} pre-training images" if size else "a random start"
-    start += "" if task == "none" else f" and the task {task}"
+    start = start_in_words(size) + ("" if task == "none" else f" and the task {task}")
     name = f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {start},"
     return name, "curve", {(size, many): _per_doubling((size, task, few), (size, task, many), few, many)}
 
@@ -296,11 +293,16 @@ def answer(runs: Runs, asked: Sequence[Question], margin: float = MARGIN) -> lis
         A decision for each question that any seed can speak to, in their order.
     """
     found: list[Decision | None] = [None] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: asked[i].kind)
-    for _, group in groupby(order, key=lambda i: asked[i].kind):
-        for place, decision in _family(runs, {i: asked[i] for i in group}, margin).items():
+    for places in families(asked):
+        for place, decision in _family(runs, {i: asked[i] for i in places}, margin).items():
             found[place] = decision
     return [decision for decision in found if decision]
+
+
+def families(asked: Sequence[Question]) -> list[list[int]]:
+    """The places of the questions of each kind, which share Holm's correction."""
+    order = sorted(range(len(asked)), key=lambda i: asked[i].kind)
+    return [list(places) for _, places in groupby(order, key=lambda i: asked[i].kind)]
 
 
 def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[int, Decision]:
@@ -445,6 +447,11 @@ def spread_interval(seeds: int) -> tuple[float, float]:
     """The 95 % chi-square interval of the true spread over seeds, as multiples of the observed one."""
     tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], seeds - 1)
     return float(np.sqrt((seeds - 1) / tails[0])), float(np.sqrt((seeds - 1) / tails[1]))
+
+
+def start_in_words(size: int) -> str:
+    """What fine-tuning starts from, in words."""
+    return f"{size:,} pre-training images" if size else "a random start"
 
 
 def target_words(points: float) -> str:

@@ -15,8 +15,7 @@ from scipy import stats
 
 from viny.evidence.paper.facts import CLASSIFICATION, SPATIAL, TASK
 from viny.evidence.paper.words import Found
-from viny.evidence.statistics.crossed import LEVEL, Estimates, Runs, estimates
-from viny.evidence.statistics.crossed import root as root_of
+from viny.evidence.statistics.crossed import LEVEL, Estimates, Runs, estimates, square_root
 from viny.evidence.tables import GROUP
 from viny.evidence.verdicts import MARGIN
 
@@ -254,7 +253,7 @@ class Cells(Evidence):
     def _moved(self, seeds: np.ndarray) -> np.ndarray:
         """How far each test image moves the mean of each cell over some seeds, [cells, images]; 0 where unknown."""
         if self.runs.covariance is not None:
-            return root_of(self.runs.covariance)
+            return square_root(self.runs.covariance)
         if self.runs.moved is None:
             return np.zeros((len(self.keys), 1))
         return np.nan_to_num(self.runs.moved[seeds]).mean(0)

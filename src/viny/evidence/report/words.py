@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from viny.evidence.verdicts import in_points
 from viny.runtime.text import visible
 
 # A hyphen before a number, and after no letter or digit but the e of 1e-06: neither pre-0 nor 2024-01.
@@ -20,7 +21,7 @@ def percent(value: float, places: int = 1) -> str:
 
 def points(value: float) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return words(f"{100 * value:+.2f}")
+    return words(in_points(value))
 
 
 def words(text: str) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import Runs
-from viny.evidence.statistics.gains import step
+from viny.evidence.statistics.crossed import Runs, step
 from viny.evidence.tables import (
     GROUP,
     check_cells,

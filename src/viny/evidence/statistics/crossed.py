@@ -162,7 +162,7 @@ class Runs:
         values = self.per_seed(weights)
         n = np.isfinite(values).sum(0)
         mean, score = _centred(values, n)
-        images, both, pictures = self._images(weights, np.isfinite(values), n)
+        images, both, pictures = self._images(weights, np.isfinite(values))
         return estimates(mean, (score**2).sum(0), images, n, pictures, level, both)
 
     def mean_of(self, weights: np.ndarray, shares: np.ndarray | None = None, level: float = LEVEL) -> Estimates:
@@ -185,13 +185,13 @@ class Runs:
         n = here.sum(0)
         mean, score = _centred(values, n)
         total = (score @ shares)[:, None]
-        images, both, pictures = self._images(weights, here, n, shares)
+        images, both, pictures = self._images(weights, here, shares)
         average, over_seeds = np.array([mean @ shares]), (total**2).sum(0)
         found = estimates(average, over_seeds, images, 1 + _freedom(here, shares), pictures, level, both)
         return replace(found, n=here.any(1).sum(keepdims=True))
 
     def _images(
-        self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None = None
+        self, weights: np.ndarray, here: np.ndarray, shares: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What test images add to the variance over seeds, what of it is theirs, and their number, [K] or [1]."""
         if self.covariance is not None:
@@ -205,12 +205,12 @@ class Runs:
         many = self.moved.shape[-1]
         step = len(weights) if shares is not None else max(1, BLOCK // max(1, len(self.seeds) * many))
         parts = [slice(start, start + step) for start in range(0, len(weights), step)]
-        found = [self._image_variance(weights[part], here[:, part], n[part], shares) for part in parts]
+        found = [self._image_variance(weights[part], here[:, part], shares) for part in parts]
         alone, both, pictures = (np.concatenate(values) for values in zip(*found, strict=True))
         return alone, both, pictures
 
     def _image_variance(
-        self, weights: np.ndarray, here: np.ndarray, n: np.ndarray, shares: np.ndarray | None
+        self, weights: np.ndarray, here: np.ndarray, shares: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self.moved is not None
         used = np.flatnonzero((weights != 0).any(0))
@@ -219,12 +219,7 @@ class Runs:
         unknown = ((unknown.astype(float) @ (weights[:, used] != 0).T > 0) & here).any(0)  # [K]
         tested = np.ones((len(used), moved.shape[-1]), bool) if self.tested is None else self.tested[used]
         tested = (weights[:, used] != 0).astype(float) @ tested > 0  # [K, N]
-        few = np.maximum(n, 1)
-        moved = np.where(here[..., None], moved, 0)
-        mean = moved.sum(0) / few[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.where(n > 1, 1 / np.sqrt(few * np.maximum(few - 1, 1)), 0)
-        apart = np.where(here[..., None], moved - mean, 0) * scale[:, None]
+        mean, apart = _centred_images(moved, here)
         if shares is not None:
             mean, apart = (shares @ mean)[None], np.einsum("k,skn->sn", shares, apart)[:, None]
             unknown, tested = unknown.any(keepdims=True), tested.any(0, keepdims=True)
@@ -267,19 +262,13 @@ class Runs:
     def _image_root(self) -> np.ndarray | None:
         """A root [C, C] of the covariance of all cells' means over test images, without what is in the seeds'."""
         if self.covariance is not None:
-            return root(self.covariance)
+            return square_root(self.covariance)
         if self.moved is None:
             return None
-        here = np.isfinite(self.values)
-        n = here.sum(0)
-        few = np.maximum(n, 1)
-        moved = np.where(here[..., None], np.nan_to_num(self.moved), 0)
-        mean = moved.sum(0) / few[:, None]
-        scale = np.where(n > 1, 1 / np.sqrt(few * np.maximum(few - 1, 1)), 0)
-        apart = np.where(here[..., None], moved - mean, 0) * scale[:, None]
-        pictures = moved.shape[-1] if self.tested is None else max(1, int(self.tested.sum(1).min()))
+        mean, apart = _centred_images(np.nan_to_num(self.moved), np.isfinite(self.values))
+        pictures = self.moved.shape[-1] if self.tested is None else max(1, int(self.tested.sum(1).min()))
         covariance = mean @ mean.T - np.einsum("scn,sdn->cd", apart, apart, optimize=True)
-        return root(covariance * pictures / max(pictures - 1, 1))
+        return square_root(covariance * pictures / max(pictures - 1, 1))
 
     def chance(
         self,
@@ -323,7 +312,7 @@ class Runs:
         ends = (n * mean + later.sum(1)) / seeds
         squares = ((values - ends[:, None]) ** 2).sum(1) + ((later - ends[:, None]) ** 2).sum(1)
         here = np.repeat(whole[:, None], len(weights), axis=1)
-        images, crossed, pictures = self._images(weights, here, here.sum(0))
+        images, crossed, pictures = self._images(weights, here)
         over_seeds = squares / (seeds - 1) / seeds
         found = estimates(ends, over_seeds, images, np.array(seeds), pictures, level, crossed * n / seeds)
         decided = found.low > 0
@@ -333,10 +322,15 @@ class Runs:
         return float(decided.all(1).mean())
 
 
-def root(covariance: np.ndarray) -> np.ndarray:
+def square_root(covariance: np.ndarray) -> np.ndarray:
     """A matrix whose product with its transpose is the given one [C, C], without what rounding made negative."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(values.clip(0))
+
+
+def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable, float]:
+    """The difference between two cells, or the gain per doubling, as a weighted sum."""
+    return {many: 1 / doublings, few: -1 / doublings}
 
 
 def counted(count: int, what: str) -> str:
@@ -351,6 +345,16 @@ def _centred(values: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     mean = np.where(n > 0, np.nansum(values, 0) / few, np.nan)
     score = np.where(here, values - mean, 0) / np.sqrt(few * np.maximum(few - 1, 1))
     return mean, score
+
+
+def _centred_images(moved: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_centred`, of influences [S, K, N] of the seeds that are here [S, K]; 0 for a mean of none."""
+    n = here.sum(0)
+    few = np.maximum(n, 1)
+    moved = np.where(here[..., None], moved, 0)
+    mean = moved.sum(0) / few[:, None]
+    scale = np.where(n > 1, 1 / np.sqrt(few * np.maximum(few - 1, 1)), 0)
+    return mean, np.where(here[..., None], moved - mean, 0) * scale[:, None]
 
 
 def _freedom(here: np.ndarray, shares: np.ndarray) -> np.ndarray:

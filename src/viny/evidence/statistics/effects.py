@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from viny.evidence.statistics.crossed import Runs
@@ -40,17 +39,12 @@ def effects(runs: Runs, margin: float = MARGIN) -> pd.DataFrame:
         for key in cells
     ]
     rows = []
-    for decision, question in zip(answer(runs, asked, margin), _answered(runs, asked), strict=True):
-        values = runs.per_seed(runs.weights(*question.weights))[:, 0]
+    for decision in answer(runs, asked, margin):
+        values = runs.per_seed(runs.weights(*decision.question.weights))[:, 0]
         differences = pd.Series(values, runs.seeds).dropna()
-        row = dict(zip(GROUP, question.what, strict=True)) | decision.as_dict() | {"verdict": decision.words}
+        row = dict(zip(GROUP, decision.what, strict=True)) | decision.as_dict() | {"verdict": decision.words}
         rows.append(row | {"points": points(differences), "sd": differences.std(ddof=1)})
     return in_order(pd.DataFrame(rows, columns=EFFECTS))
-
-
-def _answered(runs: Runs, asked: list[Question]) -> list[Question]:
-    """The questions that some seed can speak to, as `answer` keeps them."""
-    return [q for q in asked if np.isfinite(runs.per_seed(runs.weights(*q.weights))).any()]
 
 
 def decisions_table(decisions: list[Decision]) -> pd.DataFrame:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.crossed import Runs, step
 from viny.evidence.statistics.effects import points
 from viny.evidence.tables import in_order
 
@@ -54,11 +54,6 @@ def marginal_gains(runs: Runs) -> pd.DataFrame:
     table["why"] = [_without(row) for row in table.to_dict("records")]
     table = in_order(table.reindex(columns=GAINS)).sort_values("along", kind="stable", ignore_index=True)
     return table.astype(dict.fromkeys(["pretrain_size", "finetune_size", "smaller", "larger"], "Int64"))
-
-
-def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable, float]:
-    """The difference between two cells, or the gain per doubling, as a weighted sum."""
-    return {many: 1 / doublings, few: -1 / doublings}
 
 
 def _without(row: Mapping[str, Any]) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs
+from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs, step
 from viny.evidence.statistics.fits import TINY
-from viny.evidence.statistics.gains import step
 from viny.evidence.tables import GROUP, in_order
 from viny.evidence.verdicts import holm, in_points, verdicts_of
 

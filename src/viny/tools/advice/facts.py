@@ -15,7 +15,7 @@ import pandas as pd
 
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
-from viny.evidence.verdicts import Decision, decide, in_points, span
+from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
 from viny.runtime.errors import InputError
 from viny.study.grid import Cell, cells
 from viny.study.layout import metrics_file, pack_manifest
@@ -189,7 +189,7 @@ def interval_words(row: Mapping[str, Any]) -> str:
 
 def start_words(size: int, task: str = "none") -> str:
     """What fine-tuning starts from, in words."""
-    words = f"{size:,} pre-training images" if size else "a random start"
+    words = start_in_words(size)
     return words if task == "none" else f"{words} and task {task}"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.crossed import Runs, step
 from viny.evidence.statistics.fits import AVERAGE, MODELS, fits
-from viny.evidence.statistics.gains import marginal_gains, step
+from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.verdicts import Decision, answer, in_points, label_question, span
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best

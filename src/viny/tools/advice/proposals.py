@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from viny.tools.advice.best import Best
 from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
 from viny.tools.advice.labels import LabelAdvice, more_labels
 from viny.tools.advice.trainings import epochs_key
+from viny.tools.power.costs import more_seeds
 from viny.tools.power.simulate import Simulation
 from viny.tools.power.truth import from_runs
 from viny.tools.terminal import duration
@@ -140,9 +140,7 @@ def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, fl
 
 
 def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -> Item:
-    there = facts.grid["seeds"]
-    unused = (seed for seed in count() if seed not in there)
-    seeds = [*there, *(next(unused) for _ in range(n - len(there)))]
+    seeds = more_seeds(facts.grid["seeds"], n)
     tasks = ["none", *(str(effect.what) for effect in settled if effect.kind == "task")]
     tasks += [best.intermediate for effect in settled if effect.kind == "labels"]
     chances = [chance_with(facts.runs, effect, n, facts.target / 100) for effect in settled]

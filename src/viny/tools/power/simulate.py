@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 import numpy as np
 
-from viny.evidence.statistics.crossed import Runs, estimates, root
-from viny.evidence.verdicts import Question, verdicts_of
+from viny.evidence.statistics.crossed import Runs, estimates, square_root
+from viny.evidence.verdicts import Question, families, verdicts_of
 from viny.tools.power.noise import Key
 from viny.tools.power.truth import Truth, weights_of
 
@@ -70,9 +69,9 @@ class Simulation:
         self._spread = np.ones(studies) if np.isinf(truth.df) else truth.df / draws.chisquare(truth.df, studies)
         count, old = len(self.keys), len(truth.keys)
         errors = truth.seed_covariance(truth.keys) / truth.seeds
-        of_seeds = draws.standard_normal((studies, old)) @ root(errors).T * np.sqrt(self._spread)[:, None]
+        of_seeds = draws.standard_normal((studies, old)) @ square_root(errors).T * np.sqrt(self._spread)[:, None]
         of_images = truth.of_images.scaled(1 / truth.pictures).covariance(truth.keys)
-        of_images = draws.standard_normal((studies, old)) @ root(of_images).T
+        of_images = draws.standard_normal((studies, old)) @ square_root(of_images).T
         self.expected = rows[known] @ truth.mean
         self.cells = (truth.mean + of_seeds + of_images) @ rows[known].T  # [M, C], each study's truth
         self._seeds, self._both = (draws.standard_normal((studies, most, count)) for _ in range(2))
@@ -81,7 +80,7 @@ class Simulation:
     @cached_property
     def _roots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         both = self.truth.of_both.covariance(self.keys)
-        return root(self.truth.seed_covariance(self.keys)), root(both), root(self.covariance(1))
+        return square_root(self.truth.seed_covariance(self.keys)), square_root(both), square_root(self.covariance(1))
 
     def covariance(self, pictures: int) -> np.ndarray:
         """[C, C], of the cells' means over draws of so many test images."""
@@ -105,9 +104,7 @@ class Simulation:
         images = np.einsum("qc,cd,qd->q", rows, self.covariance(pictures), rows, optimize=True)
         variance = values.var(1, ddof=1) / seeds if seeds > 1 else np.full((self.studies, len(rows)), np.nan)
         found = np.full((self.studies, len(asked)), "undecided")
-        order = sorted(range(len(asked)), key=lambda place: asked[place].kind)
-        for _, group in groupby(order, key=lambda place: asked[place].kind):
-            at = list(group)
+        for at in families(asked):
             means = estimates(values[..., at].mean(1), variance[:, at], images[at], np.array(seeds), np.array(pictures))
             found[:, at] = verdicts_of(means, margin)[1]
         return found
