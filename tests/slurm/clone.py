@@ -34,10 +34,10 @@ def tiny_study(**grid: Any) -> dict[str, Any]:
 
 
 def slow_study(seeds: Iterable[int]) -> dict[str, Any]:
-    """Cells of a few seconds each, with two checkpoints a second: there is time to strike."""
+    """Cells of a few seconds each, with many checkpoints: there is time to strike."""
     study = tiny_study(pretrain_sizes=[0], seeds=list(seeds))
     study["finetune"]["epochs"] = 500
-    study["compute"]["checkpoint_minutes"] = 0.01
+    study["compute"]["checkpoint_minutes"] = 0.002
     return study
 
 
@@ -108,7 +108,7 @@ class Clone:
         return self.run("--profile", "slurm", *arguments, code=code)
 
     def break_cell(self, cell: str, how: str) -> None:
-        """Let a cell's fine-tuning 'fail', use up its 'memory', or be 'slow' from its first checkpoint on."""
+        """Let a cell's fine-tuning 'fail', use up its 'memory', or stand still ('slow') from its first checkpoint on."""
         (self.folder / "faults").mkdir(exist_ok=True)
         (self.folder / "faults" / cell).write_text(how)
 

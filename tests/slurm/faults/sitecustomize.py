@@ -1,6 +1,7 @@
 """Lets a job fail on demand: Python runs this before anything else where its folder is on the path."""
 
 import os
+import select
 import signal
 import sys
 import time
@@ -27,17 +28,30 @@ def strike() -> None:
 
 
 def slow_down(path: str) -> None:
-    """Sleep most of the time from the first checkpoint on, for as long as a file is there."""
+    """Stand still from this process's first checkpoint on, while a file is there and until a stop signal comes."""
     checkpoints = sys.orig_argv[sys.orig_argv.index("--checkpoints") + 1]
+    received, wake = os.pipe()  # a byte for each signal, whatever its handler does
+    os.set_blocking(received, False)
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
-    def doze(*_: object) -> None:
-        if os.path.exists(path):
-            if os.path.isdir(checkpoints) and any(name.endswith(".safetensors") for name in os.listdir(checkpoints)):
-                time.sleep(0.5)
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
+    def stopped() -> bool:
+        select.select([received], [], [], 0.1)
+        try:
+            return bool({signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & {*os.read(received, 1024)})
+        except BlockingIOError:
+            return False
 
-    signal.signal(signal.SIGALRM, doze)
-    doze()
+    def halt(*_: object) -> None:
+        while os.path.exists(path) and not stopped():
+            pass
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.rename" and str(arguments[1]).startswith(checkpoints):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # the file is about to be renamed
+
+    signal.signal(signal.SIGALRM, halt)
+    sys.addaudithook(watch)
 
 
 strike()
