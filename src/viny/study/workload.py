@@ -41,8 +41,9 @@ def parameters(model: ModelSettings) -> int:
     """Parameters of the encoder, without a head."""
     pixels, dim, inner = 3 * model.patch_size**2, model.dim, model.heads * model.head_dim
     tokens = (2 + model.patches) * dim  # the class token, and a position for it and each patch
-    embedding = 2 * pixels + (pixels + 1) * dim + 2 * dim
+    embedding = (pixels + 1) * dim + (0 if model.plain else 2 * pixels + 2 * dim)
     block = 4 * dim + 3 * dim * inner + (inner + 1) * dim + (dim + 1) * model.mlp_dim + (model.mlp_dim + 1) * dim
+    block += 3 * inner if model.plain else 0
     return tokens + embedding + model.depth * block + 2 * dim
 
 
