@@ -223,10 +223,12 @@ def has_arms(config: Mapping[str, Any]) -> bool:
 
 
 def _axis(grid: Mapping[str, Any], arm: Arm, axis: str) -> list[Any]:
-    """An axis of the grid for an arm, whose variant may shorten it."""
-    limits = grid.get("lineages", {}).get("limits", {}).get(arm.variant, {})
-    usual = grid.get(axis, [RANDOM])
-    return [value for value in usual if value in limits[axis]] if axis in limits else usual
+    """An axis of the grid for an arm, whose start and variant may shorten it."""
+    values = grid.get(axis, [RANDOM] if axis == "starts" else [STUDY])
+    limits = grid.get("lineages", {}).get("limits", {})
+    for limit in (limits.get("starts", {}).get(arm.start, {}), limits.get("variants", {}).get(arm.variant, {})):
+        values = [value for value in values if value in limit.get(axis, values)]
+    return values
 
 
 def _lineage(lineages: Mapping[str, Any], arm: Arm, values: tuple[Any, ...]) -> Lineage:

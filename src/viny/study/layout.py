@@ -98,11 +98,12 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
     tables = {
         "duplicates": DUPLICATES_TABLES,
         "tables": TABLES,
-        "statistics": statistics_tables(config),
         "representations": REPRESENTATIONS_TABLES,
         "scorecard": SCORECARD_TABLES,
     }
-    figures = {"statistics": statistics_figures(config), "representations": REPRESENTATIONS_FIGURES}
+    figures = {"representations": REPRESENTATIONS_FIGURES}
+    if stage == "statistics":
+        tables[stage], figures[stage] = statistics_tables(config), statistics_figures(config)
     names = figure_names(config) if stage == "figures" else figures.get(stage, ())
     made = [TABLE.format(name=name) for name in tables.get(stage, ())]
     made += [FIGURE.format(name=name, kind=kind) for name in names for kind in FIGURE_KINDS]

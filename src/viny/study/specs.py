@@ -241,7 +241,7 @@ def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, An
 
 def start_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the weights of a published start depend on besides the files that hold them."""
-    start = config["starts"][name]
+    start = {key: value for key, value in config["starts"][name].items() if key != "grid"}
     return {"stage": "start", "start": name, "model": settings_of(config, Arm(name))["model"], **start}
 
 
