@@ -209,11 +209,11 @@ def by_group(cells: Iterable[Cell]) -> dict[tuple[Any, ...], list[Cell]]:
 
 
 def arms(config: Mapping[str, Any]) -> list[Arm]:
-    """The arms of a study: every start with every variant that is not limited to others."""
+    """The arms of a study: every start with every variant, unless either is limited to others."""
     grid = config["grid"]
-    starts, variants = grid.get("starts", [RANDOM]), grid.get("variants", [STUDY])
+    found = [Arm(*both) for both in itertools.product(grid.get("starts", [RANDOM]), grid.get("variants", [STUDY]))]
     return [
-        arm for start in starts for variant in variants if start in _axis(grid, arm := Arm(start, variant), "starts")
+        one for one in found if one.start in _axis(grid, one, "starts") and one.variant in _axis(grid, one, "variants")
     ]
 
 
