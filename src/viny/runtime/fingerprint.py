@@ -19,6 +19,7 @@ ENTRY = {
     "pack": "viny.data.packing:pack",
     "split": "viny.data.splits:cut",
     "duplicates": "viny.evidence.duplicates:write_duplicates",
+    "start": "viny.learning.published:fetch",
     "pretrain": "viny.learning.stages:train",
     "intermediate": "viny.learning.stages:train",
     "finetune": "viny.learning.stages:train",
