@@ -33,9 +33,13 @@ class PackSubset:
         self.held: Tensor | None = None
         if not hold:
             return
-        limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
-        if len(indices) * self.bytes_each <= limit:
+        if len(indices) * self.bytes_each <= self.room:
             self.held = torch.from_numpy(pack.rows(name, indices)).to(device)
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be kept where batches are wanted."""
+        return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else IN_MEMORY
 
     @property
     def bytes_each(self) -> int:
@@ -72,7 +76,10 @@ class Batches:
     make: Callable[[Tensors, Tensors], tuple[Tensor, ...]]
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        drawn = self.draw(positions, generator)
+        return self.of(positions, self.draw(positions, generator))
+
+    def of(self, positions: Tensor, drawn: Tensors) -> tuple[Tensor, ...]:
+        """The batch that given draws make."""
         read = {name: subset[positions] for name, subset in self.subsets.items()}
         device = read["images"].device
         return self.make(read, {name: augment.to_device(values, device) for name, values in drawn.items()})

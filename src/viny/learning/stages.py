@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,10 @@ from viny.learning.batches import (
     simmim_batches,
 )
 from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.frozen import TokenBatches
 from viny.learning.machine import Machine, keep_kernels
 from viny.learning.model import ViNy, count_parameters
-from viny.learning.objectives import Classification, PatchClassification, SimMIM
+from viny.learning.objectives import Classification, FrozenSegmentation, PatchClassification, SimMIM
 from viny.learning.run import Run
 from viny.learning.settings import BATCH, TrainSettings
 from viny.learning.train import fit
@@ -99,8 +101,14 @@ def _finetune(
         draws = generator(spec["cell"]["seed"], "finetune", "frozen")
         frozen = Draws.make(len(train), spec["contrast"], draws)
     augmentation = LabelledAugmentation(spec["contrast"], own or spec["normalise"], frozen)
-    objective = make_segmentation(spec, encoder, len(pack.manifest["mask_classes"]))
-    return objective, mask_batches(pack, train, augmentation, device, hold)
+    classes = len(pack.manifest["mask_classes"])
+    if spec.get("encoder") == "frozen":
+        objective = make_segmentation(spec, encoder, classes, FrozenSegmentation)
+        images = mask_batches(pack, train, augmentation, device, hold=False)  # the images are read once
+        images = replace(images, subsets={**images.subsets, "masks": PackSubset(pack, "masks", train, device)})
+        machine = Machine.of(device, spec["precision"])
+        return objective, TokenBatches(objective, images, len(train), frozen is not None, machine)
+    return make_segmentation(spec, encoder, classes), mask_batches(pack, train, augmentation, device, hold)
 
 
 STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -21,6 +21,8 @@ from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
+
+S = TypeVar("S", bound=Segmentation)
 
 
 class Undrawn(TorchFunctionMode):
@@ -165,5 +167,5 @@ def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
     return record
 
 
-def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int) -> Segmentation:
-    return Segmentation(encoder, classes, spec["segmentation_loss"], spec["class_token"])
+def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int, kind: type[S] = Segmentation) -> S:
+    return kind(encoder, classes, spec["segmentation_loss"], spec["class_token"])

@@ -22,6 +22,7 @@ ENTRY = {
     "start": "viny.learning.published:fetch",
     "pretrain": "viny.learning.stages:train",
     "intermediate": "viny.learning.stages:train",
+    "tune": "viny.learning.tuning:tune",
     "finetune": "viny.learning.stages:train",
     "evaluate": "viny.evidence.evaluate:evaluate",
     "geometry": "viny.evidence.geometry:measure",
