@@ -70,8 +70,10 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
             wanted.append((task["after"], f"intermediate.{name}.after"))
     config["intermediate"] = tasks
     _fill_folders(config)
-    for section in (config["pretrain"], config["segmentation"], *tasks.values()):
-        if "path" not in section:
+    for section in (config["segmentation"], config["pretrain"], *tasks.values()):
+        if section is config["pretrain"] and section["source"] == "segmentation":
+            section["path"] = config["segmentation"]["path"]
+        elif "path" not in section:
             section["path"] = (Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]).as_posix()
     if config["pretrain"]["pack_size"] == 0:
         config["pretrain"]["pack_size"] = least_pack_size(
@@ -133,9 +135,7 @@ def _variant(
     """
     differs = {key: value for key, value in own.items() if key != "grid"}
     try:
-        # The study's own size of packs, so that a smaller crop is refused instead of packed anew.
-        packed = {"pretrain": {"pack_size": config["pretrain"]["pack_size"]}}
-        found = resolve(merge(merge(plain, packed), differs), schema_path)
+        found = resolve(merge(plain, differs), schema_path)
     except InputError as error:
         raise InputError(f"variants.{name}: {error}") from error
 
@@ -152,14 +152,6 @@ def _variant(
     for task, settings in found["intermediate"].items():
         known = config["intermediate"].setdefault(task, settings)  # one that only variants have
         shared(f"intermediate.{task}", settings, known, SHARED["task"])
-    crop, size = found["pretrain"]["crop_scale"], config["pretrain"]["pack_size"]
-    if (least := least_pack_size(config["model"]["image_size"], crop)) > size and crop < config["pretrain"][
-        "crop_scale"
-    ]:
-        raise InputError(
-            f"variants.{name}.pretrain.crop_scale: {crop:g} needs packed images of {least} pixels, the study's have "
-            f"{size}; set pretrain.pack_size: {least} in the study"
-        )
     limits = {}
     for axis, values in own.get("grid", {}).items():
         usual = config["grid"].get(axis, [RANDOM])

@@ -50,6 +50,7 @@ class Lineage:
 
     Attributes:
         start: the variant whose name the untrained encoder bears.
+        pack: that of the unlabelled images.
         pretrain: that of the pre-trained encoder.
         tasks: tasks up to the cell's own, in order, each with the variant whose name its encoder bears, and how many
             images it trains on, None for all.
@@ -57,6 +58,7 @@ class Lineage:
     """
 
     start: str
+    pack: str
     pretrain: str
     tasks: tuple[tuple[str, str, int | None], ...]
     published: bool
@@ -94,7 +96,7 @@ class Cell:
         if self.lineage is not None:
             return self.lineage
         tasks = () if self.intermediate == "none" else ((self.intermediate, self.variant, None),)
-        return Lineage(self.variant, self.variant, tasks, self.start != RANDOM)
+        return Lineage(self.variant, STUDY, self.variant, tasks, self.start != RANDOM)
 
     @classmethod
     def parse(cls, name: str) -> Cell | None:
@@ -233,10 +235,16 @@ def _lineage(lineages: Mapping[str, Any], arm: Arm, values: tuple[Any, ...]) -> 
     chain = owners["chains"][task] if task != "none" else []
     return Lineage(
         owners["start"],
+        owners["pack"],
         owners["pretrain"][str(size)],
         tuple((one, owners["tasks"][one][str(size)], owners["images"].get(one)) for one in chain),
         arm.start in lineages["published"],
     )
+
+
+def pretrain_pack(variant: str) -> str:
+    """Name of the pack of unlabelled images that a variant has, if no other has the same."""
+    return "pretrain" + Arm(variant=variant).suffix
 
 
 def probe_size(config: Mapping[str, Any]) -> int:
