@@ -94,8 +94,9 @@ def simmim_batches(
     crop_scale: float,
     device: torch.device,
     hold: bool = True,
+    normalisation: augment.Normalisation = augment.IMAGENET,
 ) -> Batches:
-    """Random crops, flips, ImageNet normalisation, and one patch mask per image."""
+    """Random crops, flips, normalisation, and one patch mask per image."""
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
     def draw(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def simmim_batches(
     def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
         x = augment.to_float(read["images"])
         x = augment.crop_resize_flip(x, drawn["boxes"], drawn["flips"], image_size)
-        return augment.normalise(x), drawn["mask"]
+        return augment.normalise(x, normalisation), drawn["mask"]
 
     return Batches({"images": PackSubset(pack, "images", indices, device, hold)}, draw, make)
 
@@ -117,7 +118,7 @@ class LabelledAugmentation:
     """How a labelled stage sees its training images."""
 
     contrast: float
-    normalised: bool
+    normalised: bool | augment.Normalisation
     frozen: augment.Draws | None = None  # drawn once for all images of the list; None: drawn at every step
 
     def draw(self, positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

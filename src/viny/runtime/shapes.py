@@ -30,7 +30,7 @@ PROVENANCE = {
 TRAINED = {
     "stage": str,
     "spec": {
-        "model": {"*": int},
+        "model": {"architecture": str, "*": int},
         "cell": CELL,
         "train": {"*": (*NUMBER, str, list)},
         "segmentation_loss": str,
@@ -45,6 +45,7 @@ TRAINED = {
     "held_out_loss": NUMBER,
     "held_out_images": int,
     "tuned": {"lr": NUMBER, "rates": {"*": NUMBER}, "tunings": [str]},
+    "normalisation": {"mean": [NUMBER], "std": [NUMBER]},
     "mask_classes": [str],
     "parent_sha256": HASH,
     **dict.fromkeys(("weights_sha256", "pack_sha256", "split_sha256"), str),
