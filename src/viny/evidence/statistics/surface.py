@@ -61,8 +61,8 @@ class Points:
 def points_of(runs: Runs, steps: Sequence[float] | None = None, draws: int = 500, seed: int = 0) -> Points | None:
     """The cells of a study, with what is known of their noise.
 
-    The covariance over seeds is pooled, as few seeds do not tell it cell by cell: a variance for each label size, pulled
-    to that of all, and one correlation between cells. That over test images is the crossed one.
+    The covariance over seeds is pooled, as few seeds do not tell it cell by cell: a variance for each label size,
+    pulled to that of all, and one correlation between cells. That over test images is the crossed one.
 
     Args:
         runs: cells with keys (pretrain_size, intermediate, finetune_size, ...); those with a task, or with fewer than
@@ -241,7 +241,9 @@ class Form:
 
 def forms_for(points: Points) -> list[Form]:
     """The forms that there are enough sizes for; none with fewer than four label sizes."""
-    label_sizes, image_sizes = len(np.unique(points.labels)), np.unique(points.images)
+    image_sizes = np.unique(points.images)
+    if len(np.unique(points.labels)) < LEAST_LABELS:
+        return []
     if len(image_sizes) == 1:
         shapes: dict[str, Shape | None] = {"": None}
     elif len(image_sizes) < LEAST_SHAPED:
@@ -250,8 +252,6 @@ def forms_for(points: Points) -> list[Form]:
         shapes = dict(IMAGES)
     found = []
     for (name, labels), (word, shape) in product(MODELS.items(), shapes.items()):
-        if label_sizes <= labels.parameters + 1:
-            continue
         for multiplied, by_steps in product((False, True), (False, True)):
             # The logarithm has no level that images could scale.
             if multiplied and (shape is None or labels.asymptote is None):
@@ -262,7 +262,7 @@ def forms_for(points: Points) -> list[Form]:
             said += "; steps added" if by_steps else ""
             rates = LABEL_RATES.get(name, POWERS)
             form = Form(said, labels, rates, shape, multiplied, by_steps)
-            if len(points.errors) > len(form.free) + (len(rates) > 1) + (shape is not None and len(shape.rates) > 1):
+            if len(points.errors) >= len(form.free) + (len(rates) > 1) + (shape is not None and len(shape.rates) > 1):
                 found.append(form)
     return found
 
@@ -331,7 +331,9 @@ class Surface:
         To a form's draws beyond the largest sizes a normal error is added: as large as the one that it made at the
         largest size, left out, beyond noise, and growing with the logarithm of the size.
         """
-        beyond = np.stack([_steps_beyond(images, self.image_sizes), _steps_beyond(labels, np.unique(self.points.labels))])
+        beyond = np.stack(
+            [_steps_beyond(images, self.image_sizes), _steps_beyond(labels, np.unique(self.points.labels))]
+        )
         rng = np.random.default_rng(self.seed)
         means, drawn = np.zeros(len(labels)), []
         for one in self.fitted:
