@@ -30,7 +30,9 @@ rule all:
     default_target: True
     input:  # all but the packs, so that deleted files are made again
         splits=SPLITS,
+        starts=expand([below(pattern) for pattern in layout.START.values()], start=STARTS),
         trainings=TRAININGS,
+        tunings=TUNINGS,
         cells=expand([METRICS, CONFUSION], cell=CELLS),
         geometry=expand([GEOMETRY, ARRAYS], encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],

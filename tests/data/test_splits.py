@@ -74,6 +74,30 @@ def test_pretraining_subsets_nest() -> None:
     assert len(pretrain_split(pack, 100, 0, 42, "shared")["test"]) == 0
 
 
+def test_nobody_trains_on_held_out_images() -> None:
+    """Whatever the size and the seed; sizes still nest, and other splits have other ones."""
+    pack = empty_pack(100)
+    for subsets in ("shared", "per_seed"):
+        found = {
+            (size, seed): pretrain_split(pack, size, seed, 42, subsets, held_out=20)
+            for size in (5, 30, 80)
+            for seed in (0, 1, 2)
+        }
+        tests = [split["test"].tolist() for split in found.values()]
+        assert all(test == tests[0] for test in tests)
+        assert len(set(tests[0])) == 20
+        for (size, seed), split in found.items():
+            assert len(set(split["train"].tolist())) == size
+            assert not set(split["train"].tolist()) & set(tests[0])
+            assert split["train"].tolist() == found[80, seed]["train"][:size].tolist()
+        # The images that are left keep their order.
+        before = pretrain_split(pack, 100, 1, 42, subsets)["train"].tolist()
+        assert found[80, 1]["train"].tolist() == [i for i in before if i not in tests[0]]
+    assert pretrain_split(pack, 5, 0, 43, "shared", held_out=20)["test"].tolist() != tests[0]
+    with pytest.raises(InputError, match=r"grid\.pretrain_sizes: 81 and pretrain\.held_out 20 do not fit 100 images"):
+        pretrain_split(pack, 81, 0, 42, "shared", held_out=20)
+
+
 def test_moving_test_set_is_the_papers() -> None:
     """What the published code does: random_split([n, 1000, rest]) of the joined 7,349 images, seed 42."""
     pack = empty_pack(7349)
@@ -140,6 +164,25 @@ def test_task_pools() -> None:
         official = task_split(pack, *other, **rest)
         assert official["train"].tolist() == list(range(60))
         assert official["test"].tolist() == list(range(60, 100))
+
+
+@pytest.mark.parametrize("on_segmentation_data", [True, False])
+def test_a_tasks_sizes_nest_in_its_training_part(on_segmentation_data: bool) -> None:
+    pack = empty_pack(100, parts=np.array([TRAIN] * 60 + [TEST] * 40, np.uint8))
+    rest = {"pool": "training", "test_set": "fixed", "split_seed": 42, "test_size": 20}
+    whole = task_split(pack, on_segmentation_data, **rest)
+    small, large = (task_split(pack, on_segmentation_data, **rest, size=n) for n in (10, 50))
+    assert small["test"].tolist() == large["test"].tolist() == whole["test"].tolist()
+    assert len(set(large["train"].tolist())) == 50 and set(large["train"]) < set(whole["train"])
+    assert large["train"][:10].tolist() == small["train"].tolist()
+    assert (
+        task_split(pack, on_segmentation_data, **rest | {"split_seed": 1}, size=10)["train"].tolist()
+        != small["train"].tolist()
+    )
+    count = len(whole["train"])
+    assert set(task_split(pack, on_segmentation_data, **rest, size=count)["train"]) == set(whole["train"])
+    with pytest.raises(InputError, match=rf"intermediate\.<task>\.images: {count + 1} is more than .* {count} images"):
+        task_split(pack, on_segmentation_data, **rest, size=count + 1)
 
 
 def test_a_source_without_parts_is_refused() -> None:

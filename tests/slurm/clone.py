@@ -108,7 +108,7 @@ class Clone:
         return self.run("--profile", "slurm", *arguments, code=code)
 
     def break_cell(self, cell: str, how: str) -> None:
-        """Let a cell's fine-tuning 'fail', use up its 'memory', or stand still ('slow') from its first checkpoint on."""
+        """Let a fine-tuning 'fail', use up its 'memory', or stand still from its first checkpoint on ('slow')."""
         (self.folder / "faults").mkdir(exist_ok=True)
         (self.folder / "faults" / cell).write_text(how)
 

@@ -69,6 +69,8 @@ rule statistics:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(CONFUSION, cell=CELLS)),
         runs=ancient(of_all_trainings("run")),
+        curves=of_pretrainings("curve") if layout.held_out_curves(STUDY) else [],
+        tuned=TUNINGS,
     output:
         tables=in_report(STATISTICS, "Effects and returns"),
         figures=in_report(STATISTICS_FIGURES, "Effects and returns"),

@@ -1,5 +1,5 @@
 # in:  the data sets named in the study (or none, for the synthetic source)
-# out: packs/<pack>/{manifest.json, images.npy}, splits/<part>/<subset>.{json,npz}, tables/duplicates.{csv,md}, summaries/duplicates.json
+# out: packs/<pack>/{manifest.json, images.npy}, starts/<start>/encoder.{safetensors,json}, splits/<part>/<subset>.{json,npz}, tables/duplicates.{csv,md}, summaries/duplicates.json
 
 
 rule pack:
@@ -27,6 +27,32 @@ rule pack:
     shell:
         "exec python -m viny pack --spec {params.spec:q} --store={params.store:q} --threads {threads}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"
+
+
+if STARTS:
+
+    rule start:
+        """Read published weights, from a file or timm's own, into the study's format."""
+        input:
+            redo=belongs,
+        output:
+            **{what: below(pattern) for what, pattern in layout.START.items()},
+        log:
+            log_of("start", "{start}"),
+        benchmark:
+            benchmark_of("start", "{start}")
+        priority: 3
+        localrule: True  # compute nodes may have neither the file nor the internet
+        conda:
+            PACKAGES
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        params:
+            spec=spec("start", lambda w: specs.start_spec(STUDY, w.start)),
+        shell:
+            "exec python -m viny start --spec {params.spec:q} --weights {output.weights:q} --record {output.record:q}"
+            " > {log:q} 2>&1"
 
 
 rule split:

@@ -22,7 +22,7 @@ rule evaluate:
         PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: workload.evaluate_workload(STUDY)),
+        **request(lambda w: workload.evaluate_workload(STUDY, arm=ALL_CELLS[w.cell].arm)),
         **computing("short"),
     params:
         spec=spec("evaluate", lambda w: specs.evaluate_spec(STUDY, ALL_CELLS[w.cell])),

@@ -9,10 +9,10 @@ rule geometry:
         images=ancient(rules.finetune.input.images),
         split=probe_split,
         indices=ancient(lambda w: indices_of(probe_split(w))),
-        encoder=lambda w: file_of(measured(w), "record"),
-        encoder_weights=ancient(lambda w: file_of(measured(w), "weights")),
-        reference=lambda w: file_of(reference(w), "record"),
-        reference_weights=ancient(lambda w: file_of(reference(w), "weights")),
+        encoder=lambda w: brought(w, layout.training_of, "record"),
+        encoder_weights=ancient(lambda w: brought(w, layout.training_of, "weights")),
+        reference=lambda w: brought(w, layout.reference_of, "record"),
+        reference_weights=ancient(lambda w: brought(w, layout.reference_of, "weights")),
     output:
         metrics=GEOMETRY,
         arrays=ARRAYS,
@@ -24,7 +24,7 @@ rule geometry:
         PACKAGES
     threads: STUDY["compute"]["train_threads"]
     resources:
-        **request(lambda w: workload.geometry_workload(STUDY)),
+        **request(lambda w: workload.geometry_workload(STUDY, ALL_ENCODERS[w.encoder].cell.arm)),
         **computing("short"),
     params:
         spec=spec("geometry", lambda w: specs.geometry_spec(STUDY, ALL_ENCODERS[w.encoder])),

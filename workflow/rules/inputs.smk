@@ -2,6 +2,7 @@
 from viny.runtime.files import canonical_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import specs, workload
+from viny.study.arms import settings_of
 
 
 def spec(stage, make):
@@ -51,23 +52,43 @@ def pack_of_split(wildcards):
     return below(layout.MANIFEST, pack=layout.pack_of_split(wildcards.part, wildcards.subset))
 
 
-def pretraining_of(wildcards):
-    """The pre-training that an intermediate task starts from; None for a random start."""
-    return layout.reference_of(grid.Encoder("pretrained", int(wildcards.size), "none", 0, int(wildcards.seed)))
+def training_at(wildcards):
+    """The pre-training or the training on a task whose folder the wildcards name."""
+    stage = "intermediate" if hasattr(wildcards, "task") else "pretrain"
+    return ALL_TRAININGS[layout.FOLDERS[stage].format(**dict(wildcards))]
 
 
 def tuning_of(wildcards):
     return layout.chain(ALL_CELLS[wildcards.cell])[-1]
 
 
-def measured(wildcards):
-    """The training that produced the encoder whose geometry is measured; None for a random start."""
-    return layout.training_of(ALL_ENCODERS[wildcards.encoder])
+def labels_of(wildcards):
+    """A cell's label size and arm."""
+    return ALL_CELLS[wildcards.cell].finetune_size, ALL_CELLS[wildcards.cell].arm
 
 
-def reference(wildcards):
-    """The pre-training that this encoder goes back to; None for a random start."""
-    return layout.reference_of(ALL_ENCODERS[wildcards.encoder])
+def origin_of(training, what):
+    """A file of the weights that a training starts from, as a list; empty if they are drawn."""
+    path = training.origin(Path(ROOT), what)
+    return [str(path)] if path else []
+
+
+def tunings_of(wildcards):
+    """The scored rates of a cell and of its other seeds; none if it takes the study's rate."""
+    cell = ALL_CELLS[wildcards.cell]
+    if not specs.is_tuned(settings_of(STUDY, cell.arm)):
+        return []
+    return [below(layout.TUNING, cell=one.name) for one in GROUPS[cell.group]]
+
+
+def brought(wildcards, of, what):
+    """A file of the encoder that is measured, or of its reference, as a list; empty if it is drawn.
+
+    `of` finds the training that made it.
+    """
+    encoder = ALL_ENCODERS[wildcards.encoder]
+    path = layout.made_of(encoder, of(encoder), Path(ROOT), what)
+    return [str(path)] if path else []
 
 
 def probe_split(wildcards):
@@ -89,10 +110,15 @@ def other_study(wildcards):
 
 def of_all_trainings(what):
     """One file of every training that the cells need: its curve, or its run (when, where and how long it ran)."""
-    return [path for training in layout.trainings(ALL_CELLS.values()) for path in file_of(training, what)]
+    return [path for training in ALL_TRAININGS.values() for path in file_of(training, what)]
+
+
+def of_pretrainings(what):
+    return [
+        path for training in ALL_TRAININGS.values() if training.stage == "pretrain" for path in file_of(training, what)
+    ]
 
 
 SHOWN_MODELS = [layout.chain(cell)[-1] for cell in grid.shown_cells(STUDY)]  # whose predictions are shown
-SHOWN_ENCODER = layout.reference_of(  # whose reconstructions are shown: most images, first seed
-    grid.Encoder("pretrained", max(STUDY["grid"]["pretrain_sizes"]), "none", 0, STUDY["grid"]["seeds"][0])
-)
+RECONSTRUCTED = grid.reconstructed(STUDY)
+SHOWN_ENCODER = layout.reference_of(RECONSTRUCTED) if RECONSTRUCTED else None  # whose reconstructions are shown

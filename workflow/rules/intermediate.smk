@@ -1,5 +1,5 @@
-# in:  packs/<task>, splits/intermediate/<task>, pretrain/size-<n>_seed-<s> (none for size 0)
-# out: intermediate/<task>/size-<n>_seed-<s>/{encoder.safetensors, encoder.json, curve.csv, run.json}
+# in:  packs/<task>, splits/intermediate/<task>, the encoder that comes before (none for a random start)
+# out: intermediate/<task>/size-<n>_seed-<s><arm>/{encoder.safetensors, encoder.json, curve.csv, run.json}
 
 
 rule intermediate:
@@ -7,28 +7,25 @@ rule intermediate:
     input:
         manifest=below(layout.MANIFEST, pack="{task}"),
         images=ancient(below(layout.IMAGES, pack="{task}")),
-        split=below(layout.SPLIT, part="intermediate", subset="{task}"),
-        indices=ancient(below(layout.INDICES, part="intermediate", subset="{task}")),
-        parent=lambda w: file_of(pretraining_of(w), "record"),
-        parent_weights=ancient(lambda w: file_of(pretraining_of(w), "weights")),
+        split=lambda w: split_of(training_at(w)),
+        indices=ancient(lambda w: indices_of(split_of(training_at(w)))),
+        parent=lambda w: origin_of(training_at(w), "record"),
+        parent_weights=ancient(lambda w: origin_of(training_at(w), "weights")),
     output:
         **TRAINED["intermediate"],
     log:
-        log_of("intermediate", "{task}", layout.SUBSET),
+        log_of("intermediate", "{task}", layout.ENCODER),
     benchmark:
-        benchmark_of("intermediate", "{task}", layout.SUBSET)
+        benchmark_of("intermediate", "{task}", layout.ENCODER)
     priority: 1
     conda:
         PACKAGES
     threads: lambda w: TRAIN_CORES
     resources:
-        **request(lambda w: workload.intermediate_workload(STUDY, w.task, images_in(w.task))),
+        **request(lambda w: workload.intermediate_workload(STUDY, w.task, images_in(w.task), training_at(w).arm)),
         **computing("stacked"),
     params:
-        spec=spec(
-            "intermediate",
-            lambda w: specs.intermediate_spec(STUDY, w.task, int(w.size), int(w.seed)),
-        ),
+        spec=spec("intermediate", lambda w: specs.training_spec(STUDY, training_at(w))),
         checkpoints=checkpoints_of("intermediate"),
     shell:
         "exec python -m viny intermediate --spec {params.spec:q} --threads {threads}"

@@ -1,12 +1,17 @@
 # What the study expands to, and where each rule's files are: the library's patterns below results/<study>.
 from viny.evidence.report import CAPTIONS
 from viny.study import grid, layout
+from viny.study.arms import settings_of
+from viny.study.specs import is_tuned
 
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
 CELLS = list(ALL_CELLS)
 ALL_ENCODERS = {encoder.name: encoder for encoder in grid.encoders(STUDY)}
 ENCODERS = list(ALL_ENCODERS)
 TASKS = list(STUDY["intermediate"])
+GROUPS = grid.by_group(ALL_CELLS.values())
+ALL_TRAININGS = {str(one.folder(Path())): one for one in layout.trainings(ALL_CELLS.values())}
+STARTS = layout.published(ALL_CELLS.values())
 
 
 def below(pattern, **known):
@@ -14,7 +19,7 @@ def below(pattern, **known):
     return f"{ROOT}/{pattern}".format_map({**{name: f"{{{name}}}" for name in WILDCARDS}, **known})
 
 
-WILDCARDS = ("pack", "part", "subset", "size", "seed", "task", "cell", "encoder", "name", "kind", "job")
+WILDCARDS = ("pack", "part", "subset", "size", "seed", "arm", "task", "start", "cell", "encoder", "name", "kind", "job")
 MANIFEST = below(layout.MANIFEST)
 PACKED = below(layout.IMAGES)
 SPLIT = below(layout.SPLIT)
@@ -28,7 +33,10 @@ REPORT = below(layout.REPORT)
 
 
 SPLITS = [f"{ROOT}/{path}" for path in layout.split_files(STUDY)]
-TRAININGS = [f"{ROOT}/{path}" for one in layout.trainings(ALL_CELLS.values()) for path in one.files()]
+TRAININGS = [f"{ROOT}/{path}" for one in ALL_TRAININGS.values() for path in one.files()]
+TUNINGS = [
+    below(layout.TUNING, cell=cell.name) for cell in ALL_CELLS.values() if is_tuned(settings_of(STUDY, cell.arm))
+]
 
 
 def tables(names):
@@ -41,7 +49,7 @@ def drawn(names):
 
 TABLES, FIGURES = tables(layout.TABLES), drawn(layout.figure_names(STUDY))
 DUPLICATES = tables(layout.DUPLICATES_TABLES)
-STATISTICS, STATISTICS_FIGURES = tables(layout.STATISTICS_TABLES), drawn(layout.STATISTICS_FIGURES)
+STATISTICS, STATISTICS_FIGURES = tables(layout.statistics_tables(STUDY)), drawn(layout.statistics_figures(STUDY))
 REPRESENTATIONS, REPRESENTATIONS_FIGURES = [], []  # empty if the study measures no encoder
 if ENCODERS:
     REPRESENTATIONS = tables(layout.REPRESENTATIONS_TABLES)
@@ -86,6 +94,8 @@ def in_report(paths, category):
 wildcard_constraints:
     size=r"\d+",
     seed=r"\d+",
+    arm=grid.START + grid.VARIANT,
+    start="|".join(STARTS) or "none",
     task="|".join(TASKS) or "none",
     cell=grid.CELL_NAME.pattern,
     encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",

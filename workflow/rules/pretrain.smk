@@ -1,5 +1,5 @@
-# in:  packs/pretrain, splits/pretrain/size-<n>_seed-<s>
-# out: pretrain/size-<n>_seed-<s>/{encoder.safetensors, encoder.json, curve.csv, run.json}
+# in:  packs/pretrain, splits/pretrain/size-<n>_seed-<s>, starts/<start> (none for a random start)
+# out: pretrain/size-<n>_seed-<s><arm>/{encoder.safetensors, encoder.json, curve.csv, run.json}
 
 
 rule pretrain:
@@ -9,24 +9,27 @@ rule pretrain:
         images=ancient(below(layout.IMAGES, pack="pretrain")),
         split=below(layout.SPLIT, part="pretrain", subset=layout.SUBSET),
         indices=ancient(below(layout.INDICES, part="pretrain", subset=layout.SUBSET)),
+        parent=lambda w: origin_of(training_at(w), "record"),
+        parent_weights=ancient(lambda w: origin_of(training_at(w), "weights")),
     output:
         **TRAINED["pretrain"],
     log:
-        log_of("pretrain", layout.SUBSET),
+        log_of("pretrain", layout.ENCODER),
     benchmark:
-        benchmark_of("pretrain", layout.SUBSET)
+        benchmark_of("pretrain", layout.ENCODER)
     priority: 2  # the longest jobs first
     conda:
         PACKAGES
     threads: lambda w: TRAIN_CORES
     resources:
-        **request(lambda w: workload.pretrain_workload(STUDY, int(w.size))),
+        **request(lambda w: workload.pretrain_workload(STUDY, int(w.size), training_at(w).arm)),
         **computing("stacked"),
     params:
-        spec=spec("pretrain", lambda w: specs.pretrain_spec(STUDY, int(w.size), int(w.seed))),
+        spec=spec("pretrain", lambda w: specs.training_spec(STUDY, training_at(w))),
         checkpoints=checkpoints_of("pretrain"),
     shell:
         "exec python -m viny pretrain --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
+        " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
         " --run {output.run:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

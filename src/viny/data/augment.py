@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,16 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalisation(NamedTuple):
+    """Means and standard deviations of the channels, for images in 0 to 1."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+IMAGENET = Normalisation()
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green and blue, as in torchvision
 
 
@@ -42,15 +53,15 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Subtract ImageNet's channel means and divide by its standard deviations: float [B, 3, H, W] in 0 to 1."""
-    mean, std = _channels(IMAGENET_MEAN, images.device), _channels(IMAGENET_STD, images.device)
+def normalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
+    """Subtract the channels' means and divide by their standard deviations: float [B, 3, H, W] in 0 to 1."""
+    mean, std = _channels(by.mean, images.device), _channels(by.std, images.device)
     return (images - mean) / std
 
 
-def denormalise(images: Tensor) -> Tensor:
+def denormalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
     """Undo `normalise`."""
-    mean, std = _channels(IMAGENET_MEAN, images.device), _channels(IMAGENET_STD, images.device)
+    mean, std = _channels(by.mean, images.device), _channels(by.std, images.device)
     return images * std + mean
 
 
@@ -162,13 +173,13 @@ class Draws:
         return Draws(self.flips[positions], self.contrast[positions])
 
 
-def labelled_images(images: Tensor, draws: Draws | None, normalised: bool) -> Tensor:
+def labelled_images(images: Tensor, draws: Draws | None, normalised: bool | Normalisation) -> Tensor:
     """Flip, jitter and normalise a batch for a labelled stage.
 
     Args:
         images: uint8 [B, 3, H, W].
         draws: flips and contrast factors [B]; None to leave the images as they are.
-        normalised: whether to subtract ImageNet's means and divide by its standard deviations.
+        normalised: by what to normalise: True for ImageNet's means and deviations, False for nothing.
 
     Returns:
         float [B, 3, H, W].
@@ -176,4 +187,6 @@ def labelled_images(images: Tensor, draws: Draws | None, normalised: bool) -> Te
     x = to_float(images)
     if draws is not None:
         x = adjust_contrast(flip(x, draws.flips), draws.contrast)
-    return normalise(x) if normalised else x
+    if not normalised:
+        return x
+    return normalise(x, IMAGENET if normalised is True else normalised)

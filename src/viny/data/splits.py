@@ -48,12 +48,29 @@ def torch_permutation(count: int, seed: int) -> np.ndarray:
     return np.array(order, np.int64)
 
 
-def pretrain_split(pack: Pack, size: int, seed: int, split_seed: int, subsets: str) -> dict[str, np.ndarray]:
-    """Unlabelled images for pre-training: a prefix of one permutation."""
+def pretrain_split(
+    pack: Pack, size: int, seed: int, split_seed: int, subsets: str, held_out: int = 0
+) -> dict[str, np.ndarray]:
+    """Unlabelled images for pre-training: a prefix of one permutation, without the held-out images.
+
+    The `held_out` images, by which the loss on images that nobody trains on is measured, depend on `split_seed` alone:
+    they are the same for all sizes and seeds.
+
+    Raises:
+        InputError: `size` and `held_out` do not fit the data.
+    """
     if size > len(pack):
         raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(pack)} images")
+    if size + held_out > len(pack):
+        raise InputError(
+            f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(pack)} images; lower either"
+        )
     draw = ["pretrain", split_seed] + ([seed] if subsets == "per_seed" else [])
-    return {"train": _order(pack, *draw)[:size], "test": np.empty(0, np.int64)}
+    order, test = _order(pack, *draw), np.empty(0, np.int64)
+    if held_out:
+        test = np.sort(_order(pack, "held_out", split_seed)[:held_out])
+        order = order[~np.isin(order, test)]
+    return {"train": order[:size], "test": test}
 
 
 def finetune_split(
@@ -109,12 +126,33 @@ def task_split(
     split_seed: int = 0,
     test_size: int = 0,
     given: bool = False,
+    size: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Images for an intermediate task: the official split, or, for a task on the segmentation data under
-    pool 'training', everything but the fixed test set. The last four arguments matter only to the latter."""
+    pool 'training', everything but the fixed test set.
+
+    `pool`, `test_set`, `test_size` and `given` matter only to the latter. Of the training images, `size` are taken: the
+    first of one permutation by `split_seed`, so that sizes nest; all of them if it is None.
+
+    Raises:
+        InputError: the pack has no such parts, or fewer training images than `size`.
+    """
     if on_segmentation_data and pool == "training" and test_set == "fixed":
         test, rest = _fixed_test_set(pack, split_seed, test_size, given)
-        return {"train": np.sort(rest), "test": test}
+        split = {"train": np.sort(rest), "test": test}
+    else:
+        split = _official_parts(pack)
+    if size is None:
+        return split
+    if size > len(split["train"]):
+        raise InputError(
+            f"intermediate.<task>.images: {size} is more than the task's training part, {len(split['train'])} images"
+        )
+    order = _order(pack, "task", split_seed)
+    return {**split, "train": order[np.isin(order, split["train"])][:size]}
+
+
+def _official_parts(pack: Pack) -> dict[str, np.ndarray]:
     if pack.parts is None:
         raise InputError(f"{pack.folder}: source '{pack.manifest['source']}' has no train and test parts")
     split = {part: np.flatnonzero(pack.parts == code) for part, code in (("train", TRAIN), ("test", TEST))}

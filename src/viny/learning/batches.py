@@ -33,9 +33,13 @@ class PackSubset:
         self.held: Tensor | None = None
         if not hold:
             return
-        limit = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else IN_MEMORY
-        if len(indices) * self.bytes_each <= limit:
+        if len(indices) * self.bytes_each <= self.room:
             self.held = torch.from_numpy(pack.rows(name, indices)).to(device)
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be kept where batches are wanted."""
+        return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else IN_MEMORY
 
     @property
     def bytes_each(self) -> int:
@@ -72,7 +76,10 @@ class Batches:
     make: Callable[[Tensors, Tensors], tuple[Tensor, ...]]
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        drawn = self.draw(positions, generator)
+        return self.of(positions, self.draw(positions, generator))
+
+    def of(self, positions: Tensor, drawn: Tensors) -> tuple[Tensor, ...]:
+        """The batch that given draws make."""
         read = {name: subset[positions] for name, subset in self.subsets.items()}
         device = read["images"].device
         return self.make(read, {name: augment.to_device(values, device) for name, values in drawn.items()})
@@ -87,8 +94,9 @@ def simmim_batches(
     crop_scale: float,
     device: torch.device,
     hold: bool = True,
+    normalisation: augment.Normalisation = augment.IMAGENET,
 ) -> Batches:
-    """Random crops, flips, ImageNet normalisation, and one patch mask per image."""
+    """Random crops, flips, normalisation, and one patch mask per image."""
     shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
 
     def draw(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -100,7 +108,7 @@ def simmim_batches(
     def make(read: Tensors, drawn: Tensors) -> tuple[Tensor, Tensor]:
         x = augment.to_float(read["images"])
         x = augment.crop_resize_flip(x, drawn["boxes"], drawn["flips"], image_size)
-        return augment.normalise(x), drawn["mask"]
+        return augment.normalise(x, normalisation), drawn["mask"]
 
     return Batches({"images": PackSubset(pack, "images", indices, device, hold)}, draw, make)
 
@@ -110,7 +118,7 @@ class LabelledAugmentation:
     """How a labelled stage sees its training images."""
 
     contrast: float
-    normalised: bool
+    normalised: bool | augment.Normalisation
     frozen: augment.Draws | None = None  # drawn once for all images of the list; None: drawn at every step
 
     def draw(self, positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

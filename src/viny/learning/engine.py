@@ -143,8 +143,9 @@ class Engine:
         self.machine, self.device = machine, machine.device
         self.on_gpu = self.device.type == "cuda"
         first = runs[0]
-        if not stackable(first.objective):
-            raise UnsoundError(f"it knows no loss of {type(first.objective).__name__}")
+        for run in runs:
+            if not stackable(run.objective):
+                raise UnsoundError(f"it knows no loss of {type(run.objective).__name__}")
         self.settings, self.kind = first.settings, Kind.of(first.objective)
         self.make = first.batches.make
         self.slots = [Slot() for _ in runs]
@@ -183,7 +184,9 @@ class Engine:
         Its gradients come from the kernels that were held against PyTorch's at the start.
         """
         free = [place for place, slot in enumerate(self.slots) if slot.run is None]
-        if not free or not self.images.hold(run.batches) or min(run.count, self.settings.batch_size) > self.batch:
+        if not free or not stackable(run.objective):
+            return False
+        if not self.images.hold(run.batches) or min(run.count, self.settings.batch_size) > self.batch:
             return False
         self._seat(free[0], run)
         return True

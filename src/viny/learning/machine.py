@@ -37,9 +37,14 @@ class Machine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise InputError("compute.device: 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+        return cls.of(torch.device(device), precision)
+
+    @classmethod
+    def of(cls, device: torch.device, precision: str) -> Machine:
+        """A device with a precision, or with what 'auto' means on it."""
         if precision == "auto":
-            precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
-        return cls(torch.device(device), precision)
+            precision = "bfloat16" if computes_in_bfloat16(device.type) else "float32"
+        return cls(device, precision)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

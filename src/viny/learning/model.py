@@ -1,8 +1,10 @@
 """ViNy: a small vision transformer whose weights are named as in timm's `VisionTransformer`.
 
 ViNy's attention is wider than its tokens (8 heads of 64 on 128 dimensions), its patch embedding is
-LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v have no bias. timm's own class computes the
-same from the same weights; it is not used here because importing it takes as long as importing PyTorch, in every job.
+LayerNorm-Linear-LayerNorm on raw pixels, and its projections to q, k, v have no bias. With architecture 'timm' it is
+the plain vision transformer of Dosovitskiy et al. 2021 (arXiv 2010.11929) as timm has it, for published weights. timm's
+own class computes the same from the same weights; it is not used here because importing it takes as long as importing
+PyTorch, in every job.
 """
 
 from __future__ import annotations
@@ -98,11 +100,11 @@ class HeadwiseAttention(torch.autograd.Function):
 class Attention(nn.Module):
     """Softmax attention of all tokens to all, with a head width of its own: [B, N, D] to [B, N, D]."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, bias: bool = False) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.fused = True
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=bias)
         self.proj = nn.Linear(heads * head_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +133,9 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(settings.dim)
-        self.attn = Attention(settings.dim, settings.heads, settings.head_dim)
-        self.norm2 = nn.LayerNorm(settings.dim)
+        self.norm1 = nn.LayerNorm(settings.dim, settings.epsilon)
+        self.attn = Attention(settings.dim, settings.heads, settings.head_dim, bias=settings.plain)
+        self.norm2 = nn.LayerNorm(settings.dim, settings.epsilon)
         self.mlp = Mlp(settings.dim, settings.mlp_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,15 +144,15 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Flatten each patch, normalise, project, normalise: [B, 3, S, S] to [B, L, D]."""
+    """Flatten each patch, normalise, project, normalise: [B, 3, S, S] to [B, L, D]; timm's only projects."""
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        values = 3 * patch_size**2
-        self.norm_in = nn.LayerNorm(values)
-        self.proj = nn.Linear(values, dim)
-        self.norm_out = nn.LayerNorm(dim)
+        self.patch_size = settings.patch_size
+        values = 3 * self.patch_size**2
+        self.norm_in = nn.Identity() if settings.plain else nn.LayerNorm(values)
+        self.proj = nn.Linear(values, settings.dim)
+        self.norm_out = nn.Identity() if settings.plain else nn.LayerNorm(settings.dim)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = patchify(images, self.patch_size)  # [B, L, P*P*3]
@@ -170,20 +172,31 @@ class ViNy(nn.Module):
         self.settings = settings
         self.cls_token = nn.Parameter(torch.empty(1, 1, settings.dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + settings.patches, settings.dim))
-        self.patch_embed = PatchEmbedding(settings.patch_size, settings.dim)
+        self.patch_embed = PatchEmbedding(settings)
         self.blocks = nn.Sequential(*(Block(settings) for _ in range(settings.depth)))
-        self.norm = nn.LayerNorm(settings.dim)
+        self.norm = nn.LayerNorm(settings.dim, settings.epsilon)
         self.head = nn.Linear(settings.dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
         self.set_fused_attention(torch.cuda.is_available())
 
     def reset_parameters(self) -> None:
-        """Draw tokens from N(0, 1) and layers from PyTorch's defaults, with the global generator."""
+        """Draw tokens from N(0, 1) and layers from PyTorch's defaults, with the global generator; timm's as timm does.
+
+        timm cuts its normal distributions off at 100 standard deviations, which no draw reaches.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
-        nn.init.normal_(self.pos_embed)
-        nn.init.normal_(self.cls_token)
+        if not self.settings.plain:
+            nn.init.normal_(self.pos_embed)
+            nn.init.normal_(self.cls_token)
+            return
+        nn.init.normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in (*self.blocks.modules(), self.head):
+            if isinstance(module, nn.Linear):  # not the patch embedding, which timm leaves to PyTorch
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def set_fused_attention(self, fused: bool) -> None:
         for block in self.blocks:

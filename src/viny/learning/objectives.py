@@ -192,7 +192,14 @@ class Segmentation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores [B, classes, S, S] of images [B, 3, S, S]; their argmax is the prediction."""
-        tokens = self.encoder.encode(images, self.class_token)[:, int(self.class_token) :]
+        return self.scores(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, L, D] of images [B, 3, S, S]."""
+        return self.encoder.encode(images, self.class_token)[:, int(self.class_token) :]
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """What `forward` gives, from patch tokens [B, L, D]."""
         logits = unpatchify(self.head(tokens).float(), self.encoder.settings.patch_size, self.classes)
         if self.loss_kind == "pixel_softmax":
             logits = F.log_softmax(logits.flatten(2), dim=2).view_as(logits)
@@ -201,3 +208,14 @@ class Segmentation(nn.Module):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, masks = batch
         return labelled_cross_entropy(self(images), masks)
+
+
+class FrozenSegmentation(Segmentation):
+    """Segmentation whose head alone is trained, on tokens that its encoder has made before.
+
+    The encoder takes no part in the loss, so that no optimiser moves it; the weights are the whole model's.
+    """
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens, masks = batch
+        return labelled_cross_entropy(self.scores(tokens), masks)

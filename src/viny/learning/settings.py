@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from viny.runtime.errors import InputError
+
 IN_MEMORY = 2 << 30  # bytes; larger subsets are read from the memory map batch by batch, others once
 TRAINING = 3  # operations of a training step, in forward passes: one forward, and twice that backward
+ARCHITECTURES = ("viny", "timm")
 BATCH = 64  # images per forward pass when nothing is trained; more no longer fit a processor's cache
 
 
@@ -18,7 +21,14 @@ def batch_of_masks(classes: int) -> int:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Dimensions of the vision transformer; sizes in pixels."""
+    """Dimensions of the vision transformer; sizes in pixels.
+
+    `architecture` is 'viny', or 'timm' for the plain vision transformer as timm has it: a linear patch embedding
+    without norms, biases of q, k and v, heads as wide together as the tokens.
+
+    Raises:
+        ValueError: there is no such architecture, or timm has none of these dimensions.
+    """
 
     image_size: int = 128
     patch_size: int = 16
@@ -27,10 +37,61 @@ class ModelSettings:
     heads: int = 8
     head_dim: int = 64
     mlp_dim: int = 512
+    architecture: str = "viny"
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture '{self.architecture}'; expected {' or '.join(ARCHITECTURES)}")
+        if self.plain and self.heads * self.head_dim != self.dim:
+            raise ValueError(
+                f"{self.heads} heads of {self.head_dim} are not the {self.dim} dimensions of timm's tokens"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is timm's architecture."""
+        return self.architecture == "timm"
+
+    @property
+    def epsilon(self) -> float:
+        """What layer norms add to a variance."""
+        return 1e-6 if self.plain else 1e-5
 
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+
+TIMM_SIZES = {"tiny": {"dim": 192, "heads": 3}, "small": {"dim": 384, "heads": 6}}
+TIMM_MODELS = {
+    **{f"vit_{size}_patch16_{side}": size for size in TIMM_SIZES for side in (224, 384)},
+    **{f"deit_{size}_patch16_224": size for size in TIMM_SIZES},
+}
+
+
+def timm_model(name: str, image_size: int) -> dict[str, Any]:
+    """The `model` settings of one of timm's vision transformers, by its name, for images of another size too.
+
+    Args:
+        name: as timm has it, such as vit_tiny_patch16_224, with or without the name of its weights after a dot.
+        image_size: side of the images, pixels.
+
+    Raises:
+        InputError: no such model is known here, or its patches do not fill the image.
+    """
+    size = TIMM_MODELS.get(name.partition(".")[0])
+    if size is None:
+        raise InputError(
+            f"timm: '{name}' is not known here; expected one of {', '.join(TIMM_MODELS)}, with or without the name of "
+            "its weights after a dot, as in vit_tiny_patch16_224.augreg_in21k"
+        )
+    if image_size % 16:
+        raise InputError(
+            f"model.image_size: {image_size}; expected a multiple of 16, the side of the patches of timm's {name}"
+        )
+    dim = TIMM_SIZES[size]["dim"]
+    model = {"architecture": "timm", "image_size": image_size, "patch_size": 16, "dim": dim, "depth": 12}
+    return {**model, "heads": TIMM_SIZES[size]["heads"], "head_dim": 64, "mlp_dim": 4 * dim}
 
 
 def forward_operations(model: ModelSettings) -> int:

@@ -83,9 +83,9 @@ def gelu(x: Tensor) -> Tensor:
     return Gelu.apply(x) if x.dtype == torch.bfloat16 and torch.compiler.is_compiling() else F.gelu(x)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer norm of [M, T, D] by weights and biases [M, 1, D]."""
-    return F.layer_norm(wide(x), x.shape[-1:]) * weight + bias
+    return F.layer_norm(wide(x), x.shape[-1:], eps=epsilon) * weight + bias
 
 
 def widened(x: Tensor, p: Views, settings: ModelSettings, tokens: int, attend: Attention) -> tuple[Tensor, Tensor]:
@@ -102,10 +102,11 @@ def widened(x: Tensor, p: Views, settings: ModelSettings, tokens: int, attend: A
         What the last product's result is added to, and what it multiplies.
     """
     m, t, _ = x.shape
-    qkv = linear(norm(x, p["norm1.weight"], p["norm1.bias"]), p["attn.qkv.weight"])
+    e = settings.epsilon
+    qkv = linear(norm(x, p["norm1.weight"], p["norm1.bias"], e), p["attn.qkv.weight"], p.get("attn.qkv.bias"))
     heads = attend(qkv.view(m * t // tokens, tokens, 3, settings.heads, settings.head_dim))
     x = x + linear(heads.reshape(m, t, -1), p["attn.proj.weight"], p["attn.proj.bias"])
-    hidden = linear(norm(x, p["norm2.weight"], p["norm2.bias"]), p["mlp.fc1.weight"], p["mlp.fc1.bias"])
+    hidden = linear(norm(x, p["norm2.weight"], p["norm2.bias"], e), p["mlp.fc1.weight"], p["mlp.fc1.bias"])
     return x, gelu(hidden)
 
 
@@ -132,9 +133,12 @@ def embed(
     """
     m = p["encoder.pos_embed"].shape[0]
     e = "encoder.patch_embed."
-    patches = patchify(images, settings.patch_size).view(m, -1, 3 * settings.patch_size**2)
-    x = norm(patches, p[e + "norm_in.weight"], p[e + "norm_in.bias"])
-    x = norm(linear(x, p[e + "proj.weight"], p[e + "proj.bias"]), p[e + "norm_out.weight"], p[e + "norm_out.bias"])
+    x = patchify(images, settings.patch_size).view(m, -1, 3 * settings.patch_size**2)
+    if not settings.plain:
+        x = norm(x, p[e + "norm_in.weight"], p[e + "norm_in.bias"], settings.epsilon)
+    x = linear(x, p[e + "proj.weight"], p[e + "proj.bias"])
+    if not settings.plain:
+        x = norm(x, p[e + "norm_out.weight"], p[e + "norm_out.bias"], settings.epsilon)
     x = x.view(m, -1, settings.patches, settings.dim)
     if mask is not None:
         x = torch.where(mask.view(m, -1, settings.patches, 1), p["mask_token"].unsqueeze(1), x)
@@ -178,7 +182,7 @@ def simmim_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor:
     places, mask = batch["places"], batch["mask"]  # [M * B, K], [M * B, L]
     x = x.view(len(places), kind.tokens, d)
     x = Masked.apply(x, places + 1, F.pad(mask, (1, 0))) if kind.class_token else Masked.apply(x, places, mask)
-    x = norm(x.view(m, -1, d), p["encoder.norm.weight"], p["encoder.norm.bias"])
+    x = norm(x.view(m, -1, d), p["encoder.norm.weight"], p["encoder.norm.bias"], kind.settings.epsilon)
     predicted = wide(linear(x, p["head.weight"], p["head.bias"])).view(m, len(places) // m, -1)
     pixels = patchify(batch["images"], kind.settings.patch_size)
     pixels = pixels.gather(1, places.unsqueeze(2).expand(-1, -1, pixels.shape[2])).view(predicted.shape)
@@ -189,11 +193,11 @@ def classification_loss(x: Tensor, p: Views, batch: Views, kind: Kind) -> Tensor
     """Each image's loss [M, B]."""
     m, n = x.shape[0], kind.tokens
     x = x.view(m, -1, n, x.shape[2])
-    w, b = p["encoder.norm.weight"], p["encoder.norm.bias"]
+    w, b, e = p["encoder.norm.weight"], p["encoder.norm.bias"], kind.settings.epsilon
     if kind.pooling == "mean":
-        x = norm(x, w.unsqueeze(1), b.unsqueeze(1))[:, :, int(kind.class_token) :].mean(2)
+        x = norm(x, w.unsqueeze(1), b.unsqueeze(1), e)[:, :, int(kind.class_token) :].mean(2)
     else:
-        x = norm(x[:, :, 0], w, b)
+        x = norm(x[:, :, 0], w, b, e)
     logits = wide(linear(x, p["head.weight"], p["head.bias"]))
     targets = batch["targets"].view(m, -1, logits.shape[2])
     return -(targets * F.log_softmax(logits, 2)).sum(2)
@@ -227,7 +231,7 @@ def _patch_tokens(x: Tensor, p: Views, kind: Kind) -> Tensor:
     if kind.class_token:
         m, _, d = x.shape
         x = x.view(m, -1, kind.tokens, d)[:, :, 1:].reshape(m, -1, d)
-    return norm(x, p["encoder.norm.weight"], p["encoder.norm.bias"])
+    return norm(x, p["encoder.norm.weight"], p["encoder.norm.bias"], kind.settings.epsilon)
 
 
 LOSSES: dict[type[nn.Module], Callable[[Tensor, Views, Views, Kind], Tensor]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from viny.data.augment import Draws, labelled_images
+from viny.data.augment import IMAGENET, Draws, Normalisation, labelled_images
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -25,13 +26,21 @@ from viny.learning.batches import (
     simmim_batches,
 )
 from viny.learning.checkpoint import Checkpoints, Progress
+from viny.learning.frozen import TokenBatches
 from viny.learning.machine import Machine, keep_kernels
 from viny.learning.model import ViNy, count_parameters
-from viny.learning.objectives import Classification, PatchClassification, SimMIM
+from viny.learning.objectives import Classification, FrozenSegmentation, PatchClassification, SimMIM
 from viny.learning.run import Run
 from viny.learning.settings import BATCH, TrainSettings
 from viny.learning.train import fit
-from viny.learning.weights import load_encoder, make_segmentation, new_encoder, read_weights, save_weights
+from viny.learning.weights import (
+    load_encoder,
+    make_segmentation,
+    new_encoder,
+    own_normalisation,
+    read_weights,
+    save_weights,
+)
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, file_sha256, read_sealed, write_sealed
@@ -44,19 +53,30 @@ CHECKPOINT_MINUTES = 5.0
 
 
 def _pretrain(
-    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
+    spec: Mapping[str, Any],
+    encoder: ViNy,
+    pack: Pack,
+    train: Any,
+    device: torch.device,
+    hold: bool = True,
+    own: Normalisation | None = None,
 ) -> Any:
-    settings = encoder.settings
-    batches = simmim_batches(
-        pack, train, settings.image_size, settings.patches, spec["mask_ratio"], spec["crop_scale"], device, hold
-    )
+    size, patches = encoder.settings.image_size, encoder.settings.patches
+    masked, crop, by = spec["mask_ratio"], spec["crop_scale"], own or IMAGENET
+    batches = simmim_batches(pack, train, size, patches, masked, crop, device, hold, by)
     return SimMIM(encoder, spec["class_token"]), batches
 
 
 def _intermediate(
-    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
+    spec: Mapping[str, Any],
+    encoder: ViNy,
+    pack: Pack,
+    train: Any,
+    device: torch.device,
+    hold: bool = True,
+    own: Normalisation | None = None,
 ) -> Any:
-    augmentation = LabelledAugmentation(spec["contrast"], normalised=True)
+    augmentation = LabelledAugmentation(spec["contrast"], normalised=own or True)
     if spec["target"] == "patch":
         classes = len(pack.manifest["mask_classes"])
         objective = PatchClassification(encoder, classes, spec["class_token"])
@@ -68,15 +88,27 @@ def _intermediate(
 
 
 def _finetune(
-    spec: Mapping[str, Any], encoder: ViNy, pack: Pack, train: Any, device: torch.device, hold: bool = True
+    spec: Mapping[str, Any],
+    encoder: ViNy,
+    pack: Pack,
+    train: Any,
+    device: torch.device,
+    hold: bool = True,
+    own: Normalisation | None = None,
 ) -> Any:
     frozen = None
     if spec["augmentation"] == "frozen":
         draws = generator(spec["cell"]["seed"], "finetune", "frozen")
         frozen = Draws.make(len(train), spec["contrast"], draws)
-    augmentation = LabelledAugmentation(spec["contrast"], spec["normalise"], frozen)
-    objective = make_segmentation(spec, encoder, len(pack.manifest["mask_classes"]))
-    return objective, mask_batches(pack, train, augmentation, device, hold)
+    augmentation = LabelledAugmentation(spec["contrast"], own or spec["normalise"], frozen)
+    classes = len(pack.manifest["mask_classes"])
+    if spec.get("encoder") == "frozen":
+        objective = make_segmentation(spec, encoder, classes, FrozenSegmentation)
+        images = mask_batches(pack, train, augmentation, device, hold=False)  # the images are read once
+        images = replace(images, subsets={**images.subsets, "masks": PackSubset(pack, "masks", train, device)})
+        machine = Machine.of(device, spec["precision"])
+        return objective, TokenBatches(objective, images, len(train), frozen is not None, machine)
+    return make_segmentation(spec, encoder, classes), mask_batches(pack, train, augmentation, device, hold)
 
 
 STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {
@@ -87,8 +119,13 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {
 
 
 @torch.inference_mode()
-def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine) -> float:
-    """Share of held-out images, or of their patches, that an intermediate task's model classifies correctly."""
+def held_out_accuracy(
+    objective: nn.Module, pack: Pack, indices: np.ndarray, machine: Machine, own: Normalisation | None = None
+) -> float:
+    """Share of held-out images, or of their patches, that an intermediate task's model classifies correctly.
+
+    `own` is the model's own normalisation, if it has one.
+    """
     objective.eval()
     images = PackSubset(pack, "images", indices, machine.device)
     patches = isinstance(objective, PatchClassification)
@@ -96,7 +133,7 @@ def held_out_accuracy(objective: nn.Module, pack: Pack, indices: np.ndarray, mac
     hits = []
     for positions in torch.arange(len(indices)).split(BATCH):
         with machine.autocast():
-            guess = objective(labelled_images(images[positions], None, normalised=True)).argmax(-1)
+            guess = objective(labelled_images(images[positions], None, normalised=own or True)).argmax(-1)
         truth = targets[positions]
         if patches:
             truth = objective.targets(truth)
@@ -228,11 +265,12 @@ class TrainingJob:
         self.split = read_split(files.split, files.indices, self.pack)
         encoder = new_encoder(spec["model"], self.seed)
         parent = load_encoder(encoder, files.parent) if files.parent else None
+        self.own = None if parent is None else own_normalisation(parent)
         self.count = len(self.split["train"])
         with torch.random.fork_rng():
             torch.manual_seed(derive(self.seed, self.stage, "head"))
             self.objective, self.batches = STAGES[self.stage](
-                spec, encoder, self.pack, self.split["train"], machine.device, hold
+                spec, encoder, self.pack, self.split["train"], machine.device, hold, self.own
             )
         self.record = {
             "stage": self.stage,
@@ -245,6 +283,8 @@ class TrainingJob:
             "parent_sha256": parent["weights_sha256"] if parent else None,
             "mask_classes": self.pack.manifest["mask_classes"],
         }
+        if parent is not None and "normalisation" in parent:
+            self.record["normalisation"] = parent["normalisation"]
         self.settings = TrainSettings.of(spec["train"])
         self.checkpoints: Checkpoints | None = None
         if files.checkpoints:
@@ -294,7 +334,7 @@ class TrainingJob:
         if stage == "intermediate":
             test = self.split["test"]
             record["held_out_images"] = len(test)
-            record["held_out_accuracy"] = held_out_accuracy(self.objective, self.pack, test, self.machine)
+            record["held_out_accuracy"] = held_out_accuracy(self.objective, self.pack, test, self.machine, self.own)
             print(f"{stage}: accuracy {record['held_out_accuracy']:.4f} on {len(test)} held-out images")
         record["weights_sha256"] = save_weights(files.weights, self.objective.state_dict(), record)
         write_sealed(

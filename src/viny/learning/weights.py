@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -14,12 +14,15 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from viny.data.augment import Normalisation
 from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
+
+S = TypeVar("S", bound=Segmentation)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -110,6 +113,34 @@ def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     return load_weights(path)[0], record
 
 
+def own_normalisation(record: Mapping[str, Any]) -> Normalisation | None:
+    """The normalisation of published weights that a model goes back to, from its record; None if it has none.
+
+    Raises:
+        InputError: the record's is none for three channels.
+    """
+    found = record.get("normalisation")
+    if found is None:
+        return None
+    mean, std = (tuple(float(value) for value in found[key]) for key in ("mean", "std"))
+    if not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise InputError(
+            f"'normalisation' of a weights record: {dict(found)}; expected three means and three deviations above 0; "
+            "delete the record and run again"
+        )
+    return Normalisation(mean, std)
+
+
+def shown_by(record: Mapping[str, Any], otherwise: bool) -> bool | Normalisation:
+    """How images are normalised for a model: as for the published weights that it goes back to, or as the study says.
+
+    Args:
+        record: of the model's weights.
+        otherwise: whether images are normalised by ImageNet's means and deviations for a model without its own.
+    """
+    return own_normalisation(record) or otherwise
+
+
 def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
     """A randomly initialised encoder; the same for every cell with the same seed."""
     settings = ModelSettings(**model)
@@ -136,5 +167,5 @@ def load_encoder(encoder: ViNy, record_path: Path) -> dict[str, Any]:
     return record
 
 
-def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int) -> Segmentation:
-    return Segmentation(encoder, classes, spec["segmentation_loss"], spec["class_token"])
+def make_segmentation(spec: Mapping[str, Any], encoder: ViNy, classes: int, kind: type[S] = Segmentation) -> S:
+    return kind(encoder, classes, spec["segmentation_loss"], spec["class_token"])

@@ -30,7 +30,7 @@ PROVENANCE = {
 TRAINED = {
     "stage": str,
     "spec": {
-        "model": {"*": int},
+        "model": {"architecture": str, "*": int},
         "cell": CELL,
         "train": {"*": (*NUMBER, str, list)},
         "segmentation_loss": str,
@@ -42,6 +42,7 @@ TRAINED = {
     "precision": str,
     "final_loss": NUMBER,
     "held_out_accuracy": (*NUMBER, NoneType),
+    "normalisation": {"mean": [NUMBER], "std": [NUMBER]},
     "mask_classes": [str],
     "parent_sha256": HASH,
     **dict.fromkeys(("weights_sha256", "pack_sha256", "split_sha256"), str),

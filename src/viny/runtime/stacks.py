@@ -66,8 +66,12 @@ class Work:
 
 
 def stack_key(work: Work) -> str:
-    """What trainings that may run as one have in common, hashed: the spec but for the cell, the pack, this Python."""
+    """What trainings that may run as one have in common, hashed: the spec but for the cell, the pack, this Python.
+
+    And where the encoder starts: published weights have images normalised in their own way.
+    """
     spec = {name: value for name, value in work.spec.items() if name != "cell"}
+    spec["start"] = work.spec.get("cell", {}).get("start")
     here = [os.path.realpath(sys.prefix), sys.version, version_of("torch")]
     return digest({"spec": spec, "manifest": os.path.realpath(work.arguments["manifest"]), "here": here})[:16]
 

@@ -12,6 +12,8 @@ from viny.data.masks import MAX_CLASSES, value_number
 from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
+from viny.study.arms import model_of, task_chain
+from viny.study.grid import AXES, Arm, arms
 from viny.study.reading import SHORT
 
 # More than any study needs. A job's settings are one argument of its command, which Linux limits to 128 KiB, and
@@ -100,7 +102,7 @@ def _explain(error: Any) -> str:
 
 def check_across(config: dict[str, Any]) -> None:
     """Check what a schema cannot: keys that must fit each other."""
-    count = math.prod(len(values) for values in config["grid"].values())
+    count = math.prod(len(config["grid"].get(axis, [""])) for axis in AXES)
     if count > MAX_CELLS:
         raise InputError(f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists")
     model = config["model"]
@@ -140,6 +142,18 @@ def check_across(config: dict[str, Any]) -> None:
                     f"{name}.milestones: {milestone} is not before the last epoch ({name}.epochs is "
                     f"{stage['epochs']}); use values from 1 to {stage['epochs'] - 1}, or [] for none"
                 )
+    tune = config.get("tune", {})
+    if tune.get("lr") and tune["validation"] * min(config["grid"]["finetune_sizes"]) < 1:
+        raise InputError(
+            f"tune.validation: {tune['validation']:g} of {min(config['grid']['finetune_sizes'])} labels leaves no "
+            "validation image; use a larger share"
+        )
+    for name in config["intermediate"]:
+        first = task_chain(config["intermediate"], name)[0]
+        if config["intermediate"][first].get("after"):
+            raise InputError(
+                f"intermediate.{name}.after: its tasks come after each other in a circle; let one be first"
+            )
     for name, task in config["intermediate"].items():
         if task["source"] == "segmentation" and task["target"] == "image" and segmentation["source"] == "folder":
             raise InputError(
@@ -188,6 +202,37 @@ def check_across(config: dict[str, Any]) -> None:
         )
 
 
+def check_arms(config: Mapping[str, Any]) -> None:
+    """Check that the starts of a study fit its variants."""
+    found = arms(config)
+    for variant in dict.fromkeys(config["grid"].get("variants", ())):
+        if not any(arm.variant == variant for arm in found):
+            raise InputError(f"variants.{variant}.grid.starts: leaves no start; name one of the grid's")
+    image_size = config["model"]["image_size"]
+    for name in config.get("starts", {}):
+        patch = model_of(config, name)["patch_size"]
+        if image_size % patch:
+            raise InputError(
+                f"starts.{name}: its patches of {patch} pixels do not divide model.image_size, {image_size}; choose a "
+                f"multiple of {patch}"
+            )
+        ratio, patches = config["pretrain"]["mask_ratio"], (image_size // patch) ** 2
+        if int(ratio * patches) == 0 and max(config["grid"]["pretrain_sizes"]):
+            raise InputError(
+                f"pretrain.mask_ratio: {ratio} masks none of the {patches} patches of starts.{name}; use a larger "
+                "model.image_size"
+            )
+    for name, variant in config.get("variants", {}).items():
+        if variant["model"] == config["model"]:
+            continue
+        fixed = [start for start in config.get("starts", {}) if Arm(start, name) in found]
+        if fixed:
+            raise InputError(
+                f"variants.{name}.model: start '{fixed[0]}' brings its own model; limit the variant to others, such as "
+                f"variants.{name}.grid.starts: [random]"
+            )
+
+
 def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> None:
     """Refuse grid sizes larger than the data, and tasks without images to train or to be tested on.
 
@@ -202,12 +247,20 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
     """
     grid = config["grid"]
     counts = {name: count for name, count in counts.items() if count is not None}
-    if "pretrain" in counts and max(grid["pretrain_sizes"]) > counts["pretrain"]:
+    held_out = config["pretrain"].get("held_out", 0)
+    if "pretrain" in counts and max(grid["pretrain_sizes"]) + held_out > counts["pretrain"]:
+        more = f", with pretrain.held_out: {held_out}," if held_out else ""
         raise InputError(
-            f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])} is larger than the data: "
+            f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])}{more} is larger than the data: "
             f"{config['pretrain']['path']} ({config['pretrain']['source']}) has {counts['pretrain']} images"
         )
     for name, task in config["intermediate"].items():
+        few = counts.get(f"{name} trained")
+        if few is not None and task.get("images", 0) > few:
+            raise InputError(
+                f"intermediate.{name}.images: {task['images']} is more than the {few} training images in "
+                f"{task['path']} ({task['source']})"
+            )
         for part, words in (("trained", "training"), ("held_out", "held-out")):
             if counts.get(f"{name} {part}") == 0:
                 raise InputError(

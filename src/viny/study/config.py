@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from viny.runtime.errors import InputError
-from viny.study.checks import OWN_MASKS, check_across, check_mask_values, did_you_mean, validate
+from viny.study.arms import BUILT_IN_VARIANTS, SECTIONS, SHARED, lineages
+from viny.study.checks import OWN_MASKS, check_across, check_arms, check_mask_values, did_you_mean, validate
+from viny.study.grid import RANDOM, STUDY
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS, RESERVED
 from viny.study.reading import SHORT, check_extent
 
@@ -38,7 +40,8 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         schema_path: the JSON schema (YAML).
 
     Returns:
-        A new mapping with every default, every switch, every task of the grid and every path filled in.
+        A new mapping with every default, every switch, every task of the grid and every path filled in. `variants`
+        holds, for each in the grid, the sections that it may change, resolved; `starts` those in the grid.
 
     Raises:
         InputError: names the key, what it holds, and what is allowed.
@@ -54,14 +57,17 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
     for name in RESERVED:
         if name in config["intermediate"]:
             raise InputError(f"intermediate.{name}: a task may not be called '{name}'; choose another name")
-    tasks = {}
-    for name in config["grid"]["intermediates"]:
-        if name == "none":
+    tasks: dict[str, Any] = {}
+    wanted = [(name, "grid.intermediates") for name in config["grid"]["intermediates"] if name != "none"]
+    for name, where in wanted:  # and those that they come after
+        if name in tasks:
             continue
         # The schema's defaults are filled in already; a built-in task's own come between them and the user's.
-        task = _described(name, raw.get("intermediate", {}), "grid.intermediates", ())
+        task = _described(name, raw.get("intermediate", {}), where, ())
         _fill_defaults(task, task_schema, schema)
         tasks[name] = task
+        if "after" in task:
+            wanted.append((task["after"], f"intermediate.{name}.after"))
     config["intermediate"] = tasks
     _fill_folders(config)
     for section in (config["pretrain"], config["segmentation"], *tasks.values()):
@@ -72,7 +78,99 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
             config["model"]["image_size"], config["pretrain"]["crop_scale"]
         )
     check_across(config)
+    _resolve_arms(config, raw, schema_path)
+    check_arms(config)
     return config
+
+
+def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: str | Path) -> None:
+    """Complete the starts and variants of the grid; a study without any keeps no keys about them."""
+    grid = config["grid"]
+    given = {"starts": config.pop("starts", {}), "variants": config.pop("variants", {})}
+    known = {"starts": {RANDOM}, "variants": {STUDY, *BUILT_IN_VARIANTS}}
+    grid.pop("lineages", None)
+    for axis, usual in (("starts", RANDOM), ("variants", STUDY)):
+        for name in grid.get(axis, ()):
+            if name not in known[axis] and name not in given[axis]:
+                names = sorted({*known[axis], *given[axis]})
+                raise InputError(
+                    f"grid.{axis}: none is called '{name}'{did_you_mean(name, names)}; known are {', '.join(names)}; "
+                    f"describe your own under {axis}.{name}"
+                )
+        if usual in given[axis]:
+            raise InputError(f"{axis}.{usual}: this name is taken; choose another")
+        if grid.get(axis) == [usual]:
+            del grid[axis]
+    starts = {name: given["starts"][name] for name in grid.get("starts", ()) if name != RANDOM}
+    if starts:
+        config["starts"] = starts
+    plain = {key: value for key, value in raw.items() if key != "variants"}
+    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ("variants", "lineages")}
+    variants = {}
+    for name in grid.get("variants", ()):
+        if name != STUDY:
+            own = merge(BUILT_IN_VARIANTS.get(name, {}), given["variants"].get(name, {}))
+            variants[name] = _variant(name, own, config, plain, schema_path)
+    if variants:
+        config["variants"] = variants
+        for one in variants.values():
+            one["intermediate"] = {**config["intermediate"], **one["intermediate"]}
+    if found := lineages(config):
+        grid["lineages"] = found
+
+
+def _variant(
+    name: str, own: Mapping[str, Any], config: Mapping[str, Any], plain: Mapping[str, Any], schema_path: str | Path
+) -> dict[str, Any]:
+    """The sections that a variant may change, resolved, and the axes that it shortens.
+
+    Args:
+        name: of the variant.
+        own: what it changes.
+        config: the resolved study.
+        plain: what the study's file says, without variants.
+        schema_path: the JSON schema.
+    """
+    differs = {key: value for key, value in own.items() if key != "grid"}
+    try:
+        # The study's own size of packs, so that a smaller crop is refused instead of packed anew.
+        packed = {"pretrain": {"pack_size": config["pretrain"]["pack_size"]}}
+        found = resolve(merge(merge(plain, packed), differs), schema_path)
+    except InputError as error:
+        raise InputError(f"variants.{name}: {error}") from error
+
+    def shared(section: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+        for key in keys:
+            if mine.get(key) != theirs.get(key):
+                raise InputError(
+                    f"variants.{name}.{section}.{key}: is one for all arms, which share images and test; "
+                    "leave it out, or make it another study"
+                )
+
+    for section in ("model", "switches", "pretrain"):
+        shared(section, found[section], config[section], SHARED[section])
+    for task, settings in found["intermediate"].items():
+        known = config["intermediate"].setdefault(task, settings)  # one that only variants have
+        shared(f"intermediate.{task}", settings, known, SHARED["task"])
+    crop, size = found["pretrain"]["crop_scale"], config["pretrain"]["pack_size"]
+    if (least := least_pack_size(config["model"]["image_size"], crop)) > size and crop < config["pretrain"][
+        "crop_scale"
+    ]:
+        raise InputError(
+            f"variants.{name}.pretrain.crop_scale: {crop:g} needs packed images of {least} pixels, the study's have "
+            f"{size}; set pretrain.pack_size: {least} in the study"
+        )
+    limits = {}
+    for axis, values in own.get("grid", {}).items():
+        usual = config["grid"].get(axis, [RANDOM])
+        extra = [value for value in values if value not in usual]
+        if extra:
+            raise InputError(
+                f"variants.{name}.grid.{axis}: {extra[0]} is not in grid.{axis}; a variant may only leave values out"
+            )
+        limits[axis] = values
+    sections = {section: found[section] for section in SECTIONS if section in found}
+    return {**sections, **({"grid": limits} if limits else {})}
 
 
 def typed(given: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[str, Any]:

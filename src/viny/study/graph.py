@@ -13,14 +13,16 @@ from typing import Any
 from viny.learning.progress import PROGRESS
 from viny.runtime.claims import claim_beside
 from viny.study import grid, layout, specs
-from viny.study.grid import Encoder
+from viny.study.arms import settings_of
+from viny.study.grid import Cell, Encoder
 from viny.study.inventory import Images
 from viny.study.layout import SUMMARIES, TRAININGS, Training
 from viny.study.specs import training_spec
-from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload
+from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload, tune_workload
 
-STAGES = ("pack", "split", *TRAININGS, "evaluate", "geometry", *SUMMARIES)  # each needs only those before it
-PRIORITIES = {"pack": 3, "split": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
+# Each needs only those before it.
+STAGES = ("pack", "split", "start", *TRAININGS[:-1], "tune", TRAININGS[-1], "evaluate", "geometry", *SUMMARIES)
+PRIORITIES = {"pack": 3, "split": 3, "start": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
 Key = tuple[str, str]
 
@@ -58,7 +60,7 @@ class Job:
     @property
     def record(self) -> Path:
         """The output that says what the job was asked and what it was made from, in JSON."""
-        return self.outputs[1 if self.stage in TRAININGS else -1 if self.stage in SUMMARIES else 0]
+        return self.outputs[1 if self.stage in (*TRAININGS, "start") else -1 if self.stage in SUMMARIES else 0]
 
     def log(self, root: Path) -> Path:
         return self._beside(root, layout.LOG)
@@ -112,13 +114,44 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         needs, spec = [pack(layout.pack_of_split(part, subset))], specs.split_spec(config, part, subset)
         return add("split", f"{part}/{subset}", outputs, needs, spec)
 
+    def start(name: str) -> Key:
+        outputs = [layout.start_file(Path(), name, what) for what in layout.START]
+        return add("start", name, outputs, [], specs.start_spec(config, name))
+
+    def origin(training: Training) -> list[Key]:
+        """The job that a training's first weights come from; none if they are drawn."""
+        if training.parent is not None:
+            return trained(training.parent)
+        return [start(training.arm.start)] if training.published else []
+
+    def tunings(cell: Cell) -> list[Key]:
+        """The jobs that score the rates of a cell and of its other seeds; none if it takes the study's rate."""
+        if not specs.is_tuned(settings_of(config, cell.arm)):
+            return []
+        return [tuned(one) for one in by_group[cell.group]]
+
+    def tuned(cell: Cell) -> Key:
+        needs, work = read_by(layout.chain(cell)[-1]), tune_workload(config, cell.finetune_size, cell.arm)
+        return add("tune", cell.name, both(cell.name, layout.TUNING), needs, specs.tune_spec(config, cell), work=work)
+
+    def read_by(training: Training) -> list[Key]:
+        return [pack(training.pack), split(*training.split), *origin(training)]
+
     def trained(training: Training | None) -> list[Key]:
         """A training's job and, before it, its parent's; none for a random start."""
         if training is None:
             return []
-        needs = [pack(training.pack), split(*training.split), *trained(training.parent)]
+        needs = read_by(training)
+        if isinstance(training.key, Cell):
+            needs += tunings(training.key)
         spec, work = training_spec(config, training), training_workload(config, training, images.trained)
         return [add(training.stage, training.name, training.files(), needs, spec, work=work)]
+
+    def brought(one: Encoder, training: Training | None) -> list[Key]:
+        """The job that made an encoder, or brought its start; none if that is drawn."""
+        if training is not None:
+            return trained(training)
+        return [start(one.start)] if one.cell.shared.published else []
 
     def subset(size: int, seed: int) -> Key:
         return split("finetune", layout.subset(size, seed))
@@ -127,17 +160,21 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         return [Path(pattern.format(cell=name, encoder=name)) for pattern in patterns]
 
     def measured(one: Encoder) -> Key:
-        reference, own = trained(layout.reference_of(one)), trained(layout.training_of(one))
+        reference, own = (brought(one, of(one)) for of in (layout.reference_of, layout.training_of))
         needs = [pack("segmentation"), subset(grid.probe_size(config), one.seed), *reference, *own]
         outputs = both(one.name, layout.GEOMETRY, layout.GEOMETRY_ARRAYS)
         spec = specs.geometry_spec(config, one)
-        return add("geometry", one.name, outputs, needs, spec, work=geometry_workload(config))
+        return add("geometry", one.name, outputs, needs, spec, work=geometry_workload(config, one.cell.arm))
 
     all_cells = grid.cells(config)
+    by_group = grid.by_group(all_cells)
     evaluated = []
     for cell in all_cells:
         needs = [pack("segmentation"), subset(cell.finetune_size, cell.seed), *trained(layout.chain(cell)[-1])]
-        outputs, work = both(cell.name, layout.METRICS, layout.CONFUSION), evaluate_workload(config, images.tested)
+        outputs, work = (
+            both(cell.name, layout.METRICS, layout.CONFUSION),
+            evaluate_workload(config, images.tested, cell.arm),
+        )
         evaluated.append(add("evaluate", cell.name, outputs, needs, specs.evaluate_spec(config, cell), work=work))
     geometries = [measured(one) for one in grid.encoders(config)]
     if all_cells:

@@ -4,54 +4,151 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-CELL_NAME = re.compile(r"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+)")
+RANDOM = "random"  # the start of an encoder that is drawn, not published
+STUDY = "study"  # the variant that is the study itself
+AXES = ("starts", "variants", "pretrain_sizes", "intermediates", "finetune_sizes", "seeds")
+START = r"(?:_start-([A-Za-z0-9_]+))?"
+VARIANT = r"(?:_variant-([A-Za-z0-9_]+))?"
+CELL_NAME = re.compile(rf"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+){START}{VARIANT}")
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """Where encoders start, and the variant of the study that trains them."""
+
+    start: str = RANDOM
+    variant: str = STUDY
+
+    @property
+    def name(self) -> str:
+        """In words: 'random', 'tiny', 'random, tuned'."""
+        return self.start if self.variant == STUDY else f"{self.start}, {self.variant}"
+
+    @property
+    def suffix(self) -> str:
+        """What it adds to the names of files; nothing for the study's own arm."""
+        return f"_start-{self.start}" * (self.start != RANDOM) + f"_variant-{self.variant}" * (self.variant != STUDY)
+
+    def as_dict(self) -> dict[str, str]:
+        """What it adds to the keys of a result; nothing for the study's own arm."""
+        return {k: v for k, v, usual in self._fields() if v != usual}
+
+    def _fields(self) -> tuple[tuple[str, str, str], ...]:
+        return ("start", self.start, RANDOM), ("variant", self.variant, STUDY)
+
+
+BASE = Arm()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which trainings a cell shares with others: variants that do not differ in a stage have one encoder.
+
+    Attributes:
+        start: the variant whose name the untrained encoder bears.
+        pretrain: that of the pre-trained encoder.
+        tasks: tasks up to the cell's own, in order, each with the variant whose name its encoder bears, and how many
+            images it trains on, None for all.
+        published: whether the start has weights of its own.
+    """
+
+    start: str
+    pretrain: str
+    tasks: tuple[tuple[str, str, int | None], ...]
+    published: bool
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One combination of the grid: number of pre-training images, intermediate task, number of labels, seed."""
+    """One combination of the grid: pre-training images, intermediate task, labels, seed, start, variant."""
 
     pretrain_size: int
     intermediate: str
     finetune_size: int
     seed: int
+    start: str = RANDOM
+    variant: str = STUDY
+    lineage: Lineage | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.start, self.variant)
 
     @property
     def name(self) -> str:
-        return f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
+        name = f"pre-{self.pretrain_size}_mid-{self.intermediate}_fine-{self.finetune_size}_seed-{self.seed}"
+        return name + self.arm.suffix
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Its keys but for the seed."""
+        return self.pretrain_size, self.intermediate, self.finetune_size, self.start, self.variant
+
+    @property
+    def shared(self) -> Lineage:
+        """Its lineage; one that shares nothing if it is not known."""
+        if self.lineage is not None:
+            return self.lineage
+        tasks = () if self.intermediate == "none" else ((self.intermediate, self.variant, None),)
+        return Lineage(self.variant, self.variant, tasks, self.start != RANDOM)
 
     @classmethod
     def parse(cls, name: str) -> Cell | None:
-        """The cell of that name; None if it is no cell's."""
+        """The cell of that name, as if it shared no training; None if it is no cell's."""
         found = CELL_NAME.fullmatch(name)
-        return cls(int(found[1]), found[2], int(found[3]), int(found[4])) if found else None
+        if found is None:
+            return None
+        size, task, labels, seed, start, variant = found.groups()
+        return cls(int(size), task, int(labels), int(seed), start or RANDOM, variant or STUDY)
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> Cell:
+        """The cell of a result's keys, as if it shared no training."""
+        return cls(**{key: value for key, value in keys.items() if key != "name"})
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "name": self.name}
+        keys = ("pretrain_size", "intermediate", "finetune_size", "seed")
+        return {**{key: getattr(self, key) for key in keys}, **self.arm.as_dict(), "name": self.name}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder to be measured: a random start, one that a stage produced, or the one in a fine-tuned model."""
+    """An encoder to be measured: a start, one that a stage produced, or the one in a fine-tuned model."""
 
-    kind: str  # random, pretrained, intermediate or finetuned
+    kind: str  # random (a start as it is), pretrained, intermediate or finetuned
     pretrain_size: int
     intermediate: str
     finetune_size: int  # 0 before fine-tuning
     seed: int
+    start: str = RANDOM
+    variant: str = STUDY
+    lineage: Lineage | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def cell(self) -> Cell:
+        """A cell whose trainings it is among."""
+        keys = (self.pretrain_size, self.intermediate, self.finetune_size, self.seed)
+        return Cell(*keys, self.start, self.variant, self.lineage)
 
     @property
     def name(self) -> str:
         if self.kind == "finetuned":
-            return f"finetuned_{Cell(self.pretrain_size, self.intermediate, self.finetune_size, self.seed).name}"
-        return f"{self.kind}_pre-{self.pretrain_size}_mid-{self.intermediate}_seed-{self.seed}"
+            return f"finetuned_{self.cell.name}"
+        name = f"{self.kind}_pre-{self.pretrain_size}_mid-{self.intermediate}_seed-{self.seed}"
+        return name + self.cell.arm.suffix
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> Encoder:
+        """The encoder of a result's keys, as if it shared no training."""
+        return cls(**{key: value for key, value in keys.items() if key != "name"})
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "name": self.name}
+        keys = ("kind", "pretrain_size", "intermediate", "finetune_size", "seed")
+        return {**{key: getattr(self, key) for key in keys}, **self.cell.arm.as_dict(), "name": self.name}
 
 
 def encoders(config: Mapping[str, Any]) -> list[Encoder]:
@@ -60,25 +157,86 @@ def encoders(config: Mapping[str, Any]) -> list[Encoder]:
     if wanted == "none":
         return []
     for cell in cells(config):
-        size, task, seed = cell.pretrain_size, cell.intermediate, cell.seed
-        found.append(Encoder("random", 0, "none", 0, seed))
-        found.append(Encoder("pretrained" if size else "random", size, "none", 0, seed))
+        size, task, seed, shared = cell.pretrain_size, cell.intermediate, cell.seed, cell.shared
+        start = Encoder("random", 0, "none", 0, seed, cell.start, shared.start, shared)
+        found.append(start)
+        found.append(
+            Encoder("pretrained", size, "none", 0, seed, cell.start, shared.pretrain, shared) if size else start
+        )
         if task != "none":
-            found.append(Encoder("intermediate", size, task, 0, seed))
+            found.append(Encoder("intermediate", size, task, 0, seed, cell.start, shared.tasks[-1][1], shared))
         if wanted == "all":
-            found.append(Encoder("finetuned", size, task, cell.finetune_size, seed))
+            found.append(Encoder("finetuned", size, task, cell.finetune_size, seed, cell.start, cell.variant, shared))
     return list(dict.fromkeys(found))
 
 
 def cells(config: Mapping[str, Any]) -> list[Cell]:
-    """Every cell of a resolved study, in the grid's order."""
+    """Every cell of a resolved study, in the grid's order, arm by arm; none is trained twice, see `places`."""
+    return list(dict.fromkeys(places(config).values()))
+
+
+def places(config: Mapping[str, Any]) -> dict[tuple[Arm, int, str, int, int], Cell]:
+    """The cell at each place of the grid: arm, pre-train size, task, label size, seed.
+
+    Where a variant changes nothing, such as the pre-training of a cell that has none, the cell is an earlier arm's.
+    """
     grid = config["grid"]
+    lineages = grid.get("lineages", {})
+    found: dict[tuple[Arm, int, str, int, int], Cell] = {}
+    first: dict[tuple[Any, ...], Cell] = {}
+    for arm in arms(config):
+        for values in itertools.product(*(_axis(grid, arm, axis) for axis in AXES[2:])):
+            cell = Cell(*values, arm.start, arm.variant, _lineage(lineages, arm, values) if lineages else None)
+            same = lineages["owners"][arm.variant]["cells"][values[1]][str(values[0])] if lineages else arm.variant
+            found[arm, *values] = first.setdefault((arm.start, same, *values), cell)
+    return found
+
+
+def base_cells(config: Mapping[str, Any]) -> list[Cell]:
+    """The cells of the first start and the first variant, with which the others are compared."""
+    base = arms(config)[0]
+    return [cell for cell in cells(config) if cell.arm == base]
+
+
+def by_group(cells: Iterable[Cell]) -> dict[tuple[Any, ...], list[Cell]]:
+    """Cells that differ in their seed alone, by `Cell.group`."""
+    found: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.group, []).append(cell)
+    return found
+
+
+def arms(config: Mapping[str, Any]) -> list[Arm]:
+    """The arms of a study: every start with every variant that is not limited to others."""
+    grid = config["grid"]
+    starts, variants = grid.get("starts", [RANDOM]), grid.get("variants", [STUDY])
     return [
-        Cell(*values)
-        for values in itertools.product(
-            grid["pretrain_sizes"], grid["intermediates"], grid["finetune_sizes"], grid["seeds"]
-        )
+        arm for start in starts for variant in variants if start in _axis(grid, arm := Arm(start, variant), "starts")
     ]
+
+
+def has_arms(config: Mapping[str, Any]) -> bool:
+    """Whether a study has more than one arm."""
+    return len(arms(config)) > 1
+
+
+def _axis(grid: Mapping[str, Any], arm: Arm, axis: str) -> list[Any]:
+    """An axis of the grid for an arm, whose variant may shorten it."""
+    limits = grid.get("lineages", {}).get("limits", {}).get(arm.variant, {})
+    usual = grid.get(axis, [RANDOM])
+    return [value for value in usual if value in limits[axis]] if axis in limits else usual
+
+
+def _lineage(lineages: Mapping[str, Any], arm: Arm, values: tuple[Any, ...]) -> Lineage:
+    size, task, _, _ = values
+    owners = lineages["owners"][arm.variant]
+    chain = owners["chains"][task] if task != "none" else []
+    return Lineage(
+        owners["start"],
+        owners["pretrain"][str(size)],
+        tuple((one, owners["tasks"][one][str(size)], owners["images"].get(one)) for one in chain),
+        arm.start in lineages["published"],
+    )
 
 
 def probe_size(config: Mapping[str, Any]) -> int:
@@ -88,26 +246,36 @@ def probe_size(config: Mapping[str, Any]) -> int:
 
 
 def shown_cells(config: Mapping[str, Any]) -> list[Cell]:
-    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed.
+    """The cells whose predictions are shown: fewest and most labels, least and most pre-training, first seed and arm.
 
     Those with the most pre-training are shown after the first intermediate task too. The last has the most labels.
     """
-    grid = config["grid"]
-    sizes, labels, seed = grid["pretrain_sizes"], grid["finetune_sizes"], grid["seeds"][0]
-    start, *tasks = sorted(grid["intermediates"], key=lambda task: task != "none")
-    trained = [(min(sizes), start), (max(sizes), start), *((max(sizes), task) for task in tasks[:1])]
-    picked = [Cell(size, task, n, seed) for n in (min(labels), max(labels)) for size, task in trained]
+    base = {(c.pretrain_size, c.intermediate, c.finetune_size): c for c in reversed(base_cells(config))}
+    sizes, tasks, labels = ([key[place] for key in base] for place in range(3))
+    start, *others = sorted(dict.fromkeys(reversed(tasks)), key=lambda task: task != "none")
+    trained = [(min(sizes), start), (max(sizes), start), *((max(sizes), task) for task in others[:1])]
+    picked = [base[size, task, n] for n in (min(labels), max(labels)) for size, task in trained]
     return list(dict.fromkeys(picked))
 
 
 def failing_pair(config: Mapping[str, Any]) -> tuple[Cell, Cell] | None:
     """Two of `shown_cells`, with the most pre-training and labels: without a task, and after the first one."""
-    grid = config["grid"]
-    tasks = [task for task in grid["intermediates"] if task != "none"]
-    if not tasks or len(tasks) == len(grid["intermediates"]):
+    shown = shown_cells(config)
+    last = [cell for cell in shown if cell.finetune_size == shown[-1].finetune_size]
+    without, task = last[-2:] if len(last) > 1 else (last[0], last[0])
+    if without.intermediate != "none" or task.intermediate == "none":
         return None
-    size, labels, seed = max(grid["pretrain_sizes"]), max(grid["finetune_sizes"]), grid["seeds"][0]
-    return Cell(size, "none", labels, seed), Cell(size, tasks[0], labels, seed)
+    return without, task
+
+
+def reconstructed(config: Mapping[str, Any]) -> Encoder | None:
+    """The encoder whose reconstructions are shown: of the first arm, most images, first seed; None without any."""
+    base = base_cells(config)
+    cell = next(cell for cell in base if cell.pretrain_size == max(one.pretrain_size for one in base))
+    if cell.pretrain_size == 0:
+        return None
+    owner = cell.shared.pretrain
+    return Encoder("pretrained", cell.pretrain_size, "none", 0, cell.seed, cell.start, owner, cell.shared)
 
 
 STAGE_OF = {"pretrained": "pretrain", "intermediate": "intermediate", "finetuned": "finetune"}  # random has none

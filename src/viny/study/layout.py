@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.study.grid import STAGE_OF, Cell, Encoder, cells, failing_pair
+from viny.study.grid import RANDOM, STAGE_OF, STUDY, Arm, Cell, Encoder, cells, failing_pair, has_arms, reconstructed
 
 MANIFEST = "packs/{pack}/manifest.json"
 IMAGES = "packs/{pack}/images.npy"
 SPLIT = "splits/{part}/{subset}.json"
 INDICES = "splits/{part}/{subset}.npz"
 SUBSET = "size-{size}_seed-{seed}"
+ENCODER = f"{SUBSET}{{arm}}"  # of a start and a variant, see `grid.Arm.suffix`
 FOLDERS = {
-    "pretrain": f"pretrain/{SUBSET}",
-    "intermediate": f"intermediate/{{task}}/{SUBSET}",
+    "pretrain": f"pretrain/{ENCODER}",
+    "intermediate": f"intermediate/{{task}}/{ENCODER}",
     "finetune": "finetune/{cell}",
 }
 TRAININGS = tuple(FOLDERS)
@@ -33,6 +34,8 @@ TRAINED = {
     }
     for stage, stem in (("pretrain", "encoder"), ("intermediate", "encoder"), ("finetune", "model"))
 }
+START = {"weights": "starts/{start}/encoder.safetensors", "record": "starts/{start}/encoder.json"}
+TUNING = "tuning/{cell}.json"
 METRICS = "metrics/{cell}.json"
 CONFUSION = "metrics/{cell}.npz"
 GEOMETRY = "geometry/{encoder}.json"
@@ -59,6 +62,10 @@ STATISTICS_TABLES = (
     *("marginal_gains.csv", "costs.csv", "next_steps.md"),
 )
 STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
+ARMS_TABLES = ("arms.csv", "arms.md")  # where there are several
+ARMS_FIGURES = ("arms",)
+HELD_OUT_TABLES = ("held_out.csv", "held_out.md")  # where pre-training holds images out
+HELD_OUT_FIGURES = ("held_out",)
 REPRESENTATIONS_TABLES = (
     *(f"{name}.{kind}" for name in ("geometry", "table2", "harm_correlation") for kind in ("csv", "md")),
     "harm.csv",
@@ -72,27 +79,42 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
 
     Args:
         stage: one of `SUMMARIES`.
-        config: resolved settings, or the stage's own; only that of the figures is looked at.
+        config: resolved settings, or the stage's own.
     """
     tables = {
         "duplicates": DUPLICATES_TABLES,
         "tables": TABLES,
-        "statistics": STATISTICS_TABLES,
+        "statistics": statistics_tables(config),
         "representations": REPRESENTATIONS_TABLES,
         "scorecard": SCORECARD_TABLES,
     }
-    figures = {"statistics": STATISTICS_FIGURES, "representations": REPRESENTATIONS_FIGURES}
+    figures = {"statistics": statistics_figures(config), "representations": REPRESENTATIONS_FIGURES}
     names = figure_names(config) if stage == "figures" else figures.get(stage, ())
     made = [TABLE.format(name=name) for name in tables.get(stage, ())]
     made += [FIGURE.format(name=name, kind=kind) for name in names for kind in FIGURE_KINDS]
     return [Path(name) for name in [*made, *([REPORT] if stage == "report" else [])]]
 
 
+def held_out_curves(config: Mapping[str, Any]) -> bool:
+    """Whether learning curves of pre-training hold the loss on held-out images, by a study's or a stage's settings."""
+    if "pretrain" not in config:
+        return config.get("held_out", False)
+    return config["pretrain"].get("held_out", 0) > 0 and max(config["grid"]["pretrain_sizes"]) > 0
+
+
+def statistics_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return STATISTICS_TABLES + ARMS_TABLES * has_arms(config) + HELD_OUT_TABLES * held_out_curves(config)
+
+
+def statistics_figures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return STATISTICS_FIGURES + ARMS_FIGURES * has_arms(config) + HELD_OUT_FIGURES * held_out_curves(config)
+
+
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """The figures of the study itself, below figures/."""
     names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation"]
     names += ["failures"] if failing_pair(config) else []
-    return [*names, "reconstructions"] if max(config["grid"]["pretrain_sizes"]) > 0 else names
+    return [*names, "reconstructions"] if reconstructed(config) else names
 
 
 def subset(size: int, seed: int) -> str:
@@ -101,8 +123,19 @@ def subset(size: int, seed: int) -> str:
 
 
 def pack_of_split(part: str, subset: str) -> str:
-    """The pack that a split chooses from; for an intermediate task, which has one split, the task's own."""
-    return {"pretrain": "pretrain", "finetune": "segmentation"}.get(part, subset)
+    """The pack that a split chooses from; for an intermediate task the task's own."""
+    return {"pretrain": "pretrain", "finetune": "segmentation"}.get(part) or task_of_subset(subset)[0]
+
+
+def task_subset(task: str, images: int | None) -> str:
+    """Name of the subset of a task's images that it trains on; None for all."""
+    return task if images is None else f"{task}-{images}"
+
+
+def task_of_subset(subset: str) -> tuple[str, int | None]:
+    """A task and how many images it trains on, by the name of its subset; None for all."""
+    task, _, images = subset.partition("-")
+    return task, int(images) if images else None
 
 
 def searched_packs(spec: Mapping[str, Any]) -> list[str]:
@@ -113,7 +146,7 @@ def searched_packs(spec: Mapping[str, Any]) -> list[str]:
 def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Part and subset of the splits that say which images in those packs are trained or tested on."""
     found = [("finetune", subset(size, seed)) for size in spec["finetune_sizes"] for seed in spec["seeds"]]
-    return found + [("intermediate", task) for task in spec["tasks"]]
+    return found + [("intermediate", task) for task in spec["tasks"]]  # all images of a task, whatever it trains on
 
 
 def pack_manifest(root: Path, name: str) -> Path:
@@ -151,7 +184,8 @@ class Training:
         key: what tells it apart from the others of its stage, as in its record's `cell`.
         pack: the pack it learns from.
         split: part and subset of its images.
-        parent: the training whose weights it starts from; None for a random start.
+        parent: the training whose weights it starts from; None for a start.
+        published: whether that start has weights of its own, see `START`; they are its parent's then.
     """
 
     stage: str
@@ -159,11 +193,17 @@ class Training:
     pack: str
     split: tuple[str, str]
     parent: Training | None = None
+    published: bool = False
 
     @property
     def cell(self) -> dict[str, Any]:
         """`key` as in the training's record."""
         return self.key.as_dict() if isinstance(self.key, Cell) else dict(self.key)
+
+    @property
+    def arm(self) -> Arm:
+        cell = self.cell
+        return Arm(cell.get("start", RANDOM), cell.get("variant", STUDY))
 
     @property
     def name(self) -> str:
@@ -181,26 +221,43 @@ class Training:
         """Its weights, record, curve and run, in this order, relative to the study's folder."""
         return tuple(self.file(Path(), what) for what in TRAINED[self.stage])
 
+    def origin(self, root: Path, what: str) -> Path | None:
+        """Weights or record that it starts from, of its parent or its start; None if these are drawn."""
+        if self.parent is not None:
+            return self.parent.file(root, what)
+        return start_file(root, self.arm.start, what) if self.published else None
+
     def _fill(self, pattern: str) -> str:
         cell = self.cell
         return pattern.format(
-            cell=cell.get("name"), task=cell.get("intermediate"), size=cell["pretrain_size"], seed=cell["seed"]
+            cell=cell.get("name"),
+            task=cell.get("intermediate"),
+            size=cell["pretrain_size"],
+            seed=cell["seed"],
+            arm=self.arm.suffix,
         )
 
 
+def start_file(root: Path, start: str, what: str) -> Path:
+    """The weights or the record of a published start."""
+    return root / START[what].format(start=start)
+
+
 def chain(cell: Cell) -> list[Training]:
-    """The trainings behind a cell, parents first: pre-training, intermediate task, fine-tuning."""
-    size, task, seed = cell.pretrain_size, cell.intermediate, cell.seed
+    """The trainings behind a cell, parents first: pre-training, intermediate tasks, fine-tuning."""
+    size, seed, shared = cell.pretrain_size, cell.seed, cell.shared
     made: list[Training] = []
 
     def add(stage: str, key: Any, pack: str, split: tuple[str, str]) -> None:
-        made.append(Training(stage, key, pack, split, made[-1] if made else None))
+        made.append(Training(stage, key, pack, split, made[-1] if made else None, shared.published and not made))
+
+    def key(variant: str, **first: Any) -> tuple[tuple[str, Any], ...]:
+        return tuple({**first, "pretrain_size": size, "seed": seed, **Arm(cell.start, variant).as_dict()}.items())
 
     if size:
-        add("pretrain", (("pretrain_size", size), ("seed", seed)), "pretrain", ("pretrain", subset(size, seed)))
-    if task != "none":
-        key = (("intermediate", task), ("pretrain_size", size), ("seed", seed))
-        add("intermediate", key, task, ("intermediate", task))
+        add("pretrain", key(shared.pretrain), "pretrain", ("pretrain", subset(size, seed)))
+    for task, variant, images in shared.tasks:
+        add("intermediate", key(variant, intermediate=task), task, ("intermediate", task_subset(task, images)))
     add("finetune", cell, "segmentation", ("finetune", subset(cell.finetune_size, seed)))
     return made
 
@@ -211,12 +268,25 @@ def trainings(cells: Iterable[Cell]) -> list[Training]:
 
 
 def training_of(encoder: Encoder) -> Training | None:
-    """The training that produced an encoder; None for a random start."""
-    cell = Cell(encoder.pretrain_size, encoder.intermediate, encoder.finetune_size, encoder.seed)
+    """The training that produced an encoder; None for a start."""
     stage = STAGE_OF.get(encoder.kind)
-    return next((training for training in chain(cell) if training.stage == stage), None)
+    found = [training for training in chain(encoder.cell) if training.stage == stage]
+    return found[-1] if found else None
 
 
 def reference_of(encoder: Encoder) -> Training | None:
-    """The pre-training that an encoder goes back to; None for a random start."""
-    return training_of(Encoder("pretrained", encoder.pretrain_size, "none", 0, encoder.seed))
+    """The pre-training that an encoder goes back to; None for a start."""
+    found = [training for training in chain(encoder.cell) if training.stage == "pretrain"]
+    return found[0] if found else None
+
+
+def made_of(encoder: Encoder, training: Training | None, root: Path, what: str) -> Path | None:
+    """Weights or record of an encoder that a training, or its start, brought; None if these are drawn."""
+    if training is not None:
+        return training.file(root, what)
+    return start_file(root, encoder.start, what) if encoder.cell.shared.published else None
+
+
+def published(cells: Iterable[Cell]) -> list[str]:
+    """The starts with weights of their own that the given cells need."""
+    return list(dict.fromkeys(cell.start for cell in cells if cell.shared.published))

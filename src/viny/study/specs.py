@@ -7,10 +7,11 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
+from viny.study.arms import is_published, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import Cell, Encoder
-from viny.study.layout import Training
+from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, has_arms
+from viny.study.layout import Training, held_out_curves, task_of_subset
 
 
 def _train(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,12 +84,14 @@ def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
 
 
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
+    held_out = config["pretrain"].get("held_out", 0)
     return {
         "kind": "pretrain",
         "size": size,
         "seed": seed,
         "split_seed": config["split_seed"],
         "subsets": config["switches"]["subsets"],
+        **({"held_out": held_out} if held_out else {}),
     }
 
 
@@ -110,10 +113,13 @@ def split_is_given(config: Mapping[str, Any]) -> bool:
     return bool(config["segmentation"].get("split"))
 
 
-def task_split_spec(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+def task_split_spec(config: Mapping[str, Any], task: str, images: int | None = None) -> dict[str, Any]:
+    """What the split of a task depends on; `images`: those that it trains on, None for all."""
+    size = {} if images is None else {"size": images, "split_seed": config["split_seed"]}
     if not on_segmentation_data(config, task):
-        return {"kind": "task", "on_segmentation_data": False}
+        return {"kind": "task", "on_segmentation_data": False, **size}
     return {
+        **size,
         "kind": "task",
         "on_segmentation_data": True,
         "pool": config["switches"]["pets_pool"],
@@ -133,41 +139,45 @@ def split_spec(config: Mapping[str, Any], part: str, name: str) -> dict[str, Any
         name: name of the subset, see `layout.subset`, or of the task.
     """
     if part == "intermediate":
-        return task_split_spec(config, name)
+        return task_split_spec(config, *task_of_subset(name))
     size, seed = (int(piece.split("-")[1]) for piece in name.split("_"))
     make = {"pretrain": pretrain_split_spec, "finetune": finetune_split_spec}[part]
     return make(config, size, seed)
 
 
-def pretrain_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
-    """Everything that a pre-training's weights depend on, except its data."""
-    section = config["pretrain"]
+def pretrain_spec(config: Mapping[str, Any], size: int, seed: int, arm: Arm = BASE) -> dict[str, Any]:
+    """Everything that a pre-training's weights depend on, except its data and its start's weights."""
+    settings = settings_of(config, arm)
+    section, held_out = settings["pretrain"], settings["pretrain"].get("held_out", 0)
+    epochs, milestones = schedule(settings, size)
     return {
         "stage": "pretrain",
-        "cell": {"pretrain_size": size, "seed": seed},
-        "model": config["model"],
-        "train": _train(section),
+        "cell": {"pretrain_size": size, "seed": seed, **arm.as_dict()},
+        "model": settings["model"],
+        "train": _train(section) | {"epochs": epochs, "milestones": milestones},
         "mask_ratio": section["mask_ratio"],
         "crop_scale": section["crop_scale"],
-        "class_token": config["switches"]["class_token"] == "always",
+        "class_token": settings["switches"]["class_token"] == "always",
+        **({"held_out": held_out, "split_seed": config["split_seed"]} if held_out else {}),
         **_compute(config),
     }
 
 
-def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int) -> dict[str, Any]:
+def intermediate_spec(config: Mapping[str, Any], task: str, size: int, seed: int, arm: Arm = BASE) -> dict[str, Any]:
     """Everything that an intermediate encoder depends on, except its data and its parent's weights."""
-    section = config["intermediate"][task]
+    settings = settings_of(config, arm)
+    section = settings["intermediate"][task]
     return {
         "stage": "intermediate",
-        "cell": {"intermediate": task, "pretrain_size": size, "seed": seed},
-        "model": config["model"],
+        "cell": {"intermediate": task, "pretrain_size": size, "seed": seed, **arm.as_dict()},
+        "model": settings["model"],
         "train": _train(section),
         "target": section["target"],
         "labels": section["labels"],
         "pooling": section["pooling"],
         "mixup": section["mixup"],
         "contrast": section["contrast"],
-        "class_token": config["switches"]["class_token"] == "always",
+        "class_token": settings["switches"]["class_token"] == "always",
         **_compute(config),
     }
 
@@ -179,20 +189,33 @@ def _class_token_after(config: Mapping[str, Any], task: str) -> bool:
 
 
 def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
-    """Everything that a fine-tuned model depends on, except its data and its parent's weights."""
-    section, switches = config["finetune"], config["switches"]
+    """Everything that a fine-tuned model depends on, except its data, its parent's weights and its tuned rate."""
+    settings = settings_of(config, cell.arm)
+    section, switches = settings["finetune"], settings["switches"]
     return {
         "stage": "finetune",
         "cell": cell.as_dict(),
-        "model": config["model"],
+        "model": settings["model"],
         "train": _train(section),
         "contrast": section["contrast"],
         "segmentation_loss": switches["segmentation_loss"],
         "augmentation": switches["augmentation"],
         "normalise": switches["normalise_finetune"],
-        "class_token": _class_token_after(config, cell.intermediate),
+        "class_token": _class_token_after(settings, cell.intermediate),
+        **({"encoder": "frozen"} if section.get("encoder") == "frozen" else {}),
+        **({"tune": dict(settings["tune"])} if is_tuned(settings) else {}),
         **_compute(config),
     }
+
+
+def is_tuned(settings: Mapping[str, Any]) -> bool:
+    """Whether the rate of the fine-tuning is chosen, by the settings of an arm."""
+    return bool(settings.get("tune", {}).get("lr"))
+
+
+def tune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """Everything that the scores of a cell's rates depend on, except its data and its parent's weights."""
+    return {**finetune_spec(config, cell), "stage": "tune"}
 
 
 def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, Any]:
@@ -202,13 +225,20 @@ def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, An
     key = training.cell
     size, seed = key["pretrain_size"], key["seed"]
     if training.stage == "pretrain":
-        return pretrain_spec(config, size, seed)
-    return intermediate_spec(config, key["intermediate"], size, seed)
+        return pretrain_spec(config, size, seed, training.arm)
+    return intermediate_spec(config, key["intermediate"], size, seed, training.arm)
+
+
+def start_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the weights of a published start depend on besides the files that hold them."""
+    start = config["starts"][name]
+    return {"stage": "start", "start": name, "model": settings_of(config, Arm(name))["model"], **start}
 
 
 def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that a cell's metrics depend on, except its weights and its data."""
-    switches = config["switches"]
+    settings = settings_of(config, cell.arm)
+    switches = settings["switches"]
     return {
         "stage": "evaluate",
         "study": config["study"],
@@ -216,7 +246,7 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "protocol": config["protocol"],
         "switches": dict(switches),
         "cell": cell.as_dict(),
-        "contrast": config["finetune"]["contrast"],
+        "contrast": settings["finetune"]["contrast"],
         "split_seed": config["split_seed"],
         **_compute(config),
     }
@@ -224,17 +254,18 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
 
 def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Everything that an encoder's geometry depends on, except its weights and its data."""
-    switches, section = config["switches"], config["geometry"]
+    settings, section = settings_of(config, encoder.cell.arm), config["geometry"]
+    switches = settings["switches"]
     return {
         "stage": "geometry",
         "study": config["study"],
         "note": config["note"],
         "protocol": config["protocol"],
         "encoder": encoder.as_dict(),
-        "model": config["model"],
+        "model": settings["model"],
         # As the stage that produced the encoder saw its images; the class token as in the fine-tuning after it.
         "normalise": switches["normalise_finetune"] if encoder.kind == "finetuned" else True,
-        "class_token": _class_token_after(config, encoder.intermediate),
+        "class_token": _class_token_after(settings, encoder.intermediate),
         "images": section["images"],
         "probe_images": section["probe_images"],
         "examples": config["figures"]["examples"],
@@ -245,7 +276,26 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the statistics depend on besides the results."""
-    return {key: config[key] for key in ("grid", "model", "note")}
+    found = {key: config[key] for key in ("grid", "model", "note")}
+    return {**found, **_arms(config)} | ({"held_out": True} if held_out_curves(config) else {})
+
+
+def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the comparison of arms depends on; empty for a study without."""
+    if not has_arms(config):
+        return {}
+    variants = config["grid"].get("variants", [STUDY])
+    settings = {name: settings_of(config, Arm(variant=name)) for name in variants}
+    return {
+        "arms": {
+            "starts": {
+                name: {**start, "published": is_published(start)} for name, start in config.get("starts", {}).items()
+            },
+            "budgets": {name: one["pretrain"].get("budget", "epochs") for name, one in settings.items()},
+            "tuned": [name for name, one in settings.items() if is_tuned(one)],
+            "frozen": [name for name, one in settings.items() if one["finetune"].get("encoder") == "frozen"],
+        }
+    }
 
 
 def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +317,7 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the report depends on besides the results."""
     keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
-    return {key: config[key] for key in keys}
+    return {**{key: config[key] for key in keys}, **_arms(config)}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:

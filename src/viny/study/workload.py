@@ -9,7 +9,8 @@ from typing import Any
 
 from viny.data.decoding import MEMORY
 from viny.learning.settings import BATCH, IN_MEMORY, TRAINING, ModelSettings, batch_of_masks, forward_operations
-from viny.study.grid import Cell
+from viny.study.arms import schedule, settings_of
+from viny.study.grid import BASE, Arm, Cell
 from viny.study.layout import Training
 from viny.study.specs import mask_class_count
 
@@ -23,6 +24,7 @@ LAUNCHER_MB = 600  # what a cluster job holds besides the program: Snakemake, tw
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
+LOOKS = 10  # passes over held-out images during a pre-training, besides those at milestones
 HASH = 16  # bytes of a row's hash in a pack
 STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
@@ -39,8 +41,9 @@ def parameters(model: ModelSettings) -> int:
     """Parameters of the encoder, without a head."""
     pixels, dim, inner = 3 * model.patch_size**2, model.dim, model.heads * model.head_dim
     tokens = (2 + model.patches) * dim  # the class token, and a position for it and each patch
-    embedding = 2 * pixels + (pixels + 1) * dim + 2 * dim
+    embedding = (pixels + 1) * dim + (0 if model.plain else 2 * pixels + 2 * dim)
     block = 4 * dim + 3 * dim * inner + (inner + 1) * dim + (dim + 1) * model.mlp_dim + (model.mlp_dim + 1) * dim
+    block += 3 * inner if model.plain else 0
     return tokens + embedding + model.depth * block + 2 * dim
 
 
@@ -94,18 +97,22 @@ def _workload(
     return Workload(passes, passes * TRAINING * forward_operations(model), memory)
 
 
-def pretrain_workload(config: Mapping[str, Any], size: int) -> Workload:
-    """One pre-training on `size` images."""
-    section = config["pretrain"]
-    return _workload(config, size, section["epochs"], section["batch_size"], section["pack_size"], 3)
+def pretrain_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> Workload:
+    """One pre-training on `size` images, and the passes over held-out images for their loss."""
+    settings = settings_of(config, arm)
+    section, (epochs, _) = settings["pretrain"], schedule(settings, size)
+    work = _workload(settings, size, epochs, section["batch_size"], section["pack_size"], 3)
+    looks = section.get("held_out", 0) * (LOOKS + len(section["milestones"]))
+    return Workload(work.passes, work.operations + work.operations // work.passes * looks // TRAINING, work.memory_mb)
 
 
-def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None) -> Workload:
+def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None, arm: Arm = BASE) -> Workload:
     """One training on an intermediate task whose data set has `images` images, training and test; None if unknown."""
-    section = config["intermediate"][task]
-    images = UNKNOWN if images is None else images
+    settings = settings_of(config, arm)
+    section, side = settings["intermediate"][task], settings["model"]["image_size"]
+    images = section.get("images") or (UNKNOWN if images is None else images)
     channels = 3 if section["target"] == "image" else 4
-    return _workload(config, images, section["epochs"], section["batch_size"], config["model"]["image_size"], channels)
+    return _workload(settings, images, section["epochs"], section["batch_size"], side, channels)
 
 
 def _with_scores(config: Mapping[str, Any], work: Workload, at_once: int, training: bool) -> Workload:
@@ -120,30 +127,52 @@ def _with_scores(config: Mapping[str, Any], work: Workload, at_once: int, traini
     )
 
 
-def finetune_workload(config: Mapping[str, Any], size: int) -> Workload:
+def finetune_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> Workload:
     """One fine-tuning on `size` labelled images."""
-    section = config["finetune"]
-    batch = section["batch_size"]
-    encoder = _workload(config, size, section["epochs"], batch, config["model"]["image_size"], 4)
-    return _with_scores(config, encoder, min(batch, size), training=True)
+    settings = settings_of(config, arm)
+    return _tuning(settings, size, settings["finetune"]["epochs"])
+
+
+def tune_workload(config: Mapping[str, Any], labels: int, arm: Arm) -> Workload:
+    """The short trainings that score the rates of a cell with so many labelled images."""
+    settings = settings_of(config, arm)
+    tune = settings["tune"]
+    scored = math.ceil(tune["validation"] * labels)
+    epochs = len(tune["lr"]) * max(1, round(tune["share"] * settings["finetune"]["epochs"]))
+    return _tuning(settings, max(1, labels - scored), epochs)
+
+
+def _tuning(settings: Mapping[str, Any], images: int, epochs: int) -> Workload:
+    batch, side = settings["finetune"]["batch_size"], settings["model"]["image_size"]
+    if settings["finetune"].get("encoder") != "frozen":
+        work = _workload(settings, images, epochs, batch, side, 4)
+        return _with_scores(settings, work, min(batch, images), training=True)
+    # Tokens of each image and its mirror image are computed once; then only the head is trained.
+    model = ModelSettings(**settings["model"])
+    tokens = _workload(settings, 2 * images, 1, min(batch, BATCH), side, 4)
+    head = Workload(images * epochs, 0, tokens.memory_mb + math.ceil(8 * images * model.patches * model.dim / 1e6))
+    trained = _with_scores(settings, head, min(batch, images), training=True)
+    return Workload(trained.passes, trained.operations + tokens.operations // TRAINING, trained.memory_mb)
 
 
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
     """Any training; `images` are those of each intermediate task, None if unknown."""
     if isinstance(training.key, Cell):
-        return finetune_workload(config, training.key.finetune_size)
+        return finetune_workload(config, training.key.finetune_size, training.arm)
     if training.stage == "pretrain":
-        return pretrain_workload(config, training.cell["pretrain_size"])
-    return intermediate_workload(config, training.pack, images[training.pack])
+        return pretrain_workload(config, training.cell["pretrain_size"], training.arm)
+    return intermediate_workload(config, training.pack, images[training.pack], training.arm)
 
 
-def evaluate_workload(config: Mapping[str, Any], images: int | None = None) -> Workload:
+def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm: Arm = BASE) -> Workload:
     """The evaluation of one cell: a forward pass of the test images is a third of a training pass.
 
     Args:
         config: resolved settings.
         images: test images, if `segmentation.test_size` does not say how many.
+        arm: the cell's.
     """
+    config = settings_of(config, arm)
     images = images or config["segmentation"]["test_size"]
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
@@ -152,8 +181,9 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None) -> W
     return _with_scores(config, forward, batch_of_masks(mask_class_count(config)), training=False)
 
 
-def geometry_workload(config: Mapping[str, Any]) -> Workload:
+def geometry_workload(config: Mapping[str, Any], arm: Arm = BASE) -> Workload:
     """The geometry of one encoder: forward passes, and probes fitted to the tokens of every layer."""
+    config = settings_of(config, arm)
     model, section = ModelSettings(**config["model"]), config["geometry"]
     images = section["images"] + section["probe_images"]
     trained = _workload(config, images, 1, math.ceil(2 * BATCH / model.depth), model.image_size, 4)

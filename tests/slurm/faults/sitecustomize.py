@@ -47,7 +47,8 @@ def slow_down(path: str) -> None:
             pass
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "os.rename" and str(arguments[1]).startswith(checkpoints):
+        saved = event == "os.rename" and str(arguments[1]).startswith(checkpoints)
+        if saved and str(arguments[1]).endswith(".safetensors"):
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # the file is about to be renamed
 
     signal.signal(signal.SIGALRM, halt)
