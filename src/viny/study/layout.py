@@ -62,7 +62,7 @@ STATISTICS_TABLES = (
     *("marginal_gains.csv", "costs.csv", "next_steps.md"),
 )
 STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
-ARMS_TABLES = ("arms.csv", "arms.md")  # where there are several
+ARMS_TABLES = ("arms.csv", "arms.md", "arm_decisions.csv")  # where there are several
 ARMS_FIGURES = ("arms",)
 HELD_OUT_TABLES = ("held_out.csv", "held_out.md")  # where pre-training holds images out
 HELD_OUT_FIGURES = ("held_out",)
