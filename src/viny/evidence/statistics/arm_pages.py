@@ -30,6 +30,8 @@ from viny.runtime.text import markdown
 BEST, BOUGHT = "best arm", "what bought the gain"  # kinds of rows of arm_decisions.csv besides those of decisions
 HEADINGS = {BEST: "Which arm is best", BOUGHT: "Images or steps", "": "What was compared"}
 
+COMPARED_AS = {"base": "To the first arm", "simmim": "SimMIM on top", "tuning": "Tuned"}
+
 
 def arm_decisions(runs: Runs, arms: Arms, table: pd.DataFrame) -> pd.DataFrame:
     """All that a study says of its arms in words.
@@ -104,7 +106,6 @@ _WORDS = (
 def readable(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """The table of arms in words and points."""
     rows = []
-    names = {"base": "To the first arm", "simmim": "SimMIM on top", "tuning": "Tuned"}
     for row in table.to_dict("records"):
         shown = {
             "Arm": arms.words(row["start"], row["variant"], row["pretrain_size"], row["intermediate"]),
@@ -113,7 +114,7 @@ def readable(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
             "mIoU": bare(row["miou"]) + _interval(row["low"], row["high"], bare),
         }
         for name in COMPARED:
-            shown[names[name]] = difference(row, name)
+            shown[COMPARED_AS[name]] = difference(row, name)
         shown["Rate"] = "" if pd.isna(row["rate"]) else f"{row['rate']:g}"
         shown["Hours"] = "" if pd.isna(row["hours"]) else f"{row['hours']:.3g}"
         rows.append(shown)
