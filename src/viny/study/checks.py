@@ -209,9 +209,10 @@ def check_across(config: dict[str, Any]) -> None:
 def check_arms(config: Mapping[str, Any]) -> None:
     """Check that the starts of a study fit its variants."""
     found = arms(config)
-    for variant in dict.fromkeys(config["grid"].get("variants", ())):
-        if not any(arm.variant == variant for arm in found):
-            raise InputError(f"variants.{variant}.grid.starts: leaves no start; name one of the grid's")
+    for axis in ("start", "variant"):
+        for name in config["grid"].get(f"{axis}s", ()):
+            if not any(getattr(arm, axis) == name for arm in found):
+                raise InputError(f"grid.{axis}s: '{name}' is in no arm; its own grid, or the others', leave it out")
     image_size = config["model"]["image_size"]
     for name in config.get("starts", {}):
         patch = model_of(config, name)["patch_size"]

@@ -20,6 +20,7 @@ from viny.study.reading import SHORT, check_extent
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 
+ARM_KEYS = ("starts", "variants", "lineages")  # of a grid; a study without arms has none of them
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
 
 
@@ -106,8 +107,10 @@ def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: s
     starts = {name: given["starts"][name] for name in grid.get("starts", ()) if name != RANDOM}
     if starts:
         config["starts"] = starts
-    plain = {key: value for key, value in raw.items() if key != "variants"}
-    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ("variants", "lineages")}
+    for name, start in starts.items():
+        _check_limits(f"starts.{name}", start.get("grid", {}), config)
+    plain = {key: value for key, value in raw.items() if key not in ("starts", "variants")}
+    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ARM_KEYS}
     variants = {}
     for name in grid.get("variants", ()):
         if name != STUDY:
@@ -152,17 +155,19 @@ def _variant(
     for task, settings in found["intermediate"].items():
         known = config["intermediate"].setdefault(task, settings)  # one that only variants have
         shared(f"intermediate.{task}", settings, known, SHARED["task"])
-    limits = {}
-    for axis, values in own.get("grid", {}).items():
-        usual = config["grid"].get(axis, [RANDOM])
-        extra = [value for value in values if value not in usual]
-        if extra:
-            raise InputError(
-                f"variants.{name}.grid.{axis}: {extra[0]} is not in grid.{axis}; a variant may only leave values out"
-            )
-        limits[axis] = values
+    limits = own.get("grid", {})
+    _check_limits(f"variants.{name}", limits, config)
     sections = {section: found[section] for section in SECTIONS if section in found}
     return {**sections, **({"grid": limits} if limits else {})}
+
+
+def _check_limits(where: str, limits: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse axes of a start or a variant that hold more than the grid's."""
+    for axis, values in limits.items():
+        usual = config["grid"].get(axis, [RANDOM] if axis == "starts" else [STUDY])
+        extra = [value for value in values if value not in usual]
+        if extra:
+            raise InputError(f"{where}.grid.{axis}: {extra[0]} is not in grid.{axis}; it may only leave values out")
 
 
 def typed(given: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[str, Any]:
