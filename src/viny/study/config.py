@@ -20,6 +20,7 @@ from viny.study.reading import SHORT, check_extent
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 
+ARM_KEYS = ("starts", "variants", "lineages")  # of a grid; a study without arms has none of them
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
 
 
@@ -108,8 +109,8 @@ def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: s
         config["starts"] = starts
     for name, start in starts.items():
         _check_limits(f"starts.{name}", start.get("grid", {}), config)
-    plain = {key: value for key, value in raw.items() if key != "variants"}
-    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ("variants", "lineages")}
+    plain = {key: value for key, value in raw.items() if key not in ("starts", "variants")}
+    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ARM_KEYS}
     variants = {}
     for name in grid.get("variants", ()):
         if name != STUDY:

@@ -153,12 +153,17 @@ class Encoder:
         return {**{key: getattr(self, key) for key in keys}, **self.cell.arm.as_dict(), "name": self.name}
 
 
-def encoders(config: Mapping[str, Any]) -> list[Encoder]:
-    """The encoders whose geometry a study measures, each once; the reference of each is among them."""
+def encoders(config: Mapping[str, Any], among: Iterable[Cell] | None = None) -> list[Encoder]:
+    """The encoders whose geometry a study measures, each once; the reference of each is among them.
+
+    Args:
+        config: resolved settings, or a stage's own.
+        among: the cells whose encoders they are; all of the study's unless given.
+    """
     wanted, found = config["geometry"]["encoders"], []
     if wanted == "none":
         return []
-    for cell in cells(config):
+    for cell in cells(config) if among is None else among:
         size, task, seed, shared = cell.pretrain_size, cell.intermediate, cell.seed, cell.shared
         start = Encoder("random", 0, "none", 0, seed, cell.start, shared.start, shared)
         found.append(start)

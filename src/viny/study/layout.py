@@ -76,7 +76,7 @@ STATISTICS_TABLES = (
     *("marginal_gains.csv", "costs.csv", "next_steps.md"),
 )
 STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
-ARMS_TABLES = ("arms.csv", "arms.md")  # where there are several
+ARMS_TABLES = ("arms.csv", "arms.md", "arm_decisions.csv")  # where there are several
 ARMS_FIGURES = ("arms",)
 HELD_OUT_TABLES = ("held_out.csv", "held_out.md")  # where pre-training holds images out
 HELD_OUT_FIGURES = ("held_out",)
@@ -95,13 +95,13 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
         stage: one of `SUMMARIES`.
         config: resolved settings, or the stage's own.
     """
-    tables = {
+    tables: dict[str, Any] = {
         "duplicates": DUPLICATES_TABLES,
         "tables": TABLES,
         "representations": REPRESENTATIONS_TABLES,
         "scorecard": SCORECARD_TABLES,
     }
-    figures = {"representations": REPRESENTATIONS_FIGURES}
+    figures: dict[str, Any] = {"representations": REPRESENTATIONS_FIGURES}
     if stage == "statistics":
         tables[stage], figures[stage] = statistics_tables(config), statistics_figures(config)
     names = figure_names(config) if stage == "figures" else figures.get(stage, ())

@@ -7,10 +7,10 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
-from viny.study.arms import is_published, pretrain_packs, schedule, settings_of
+from viny.study.arms import SECTIONS, is_published, pretrain_packs, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, has_arms
+from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, arms, has_arms
 from viny.study.layout import Training, held_out_curves, parse_subset, task_of_subset
 
 
@@ -286,8 +286,9 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the statistics depend on besides the results."""
-    found = {key: config[key] for key in ("grid", "model", "note")}
-    return {**found, **_arms(config)} | ({"held_out": True} if held_out_curves(config) else {})
+    model = settings_of(config, arms(config)[0])["model"]
+    found = {"grid": config["grid"], "model": model, "note": config["note"], **_arms(config)}
+    return found | ({"held_out": True} if held_out_curves(config) else {})
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,11 +302,39 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
             "starts": {
                 name: {**start, "published": is_published(start)} for name, start in config.get("starts", {}).items()
             },
-            "budgets": {name: one["pretrain"].get("budget", "epochs") for name, one in settings.items()},
-            "tuned": [name for name, one in settings.items() if is_tuned(one)],
+            "tuned": _twins({name: ({**one, "tune": {}}, is_tuned(one)) for name, one in settings.items()}),
+            "steps": _twins({name: (_by_epochs(one), takes_steps(one)) for name, one in settings.items()}),
             "frozen": [name for name, one in settings.items() if one["finetune"].get("encoder") == "frozen"],
         }
     }
+
+
+def _twins(variants: Mapping[str, tuple[Mapping[str, Any], bool]]) -> dict[str, str]:
+    """Variants with something, each with one that is the same but without it; empty if there is none.
+
+    Args:
+        variants: the settings of each, as they are without it, and whether it has it.
+    """
+
+    def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        return all(one.get(section) == other.get(section) for section in SECTIONS)
+
+    plain = {name: settings for name, (settings, has) in variants.items() if not has}
+    return {
+        name: next((other for other, theirs in plain.items() if alike(settings, theirs)), "")
+        for name, (settings, has) in variants.items()
+        if has
+    }
+
+
+def takes_steps(settings: Mapping[str, Any]) -> bool:
+    """Whether all sizes of pre-training take the same number of steps, by the settings of an arm."""
+    return settings["pretrain"].get("budget") == "steps"
+
+
+def _by_epochs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    section = {key: value for key, value in settings["pretrain"].items() if key != "budget"}
+    return {**settings, "pretrain": section}
 
 
 def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
