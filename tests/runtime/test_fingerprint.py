@@ -17,7 +17,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
 from viny.runtime.gpus import job_environment
 
-TRAININGS = {"pretrain", "intermediate", "finetune"}
+TRAININGS = {"pretrain", "intermediate", "tune", "finetune"}
 WITH_MODEL = TRAININGS | {"evaluate", "geometry", "figures"}
 COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
 
