@@ -59,6 +59,13 @@ def normalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
     return (images - mean) / std
 
 
+def normalisation(normalised: bool | Normalisation) -> Normalisation | None:
+    """By what images are normalised: True stands for ImageNet's means and deviations, False for nothing."""
+    if isinstance(normalised, bool):
+        return IMAGENET if normalised else None
+    return normalised
+
+
 def denormalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
     """Undo `normalise`."""
     mean, std = _channels(by.mean, images.device), _channels(by.std, images.device)
@@ -187,6 +194,5 @@ def labelled_images(images: Tensor, draws: Draws | None, normalised: bool | Norm
     x = to_float(images)
     if draws is not None:
         x = adjust_contrast(flip(x, draws.flips), draws.contrast)
-    if not normalised:
-        return x
-    return normalise(x, IMAGENET if normalised is True else normalised)
+    by = normalisation(normalised)
+    return x if by is None else normalise(x, by)

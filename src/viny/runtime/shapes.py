@@ -45,7 +45,8 @@ TRAINED = {
     "normalisation": {"mean": [NUMBER], "std": [NUMBER]},
     "mask_classes": [str],
     "parent_sha256": HASH,
-    **dict.fromkeys(("weights_sha256", "pack_sha256", "split_sha256"), str),
+    "source": str,
+    **dict.fromkeys(("source_sha256", "weights_sha256", "pack_sha256", "split_sha256"), str),
 }
 # By what `viny.runtime.files.read_json` is told that a file is; `*` is any other key. Which keys there must be, their
 # readers know.

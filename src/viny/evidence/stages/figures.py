@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from viny.data.augment import Draws, denormalise, labelled_images, normalise
+from viny.data.augment import IMAGENET, Draws, denormalise, labelled_images, normalise
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -28,7 +28,14 @@ from viny.evidence.tables import read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
-from viny.learning.weights import load_segmentation, new_encoder, read_weights, weights_beside
+from viny.learning.weights import (
+    load_segmentation,
+    new_encoder,
+    own_normalisation,
+    read_weights,
+    shown_by,
+    weights_beside,
+)
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
 from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, shown_cells
@@ -131,7 +138,7 @@ class _Tested:
     def predicted(self, root: Path, cell: Cell, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """True and predicted classes, [n, H, W] each."""
         model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
-        normalised = record["spec"]["normalise"]
+        normalised = shown_by(record, record["spec"]["normalise"])
         truth, guess = predict(model, self.pack, self.test[places], normalised, self._draws(places), self.machine)
         return truth.numpy(), guess.numpy()
 
@@ -198,10 +205,11 @@ def _reconstructions(
     draws = generator(record["spec"]["cell"]["seed"], "figures", "masks")
     mask = draw_patch_mask(len(picked), settings.patches, spec["mask_ratio"], draws)
     rows = torch.from_numpy(tested.pack.rows("images", tested.test[picked]))
-    images = labelled_images(rows, None, normalised=True)
+    by = own_normalisation(record) or IMAGENET
+    images = labelled_images(rows, None, normalised=by)
     patches = patchify(images, settings.patch_size)
     painted = torch.where(mask.unsqueeze(-1), objective.predict(images, mask), patches)
-    grey = patchify(normalise(torch.full_like(images, 0.5)), settings.patch_size)
+    grey = patchify(normalise(torch.full_like(images, 0.5), by), settings.patch_size)
     hidden = torch.where(mask.unsqueeze(-1), grey, patches)
-    views = [denormalise(unpatchify(p, settings.patch_size)) for p in (patches, hidden, painted)]
+    views = [denormalise(unpatchify(p, settings.patch_size), by) for p in (patches, hidden, painted)]
     return study.reconstructions(*map(_channels_last, views), note=note)
