@@ -245,9 +245,10 @@ class _Page:
         tasks = [task for task in grid["intermediates"] if task != "none"]
         arms = [f"{axis} {listed(grid[axis])}, " for axis in ("starts", "variants") if axis in grid]
         return (
-            f"{capitalised(''.join(arms))}{'p' if arms else 'P'}re-training on {listed(grid['pretrain_sizes'])} {images_of(self.spec['pretrain'])}, "
-            f"{f'task {listed(tasks)}' if tasks else 'no task'}, {listed(grid['finetune_sizes'])} labelled "
-            f"{images_of(self.spec['segmentation'])}, {counted(len(grid['seeds']), 'seed')}."
+            f"{capitalised(''.join(arms))}{'p' if arms else 'P'}re-training on {listed(grid['pretrain_sizes'])} "
+            f"{images_of(self.spec['pretrain'])}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
+            f"{listed(grid['finetune_sizes'])} labelled {images_of(self.spec['segmentation'])}, "
+            f"{counted(len(grid['seeds']), 'seed')}."
         )
 
     def about(self) -> list[str]:

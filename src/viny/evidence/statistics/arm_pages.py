@@ -42,9 +42,9 @@ def arm_decisions(runs: Runs, arms: Arms, table: pd.DataFrame) -> pd.DataFrame:
         table: what `arms.arms_table` returns.
 
     Returns:
-        The columns of `effects.decisions_table`: a row of kind `BEST` for the most labels and one for the fewest, with
-        what, that number, name, the best arm, its mIoU, and reason, how far the others are; then the questions of arms; then those of images or steps,
-        after a row of kind `BOUGHT` for each three of them.
+        The columns of `effects.decisions_table`. First a row of kind `BEST` for the most labels and one for the fewest:
+        what, that number; name, the best arm; its mIoU; reason, how far the others are. Then the questions of arms;
+        then those of images or steps, after a row of kind `BOUGHT` for each three of them.
     """
     decided = decisions_table(answer(runs, questions(runs, arms)))
     heads = []

@@ -188,8 +188,8 @@ def of_budgets(runs: Runs, arms: Arms) -> list[Question]:
     """What more pre-training images bring, in three questions for each start and pair of budgets; see `PARTS`.
 
     From the fewest images to the most: the gain at equal epochs, and its two parts, that of more steps on the few
-    images and that of more images at as many steps; these three share Holm's correction. With the most images both budgets have the same steps, so that
-    their cells there are those of the budget of epochs.
+    images and that of more images at as many steps; these three share Holm's correction. With the most images both
+    budgets have the same steps, so that their cells there are those of the budget of epochs.
 
     Args:
         runs: all cells, keyed by `KEY`.
@@ -402,7 +402,7 @@ def _best_words(
         cheapest = min([best, *even], key=lambda row: (_known(row["hours"]), row["unlabelled_images"]))
         devices = {row["device"] for row in [best, *even]}
         if cheapest is not best and len(devices) == 1 and not math.isnan(cheapest["hours"]):
-            said.append(f"Of these, {called(cheapest)} takes the least time: {cheapest['hours']:.2g} hours a model.")
+            said.append(f"Of these, {called(cheapest)} takes the least time, {cheapest['hours']:.2g} h a model.")
     if behind:
         ahead, low, high = (getattr(gaps, name)[worse] for name in ("mean", "low", "high"))
         least = int(np.argmin(ahead))
