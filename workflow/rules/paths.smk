@@ -2,6 +2,7 @@
 from viny.evidence.report import CAPTIONS
 from viny.study import grid, layout
 from viny.study.arms import settings_of
+from viny.study.inventory import pack_names
 from viny.study.specs import is_tuned
 
 ALL_CELLS = {cell.name: cell for cell in grid.cells(STUDY)}
@@ -99,6 +100,6 @@ wildcard_constraints:
     task="|".join(TASKS) or "none",
     cell=grid.CELL_NAME.pattern,
     encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",
-    pack="|".join(["pretrain", "segmentation", *TASKS]),
+    pack="|".join(pack_names(STUDY)),
     part="pretrain|finetune|intermediate",
     subset=r"[A-Za-z0-9_-]+",

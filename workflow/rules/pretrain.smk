@@ -5,10 +5,10 @@
 rule pretrain:
     """Pre-train an encoder with SimMIM on a subset of the unlabelled images."""
     input:
-        manifest=below(layout.MANIFEST, pack="pretrain"),
-        images=ancient(below(layout.IMAGES, pack="pretrain")),
-        split=below(layout.SPLIT, part="pretrain", subset=layout.SUBSET),
-        indices=ancient(below(layout.INDICES, part="pretrain", subset=layout.SUBSET)),
+        manifest=lambda w: below(layout.MANIFEST, pack=training_at(w).pack),
+        images=ancient(lambda w: below(layout.IMAGES, pack=training_at(w).pack)),
+        split=lambda w: split_of(training_at(w)),
+        indices=ancient(lambda w: indices_of(split_of(training_at(w)))),
         parent=lambda w: origin_of(training_at(w), "record"),
         parent_weights=ancient(lambda w: origin_of(training_at(w), "weights")),
     output:

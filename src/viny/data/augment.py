@@ -59,6 +59,13 @@ def normalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
     return (images - mean) / std
 
 
+def normalisation(normalised: bool | Normalisation) -> Normalisation | None:
+    """By what images are normalised: True stands for ImageNet's means and deviations, False for nothing."""
+    if isinstance(normalised, bool):
+        return IMAGENET if normalised else None
+    return normalised
+
+
 def denormalise(images: Tensor, by: Normalisation = IMAGENET) -> Tensor:
     """Undo `normalise`."""
     mean, std = _channels(by.mean, images.device), _channels(by.std, images.device)
@@ -100,6 +107,19 @@ def draw_crops(
     top = torch.where(none, ((height - h) / 2).floor(), top)
     left = torch.where(none, ((width - w) / 2).floor(), left)
     return torch.cat([top / height, left / width, h / height, w / width], dim=1).float()
+
+
+def central_squares(shapes: Tensor) -> Tensor:
+    """The largest square in the middle of each image.
+
+    Args:
+        shapes: [B, 2] heights and widths of the originals, pixels.
+
+    Returns:
+        float [B, 4]: top, left, height, width as shares of the image.
+    """
+    sides = shapes.amin(1, keepdim=True) / shapes  # [B, 2]
+    return torch.cat([(1 - sides) / 2, sides], dim=1).float()
 
 
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
@@ -187,6 +207,5 @@ def labelled_images(images: Tensor, draws: Draws | None, normalised: bool | Norm
     x = to_float(images)
     if draws is not None:
         x = adjust_contrast(flip(x, draws.flips), draws.contrast)
-    if not normalised:
-        return x
-    return normalise(x, IMAGENET if normalised is True else normalised)
+    by = normalisation(normalised)
+    return x if by is None else normalise(x, by)

@@ -49,26 +49,38 @@ def torch_permutation(count: int, seed: int) -> np.ndarray:
 
 
 def pretrain_split(
-    pack: Pack, size: int, seed: int, split_seed: int, subsets: str, held_out: int = 0
+    pack: Pack,
+    size: int,
+    seed: int,
+    split_seed: int,
+    subsets: str,
+    held_out: int = 0,
+    spared: int | None = None,
+    given: bool = False,
 ) -> dict[str, np.ndarray]:
     """Unlabelled images for pre-training: a prefix of one permutation, without the held-out images.
 
     The `held_out` images, by which the loss on images that nobody trains on is measured, depend on `split_seed` alone:
-    they are the same for all sizes and seeds.
+    they are the same for all sizes and seeds. If the pack is of the labelled images, `spared` of them, or with `given`
+    those of the test part, are the study's test images, and nobody pre-trains on these.
 
     Raises:
         InputError: `size` and `held_out` do not fit the data.
     """
-    if size > len(pack):
-        raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(pack)} images")
-    if size + held_out > len(pack):
-        raise InputError(
-            f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(pack)} images; lower either"
-        )
     draw = ["pretrain", split_seed] + ([seed] if subsets == "per_seed" else [])
-    order, test = _order(pack, *draw), np.empty(0, np.int64)
+    order, never, test = _order(pack, *draw), np.empty(0, np.int64), np.empty(0, np.int64)
+    if spared is not None:
+        never, _ = _fixed_test_set(pack, split_seed, spared, given)
+        order = order[~np.isin(order, never)]
+    if size > len(order):
+        raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(order)} images")
+    if size + held_out > len(order):
+        raise InputError(
+            f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(order)} images; lower either"
+        )
     if held_out:
-        test = np.sort(_order(pack, "held_out", split_seed)[:held_out])
+        others = _order(pack, "held_out", split_seed)
+        test = np.sort(others[~np.isin(others, never)][:held_out])
         order = order[~np.isin(order, test)]
     return {"train": order[:size], "test": test}
 

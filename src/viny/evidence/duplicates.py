@@ -135,7 +135,8 @@ def write_duplicates(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         else:
             tasks[subset] = split["train"]
     tests = _union(split["test"] for split in finetune)
-    searched = {"pretrain": (packs["pretrain"], np.arange(len(packs["pretrain"])))} if spec["pretrain"] else {}
+    unlabelled = [name for name in packs if name != "segmentation" and name not in spec["tasks"]]
+    searched = {name: (packs[name], np.arange(len(packs[name]))) for name in unlabelled}
     searched |= {name: (packs[name], rows) for name, rows in tasks.items()}
     fixed = all(np.array_equal(split["test"], tests) for split in finetune)
     pool = np.setdiff1d(np.arange(len(test)), tests) if fixed else _union(split["train"] for split in finetune)

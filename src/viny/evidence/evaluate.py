@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viny.data.augment import Draws, flip, labelled_images
+from viny.data.augment import Draws, Normalisation, flip, labelled_images
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -20,7 +20,7 @@ from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import batch_of_masks
-from viny.learning.weights import load_segmentation
+from viny.learning.weights import load_segmentation, shown_by
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, digest, file_sha256, write_sealed
 from viny.runtime.provenance import Provenance
@@ -39,7 +39,7 @@ def predict(
     model: Segmentation,
     pack: Pack,
     indices: np.ndarray,
-    normalised: bool,
+    normalised: bool | Normalisation,
     draws: Draws | None,
     machine: Machine,
 ) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def predict(
         model: as from `load_segmentation`.
         pack: with masks.
         indices: [N].
-        normalised: whether to normalise images, as in the model's training.
+        normalised: whether and by what to normalise images, as in the model's training; see `labelled_images`.
         draws: from `draws_of_test_images`.
         machine: device and precision.
 
@@ -113,7 +113,8 @@ def evaluate(
     if record["pack_sha256"] != pack.sha256:
         raise InputError(f"{model}: was trained on another pack than {manifest}; rerun its fine-tuning")
     draws = draws_of_test_images(spec, len(test))
-    truth, guess = predict(fitted, pack, test, record["spec"]["normalise"], draws, machine)
+    normalised = shown_by(record, record["spec"]["normalise"])
+    truth, guess = predict(fitted, pack, test, normalised, draws, machine)
     names = pack.manifest["mask_classes"]
     at_once = batch_of_masks(len(names))
     parts = [

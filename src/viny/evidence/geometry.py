@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from viny.data.augment import labelled_images
+from viny.data.augment import Normalisation, labelled_images
 from viny.data.masks import BACKGROUNDS, IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import permutation, read_split
@@ -44,7 +44,7 @@ from viny.learning.machine import Machine
 from viny.learning.model import ViNy, patchify
 from viny.learning.objectives import majority_class
 from viny.learning.settings import BATCH
-from viny.learning.weights import load_encoder, new_encoder
+from viny.learning.weights import load_encoder, new_encoder, shown_by
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, digest, file_sha256, read_sealed, write_sealed
 from viny.runtime.provenance import Provenance
@@ -124,14 +124,14 @@ def heat_map(tokens: np.ndarray, reference: int | None) -> np.ndarray:
 
 @torch.inference_mode()
 def tokens_by_layer(
-    encoder: ViNy, images: np.ndarray, normalised: bool, class_token: bool, device: torch.device
+    encoder: ViNy, images: np.ndarray, normalised: bool | Normalisation, class_token: bool, device: torch.device
 ) -> list[np.ndarray]:
     """Patch tokens of images at every layer, in float32.
 
     Args:
         encoder: the transformer.
         images: uint8 [N, 3, S, S].
-        normalised: whether images are normalised as in the other stages.
+        normalised: whether and by what images are normalised, as in the other stages; see `labelled_images`.
         class_token: whether the sequence has a class token, which is not returned.
         device: to compute on.
 
@@ -163,7 +163,8 @@ def tokens_by_layer(
 def _load(spec: Mapping[str, Any], path: Path | None, stage: str | None, keys: tuple[str, ...]) -> tuple[ViNy, Any]:
     """The encoder of the spec's seed, with the weights of a record if there is one, and the record.
 
-    `stage` is the one that made the record, None for a random start; `keys` name what must agree with the spec.
+    `stage` is the one that made the record, None for a start, which has a record if its weights are published; `keys`
+    name what must agree with the spec.
     """
     wanted = spec["encoder"]
     encoder = new_encoder(spec["model"], wanted["seed"])
@@ -171,11 +172,14 @@ def _load(spec: Mapping[str, Any], path: Path | None, stage: str | None, keys: t
         if stage is not None:
             raise InputError(f"encoder.kind: '{wanted['kind']}' needs the record of its weights; pass it as `encoder`")
         return encoder, None
-    if stage is None:
+    if stage is None and "start" not in wanted:
         raise InputError(f"{path}: given for a random start, which has no weights; pass None or name another kind")
     record = load_encoder(encoder, path)
-    found = {"stage": record.get("stage"), **record["spec"]["cell"]}
-    for key, value in {"stage": stage, **{k: wanted[k] for k in keys}}.items():
+    if stage is None:
+        stage, keys, found = "start", ("start",), {"stage": record.get("stage"), "start": record["spec"].get("start")}
+    else:
+        found = {"stage": record.get("stage"), **record["spec"]["cell"]}
+    for key, value in {"stage": stage, **{k: wanted.get(k) for k in keys}}.items():
         if found.get(key) != value:
             raise InputError(f"{path}: its {key} is {found.get(key)!r}, expected {value!r}; pass the record of that")
     return encoder, record
@@ -205,8 +209,10 @@ def measure(
         manifest: manifest of the segmentation pack.
         split: record of a split of that pack.
         indices: index lists of that split.
-        encoder: record of the encoder's or a fine-tuned model's weights; none for the random start of the seed.
-        reference: record of the pre-trained encoder that CKA compares with; none for the random start of the seed.
+        encoder: record of the encoder's or a fine-tuned model's weights, or of a published start; none for the random
+            start of the seed.
+        reference: record of the pre-trained encoder or the published start that CKA compares with; none for the random
+            start of the seed.
         metrics: JSON file to write: layers (each with layer, name, metrics, note), output (the last layer, with
             probe_paper and probe_majority), examples, hashes, provenance. Metrics are fractions or plain numbers.
         arrays: npz file to write: distance [Q] in patches; similarity, similarity_centred [depth + 2, Q]; heat_maps,
@@ -245,15 +251,15 @@ def _measure_encoder(
     mine, record = _load(spec, encoder, STAGE_OF.get(wanted["kind"]), _keys_of(wanted["kind"]))
     if wanted["kind"] == "finetuned" and record["pack_sha256"] != pack.sha256:
         raise InputError(f"{encoder}: was trained on another pack than {manifest}; rerun its fine-tuning")
-    stage = None if reference is None else "pretrain"
-    other, start = _load(spec, reference, stage, ("pretrain_size", "seed"))
+    stage = None if reference is None or not wanted["pretrain_size"] else "pretrain"
+    other, start = _load(spec, reference, stage, ("pretrain_size", "seed", "start"))
 
-    def tokens(model: ViNy, rows: np.ndarray) -> list[np.ndarray]:
-        images = pack.rows("images", rows)
-        return tokens_by_layer(model, images, spec["normalise"], spec["class_token"], machine.device)
+    def tokens(model: ViNy, of: Any, rows: np.ndarray) -> list[np.ndarray]:
+        images, normalised = pack.rows("images", rows), shown_by(of or {}, spec["normalise"])
+        return tokens_by_layer(model, images, normalised, spec["class_token"], machine.device)
 
-    layers, trained = tokens(mine, held_out), tokens(mine, probe_train)
-    compared = layers if encoder == reference else tokens(other, held_out)
+    layers, trained = tokens(mine, record, held_out), tokens(mine, record, probe_train)
+    compared = layers if encoder == reference else tokens(other, start, held_out)
     truth, train_classes = (_patch_classes(pack, rows, mine.settings.patch_size) for rows in (held_out, probe_train))
     names, gpu = layer_names(mine.settings.depth), machine.device if machine.device.type == "cuda" else None
     rows, similarity, similarity_centred = [], [], []
@@ -283,11 +289,12 @@ def _measure_encoder(
             "protocol": spec["protocol"],
             "note": spec.get("note", ""),
             "encoder": dict(wanted),
-            "reference": "random" if start is None else "pretrained",
+            "reference": {"pretrain": "pretrained", "start": "start"}.get((start or {}).get("stage"), "random"),
             "images": len(held_out),
             "probe_images": len(probe_train),
             "class_token": spec["class_token"],
             "normalise": spec["normalise"],
+            **({"normalisation": record["normalisation"]} if "normalisation" in (record or {}) else {}),
             "layers": rows,
             "output": rows[-1] | {"probe_paper": own.accuracy, "probe_majority": majority},
             "examples": [
@@ -321,7 +328,7 @@ def _measure_encoder(
 def _keys_of(kind: str) -> tuple[str, ...]:
     """The keys that identify such an encoder in its record."""
     keys = {"intermediate": ("intermediate",), "finetuned": ("intermediate", "finetune_size")}
-    return ("pretrain_size", "seed", *keys.get(kind, ()))
+    return ("pretrain_size", "seed", "start", "variant", *keys.get(kind, ()))
 
 
 def _picked(spec: Mapping[str, Any], lists: Mapping[str, np.ndarray], split: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ the paper's tables are in percent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import pandas as pd
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_sealed, write_text
 from viny.runtime.text import cell_text, markdown
+from viny.study.grid import RANDOM, STUDY
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
 GROUP = KEYS[:3]
-ORDER = ["intermediate", "pretrain_size", "finetune_size", "seed"]
+ARM = {"start": RANDOM, "variant": STUDY}  # what tells arms apart; a result says it only where it is not as here
+ORDER = [*ARM, "intermediate", "pretrain_size", "finetune_size", "seed"]
 BEFORE = ["study", "protocol", "note", "cell", *KEYS]  # columns to the left of the metrics
 RUN = ["device", "precision", "threads", "seconds", "code"]  # taken from the provenance
 ABSENT = ["not_in_test", "not_in_training"]  # classes without a pixel in these masks, '; ' between their names
@@ -49,7 +51,8 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
 
     Returns:
         One row per cell: `BEFORE`, the metrics (fractions; NaN where undefined), `AFTER` (seconds in s).
-        Sorted by intermediate ('none' first), pretrain_size, finetune_size, seed.
+        Sorted by intermediate ('none' first), pretrain_size, finetune_size, seed. `ARM` come before `KEYS`, and first
+        in the order, where a cell is of another arm than a study without arms has.
 
     Raises:
         InputError: no files, a file with something else in it, or a cell that is in two files.
@@ -59,7 +62,7 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
     seen: dict[tuple[Any, ...], str | Path] = {}
     for path in paths:
         row, values = _read_cell(path)
-        key = tuple(row[k] for k in ("study", "protocol", *KEYS))
+        key = tuple(row.get(k, ARM.get(k)) for k in ("study", "protocol", *ARM, *KEYS))
         if key in seen:
             raise InputError(f"{path}: holds the same cell as {seen[key]} ({row['cell']}); keep one of them")
         seen[key] = path
@@ -67,8 +70,16 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
         rows.append(row | values)
     if not rows:
         raise InputError("no metric files given; evaluate at least one cell first")
-    frame = pd.DataFrame(rows, columns=[*BEFORE, *metrics, *AFTER])
+    arm = ARM if any(key in row for row in rows for key in ARM) else {}
+    before = [name for name in BEFORE if name not in KEYS]
+    frame = pd.DataFrame(rows, columns=[*before, *arm, *KEYS, *metrics, *AFTER])
+    frame = frame.fillna(arm) if arm else frame
     return in_order(frame.astype(dict.fromkeys(metrics, float)))
+
+
+def with_arms(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the columns of `ARM`, whether or not its study has arms."""
+    return frame.assign(**{name: usual for name, usual in ARM.items() if name not in frame})
 
 
 def _read_cell(path: str | Path) -> tuple[dict[str, Any], dict[str, float | None]]:
@@ -107,6 +118,7 @@ def cell_row(path: str | Path, value: Any) -> tuple[dict[str, Any], dict[str, fl
     row = {key: need(value, key, str) for key in ("study", "protocol", "miou_is")}
     row["note"] = " ".join(str(value.get("note") or "").split())  # one line
     row["cell"] = need(cell, "name", str)
+    row |= {key: need(cell, key, str) for key in ARM if key in cell}
     row |= {key: need(cell, key, str if key == "intermediate" else int) for key in KEYS}
     row["test_images"] = need(value, "test_images", int, 1)
     classes = value.get("classes", {})  # older evaluations did not say
@@ -149,23 +161,29 @@ def absent_words(frame: pd.DataFrame) -> list[str]:
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted by intermediate ('none' first), then sizes, then seed, as far as the frame has these."""
+    """Rows sorted by arm, intermediate ('none' first), then sizes, then seed, as far as the frame has these."""
+    first = {"intermediate": "none", **ARM}
 
     def key(column: pd.Series) -> pd.Series:
-        return column.replace("none", "") if column.name == "intermediate" else column
+        return column.replace(first[column.name], "") if column.name in first else column
 
     return frame.sort_values([k for k in ORDER if k in frame], key=key, ignore_index=True)
 
 
-def check_cells(frame: pd.DataFrame) -> None:
-    """Refuse what statistics over seeds would pool silently: several studies, or a cell twice."""
-    for column in ("study", "protocol", "miou_is"):
+def check_cells(frame: pd.DataFrame, keys: Sequence[str] = KEYS) -> None:
+    """Refuse what statistics over seeds would pool silently: several studies or arms, or a cell twice.
+
+    Args:
+        frame: what `read_metrics` returns.
+        keys: what tells cells apart; with those of `ARM` among them, several arms are fine.
+    """
+    for column in ("study", "protocol", "miou_is", *(name for name in ARM if name not in keys)):
         if column in frame and frame[column].nunique() > 1:
             found = ", ".join(sorted(frame[column].unique()))
             raise InputError(f"cells differ in '{column}' ({found}); make the tables of each on its own")
-    twice = frame.duplicated(KEYS)
+    twice = frame.duplicated([*keys])
     if twice.any():
-        key = dict(frame.loc[twice, KEYS].iloc[0])
+        key = dict(frame.loc[twice, [*keys]].iloc[0])
         cell = ", ".join(f"{name} {value}" for name, value in key.items())
         raise InputError(f"cell given more than once: {cell}; keep one row of each")
 
@@ -182,7 +200,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         whose metric is undefined (NaN) does not count towards that metric's three values.
     """
     check_cells(frame)
-    metrics = [c for c in frame.columns if c not in (*BEFORE, *AFTER)]
+    metrics = [c for c in frame.columns if c not in (*BEFORE, *ARM, *AFTER)]
     groups = frame.groupby(GROUP)
     table = groups[metrics].agg(list(STATISTICS))
     table.columns = [f"{metric}_{STATISTICS[name]}" for metric, name in table.columns]
@@ -257,7 +275,9 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> None:
+def write_tables(
+    metric_paths: Iterable[str | Path], out_dir: str | Path, base: Iterable[str | Path] | None = None
+) -> None:
     """Write metrics.csv, summary.csv, paired_differences.csv and the paper's tables as .csv and .md.
 
     Every file names the study, its protocol and its note, the CSVs in columns of their own.
@@ -265,14 +285,16 @@ def write_tables(metric_paths: Iterable[str | Path], out_dir: str | Path) -> Non
     Args:
         metric_paths: JSON files of one study, one per cell.
         out_dir: folder for the tables; made if missing.
+        base: those of the arm that all tables but metrics.csv are about; None: there is one arm.
 
     Raises:
         InputError: as for `read_metrics`, or cells of several studies.
     """
-    frame = read_metrics(metric_paths)
+    every = read_metrics(metric_paths)
+    frame = every if base is None else read_metrics(base)
     tables = {f"table{which}": paper_table(frame, which) for which in PAPER_TABLES}
     frames = {
-        "metrics": frame,
+        "metrics": every,
         "summary": summarise(frame),
         "paired_differences": paired_differences(frame),
     }

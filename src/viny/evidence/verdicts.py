@@ -46,7 +46,18 @@ OF_FALL = {
     "small": "brings as much, within {points}",
     "undecided": f"{UNKNOWN} to bring less or more",
 }
-SAID = {"interaction": OF_INTERACTION, "images fall": OF_FALL, "labels fall": OF_FALL}  # all others as `WORDS`
+OF_ARMS = {
+    "up": "beat {against}",
+    "down": "fell short of {against}",
+    "small": "came within {points} of {against}",
+    "undecided": f"{UNKNOWN} from {{against}}",
+}
+ARMS = (
+    *("start against start", "published against own pre-training", "SimMIM on top of a start"),
+    *("tuned against fixed", "frozen against trained", "variant against study"),
+)
+SAID = {"interaction": OF_INTERACTION, "images fall": OF_FALL, "labels fall": OF_FALL}
+SAID |= dict.fromkeys(ARMS, OF_ARMS)  # all others as `WORDS`
 
 Weights = Mapping[Hashable, float]
 
@@ -57,13 +68,14 @@ class Question:
 
     Attributes:
         kind: 'pre-training', 'images', 'labels', 'images fall' and 'labels fall' (the last doubling against the one
-            before), 'task', 'task by size', 'interaction', or 'cell', a task's effect in one cell. Questions of a kind
-            share Holm's correction.
+            before), 'task', 'task by size', 'interaction', or 'cell', a task's effect in one cell; or one of `ARMS`,
+            which compare arms. Questions of a kind share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.
         cells: pre-train size and labels of each difference.
         weights: each difference, as a weighted sum of cells.
+        against: what an arm is compared with, in words.
     """
 
     kind: str
@@ -72,6 +84,7 @@ class Question:
     over: str
     cells: Sequence[tuple[int, int]]
     weights: Sequence[Weights]
+    against: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +143,11 @@ class Decision:
         """Mean and interval in points, or why there is no interval; it says if test images are not in it."""
         if math.isnan(self.low):
             return f"{in_points(self.mean)} points ({self.reason})"
-        alone = ", over seeds alone" if math.isnan(self.se_images) else ""
-        return f"{in_points(self.mean)} points ({span(self.low, self.high)}{alone})"
+        return f"{in_points(self.mean)} points ({span(self.low, self.high)}{self._alone})"
+
+    @property
+    def _alone(self) -> str:
+        return ", over seeds alone" if math.isnan(self.se_images) else ""
 
     @property
     def where(self) -> str:
@@ -142,9 +158,12 @@ class Decision:
     def sentence(self) -> str:
         """The decision in one sentence, the same wherever it is told."""
         name = self.name[0].upper() + self.name[1:]
-        number = " ".join(filter(None, (self.number, self.where)))
+        number = f": {self.number}"
+        if self.question.against and self.verdict in ("up", "down"):
+            low, high = sorted((abs(self.low), abs(self.high)))  # both of one sign
+            number = f" by {bare(abs(self.mean))} points ({bare(low)} to {bare(high)}{self._alone})"
         said = "" if math.isnan(self.low) else f"; {self.reason}"
-        return f"{name} {self.words}: {number}{said}."
+        return f"{name} {self.words}{' '.join(filter(None, (number, self.where)))}{said}."
 
     def as_dict(self) -> dict[str, Any]:
         """As a row of a table, or for JSON."""
@@ -326,7 +345,7 @@ def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[in
         decisions[place] = Decision(
             question.kind, question.what, question.name, question.over, **mean,
             p_holm=p_holm, family=family, verdict=verdict,
-            words=_words(question.kind, verdict, mean, family, margin),
+            words=_words(question, verdict, mean, family, margin),
             reason=_reason(mean, p_holm, family, verdict, chance, lacks),
             chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True), question=question,
         )  # fmt: skip
@@ -381,9 +400,11 @@ def _lacks(mean: Mapping[str, float]) -> str:
     return "images" if stats.norm.ppf((1 + LEVEL) / 2) * mean["se_images"] > seeds else "seeds"
 
 
-def _words(kind: str, verdict: str, mean: Mapping[str, float], family: int, margin: float) -> str:
+def _words(question: Question, verdict: str, mean: Mapping[str, float], family: int, margin: float) -> str:
     points = target_words(100 * margin)
-    words = SAID.get(kind, WORDS)[verdict].format(points=points)
+    words = SAID.get(question.kind, WORDS)[verdict].format(points=points, against=question.against)
+    if question.against and verdict in ("up", "down"):  # its sentence says by how much
+        return words
     if verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin:
         return f"{words}, by under {points}"
     if verdict == "undecided" and (mean["low"] > 0 or mean["high"] < 0):  # which its interval alone would not say

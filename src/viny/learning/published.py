@@ -25,13 +25,8 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import file_sha256, write_sealed
 
 HUB_FILE = "model.safetensors"  # by which every model of timm's on the hub is called
-PARTS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state_dict",
-)  # of a checkpoint, as timm seeks them
+# Of a checkpoint that holds more than weights, in the order in which timm looks for them.
+PARTS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 WRAPPERS = ("module.", "_orig_mod.")  # before every name of a model that was parallel or compiled
 # Beside an encoder: heads, and what SimMIM adds; vit-pytorch's holds the patch embedding under a second name.
 NOT_ENCODER = re.compile(r"(head|mlp_head|pre_logits|to_pixels|patch_to_emb)\..*|mask_token")
@@ -78,9 +73,10 @@ def fetch(spec: Mapping[str, Any], *, weights: Path, record: Path) -> None:
     name, model = spec["start"], ModelSettings(**spec["model"])
     path, source = _found(spec)
     tensors, about = read_tensors(path)
-    fitted, left_out = fit(path, tensors, model)
+    fitted, left_out = as_encoder(path, tensors, model)
     if left_out:
-        print(f"start {name}: {path}: left out, as no part of the encoder: {_few(left_out)}")
+        parts = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", one) for one in left_out)
+        print(f"start {name}: {path}: left out, as no part of the encoder: {_few(parts, 12)}")
     made: dict[str, Any] = {"stage": "start", "spec": dict(spec), "source": source, "source_sha256": file_sha256(path)}
     made["parameters"] = sum(tensor.numel() for tensor in fitted.values())
     own = _normalisation(spec, path, model, about)
@@ -167,7 +163,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 f"{path}: holds an object of {unknown[1]}, and reading that could run code; expected tensors alone: "
                 "save the model's state_dict()"
             ) from error
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        # What comes before it advises to read the file in the way that runs code.
+        said = (str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable state dict ({said}); fetch it anew") from error
     part = next((key for key in PARTS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None)
     found = found if part is None else found[part]
@@ -179,7 +176,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     return dict(found), None
 
 
-def fit(path: Path, tensors: Mapping[str, Tensor], model: ModelSettings) -> tuple[dict[str, Tensor], list[str]]:
+def as_encoder(path: Path, tensors: Mapping[str, Tensor], model: ModelSettings) -> tuple[dict[str, Tensor], list[str]]:
     """An encoder's weights under its own names, in float32, and the names of what is no part of it.
 
     Position embeddings of timm's architecture are resampled to the model's image size, as timm does.
@@ -212,8 +209,8 @@ def fit(path: Path, tensors: Mapping[str, Tensor], model: ModelSettings) -> tupl
             tensor = tensor.unsqueeze(0)
         if tensor.shape != shape:
             raise InputError(
-                f"{path}: '{theirs}' is {_shape(tensor.shape)}, but the model's {name} is {_shape(shape)}; expected the "
-                f"weights of {_words(model)}"
+                f"{path}: '{theirs}' is {_shape(tensor.shape)}, but the model's {name} is {_shape(shape)}; expected "
+                f"the weights of {_words(model)}"
             )
         if not tensor.isfinite().all():
             raise InputError(f"{path}: '{theirs}' is not finite everywhere; fetch the file anew")
@@ -235,16 +232,17 @@ def _renamed(
             raise InputError(f"{path}: has {what} ({_few(found)}), which the model here lacks; take other weights")
     inside = "encoder." if any(name.startswith("encoder.") for name in names) else ""
     theirs = f"{inside}pos_embedding" in names
-    plain = {
-        name for name, own in names.items() if name.endswith("patch_embed.proj.weight") and tensors[own].dim() == 4
-    }
+    kernel = f"{inside}patch_embed.proj.weight"
+    convolution = kernel in names and tensors[names[kernel]].dim() == 4
     if theirs and model.plain:
         raise InputError(f"{path}: ViNy's architecture under vit-pytorch's names; give it as `file` of a start")
-    if plain and not model.plain:
+    if convolution and not model.plain:
         raise InputError(
             f"{path}: timm's architecture, with a convolution as patch embedding; name its model as `timm` of a start, "
             "and the file as `weights`"
         )
+    if model.plain and kernel in names and not convolution and not inside:
+        raise InputError(f"{path}: '{names[kernel]}' is no convolution; the order of its pixels is not known")
     named, left_out = {}, []
     for name, own in names.items():
         inner, tensor = name.removeprefix(inside), tensors[own]
@@ -253,10 +251,10 @@ def _renamed(
             continue
         if theirs:
             inner = _from_vit_pytorch(inner)
-        if name in plain:
+        if convolution and name == kernel:
             tensor = tensor.permute(0, 2, 3, 1).flatten(1)  # pixels row by row, channels fastest
-        if inside and inner == name:  # beside the encoder, and not known
-            inner = f"beside the encoder: {name}"
+        if inside and not name.startswith(inside):
+            inner = f"beside the encoder: {name}"  # which has no place in it, whatever it is called
         named[inner] = own, tensor
     return named, left_out
 
@@ -276,13 +274,11 @@ def _from_vit_pytorch(name: str) -> str:
 
 def _resampled(path: Path, name: str, positions: Tensor, shape: torch.Size) -> Tensor:
     """Position embeddings [1, 1 + L, D] of a square image for another number of patches, by timm's own resampling."""
-    if (
-        positions.dim() != 3
-        or positions.shape[0] != 1
-        or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1
-    ):
+    patches = positions.shape[1] - 1 if positions.dim() == 3 and len(positions) == 1 else -1
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
         raise InputError(
-            f"{path}: '{name}' is {_shape(positions.shape)}; expected one of a class token and a square number of patches"
+            f"{path}: '{name}' is {_shape(positions.shape)}; expected a position for the class token and for each of a "
+            "square number of patches"
         )
     from timm.layers import resample_abs_pos_embed
 
@@ -294,7 +290,7 @@ def _normalisation(
     spec: Mapping[str, Any], path: Path, model: ModelSettings, about: Mapping[str, Any] | None
 ) -> Normalisation | None:
     """The normalisation that the weights were trained with; None for the study's own."""
-    if about is None:
+    if about is None or "spec" not in about:  # not this project's, or a model that it exported
         if "timm" not in spec:
             return None
         published = _timm_settings(spec["timm"])
@@ -321,7 +317,6 @@ def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
-    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
-    return ", ".join(names[: 4 if more else 5]) + more
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -25,7 +25,7 @@ from viny.runtime.seeds import derive
 S = TypeVar("S", bound=Segmentation)
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Modules made in this block keep their weights as they were allocated.
 
     To draw weights on the device 'meta', where there are none, PyTorch loads its compiler, which takes a second.
@@ -50,7 +50,7 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
         if spec["model"]["depth"] > len(tensors):
             raise ValueError(f"{len(tensors)} tensors are too few for its {spec['model']['depth']} layers")
         # No memory is asked for before the sizes are known to be those of the file.
-        with _Undrawn(), torch.device("meta"):
+        with Undrawn(), torch.device("meta"):
             make_segmentation(spec, ViNy(ModelSettings(**spec["model"])), classes).load_state_dict(tensors, assign=True)
         model = make_segmentation(spec, new_encoder(spec["model"], spec["cell"]["seed"]), classes)
         model.load_state_dict(tensors)
@@ -145,7 +145,7 @@ def new_encoder(model: Mapping[str, Any], seed: int) -> ViNy:
     """A randomly initialised encoder; the same for every cell with the same seed."""
     settings = ModelSettings(**model)
     if settings == VINY:
-        with _Undrawn():
+        with Undrawn():
             assert_paper_size()
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "encoder"))

@@ -42,10 +42,14 @@ TRAINED = {
     "precision": str,
     "final_loss": NUMBER,
     "held_out_accuracy": (*NUMBER, NoneType),
+    "held_out_loss": NUMBER,
+    "held_out_images": int,
+    "tuned": {"lr": NUMBER, "rates": {"*": NUMBER}, "tunings": [str]},
     "normalisation": {"mean": [NUMBER], "std": [NUMBER]},
     "mask_classes": [str],
     "parent_sha256": HASH,
-    **dict.fromkeys(("weights_sha256", "pack_sha256", "split_sha256"), str),
+    "source": str,
+    **dict.fromkeys(("source_sha256", "weights_sha256", "pack_sha256", "split_sha256"), str),
 }
 # By what `viny.runtime.files.read_json` is told that a file is; `*` is any other key. Which keys there must be, their
 # readers know.

@@ -8,7 +8,7 @@ from typing import Any
 
 from viny.learning.settings import timm_model
 from viny.runtime.files import canonical_json
-from viny.study.grid import RANDOM, STUDY, Arm
+from viny.study.grid import RANDOM, STUDY, Arm, pretrain_pack
 
 # Variants that a grid may name without describing them.
 BUILT_IN_VARIANTS: dict[str, dict[str, Any]] = {
@@ -20,7 +20,7 @@ SECTIONS = ("model", "switches", "pretrain", "intermediate", "finetune", "tune")
 SHARED = {
     "model": ("image_size",),
     "switches": ("test_set", "augment_test", "resize", "miou", "pets_pool", "subsets"),
-    "pretrain": ("source", "path", "pack_size", "held_out"),
+    "pretrain": ("held_out",),
     "task": ("source", "path", "split", "held_out", "fit"),
 }
 
@@ -37,6 +37,13 @@ def model_of(config: Mapping[str, Any], start: str) -> dict[str, Any]:
     """The model of a start: the study's own, or the one that its published weights are for."""
     name = config.get("starts", {}).get(start, {}).get("timm")
     return timm_model(name, config["model"]["image_size"]) if name else config["model"]
+
+
+def pretrain_packs(config: Mapping[str, Any]) -> dict[str, Arm]:
+    """The packs of unlabelled images, each with an arm that pre-trains on it; the study's own is called 'pretrain'."""
+    owners = config["grid"].get("lineages", {}).get("owners", {})
+    arms = [Arm(), *(Arm(variant=owner["pack"]) for owner in owners.values())]
+    return {pretrain_pack(arm.variant): arm for arm in arms}
 
 
 def is_published(start: Mapping[str, Any]) -> bool:
@@ -67,10 +74,10 @@ def lineages(config: Mapping[str, Any]) -> dict[str, Any]:
         config: resolved settings.
 
     Returns:
-        'published': starts that have weights. 'limits': axes that a variant shortens. 'owners': by variant, whose name
-        the untrained encoder bears ('start'), by size the pre-trained one ('pretrain'), by task and size that task's
-        ('tasks') and a cell ('cells'); of each task, those that come before it and itself ('chains'), and its number of
-        images where it is given ('images').
+        'published': starts that have weights. 'limits': axes that a start or a variant shortens. 'owners': by variant,
+        whose name the untrained encoder ('start') and the pack of unlabelled images ('pack') bear, by size the
+        pre-trained encoder ('pretrain'), by task and size that task's ('tasks') and a cell ('cells'); of each task,
+        those that come before it and itself ('chains'), and its number of images where it is given ('images').
     """
     starts, tasks = config.get("starts", {}), config["intermediate"]
     if not starts and not config.get("variants") and not any({"after", "images"} & {*task} for task in tasks.values()):
@@ -95,6 +102,7 @@ def lineages(config: Mapping[str, Any]) -> dict[str, Any]:
         chain = {task: [here["intermediate"][one] for one in names] for task, names in chains.items()}
         owners[variant] = {
             "start": owner(variant, start),
+            "pack": owner(variant, [here["pretrain"][key] for key in ("source", "path", "pack_size")]),
             "chains": chains,
             "images": {task: one["images"] for task, one in here["intermediate"].items() if "images" in one},
             "pretrain": {str(size): owner(variant, settings) for size, settings in pretrained.items()},
@@ -110,7 +118,10 @@ def lineages(config: Mapping[str, Any]) -> dict[str, Any]:
                 for task in ("none", *tasks)
             },
         }
-    limits = {name: given["grid"] for name, given in config.get("variants", {}).items() if given.get("grid")}
+    limits = {
+        axis: {name: given["grid"] for name, given in config.get(axis, {}).items() if given.get("grid")}
+        for axis in ("starts", "variants")
+    }
     published = [name for name, start in starts.items() if is_published(start)]
     return {"published": published, "limits": limits, "owners": owners}
 

@@ -12,7 +12,7 @@ from viny.data.masks import MAX_CLASSES, value_number
 from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
-from viny.study.arms import model_of, task_chain
+from viny.study.arms import model_of, pretrain_packs, settings_of, task_chain
 from viny.study.grid import AXES, Arm, arms
 from viny.study.reading import SHORT
 
@@ -113,6 +113,10 @@ def check_across(config: dict[str, Any]) -> None:
         )
     switches = config["switches"]
     segmentation = config["segmentation"]
+    if config["pretrain"]["source"] == "segmentation" and switches["test_set"] != "fixed":
+        raise InputError(
+            "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
+        )
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
         raise InputError("segmentation.test_size: 0 needs segmentation.split; say how many images are held out")
     if switches["test_set"] == "moving":
@@ -205,9 +209,10 @@ def check_across(config: dict[str, Any]) -> None:
 def check_arms(config: Mapping[str, Any]) -> None:
     """Check that the starts of a study fit its variants."""
     found = arms(config)
-    for variant in dict.fromkeys(config["grid"].get("variants", ())):
-        if not any(arm.variant == variant for arm in found):
-            raise InputError(f"variants.{variant}.grid.starts: leaves no start; name one of the grid's")
+    for axis in ("start", "variant"):
+        for name in config["grid"].get(f"{axis}s", ()):
+            if not any(getattr(arm, axis) == name for arm in found):
+                raise InputError(f"grid.{axis}s: '{name}' is in no arm; its own grid, or the others', leave it out")
     image_size = config["model"]["image_size"]
     for name in config.get("starts", {}):
         patch = model_of(config, name)["patch_size"]
@@ -238,8 +243,8 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
 
     Args:
         config: resolved settings.
-        counts: images in the packs 'pretrain' and 'segmentation', in the latter's 'train' and 'test' parts if a file
-            gives them, and in those of each task, '<task> trained' and '<task> held_out', see
+        counts: images in the packs of unlabelled images and in 'segmentation', in the latter's 'train' and 'test' parts
+            if a file gives them, and in those of each task, '<task> trained' and '<task> held_out', see
             `viny.study.inventory.Images.limits`; what is left out or None is not checked.
 
     Raises:
@@ -247,13 +252,16 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
     """
     grid = config["grid"]
     counts = {name: count for name, count in counts.items() if count is not None}
-    held_out = config["pretrain"].get("held_out", 0)
-    if "pretrain" in counts and max(grid["pretrain_sizes"]) + held_out > counts["pretrain"]:
-        more = f", with pretrain.held_out: {held_out}," if held_out else ""
-        raise InputError(
-            f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])}{more} is larger than the data: "
-            f"{config['pretrain']['path']} ({config['pretrain']['source']}) has {counts['pretrain']} images"
-        )
+    for name, arm in pretrain_packs(config).items():
+        section = settings_of(config, arm)["pretrain"]
+        held_out = section.get("held_out", 0)
+        if name in counts and max(grid["pretrain_sizes"]) + held_out > counts[name]:
+            more = f", with pretrain.held_out: {held_out}," if held_out else ""
+            less = " besides the test images" if section["source"] == "segmentation" else ""
+            raise InputError(
+                f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])}{more} is larger than the data: "
+                f"{section['path']} ({section['source']}) has {counts[name]} images{less}"
+            )
     for name, task in config["intermediate"].items():
         few = counts.get(f"{name} trained")
         if few is not None and task.get("images", 0) > few:

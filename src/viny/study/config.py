@@ -20,6 +20,7 @@ from viny.study.reading import SHORT, check_extent
 
 SCHEMA = Path(__file__).with_name("schema.yaml")
 
+ARM_KEYS = ("starts", "variants", "lineages")  # of a grid; a study without arms has none of them
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
 
 
@@ -70,8 +71,10 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
             wanted.append((task["after"], f"intermediate.{name}.after"))
     config["intermediate"] = tasks
     _fill_folders(config)
-    for section in (config["pretrain"], config["segmentation"], *tasks.values()):
-        if "path" not in section:
+    for section in (config["segmentation"], config["pretrain"], *tasks.values()):
+        if section is config["pretrain"] and section["source"] == "segmentation":
+            section["path"] = config["segmentation"]["path"]
+        elif "path" not in section:
             section["path"] = (Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]).as_posix()
     if config["pretrain"]["pack_size"] == 0:
         config["pretrain"]["pack_size"] = least_pack_size(
@@ -104,8 +107,10 @@ def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: s
     starts = {name: given["starts"][name] for name in grid.get("starts", ()) if name != RANDOM}
     if starts:
         config["starts"] = starts
-    plain = {key: value for key, value in raw.items() if key != "variants"}
-    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ("variants", "lineages")}
+    for name, start in starts.items():
+        _check_limits(f"starts.{name}", start.get("grid", {}), config)
+    plain = {key: value for key, value in raw.items() if key not in ("starts", "variants")}
+    plain["grid"] = {key: value for key, value in raw.get("grid", {}).items() if key not in ARM_KEYS}
     variants = {}
     for name in grid.get("variants", ()):
         if name != STUDY:
@@ -133,9 +138,7 @@ def _variant(
     """
     differs = {key: value for key, value in own.items() if key != "grid"}
     try:
-        # The study's own size of packs, so that a smaller crop is refused instead of packed anew.
-        packed = {"pretrain": {"pack_size": config["pretrain"]["pack_size"]}}
-        found = resolve(merge(merge(plain, packed), differs), schema_path)
+        found = resolve(merge(plain, differs), schema_path)
     except InputError as error:
         raise InputError(f"variants.{name}: {error}") from error
 
@@ -152,25 +155,19 @@ def _variant(
     for task, settings in found["intermediate"].items():
         known = config["intermediate"].setdefault(task, settings)  # one that only variants have
         shared(f"intermediate.{task}", settings, known, SHARED["task"])
-    crop, size = found["pretrain"]["crop_scale"], config["pretrain"]["pack_size"]
-    if (least := least_pack_size(config["model"]["image_size"], crop)) > size and crop < config["pretrain"][
-        "crop_scale"
-    ]:
-        raise InputError(
-            f"variants.{name}.pretrain.crop_scale: {crop:g} needs packed images of {least} pixels, the study's have "
-            f"{size}; set pretrain.pack_size: {least} in the study"
-        )
-    limits = {}
-    for axis, values in own.get("grid", {}).items():
-        usual = config["grid"].get(axis, [RANDOM])
-        extra = [value for value in values if value not in usual]
-        if extra:
-            raise InputError(
-                f"variants.{name}.grid.{axis}: {extra[0]} is not in grid.{axis}; a variant may only leave values out"
-            )
-        limits[axis] = values
+    limits = own.get("grid", {})
+    _check_limits(f"variants.{name}", limits, config)
     sections = {section: found[section] for section in SECTIONS if section in found}
     return {**sections, **({"grid": limits} if limits else {})}
+
+
+def _check_limits(where: str, limits: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse axes of a start or a variant that hold more than the grid's."""
+    for axis, values in limits.items():
+        usual = config["grid"].get(axis, [RANDOM] if axis == "starts" else [STUDY])
+        extra = [value for value in values if value not in usual]
+        if extra:
+            raise InputError(f"{where}.grid.{axis}: {extra[0]} is not in grid.{axis}; it may only leave values out")
 
 
 def typed(given: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[str, Any]:

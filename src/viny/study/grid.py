@@ -50,6 +50,7 @@ class Lineage:
 
     Attributes:
         start: the variant whose name the untrained encoder bears.
+        pack: that of the unlabelled images.
         pretrain: that of the pre-trained encoder.
         tasks: tasks up to the cell's own, in order, each with the variant whose name its encoder bears, and how many
             images it trains on, None for all.
@@ -57,6 +58,7 @@ class Lineage:
     """
 
     start: str
+    pack: str
     pretrain: str
     tasks: tuple[tuple[str, str, int | None], ...]
     published: bool
@@ -94,7 +96,7 @@ class Cell:
         if self.lineage is not None:
             return self.lineage
         tasks = () if self.intermediate == "none" else ((self.intermediate, self.variant, None),)
-        return Lineage(self.variant, self.variant, tasks, self.start != RANDOM)
+        return Lineage(self.variant, STUDY, self.variant, tasks, self.start != RANDOM)
 
     @classmethod
     def parse(cls, name: str) -> Cell | None:
@@ -151,12 +153,17 @@ class Encoder:
         return {**{key: getattr(self, key) for key in keys}, **self.cell.arm.as_dict(), "name": self.name}
 
 
-def encoders(config: Mapping[str, Any]) -> list[Encoder]:
-    """The encoders whose geometry a study measures, each once; the reference of each is among them."""
+def encoders(config: Mapping[str, Any], among: Iterable[Cell] | None = None) -> list[Encoder]:
+    """The encoders whose geometry a study measures, each once; the reference of each is among them.
+
+    Args:
+        config: resolved settings, or a stage's own.
+        among: the cells whose encoders they are; all of the study's unless given.
+    """
     wanted, found = config["geometry"]["encoders"], []
     if wanted == "none":
         return []
-    for cell in cells(config):
+    for cell in cells(config) if among is None else among:
         size, task, seed, shared = cell.pretrain_size, cell.intermediate, cell.seed, cell.shared
         start = Encoder("random", 0, "none", 0, seed, cell.start, shared.start, shared)
         found.append(start)
@@ -207,11 +214,11 @@ def by_group(cells: Iterable[Cell]) -> dict[tuple[Any, ...], list[Cell]]:
 
 
 def arms(config: Mapping[str, Any]) -> list[Arm]:
-    """The arms of a study: every start with every variant that is not limited to others."""
+    """The arms of a study: every start with every variant, unless either is limited to others."""
     grid = config["grid"]
-    starts, variants = grid.get("starts", [RANDOM]), grid.get("variants", [STUDY])
+    found = [Arm(*both) for both in itertools.product(grid.get("starts", [RANDOM]), grid.get("variants", [STUDY]))]
     return [
-        arm for start in starts for variant in variants if start in _axis(grid, arm := Arm(start, variant), "starts")
+        one for one in found if one.start in _axis(grid, one, "starts") and one.variant in _axis(grid, one, "variants")
     ]
 
 
@@ -221,10 +228,12 @@ def has_arms(config: Mapping[str, Any]) -> bool:
 
 
 def _axis(grid: Mapping[str, Any], arm: Arm, axis: str) -> list[Any]:
-    """An axis of the grid for an arm, whose variant may shorten it."""
-    limits = grid.get("lineages", {}).get("limits", {}).get(arm.variant, {})
-    usual = grid.get(axis, [RANDOM])
-    return [value for value in usual if value in limits[axis]] if axis in limits else usual
+    """An axis of the grid for an arm, whose start and variant may shorten it."""
+    values = grid.get(axis, [RANDOM] if axis == "starts" else [STUDY])
+    limits = grid.get("lineages", {}).get("limits", {})
+    for limit in (limits.get("starts", {}).get(arm.start, {}), limits.get("variants", {}).get(arm.variant, {})):
+        values = [value for value in values if value in limit.get(axis, values)]
+    return values
 
 
 def _lineage(lineages: Mapping[str, Any], arm: Arm, values: tuple[Any, ...]) -> Lineage:
@@ -233,10 +242,16 @@ def _lineage(lineages: Mapping[str, Any], arm: Arm, values: tuple[Any, ...]) -> 
     chain = owners["chains"][task] if task != "none" else []
     return Lineage(
         owners["start"],
+        owners["pack"],
         owners["pretrain"][str(size)],
         tuple((one, owners["tasks"][one][str(size)], owners["images"].get(one)) for one in chain),
         arm.start in lineages["published"],
     )
+
+
+def pretrain_pack(variant: str) -> str:
+    """Name of the pack of unlabelled images that a variant has, if no other has the same."""
+    return "pretrain" + Arm(variant=variant).suffix
 
 
 def probe_size(config: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from viny.data.unusable import Unusable, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
 from viny.runtime.fingerprint import code_fingerprint
+from viny.study.arms import pretrain_packs, settings_of
 from viny.study.layout import IMAGES, pack_manifest, split_record
 from viny.study.specs import pack_spec, source_spec, split_is_given, task_split_spec
 
@@ -29,7 +30,8 @@ class Images:
     """How many images there are; None if unknown.
 
     Attributes:
-        packed: by pack ('pretrain', 'segmentation' or a task), as in the data set on disk.
+        packed: by pack ('pretrain', a variant's, 'segmentation' or a task), as in the data set on disk.
+        unlabelled: by pack of unlabelled images, those that may be trained on.
         trained: by intermediate task, those that it trains on.
         held_out: by intermediate task, those that it is tested on.
         room: labelled images besides the test images.
@@ -40,6 +42,7 @@ class Images:
     """
 
     packed: dict[str, int | None]
+    unlabelled: dict[str, int | None]
     trained: dict[str, int | None]
     held_out: dict[str, int | None]
     room: int | None
@@ -53,7 +56,7 @@ class Images:
         """What `viny.study.checks.check_sizes` needs to know."""
         given = dict(zip(("train", "test"), self.given, strict=True)) if self.given else {}
         tasks = {f"{task} {part}": n for part in ("trained", "held_out") for task, n in getattr(self, part).items()}
-        return self.packed | given | tasks
+        return self.packed | self.unlabelled | given | tasks
 
 
 def count_images(config: Mapping[str, Any], root: Path) -> Images:
@@ -66,7 +69,7 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     Raises:
         InputError: a data set exists, but something in it is wrong.
     """
-    asked = {name: pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])}
+    asked = {name: pack_spec(config, name) for name in pack_names(config)}
     found: dict[str, tuple[tuple[int, int] | None, Listing | None]] = {}
     notes: list[str] = []
     for name, spec in asked.items():
@@ -83,10 +86,20 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
         room, tested = given[0], tested or given[1]
     else:
         room = sum(own) - tested if own else None
+    unlabelled = {
+        name: room if settings_of(config, arm)["pretrain"]["source"] == "segmentation" else packed[name]
+        for name, arm in pretrain_packs(config).items()
+    }
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
     held_out = {task: _held_out(config, task, parts[task], tested) for task in config["intermediate"]}
     here = {name: listing for name, listing in listings.items() if listing is not None}
-    return Images(packed, trained, held_out, room, tested, given, tuple(notes), here)
+    return Images(packed, unlabelled, trained, held_out, room, tested, given, tuple(notes), here)
+
+
+def pack_names(config: Mapping[str, Any]) -> list[str]:
+    """The packs that a study may need."""
+    first, *others = pretrain_packs(config)
+    return [first, "segmentation", *config["intermediate"], *others]
 
 
 def _parts(spec: Mapping[str, Any]) -> tuple[tuple[int, int] | None, Listing | None]:
@@ -145,10 +158,10 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
         InputError: see `viny.data.folders`; or, by their headers, packing would stop at some files.
     """
     lines, whites, listings = [], {}, {}
-    for name in ("pretrain", "segmentation", *config["intermediate"]):
+    for name in pack_names(config):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
-        needed = name != "pretrain" or max(config["grid"]["pretrain_sizes"]) > 0
+        needed = name not in pretrain_packs(config) or max(config["grid"]["pretrain_sizes"]) > 0
         if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
         try:
@@ -232,7 +245,7 @@ def with_listings(config: dict[str, Any], root: Path, files: Mapping[str, Conten
         files: what `read_files` returns.
     """
     uses: dict[str, list[str]] = {}  # a task may learn from another pack's images
-    for name in ("pretrain", "segmentation", *config["intermediate"]):
+    for name in pack_names(config):
         uses.setdefault(canonical_json(source_spec(config, name)), []).append(name)
     found = {}
     for text, names in uses.items():

@@ -5,12 +5,26 @@ Each path is written once, as a pattern: the workflow's rules use it as is, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.study.grid import RANDOM, STAGE_OF, STUDY, Arm, Cell, Encoder, cells, failing_pair, has_arms, reconstructed
+from viny.study.grid import (
+    RANDOM,
+    STAGE_OF,
+    STUDY,
+    VARIANT,
+    Arm,
+    Cell,
+    Encoder,
+    cells,
+    failing_pair,
+    has_arms,
+    pretrain_pack,
+    reconstructed,
+)
 
 MANIFEST = "packs/{pack}/manifest.json"
 IMAGES = "packs/{pack}/images.npy"
@@ -62,7 +76,7 @@ STATISTICS_TABLES = (
     *("marginal_gains.csv", "costs.csv", "next_steps.md"),
 )
 STATISTICS_FIGURES = ("effects", "returns", "transfer", "costs")
-ARMS_TABLES = ("arms.csv", "arms.md")  # where there are several
+ARMS_TABLES = ("arms.csv", "arms.md", "arm_decisions.csv")  # where there are several
 ARMS_FIGURES = ("arms",)
 HELD_OUT_TABLES = ("held_out.csv", "held_out.md")  # where pre-training holds images out
 HELD_OUT_FIGURES = ("held_out",)
@@ -81,14 +95,15 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
         stage: one of `SUMMARIES`.
         config: resolved settings, or the stage's own.
     """
-    tables = {
+    tables: dict[str, Any] = {
         "duplicates": DUPLICATES_TABLES,
         "tables": TABLES,
-        "statistics": statistics_tables(config),
         "representations": REPRESENTATIONS_TABLES,
         "scorecard": SCORECARD_TABLES,
     }
-    figures = {"statistics": statistics_figures(config), "representations": REPRESENTATIONS_FIGURES}
+    figures: dict[str, Any] = {"representations": REPRESENTATIONS_FIGURES}
+    if stage == "statistics":
+        tables[stage], figures[stage] = statistics_tables(config), statistics_figures(config)
     names = figure_names(config) if stage == "figures" else figures.get(stage, ())
     made = [TABLE.format(name=name) for name in tables.get(stage, ())]
     made += [FIGURE.format(name=name, kind=kind) for name in names for kind in FIGURE_KINDS]
@@ -117,14 +132,26 @@ def figure_names(config: Mapping[str, Any]) -> list[str]:
     return [*names, "reconstructions"] if reconstructed(config) else names
 
 
-def subset(size: int, seed: int) -> str:
-    """Name of the subset of images that a training of that size and seed uses."""
-    return SUBSET.format(size=size, seed=seed)
+def subset(size: int, seed: int, variant: str = STUDY) -> str:
+    """Name of the subset of images that a training of that size and seed uses.
+
+    `variant`: whose unlabelled images it is of.
+    """
+    return SUBSET.format(size=size, seed=seed) + Arm(variant=variant).suffix
 
 
 def pack_of_split(part: str, subset: str) -> str:
     """The pack that a split chooses from; for an intermediate task the task's own."""
-    return {"pretrain": "pretrain", "finetune": "segmentation"}.get(part) or task_of_subset(subset)[0]
+    if part == "pretrain":
+        return pretrain_pack(parse_subset(subset)[2])
+    return "segmentation" if part == "finetune" else task_of_subset(subset)[0]
+
+
+def parse_subset(name: str) -> tuple[int, int, str]:
+    """Size and seed of a subset, and the variant whose unlabelled images it is of."""
+    found = re.fullmatch(rf"size-(\d+)_seed-(\d+){VARIANT}", name)
+    assert found is not None, name
+    return int(found[1]), int(found[2]), found[3] or STUDY
 
 
 def task_subset(task: str, images: int | None) -> str:
@@ -140,7 +167,8 @@ def task_of_subset(subset: str) -> tuple[str, int | None]:
 
 def searched_packs(spec: Mapping[str, Any]) -> list[str]:
     """Packs to search for duplicates, by `specs.duplicates_spec`; the test images' pack first."""
-    return ["segmentation", *(["pretrain"] if spec["pretrain"] else []), *spec["tasks"]]
+    unlabelled = ["pretrain"] if spec["pretrain"] else []
+    return ["segmentation", *unlabelled, *spec.get("further", []), *spec["tasks"]]
 
 
 def searched_splits(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -255,9 +283,10 @@ def chain(cell: Cell) -> list[Training]:
         return tuple({**first, "pretrain_size": size, "seed": seed, **Arm(cell.start, variant).as_dict()}.items())
 
     if size:
-        add("pretrain", key(shared.pretrain), "pretrain", ("pretrain", subset(size, seed)))
-    for task, variant, images in shared.tasks:
-        add("intermediate", key(variant, intermediate=task), task, ("intermediate", task_subset(task, images)))
+        images = pretrain_pack(shared.pack), ("pretrain", subset(size, seed, shared.pack))
+        add("pretrain", key(shared.pretrain), *images)
+    for task, variant, count in shared.tasks:
+        add("intermediate", key(variant, intermediate=task), task, ("intermediate", task_subset(task, count)))
     add("finetune", cell, "segmentation", ("finetune", subset(cell.finetune_size, seed)))
     return made
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
-from viny.study.arms import is_published, schedule, settings_of
+from viny.study.arms import SECTIONS, is_published, pretrain_packs, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, has_arms
-from viny.study.layout import Training, held_out_curves, task_of_subset
+from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, arms, has_arms
+from viny.study.layout import Training, held_out_curves, parse_subset, task_of_subset
 
 
 def _train(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,8 +23,10 @@ def _compute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the pack `name` ('pretrain', 'segmentation' or a task) is made from."""
-    if name == "pretrain":
+    """What the pack `name` ('pretrain', that of a variant, 'segmentation' or a task) is made from."""
+    unlabelled = pretrain_packs(config).get(name)
+    if unlabelled is not None:
+        config = settings_of(config, unlabelled)
         section, size, stream = config["pretrain"], config["pretrain"]["pack_size"], "unlabelled"
         resize = "antialias"
     elif name == "segmentation":
@@ -35,7 +37,11 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         stream = "scenes" if section["target"] == "image" else "segmentation"
         resize = config["switches"]["resize"]
     if section["source"] == "segmentation":  # a task on the same images that are segmented
-        return pack_spec(config, "segmentation")
+        same = pack_spec(config, "segmentation")
+        if unlabelled is None:
+            return same
+        # In the same order, so that the test images can be left out, and with room for crops.
+        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize}
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
@@ -43,11 +49,11 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     spec |= {"path": section["path"], "on_bad_image": config["on_bad_image"]}
     if listing := config.get("listings", {}).get(name):
         spec["listing"] = listing
-    if name != "pretrain" and section["fit"] != "stretch":
+    if unlabelled is None and section["fit"] != "stretch":
         spec["fit"] = section["fit"]
     if section["source"] == "folder":
-        return spec | _folder_spec(config, name, section)
-    if section["source"] == "imagenet" and name != "pretrain":
+        return spec | _folder_spec(config, "pretrain" if unlabelled else name, section)
+    if section["source"] == "imagenet" and unlabelled is None:
         spec["held_out"] = section["held_out"]
     if section["source"] == "pets":
         # The same for all Pets packs, so that a task and the segmentation share one.
@@ -83,8 +89,10 @@ def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
     return source_spec(config, task) == source_spec(config, "segmentation")
 
 
-def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict[str, Any]:
-    held_out = config["pretrain"].get("held_out", 0)
+def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int, variant: str = STUDY) -> dict[str, Any]:
+    section = settings_of(config, Arm(variant=variant))["pretrain"]
+    held_out = section.get("held_out", 0)
+    spared = {"spared": config["segmentation"]["test_size"], "given": split_is_given(config)}
     return {
         "kind": "pretrain",
         "size": size,
@@ -92,6 +100,7 @@ def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
         "split_seed": config["split_seed"],
         "subsets": config["switches"]["subsets"],
         **({"held_out": held_out} if held_out else {}),
+        **(spared if section["source"] == "segmentation" else {}),
     }
 
 
@@ -140,9 +149,10 @@ def split_spec(config: Mapping[str, Any], part: str, name: str) -> dict[str, Any
     """
     if part == "intermediate":
         return task_split_spec(config, *task_of_subset(name))
-    size, seed = (int(piece.split("-")[1]) for piece in name.split("_"))
-    make = {"pretrain": pretrain_split_spec, "finetune": finetune_split_spec}[part]
-    return make(config, size, seed)
+    size, seed, variant = parse_subset(name)
+    if part == "pretrain":
+        return pretrain_split_spec(config, size, seed, variant)
+    return finetune_split_spec(config, size, seed)
 
 
 def pretrain_spec(config: Mapping[str, Any], size: int, seed: int, arm: Arm = BASE) -> dict[str, Any]:
@@ -231,7 +241,7 @@ def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, An
 
 def start_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the weights of a published start depend on besides the files that hold them."""
-    start = config["starts"][name]
+    start = {key: value for key, value in config["starts"][name].items() if key != "grid"}
     return {"stage": "start", "start": name, "model": settings_of(config, Arm(name))["model"], **start}
 
 
@@ -276,8 +286,9 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the statistics depend on besides the results."""
-    found = {key: config[key] for key in ("grid", "model", "note")}
-    return {**found, **_arms(config)} | ({"held_out": True} if held_out_curves(config) else {})
+    model = settings_of(config, arms(config)[0])["model"]
+    found = {"grid": config["grid"], "model": model, "note": config["note"], **_arms(config)}
+    return found | ({"held_out": True} if held_out_curves(config) else {})
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,11 +302,39 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
             "starts": {
                 name: {**start, "published": is_published(start)} for name, start in config.get("starts", {}).items()
             },
-            "budgets": {name: one["pretrain"].get("budget", "epochs") for name, one in settings.items()},
-            "tuned": [name for name, one in settings.items() if is_tuned(one)],
+            "tuned": _twins({name: ({**one, "tune": {}}, is_tuned(one)) for name, one in settings.items()}),
+            "steps": _twins({name: (_by_epochs(one), takes_steps(one)) for name, one in settings.items()}),
             "frozen": [name for name, one in settings.items() if one["finetune"].get("encoder") == "frozen"],
         }
     }
+
+
+def _twins(variants: Mapping[str, tuple[Mapping[str, Any], bool]]) -> dict[str, str]:
+    """Variants with something, each with one that is the same but without it; empty if there is none.
+
+    Args:
+        variants: the settings of each, as they are without it, and whether it has it.
+    """
+
+    def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        return all(one.get(section) == other.get(section) for section in SECTIONS)
+
+    plain = {name: settings for name, (settings, has) in variants.items() if not has}
+    return {
+        name: next((other for other, theirs in plain.items() if alike(settings, theirs)), "")
+        for name, (settings, has) in variants.items()
+        if has
+    }
+
+
+def takes_steps(settings: Mapping[str, Any]) -> bool:
+    """Whether all sizes of pre-training take the same number of steps, by the settings of an arm."""
+    return settings["pretrain"].get("budget") == "steps"
+
+
+def _by_epochs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    section = {key: value for key, value in settings["pretrain"].items() if key != "budget"}
+    return {**settings, "pretrain": section}
 
 
 def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,13 +406,21 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 def duplicates_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the search for duplicates depends on besides packs and splits."""
     grid = config["grid"]
+    # Pre-training on the labelled images leaves out the test images; the others are searched with the labels.
+    packs = [
+        name
+        for name, arm in pretrain_packs(config).items()
+        if max(grid["pretrain_sizes"]) > 0 and settings_of(config, arm)["pretrain"]["source"] != "segmentation"
+    ]
+    further = [name for name in packs if name != "pretrain"]
     return {
         "study": config["study"],
-        "pretrain": max(grid["pretrain_sizes"]) > 0,
+        "pretrain": "pretrain" in packs,
         "tasks": [name for name in grid["intermediates"] if name != "none"],
         "finetune_sizes": grid["finetune_sizes"],
         "seeds": grid["seeds"],
         "distance": config["duplicates"]["distance"],
+        **({"further": further} if further else {}),
     }
 
 

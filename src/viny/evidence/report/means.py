@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.report.words import percent
+from viny.evidence.report.words import capitalised, percent
+from viny.evidence.statistics.arms import KEY, Arms, Key
 from viny.evidence.statistics.crossed import LEVEL, Runs
 from viny.evidence.tables import GROUP, in_order
 from viny.study.grid import Cell
@@ -24,11 +26,12 @@ INTERVALS = {
 }
 
 
-def means(runs: Runs) -> pd.DataFrame:
+def means(runs: Runs, by: Sequence[str] = GROUP) -> pd.DataFrame:
     """Mean mIoU with the ends of its intervals.
 
     Args:
         runs: of a study's mIoU.
+        by: what its keys hold.
 
     Returns:
         One row per (pretrain_size, intermediate, finetune_size) with n, mean, low_both, high_both, low_seeds,
@@ -38,7 +41,7 @@ def means(runs: Runs) -> pd.DataFrame:
     found = runs.contrasts(np.eye(len(runs.keys)))
     quantile = stats.t.ppf((1 + LEVEL) / 2, np.maximum(found.n - 1, 1))
     reach = {"seeds": quantile * found.se_seeds, "error": found.se_seeds}
-    table = pd.DataFrame(list(runs.keys), columns=GROUP).assign(n=found.n, mean=found.mean)
+    table = pd.DataFrame(list(runs.keys), columns=[*by]).assign(n=found.n, mean=found.mean)
     table = table.assign(low_both=found.low, high_both=found.high)
     for name, half in reach.items():
         table = table.assign(**{f"low_{name}": found.mean - half, f"high_{name}": found.mean + half})
@@ -50,14 +53,55 @@ def miou_table(runs: Runs) -> dict[str, Any]:
 
     A row is a kind of pre-training and a task; its cells are None where the study has none.
     """
-    table = means(runs)
+
+    def title(size: int, task: str) -> dict[str, str]:
+        return {"start": f"{size:,} images" if size else "random start", "task": "no task" if task == "none" else task}
+
+    return _table(runs, means(runs), GROUP, title, lambda key, seed: Cell(*key, seed))
+
+
+def arms_table(
+    runs: Runs, arms: Arms, cells: Iterable[Cell], more: Mapping[Key, Sequence[tuple[str, str]]]
+) -> dict[str, Any]:
+    """As `miou_table`, of all arms: a row is an arm, a number of pre-training images and a task.
+
+    Args:
+        runs: all cells, keyed by `arms.KEY`.
+        arms: what they are of.
+        cells: the study's.
+        more: what else is shown of a cell on demand, as names with texts.
+    """
+    several = len({key[3] for key in runs.keys}) > 1
+
+    def title(start: str, variant: str, size: int, task: str) -> dict[str, str]:
+        said = [arms.variant(variant), "" if not several else "no task" if task == "none" else f"task {task}"]
+        return {"start": capitalised(arms.words(start, arms.base[1], size)), "task": ", ".join(filter(None, said))}
+
+    place = {key: i for i, key in enumerate(arms.sorted(runs.keys))}
+    table = means(runs, KEY)
+    order = table[KEY].apply(tuple, axis=1).map(place).sort_values().index
+    by_key = {(cell.start, cell.variant, *_group(cell), cell.seed): cell for cell in cells}
+    return _table(runs, table.loc[order], KEY, title, lambda key, seed: by_key[(*key, seed)], more)
+
+
+def _group(cell: Cell) -> tuple[int, str, int]:
+    return cell.pretrain_size, cell.intermediate, cell.finetune_size
+
+
+def _table(
+    runs: Runs,
+    table: pd.DataFrame,
+    by: Sequence[str],
+    title: Callable[..., dict[str, str]],
+    cell: Callable[[Any, int], Cell],
+    more: Mapping[Any, Sequence[tuple[str, str]]] | None = None,
+) -> dict[str, Any]:
     labels = sorted(table["finetune_size"].unique())
     rows = []
-    for (size, task), mine in table.groupby(["pretrain_size", "intermediate"], sort=False):
+    for key, mine in table.groupby([*by[:-1]], sort=False):
         cells = {row["finetune_size"]: row for row in mine.to_dict("records")}
-        start = f"{size:,} images" if size else "random start"
-        title = {"start": start, "task": "no task" if task == "none" else task}
-        rows.append(title | {"cells": [_cell(cells[n], runs) if n in cells else None for n in labels]})
+        shown = [_cell(cells[n], runs, (*key, n), cell, more or {}) if n in cells else None for n in labels]
+        rows.append(title(*key) | {"cells": shown})
     return {
         "labels": [f"{n:,}" for n in labels],
         "rows": rows,
@@ -66,19 +110,25 @@ def miou_table(runs: Runs) -> dict[str, Any]:
     }
 
 
-def _cell(row: dict[str, Any], runs: Runs) -> dict[str, Any]:
+def _cell(
+    row: dict[str, Any],
+    runs: Runs,
+    key: Any,
+    cell: Callable[[Any, int], Cell],
+    more: Mapping[Any, Sequence[tuple[str, str]]],
+) -> dict[str, Any]:
     """A mean with what is shown on demand: its intervals, and each seed with links from the study's folder."""
-    key = tuple(row[name] for name in GROUP)
     seeds = []
     for seed, value in zip(runs.seeds, runs.values[:, runs.place[key]], strict=True):
         if np.isfinite(value):
-            cell = Cell(*key, seed)
-            folder = chain(cell)[-1].folder(Path())
-            links = {"metrics": metrics_file(Path(), cell).as_posix(), "weights": f"{folder.as_posix()}/"}
+            one = cell(key, seed)
+            folder = chain(one)[-1].folder(Path())
+            links = {"metrics": metrics_file(Path(), one).as_posix(), "weights": f"{folder.as_posix()}/"}
             seeds.append({"seed": seed, "value": percent(value, 2)} | {k: quote(v) for k, v in links.items()})
     return {
         "mean": percent(row["mean"]),
         "intervals": {name: _interval(row, name) for name in INTERVALS},
+        "more": more.get(key, ()),
         "seeds": seeds,
     }
 

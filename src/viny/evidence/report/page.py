@@ -20,16 +20,19 @@ from PIL import Image
 from viny.evidence.paper.words import AGAINST, IN_FAVOUR, estimate_in_words
 from viny.evidence.report import CAPTIONS
 from viny.evidence.report.answers import answers
-from viny.evidence.report.means import miou_table
+from viny.evidence.report.arms import arms_answer, cell_words
+from viny.evidence.report.means import arms_table, miou_table
 from viny.evidence.report.words import capitalised, counted, images_of, listed, words
+from viny.evidence.statistics.arm_pages import held_out_words
+from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.statistics.representations import harm_sentence
 from viny.evidence.summary import Summary
-from viny.evidence.tables import absent_words, read_metrics
+from viny.evidence.tables import ARM, GROUP, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
-from viny.study.grid import cells
-from viny.study.layout import metrics_file, trainings
+from viny.study.grid import base_cells, cells, has_arms
+from viny.study.layout import held_out_curves, metrics_file, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
@@ -60,6 +63,10 @@ PICTURES = {
         "reconstructions": "Rows of a test image, its unmasked patches, and what the model paints into the rest.",
     },
 }
+ARMS = {"arms": "Lines of mIoU against labels, one for each arm; the means are in the table above."}
+HELD_OUT = {
+    "held_out": "Left, the loss on held-out images against epochs; right, its last value against the gain in mIoU.",
+}
 COSTS = {"costs": "Points of mIoU against operations and against seconds, with a stepped line through the cheapest."}
 TRAINING = {"learning_curves": "Lines of training loss against epochs, a panel for each stage."}
 # The columns that the page shows of each table, all but `TEXT` numbers.
@@ -72,9 +79,13 @@ READ = {
     "duplicates": ("kind",),
     "harm_correlation": ("metric", "n", "rho", "low", "high", "p", "p_least", "p_holm", "verdict"),
     "tableA1": ("stage", "setting", "this_study", "the_paper"),
+    "arms": (*KEY, *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate", "hours", "device"),
+    "arm_decisions": ("kind", "what", "name", "words", "mean", "low", "high", "sentence"),
+    "held_out": (*ARM, "pretrain_size", "words"),
 }
 TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason")
-TEXT += ("paper_verdict", "metric", *READ["tableA1"])
+TEXT += ("paper_verdict", "metric", *READ["tableA1"], *ARM, "intermediate", "device")
+TEXT += tuple(f"{name}_words" for name in COMPARED)
 AGAIN = "delete it and run the workflow, which writes it anew"
 
 
@@ -110,9 +121,10 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
         study=spec["study"],
         setting=page.setting(),
         note=spec["note"],
+        arms=page.arms(),
         answers=answers(page.decisions),
         sentences=page.decisions["sentence"].tolist(),
-        miou=miou_table(page.runs),
+        miou=page.miou(),
         about=page.about(),
         sections=page.sections(),
         provenance=page.provenance(),
@@ -138,7 +150,8 @@ def table(frame: pd.DataFrame, kind: str = "") -> dict[str, Any]:
 class _Page:
     def __init__(self, spec: Mapping[str, Any], root: Path, record: Summary) -> None:
         self.spec, self.root, self.record = spec, root, record
-        self.cells = cells(spec)
+        self.cells, self.base, self.several = cells(spec), base_cells(spec), has_arms(spec)
+        self.arm_words = Arms.of(spec)
         self.decisions = self._read("decisions")
         self.trained = [
             (training.stage, self._json(training.file(root, "run"), "the provenance of a training"))
@@ -157,7 +170,32 @@ class _Page:
         """mIoU of every cell, seed by seed."""
         paths = [metrics_file(self.root, cell).with_suffix(".npz") for cell in self.cells]
         self.record.reads(*paths)
-        return read_runs(self.metrics, paths[0].parent)
+        return read_runs(with_arms(self.metrics), paths[0].parent, by=KEY if self.several else GROUP)
+
+    def miou(self) -> dict[str, Any]:
+        """The table of mIoU, of every arm where there are several."""
+        if not self.several:
+            return miou_table(self.runs)
+        more = {tuple(row[name] for name in KEY): cell_words(row) for row in self._read("arms").to_dict("records")}
+        return arms_table(self.runs, self.arm_words, self.cells, more)
+
+    def arms(self) -> dict[str, Any] | None:
+        """What is told of all arms, before the rest is about the first one; None if there is one."""
+        if not self.several:
+            return None
+        told = arms_answer(self._read("arm_decisions"), self.arm_words)
+        sections = [Section("Every arm", figures=self._figures(ARMS))]
+        if told["bought"]:
+            sections.append(Section("Images or steps", told["bought"]))
+        sections += self._held_out()
+        return told | {"sections": sections}
+
+    def _held_out(self) -> list[Section]:
+        """The loss of pre-training on held-out images, where the study has it."""
+        if not held_out_curves(self.spec):
+            return []
+        lines = held_out_words(self._read("held_out"), self.arm_words)
+        return [Section("The loss on held-out images", lines, figures=self._figures(HELD_OUT))]
 
     def _json(self, path: Path, what: str) -> Any:
         self.record.reads(path)
@@ -246,6 +284,8 @@ class _Page:
         ]
         if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())
+        if not self.several:
+            found[2:2] = self._held_out()  # after labels and pre-training
         found += [self._cost(), self._training()]
         return [section for section in found if section.figures or section.tables]
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from viny.data.augment import Draws, denormalise, labelled_images, normalise
+from viny.data.augment import IMAGENET, Draws, denormalise, labelled_images, normalise
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -28,15 +28,22 @@ from viny.evidence.tables import read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
-from viny.learning.weights import load_segmentation, new_encoder, read_weights, weights_beside
+from viny.learning.weights import (
+    load_segmentation,
+    new_encoder,
+    own_normalisation,
+    read_weights,
+    shown_by,
+    weights_beside,
+)
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
-from viny.study.grid import Cell, Encoder, cells, failing_pair, shown_cells
+from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, shown_cells
 from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
 
 
 def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path, threads: int = 1) -> None:
-    """Draw every figure of a study.
+    """Draw every figure of a study, of its first arm where it has several.
 
     Args:
         spec: see `viny.study.specs.figures_spec`.
@@ -45,7 +52,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
         record: JSON file to write, what was read and written.
         threads: CPU threads.
     """
-    every, shown = cells(spec), shown_cells(spec)  # predictions use the test set of the last one shown
+    every, shown = base_cells(spec), shown_cells(spec)  # predictions use the test set of the last one shown
     note = spec["note"]
     machine = Machine.choose("cpu", "float32", threads)
     metrics, drawn = [metrics_file(root, cell) for cell in every], out / "figures"
@@ -53,8 +60,8 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     curves = [(training.stage, training.name, training.file(root, "curve")) for training in trained]
     manifest, split = pack_manifest(root, "segmentation"), split_record(root, *chain(shown[-1])[-1].split)
     models = [chain(cell)[-1].file(root, "record") for cell in shown]
-    if largest := max(cell.pretrain_size for cell in every):
-        encoder = training_of(Encoder("pretrained", largest, "none", 0, shown[0].seed)).file(root, "record")
+    if most := reconstructed(spec):
+        encoder = training_of(most).file(root, "record")
         models.append(encoder)
     records = [training.file(root, "record") for training in trained]
     summary = Summary("figures", spec, root)
@@ -72,14 +79,14 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     kit.save(_segmentation(root, shown, tested, picked, note), drawn / "segmentation")
     if pair := failing_pair(spec):
         kit.save(_failures(root, pair, tested, spec["examples"], note), drawn / "failures")
-    if largest:
+    if most:
         kit.save(_reconstructions(spec, encoder, tested, picked, note), drawn / "reconstructions")
     summary.write(record, [out / made for made in summarised("figures", spec)], threads)
 
 
 def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame) -> list[pipeline.Step]:
     """The study's pipeline in numbers."""
-    trained = trainings(cells(spec))
+    trained = trainings(base_cells(spec))
     counts = Counter(training.stage for training in trained)
     learnt = {training.cell["intermediate"]: training for training in trained if training.stage == "intermediate"}
     images = {
@@ -131,7 +138,7 @@ class _Tested:
     def predicted(self, root: Path, cell: Cell, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """True and predicted classes, [n, H, W] each."""
         model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
-        normalised = record["spec"]["normalise"]
+        normalised = shown_by(record, record["spec"]["normalise"])
         truth, guess = predict(model, self.pack, self.test[places], normalised, self._draws(places), self.machine)
         return truth.numpy(), guess.numpy()
 
@@ -198,10 +205,11 @@ def _reconstructions(
     draws = generator(record["spec"]["cell"]["seed"], "figures", "masks")
     mask = draw_patch_mask(len(picked), settings.patches, spec["mask_ratio"], draws)
     rows = torch.from_numpy(tested.pack.rows("images", tested.test[picked]))
-    images = labelled_images(rows, None, normalised=True)
+    by = own_normalisation(record) or IMAGENET
+    images = labelled_images(rows, None, normalised=by)
     patches = patchify(images, settings.patch_size)
     painted = torch.where(mask.unsqueeze(-1), objective.predict(images, mask), patches)
-    grey = patchify(normalise(torch.full_like(images, 0.5)), settings.patch_size)
+    grey = patchify(normalise(torch.full_like(images, 0.5), by), settings.patch_size)
     hidden = torch.where(mask.unsqueeze(-1), grey, patches)
-    views = [denormalise(unpatchify(p, settings.patch_size)) for p in (patches, hidden, painted)]
+    views = [denormalise(unpatchify(p, settings.patch_size), by) for p in (patches, hidden, painted)]
     return study.reconstructions(*map(_channels_last, views), note=note)

@@ -11,7 +11,7 @@ from viny.evidence.statistics import representations
 from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import paired_differences, read_metrics
-from viny.study.grid import cells, encoders
+from viny.study.grid import base_cells, encoders
 from viny.study.layout import geometry_file, metrics_file, summarised
 
 
@@ -24,8 +24,8 @@ def write_representations(spec: Mapping[str, Any], *, root: Path, out: Path, rec
         out: folder that holds tables/ and figures/.
         record: JSON file to write, what was read and written.
     """
-    metrics = [metrics_file(root, cell) for cell in cells(spec)]
-    paths = [geometry_file(root, encoder) for encoder in encoders(spec)]
+    metrics = [metrics_file(root, cell) for cell in base_cells(spec)]
+    paths = [geometry_file(root, encoder) for encoder in encoders(spec, base_cells(spec))]
     summary = Summary("representations", spec, root)
     summary.reads(*metrics, *paths, *(path.with_suffix(".npz") for path in [*metrics, *paths]))
     representations.write_geometry(paths, metrics, out / "tables")

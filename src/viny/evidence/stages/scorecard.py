@@ -12,7 +12,7 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
-from viny.study.grid import cells, encoders
+from viny.study.grid import base_cells, encoders
 from viny.study.layout import SUMMARY, geometry_file, metrics_file, summarised
 
 
@@ -30,12 +30,13 @@ def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: P
     """
     summary = Summary("scorecard", spec, root)
     own = spec["protocol"]
-    metrics = {own: [metrics_file(root, cell) for cell in cells(spec)]}
-    measured = {own: [geometry_file(root, encoder) for encoder in encoders(spec)]}
+    metrics = {own: [metrics_file(root, cell) for cell in base_cells(spec)]}
+    measured = {own: [geometry_file(root, encoder) for encoder in encoders(spec, base_cells(spec))]}
     differences, epochs = {own: spec["differences"]}, {own: spec["epochs"]}
     if name := spec["other_study"]:
         other = root.parent / name
-        found = sorted((other / "metrics").glob("*.json"))
+        found, theirs = sorted((other / "metrics").glob("*.json")), sorted((other / "geometry").glob("*.json"))
+        found, theirs = _of_first_arm(other / SUMMARY.format(stage="scorecard"), found, theirs)
         if not found:
             raise InputError(f"scorecard.other_study: {other} holds no metrics; run that study first, or leave it out")
         protocol = read_metrics(found[:1])["protocol"].iloc[0]
@@ -43,7 +44,7 @@ def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: P
             raise InputError(
                 f"scorecard.other_study: {name} is under protocol {protocol} too; name a study under the other one"
             )
-        metrics[protocol], measured[protocol] = found, sorted((other / "geometry").glob("*.json"))
+        metrics[protocol], measured[protocol] = found, theirs
         differences[protocol], epochs[protocol] = _said_by(other / SUMMARY.format(stage="scorecard"))
     for paths in metrics.values():
         summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
@@ -52,6 +53,17 @@ def write_scorecard(spec: Mapping[str, Any], *, root: Path, out: Path, record: P
     both = {protocol: (said["pretrain"], said["finetune"]) for protocol, said in epochs.items()}
     scorecard.write_scorecard(metrics, frames, out / "tables", differences, spec["spatial_tasks"], both)
     summary.write(record, [out / made for made in summarised("scorecard", spec)])
+
+
+def _of_first_arm(record: Path, metrics: list[Path], geometry: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Of another study's results those of its first arm, by the record of its own scorecard."""
+    try:
+        spec = read_json(record, "a record")["spec"]
+        base = base_cells(spec)
+        cells, measured = {cell.name for cell in base}, {encoder.name for encoder in encoders(spec, base)}
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):  # none, or one of an older version
+        return metrics, geometry
+    return [path for path in metrics if path.stem in cells], [path for path in geometry if path.stem in measured]
 
 
 def _said_by(record: Path) -> tuple[Mapping[str, list[str]], Mapping[str, int]]:

@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.evidence.figures import effects, kit
+from matplotlib.figure import Figure
+
+from viny.evidence.figures import arms, effects, kit
 from viny.evidence.statistics import pages
-from viny.evidence.statistics.costs import chain_costs
+from viny.evidence.statistics.arm_pages import write_arms, write_held_out
+from viny.evidence.statistics.arms import KEY, Arms
+from viny.evidence.statistics.costs import arm_costs, chain_costs
 from viny.evidence.statistics.crossed import read_runs
+from viny.evidence.statistics.held_out import read_curves
 from viny.evidence.summary import Summary
-from viny.evidence.tables import read_metrics
+from viny.evidence.tables import read_metrics, with_arms
 from viny.learning.settings import ModelSettings
-from viny.study.grid import cells
-from viny.study.layout import metrics_file, summarised, trainings
+from viny.study.grid import base_cells, cells, has_arms
+from viny.study.layout import TUNING, chain, held_out_curves, metrics_file, summarised, trainings
 
 
 def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -26,11 +31,11 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         out: folder that holds tables/ and figures/.
         record: JSON file to write, what was read and written.
     """
-    summary, every = Summary("statistics", spec, root), cells(spec)
-    paths = [metrics_file(root, cell) for cell in every]
+    summary, base = Summary("statistics", spec, root), base_cells(spec)
+    paths = [metrics_file(root, cell) for cell in base]
     summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
-    summary.reads(*(training.file(root, "run") for training in trainings(every)))
-    spent = chain_costs(root, every, ModelSettings(**spec["model"]))
+    summary.reads(*(training.file(root, "run") for training in trainings(base)))
+    spent = chain_costs(root, base, ModelSettings(**spec["model"]))
     tables = pages.write_statistics(paths, root / "metrics", spent, out / "tables")
     runs, note = read_runs(read_metrics(paths), root / "metrics"), spec["note"]
     drawn = {
@@ -39,6 +44,36 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         "transfer": effects.transfer(tables["transfer"], runs, note),
         "costs": effects.cost(tables["costs"], runs, note),
     }
+    if has_arms(spec) or held_out_curves(spec):
+        drawn |= _arms(spec, root, out, summary)
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / name)
     summary.write(record, [out / made for made in summarised("statistics", spec)])
+
+
+def _arms(spec: Mapping[str, Any], root: Path, out: Path, summary: Summary) -> dict[str, Figure]:
+    """Write the tables of all arms, and of the held-out loss of pre-training; returns their figures."""
+    every, about, drawn = cells(spec), Arms.of(spec), {}
+    metrics = [metrics_file(root, cell) for cell in every]
+    summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics))
+    frame = with_arms(read_metrics(metrics))
+    runs = read_runs(frame, root / "metrics", by=KEY)
+    if has_arms(spec):
+        tuned = [cell for cell in every if cell.variant in about.tuned]
+        summary.reads(*(training.file(root, "run") for training in trainings(every)))
+        summary.reads(*(chain(cell)[-1].file(root, "record") for cell in tuned))
+        summary.reads(*(root / TUNING.format(cell=cell.name) for cell in tuned))
+        table = write_arms(runs, about, frame, arm_costs(root, every, about.tuned), out / "tables")
+        drawn["arms"] = arms.arms_figure(table, about, spec["note"])
+    if held_out_curves(spec):
+        files: dict[tuple[str, str], dict[tuple[int, int], Path]] = {}
+        for training in trainings(every):
+            if training.stage == "pretrain":
+                size, seed = (training.cell[name] for name in ("pretrain_size", "seed"))
+                arm = training.arm.start, training.arm.variant
+                files.setdefault(arm, {})[size, seed] = training.file(root, "curve")
+        summary.reads(*(path for mine in files.values() for path in mine.values()))
+        curves = {arm: read_curves(mine) for arm, mine in files.items()}
+        gains = write_held_out(runs, about, frame, curves, out / "tables")
+        drawn["held_out"] = arms.held_out(curves, gains, about, spec["note"])
+    return drawn

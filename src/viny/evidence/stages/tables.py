@@ -9,7 +9,7 @@ from typing import Any
 from viny.evidence.summary import Summary
 from viny.evidence.tables import write_tables
 from viny.evidence.training_settings import write_training_settings
-from viny.study.grid import cells
+from viny.study.grid import base_cells, cells, has_arms
 from viny.study.layout import metrics_file, summarised
 
 
@@ -27,6 +27,7 @@ def gather(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> N
     """
     summary, metrics = Summary("tables", spec, root), [metrics_file(root, cell) for cell in cells(spec)]
     summary.reads(*metrics)
-    write_tables(metrics, out / "tables")
+    base = [metrics_file(root, cell) for cell in base_cells(spec)] if has_arms(spec) else None
+    write_tables(metrics, out / "tables", base)
     write_training_settings(spec, out / "tables")
     summary.write(record, [out / made for made in summarised("tables", spec)])

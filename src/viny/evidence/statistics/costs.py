@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed
 from viny.study.grid import Cell
-from viny.study.layout import chain
+from viny.study.layout import TUNING, chain
 
 
 def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict[str, dict[str, Any]]:
@@ -51,6 +52,51 @@ def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict
             "device": " and ".join(sorted({run["device_name"] for run in runs})),
         }
     return costs
+
+
+def arm_costs(root: Path, every: Iterable[Cell], tuned: Collection[str]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What a cell of each arm takes: hours of each stage, means over seeds.
+
+    As in `chain_costs`, an encoder that several cells share counts in full for each. The rate of a cell is chosen from
+    the tunings of all seeds, each of which counts for its own seed; weights that were fetched cost nothing.
+
+    Args:
+        root: the study's folder.
+        every: the cells.
+        tuned: variants whose rate is tuned.
+
+    Returns:
+        By start, variant, pretrain_size, intermediate and finetune_size: hours of 'pretrain', 'intermediate', 'tune'
+        and 'finetune', none where the trainings of its seeds ran on several devices; device; rate, the tuned one.
+
+    Raises:
+        InputError: a training left no record of what it cost, or a model none of its tuned rate.
+    """
+    read = cache(_run)
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in every:
+        seconds: dict[str, float] = {}
+        devices, trained = set(), chain(cell)
+        for training in trained:
+            run = read(training.file(root, "run"))
+            seconds[training.stage] = seconds.get(training.stage, 0.0) + run["training_seconds"]
+            devices.add(run["device_name"])
+        cost: dict[str, Any] = {"devices": devices, "rate": None}
+        if cell.variant in tuned:
+            rates = read_sealed(root / TUNING.format(cell=cell.name), "the scores of rates")["rates"]
+            seconds["tune"] = sum(rate["seconds"] for rate in rates)
+            cost["rate"] = read_sealed(trained[-1].file(root, "record"), "a weights record")["tuned"]["lr"]
+        key = cell.start, cell.variant, cell.pretrain_size, cell.intermediate, cell.finetune_size
+        found.setdefault(key, []).append(cost | {"seconds": seconds})
+    return {key: _mean_cost(costs) for key, costs in found.items()}
+
+
+def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row of `arm_costs` from those of its seeds."""
+    devices = sorted(set().union(*(cost["devices"] for cost in costs)))
+    stages = costs[0]["seconds"] if len(devices) == 1 else ()
+    hours = {stage: float(np.mean([cost["seconds"][stage] for cost in costs])) / 3600 for stage in stages}
+    return {**hours, "device": " and ".join(devices), "rate": costs[0]["rate"]}
 
 
 def _run(path: Path) -> Mapping[str, Any]:

@@ -254,12 +254,12 @@ class Runs:
             df, which = np.unique(n.clip(LEAST_SEEDS) - 1, return_inverse=True)
             spread = np.sqrt(stats.chi2.ppf(at, df) / df)[:, which]
         drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread
-        of_images = self._image_root()
+        of_images = self.image_root()
         if of_images is not None:
             drawn += rng.standard_normal((count, of_images.shape[1])) @ of_images.T
         return np.where(n >= LEAST_SEEDS, mean + drawn, np.nan)
 
-    def _image_root(self) -> np.ndarray | None:
+    def image_root(self) -> np.ndarray | None:
         """A root [C, C] of the covariance of all cells' means over test images, without what is in the seeds'."""
         if self.covariance is not None:
             return square_root(self.covariance)
@@ -376,29 +376,30 @@ def _freedom(here: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.array([np.trace(squares) ** 2 / (squares**2).sum()])
 
 
-def read_runs(frame: pd.DataFrame, metrics_dir: Path | None) -> Runs:
+def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] = GROUP) -> Runs:
     """A study's mIoU, seed by seed, with the influence of each test image.
 
     Args:
         frame: what `tables.read_metrics` returns.
         metrics_dir: folder with the confusion matrices of each cell, <cell>.npz; a cell without has no influences.
             None: no cell has.
+        by: the columns whose values are a cell's key.
 
     Returns:
-        Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size).
+        Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size), unless `by` has others.
 
     Raises:
         InputError: cells of several studies, a cell twice, or a damaged file.
     """
-    check_cells(frame)
+    check_cells(frame, [*by, "seed"])
     frame = frame.dropna(subset="miou")
-    keys = list(dict.fromkeys(frame[GROUP].itertuples(index=False, name=None)))
+    keys = list(dict.fromkeys(frame[[*by]].itertuples(index=False, name=None)))
     seeds = sorted(int(seed) for seed in frame["seed"].unique())
     values = np.full((len(seeds), len(keys)), np.nan)
     row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
     found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for cell in frame.to_dict("records"):
-        here = row[cell["seed"]], column[tuple(cell[name] for name in GROUP)]
+        here = row[cell["seed"]], column[tuple(cell[name] for name in by)]
         values[here] = cell["miou"]
         path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
         if path is not None and path.is_file():

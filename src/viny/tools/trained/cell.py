@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viny.data.augment import Normalisation
 from viny.data.decoding import WHITES
 from viny.data.masks import IGNORE, mask_coding, value_name
 from viny.learning.objectives import Segmentation
-from viny.learning.weights import load_segmentation
+from viny.learning.weights import load_segmentation, shown_by
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
-from viny.study.grid import Cell
+from viny.study.arms import settings_of
+from viny.study.grid import STUDY, Cell, cells
 from viny.study.layout import pack_manifest
 from viny.study.saved import saved_study
 
@@ -25,12 +27,13 @@ LONGEST = 200  # characters of a class's name
 class TrainedCell:
     """A fine-tuned cell of a study.
 
-    `root` is the study's folder, `config` its settings, `record` that of the fine-tuned weights, and `manifest` the
-    segmentation pack's, None if it is missing.
+    `root` is the study's folder, `key` the cell in its grid, `config` the settings of its arm, `record` that of the
+    fine-tuned weights, and `manifest` the segmentation pack's, None if it is missing.
     """
 
     folder: Path
     root: Path
+    key: Cell
     config: dict[str, Any]
     record: dict[str, Any]
     manifest: dict[str, Any] | None
@@ -38,7 +41,7 @@ class TrainedCell:
 
     @property
     def name(self) -> str:
-        return self.record["spec"]["cell"]["name"]
+        return self.key.name
 
     @property
     def classes(self) -> list[str]:
@@ -50,9 +53,9 @@ class TrainedCell:
         return self.record["spec"]["model"]["image_size"]
 
     @property
-    def normalised(self) -> bool:
-        """Whether the model takes images normalised by ImageNet's means and deviations."""
-        return self.record["spec"]["normalise"]
+    def normalised(self) -> bool | Normalisation:
+        """Whether and by what the model takes images normalised, see `viny.data.augment.labelled_images`."""
+        return shown_by(self.record, self.record["spec"]["normalise"])
 
     @property
     def resize(self) -> str:
@@ -109,23 +112,27 @@ def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
         raise InputError(
             f"{path}: expected the record of a fine-tuned model; delete its folder and run the study again"
         )
-    _check_names(path, record)
+    key = _checked_key(path, record)
     study = folder.parents[1]
     config = saved_study(study)
+    # As the grid has it, it knows which trainings it shares with other arms.
+    key = next((one for one in cells(config) if one == key), key)
+    known = key.variant in (STUDY, *config.get("variants", {}))
+    config = settings_of(config, key.arm) if known else config
     manifest_path, manifest = pack_manifest(study, "segmentation"), None
     if manifest_path.is_file():
         manifest = read_json(manifest_path, "a pack manifest")
     packed = record["pack_sha256"] if manifest is None else manifest["sha256"]
-    if record["spec"]["model"] != config["model"] or record["pack_sha256"] != packed:
+    if not known or record["spec"]["model"] != config["model"] or record["pack_sha256"] != packed:
         raise InputError(
             f"{path}: was trained under other settings or on other images than {study} has now; run the study again"
         )
     model, record = load_segmentation(path)
-    return TrainedCell(folder, study, config, record, manifest, model)
+    return TrainedCell(folder, study, key, config, record, manifest, model)
 
 
-def _check_names(path: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a record with a cell's name that is not its cell's, as files are named after it, or with odd classes.
+def _checked_key(path: Path, record: Mapping[str, Any]) -> Cell:
+    """The cell of a record, whose name must be its cell's, as files are named after it; odd classes are refused too.
 
     Raises:
         InputError: names the key.
@@ -139,3 +146,4 @@ def _check_names(path: Path, record: Mapping[str, Any]) -> None:
             f"{path}: 'mask_classes' is not 1 to {IGNORE} different names of up to {LONGEST} characters; "
             "delete its folder and run again"
         )
+    return cell

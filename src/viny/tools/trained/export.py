@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from viny.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise
+from viny.data.augment import IMAGENET, Normalisation, normalisation, normalise
 from viny.learning.objectives import Segmentation
 from viny.learning.weights import save_weights
 from viny.runtime.errors import InputError
@@ -62,7 +62,7 @@ def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: boo
 
 def about(cell: TrainedCell) -> dict[str, Any]:
     """What a program has to know about a model besides its weights."""
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if cell.normalised else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    mean, std = normalisation(cell.normalised) or Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return {
         "cell": cell.name,
         "study": cell.config["study"],
@@ -87,11 +87,15 @@ def timm_weights(model: Segmentation) -> dict[str, Tensor]:
     if not model.class_token:  # the token and its position have no part in what the model computes
         del tensors["cls_token"]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    settings, kernel = model.encoder.settings, "patch_embed.proj.weight"
+    if settings.plain:  # a convolution, channels first
+        side = settings.patch_size
+        tensors[kernel] = tensors[kernel].unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
     return tensors
 
 
 def timm_arguments(model: Segmentation) -> dict[str, Any]:
-    """`args` of timm's `VisionTransformer`, and `head_dim`, the width of a head, which its `Attention` takes."""
+    """`args` of timm's `VisionTransformer`, and `head_dim`, the width of a head, which ViNy's `Attention` takes."""
     settings = model.encoder.settings
     ratio = settings.mlp_dim / settings.dim
     if int(settings.dim * ratio) != settings.mlp_dim:  # timm rounds the product down, here to one too few
@@ -103,7 +107,7 @@ def timm_arguments(model: Segmentation) -> dict[str, Any]:
         "depth": settings.depth,
         "num_heads": settings.heads,
         "mlp_ratio": ratio,
-        "qkv_bias": False,
+        "qkv_bias": settings.plain,
         "class_token": model.class_token,
         "global_pool": "",
         "num_classes": model.head.out_features,
@@ -119,10 +123,12 @@ class Graph(nn.Module):
         self.model = copy.deepcopy(cell.model).cpu().eval()
         # The other form of attention is a custom function, which no exporter knows.
         self.model.encoder.set_fused_attention(True)
-        self.normalised = cell.normalised
+        by = normalisation(cell.normalised)
+        self.normalised = by is not None
         # Not `augment.normalise`: it would cache the tensors that it makes while the graph is traced.
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        mean, std = by or IMAGENET
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, classes, S, S] of images [B, 3, S, S]."""
@@ -173,8 +179,9 @@ def _compare(proto: Any, cell: TrainedCell, images: Tensor) -> None:
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise InputError(f"format onnx: the graph takes batches of {batch.dim_value} only; {at_fault}")
+    by = normalisation(cell.normalised)
     with torch.inference_mode():
-        expected = cell.model(normalise(images) if cell.normalised else images)
+        expected = cell.model(images if by is None else normalise(images, by))
     found = torch.from_numpy(ReferenceEvaluator(proto).run(["logits"], {"images": images.numpy()})[0])
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= AGREE:

@@ -21,7 +21,6 @@ from viny.learning.model import count_parameters
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json, write_text
 from viny.runtime.text import markdown
-from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
 from viny.tools.trained.cell import TrainedCell
 
@@ -49,28 +48,29 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
         kind: 'timm' or 'onnx'.
         files: as `viny.tools.trained.export.export` returns them: weights, for timm the arguments, and the card itself.
     """
-    cell_key = Cell(**{k: v for k, v in cell.record["spec"]["cell"].items() if k != "name"})
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_plain
     )
     environment.filters |= {"percent": _percent, "json": json.dumps}
-    stages, lost = _stages(cell, cell_key)
+    stages, lost, start = _stages(cell)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         cell=cell,
-        key=cell_key,
+        key=cell.key,
+        start=start,
         kind=kind,
         file=files[0].name,
         arguments=files[1].name,
         weights_sha256=hashlib.sha256(files[0].read_bytes()).hexdigest(),
         parameters=count_parameters(cell.model),
         model=cell.record["spec"]["model"],
+        plain=cell.model.encoder.settings.plain,
         colours=kit.class_colours(len(cell.classes)),
         values=cell.mask_values(),
         fit=FITS[cell.fit],
         bars=BARS,
         stages=stages,
         lost=lost,
-        results=_results(cell, cell_key),
+        results=_results(cell),
         switches=cell.config["switches"],
         run=_run(cell),
         versions={"viny": __version__, "torch": torch.__version__},
@@ -78,11 +78,12 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
     write_text(files[-1], text)
 
 
-def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[str]]:
-    """The trainings that the model comes from, first to last, and those whose records are gone."""
+def _stages(cell: TrainedCell) -> tuple[list[dict[str, Any]], list[str], dict[str, Any] | None]:
+    """The trainings that the model comes from, first to last, what there is no record of, and the published start."""
+    trained = chain(cell.key)
     found, lost = [_stage(cell, "segmentation", cell.record, "fine-tuning")], []
     parent = cell.record["parent_sha256"]
-    for training in reversed(chain(key)[:-1]):
+    for training in reversed(trained[:-1]):
         name = "SimMIM pre-training" if training.stage == "pretrain" else f"intermediate task `{training.pack}`"
         try:
             record = read_json(training.file(cell.root, "record"), "a weights record")
@@ -94,7 +95,15 @@ def _stages(cell: TrainedCell, key: Cell) -> tuple[list[dict[str, Any]], list[st
             continue
         found.insert(0, _stage(cell, training.pack, record, name))
         parent = record["parent_sha256"]
-    return found, lost
+    origin = trained[0].origin(cell.root, "record")
+    if origin is None:
+        return found, lost, None
+    start = read_json(origin, "a weights record") if origin.is_file() else {}
+    if start.get("weights_sha256") != parent or parent is None:
+        return found, [*lost, f"start `{cell.key.start}`"], None
+    # Of a file of the user's own, its name will do.
+    source = start["source"] if start["source"].startswith("https://") else Path(start["source"]).name
+    return found, lost, {"source": source, **{key: start[key] for key in ("source_sha256", "weights_sha256")}}
 
 
 def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -107,20 +116,22 @@ def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -
     said = {key: record[key] for key in ("images", "precision", "final_loss", *SHA256)}
     if "held_out_accuracy" in record:
         said["held_out_accuracy"] = record["held_out_accuracy"]
-    return {"name": name, "record": said, "train": spec["train"], "manifest": manifest} | {
-        "more": {k: spec[k] for k in (*shown, "segmentation_loss", "normalise", "class_token") if k in spec}
-    }
+    train = spec["train"] | ({"lr": record["tuned"]["lr"]} if "tuned" in record else {})
+    more = {k: spec[k] for k in (*shown, "encoder", "segmentation_loss", "normalise", "class_token") if k in spec}
+    if "normalisation" in record:
+        more["normalise"] = record["normalisation"]
+    return {"name": name, "record": said, "train": train, "manifest": manifest, "more": more}
 
 
-def _results(cell: TrainedCell, key: Cell) -> dict[str, Any] | None:
+def _results(cell: TrainedCell) -> dict[str, Any] | None:
     """A cell's metrics as fractions, with mean and deviation over all seeds of such cells; None without metrics."""
-    path = metrics_file(cell.root, key)
+    path = metrics_file(cell.root, cell.key)
     if not path.is_file():
         return None
     mine = read_json(path, "the metrics of an evaluated cell")
     if mine.get("hashes", {}).get("weights") != cell.record["weights_sha256"]:
         return None  # of an earlier training
-    alike = [metrics_file(cell.root, replace(key, seed=seed)) for seed in cell.config["grid"]["seeds"]]
+    alike = [metrics_file(cell.root, replace(cell.key, seed=seed)) for seed in cell.config["grid"]["seeds"]]
     frame = read_metrics({path, *(file for file in alike if file.is_file())})
     names = {**METRICS, **{f"iou_{name}": f"IoU of {name}" for name in cell.classes}}
     rows = [
