@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from viny.data.decoding import MEMORY
-from viny.learning.settings import BATCH, IN_MEMORY, TRAINING, ModelSettings, batch_of_masks, forward_operations
+from viny.learning.settings import (
+    BATCH,
+    IN_MEMORY,
+    TRAINING,
+    ModelSettings,
+    batch_of_masks,
+    forward_operations,
+    measured_epochs,
+)
 from viny.study.arms import schedule, settings_of
 from viny.study.grid import BASE, Arm, Cell
 from viny.study.layout import Training
@@ -24,7 +32,6 @@ LAUNCHER_MB = 600  # what a cluster job holds besides the program: Snakemake, tw
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
-LOOKS = 10  # passes over held-out images during a pre-training, besides those at milestones
 HASH = 16  # bytes of a row's hash in a pack
 STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
@@ -114,7 +121,7 @@ def pretrain_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> 
     section, (epochs, milestones) = settings["pretrain"], schedule(settings, size)
     work = _workload(settings, size, epochs, section["batch_size"], section["pack_size"], 3)
     held_out = section.get("held_out", 0)
-    return _looking_at(work, held_out * (LOOKS + len(milestones))) if held_out else work
+    return _looking_at(work, held_out * len(measured_epochs(epochs, milestones))) if held_out else work
 
 
 def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None, arm: Arm = BASE) -> Workload:

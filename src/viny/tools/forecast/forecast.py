@@ -10,6 +10,7 @@ from viny.data.pack import stored_at
 from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
+from viny.study.arms import pretrain_packs, settings_of
 from viny.study.graph import TRAININGS, TRAINS, Job
 from viny.study.inventory import Images
 from viny.study.specs import on_segmentation_data
@@ -52,7 +53,8 @@ class Forecast:
         found = self.images.packed[job.name]
         if found is not None:
             return found
-        wanted = {"pretrain": max(self.config["grid"]["pretrain_sizes"])}
+        most = max(self.config["grid"]["pretrain_sizes"]) + self.config["pretrain"].get("held_out", 0)
+        wanted = dict.fromkeys(self.images.unlabelled, most)
         wanted["segmentation"] = max(self.config["grid"]["finetune_sizes"]) + self.images.tested
         return wanted.get(job.name, UNKNOWN)
 
@@ -105,6 +107,8 @@ class Forecast:
         if job.stage == "pack":
             task = self.config["intermediate"].get(job.name)
             masks = job.spec["source"] == "synthetic" or job.name == "segmentation"
+            if arm := pretrain_packs(self.config).get(job.name):
+                masks |= settings_of(self.config, arm)["pretrain"]["source"] == "segmentation"
             masks |= task is not None and (task["target"] != "image" or on_segmentation_data(self.config, job.name))
             return pack_bytes(self.packed(job), job.spec["size"], masks)
         return RESULTS.get(job.stage, 5e4) + self.weights(job)

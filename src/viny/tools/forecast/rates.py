@@ -45,18 +45,12 @@ class Rates:
     share: float = 1.0
     a_pass: dict[str, float] = field(default_factory=dict)
 
-    def learn(self, job: Job, images_per_second: float, looks: bool = True) -> None:
-        """Note a rate, unless its kind has one.
-
-        Args:
-            job: the job whose rate it is.
-            images_per_second: its image passes in a second.
-            looks: whether that time also went into the images that the job is tested on.
-        """
+    def learn(self, job: Job, images_per_second: float) -> None:
+        """Note a job's rate as its kind's, unless that has one."""
         if kind(job) not in self.images:
             self.images[kind(job)] = images_per_second
             if job.work:
-                self.a_pass[kind(job)] = job.work.operations / job.work.passes if looks else operations_a_pass(job)
+                self.a_pass[kind(job)] = operations_a_pass(job)
 
     def operations_a_second(self, job: Job) -> float | None:
         """How fast a job computes, by its kind or else by the other trainings; None if nothing is known."""
@@ -99,6 +93,11 @@ def _kind_of_training(spec: Mapping[str, Any]) -> str:
     if spec.get("encoder") == "frozen":
         picked |= {"encoder": "frozen", "epochs": spec["train"]["epochs"]}  # over which the tokens' cost is spread
     return canonical_json(picked | {key: spec["train"][key] for key in ("batch_size", "optimizer")})
+
+
+def _by_kind(all_jobs: Iterable[Job]) -> list[Job]:
+    """Jobs so that a kind's first one is what it is called after: a fine-tuning, not the tuning of its rate."""
+    return sorted(all_jobs, key=lambda job: job.stage == "tune")
 
 
 def _title(job: Job) -> str:
@@ -177,10 +176,10 @@ def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
     """
     operations = rate * TRAINING * forward_operations(ModelSettings())
     rates = Rates()
-    for job in all_jobs:
+    for job in _by_kind(all_jobs):
         if job.work and job.stage != "geometry" and kind(job) not in rates.images:
             a_second = operations / operations_a_pass(job)
-            rates.learn(job, a_second, looks=False)
+            rates.learn(job, a_second)
             rates.known.append({"what": _title(job), "images_per_second": a_second, "from": f"{rate:g} ViNy images/s"})
     return rates
 
@@ -205,14 +204,14 @@ def rates_measured(
     by_key = {job.key: job for job in all_jobs}
     labels = round(statistics.mean(config["grid"]["finetune_sizes"]))
     side, classes = config["model"]["image_size"], mask_class_count(config)
-    for job in all_jobs:
+    for job in _by_kind(all_jobs):
         name = kind(job)
         if name in steps or name in seen.images or name in seen.whole:
             continue
         if job.stage in TRAINS:
             tunes = job.stage in ("finetune", "tune")
             images = labels if tunes else job.work.passes // job.spec["train"]["epochs"]
-            pixels = config["pretrain"]["pack_size"] if job.stage == "pretrain" else side
+            pixels = next(by_key[key].spec["size"] for key in job.needs if key[0] == "pack")
             spec = {**job.spec, "stage": "finetune"} if tunes else job.spec
             steps[name] = Step(name, spec, max(1, images), pixels, classes=classes)
         elif job.stage == "evaluate":
@@ -232,5 +231,5 @@ def rates_measured(
     known = [{"what": _title(first[k]), "images_per_second": rate, "from": how} for k, rate in found.rates.items()]
     rates = replace(seen, start=found.start, known=[*seen.known, *known], share=found.share)
     for name, rate in found.rates.items():
-        rates.learn(first[name], rate, looks=False)
+        rates.learn(first[name], rate)
     return rates
