@@ -17,8 +17,9 @@ from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
 from viny.runtime.gpus import job_environment
 
-TRAININGS = {"pretrain", "intermediate", "tune", "finetune"}
-WITH_MODEL = TRAININGS | {"evaluate", "geometry", "figures"}
+TRAININGS = {"pretrain", "intermediate", "finetune"}
+TRAINING = TRAININGS | {"tune"}
+WITH_MODEL = TRAINING | {"evaluate", "geometry", "figures"}
 COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
 
 
@@ -27,10 +28,10 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
     [
         ("data.packing", {"pack"}),
         ("data.synthetic", {"pack"}),
-        ("learning.train", TRAININGS),
-        ("learning.stages", TRAININGS),
-        ("learning.gradients", TRAININGS),
-        ("learning.checkpoint", TRAININGS),
+        ("learning.train", TRAINING),
+        ("learning.stages", TRAINING),
+        ("learning.gradients", TRAINING),
+        ("learning.checkpoint", TRAINING),
         ("learning.published", {"start"}),
         ("learning.weights", WITH_MODEL | {"start"}),
         ("learning.model", WITH_MODEL | {"start"}),
