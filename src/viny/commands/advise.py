@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from viny.commands.common import People, positive, settings_of
+from viny.commands.common import People, not_negative, positive, settings_of
+from viny.runtime.errors import InputError
 
 
 def add(people: People) -> None:
@@ -17,6 +18,7 @@ def add(people: People) -> None:
         "Say what a study's results advise: is pre-training worth it, how many more masks, does the task hurt?",
         "viny advise results/demo",
         "viny advise results/demo --minutes-per-mask 2 --target 0.5    # with the price of labels, to half a point",
+        "viny advise results/demo --reach 60 --price-label 0.5 --price-image 0.001 --price-hour 1.2",
         "viny advise results/demo --json    # for programs",
     )
     p.add_argument("root", type=Path, help="the study's folder, results/<study>")
@@ -29,15 +31,30 @@ def add(people: People) -> None:
         help="how far an interval of mIoU should reach to either side; a difference within it is small (default 1)",
     )
     p.add_argument("--minutes-per-mask", type=positive(float), metavar="MINUTES", help="time to label one image")
+    p.add_argument(
+        "--reach", type=positive(float), metavar="PERCENT", help="mIoU to reach at the prices given: the cheapest mix"
+    )
+    p.add_argument(
+        "--chance", type=positive(float), default=90.0, metavar="PERCENT", help="of reaching it (default 90)"
+    )
+    for what, words in (("label", "labelled image"), ("image", "unlabelled image"), ("hour", "hour of training")):
+        p.add_argument(
+            f"--price-{what}", type=not_negative, default=0.0, metavar="UNITS", help=f"of a further {words} (default 0)"
+        )
     p.add_argument("--json", action="store_true", help="print the advice as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     from viny.tools.advice.advice import as_dict, show
     from viny.tools.advice.adviser import advise
+    from viny.tools.advice.prices import Wish
 
+    prices = (args.price_label, args.price_image, args.price_hour)
+    if any(prices) and args.reach is None:
+        raise InputError("a price needs --reach, the mIoU in percent that is to be reached")
+    wish = None if args.reach is None else Wish(args.reach / 100, args.chance / 100, *prices)
     config = settings_of(args.study) if args.study else None
-    advice = advise(args.root, config, args.target, args.minutes_per_mask)
+    advice = advise(args.root, config, args.target, args.minutes_per_mask, wish)
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
     else:

@@ -109,6 +109,19 @@ def draw_crops(
     return torch.cat([top / height, left / width, h / height, w / width], dim=1).float()
 
 
+def central_squares(shapes: Tensor) -> Tensor:
+    """The largest square in the middle of each image.
+
+    Args:
+        shapes: [B, 2] heights and widths of the originals, pixels.
+
+    Returns:
+        float [B, 4]: top, left, height, width as shares of the image.
+    """
+    sides = shapes.amin(1, keepdim=True) / shapes  # [B, 2]
+    return torch.cat([(1 - sides) / 2, sides], dim=1).float()
+
+
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
     """bool [count], each True with probability one half."""
     return torch.rand(count, generator=generator) < 0.5

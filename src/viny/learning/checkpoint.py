@@ -36,7 +36,7 @@ class Progress:
 
     epoch: int = 0
     losses: list[Tensor] = field(default_factory=list)
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     attempts: list[dict[str, Any]] = field(default_factory=list)
 

@@ -48,6 +48,18 @@ class Slot:
     run: Run | None = None
     steps: Iterator[Step] = field(default_factory=lambda: iter(()))
     updates: int = 0  # of its weights, those that are queued included
+    last: Step | None = None  # taken, those that are queued included
+
+    def next(self) -> Step | None:
+        """The step to take; None if there is none left."""
+        step = next(self.steps, None)
+        self.last = step or self.last
+        return step
+
+    @property
+    def waits(self) -> bool:
+        """Whether its run's weights are to be looked at before it takes another step."""
+        return self.run is not None and self.last is not None and self.run.waits(self.last)
 
 
 class Queued(NamedTuple):
@@ -214,7 +226,7 @@ class Engine:
     # What is drawn
 
     def _next(self) -> list[tuple[Run, Step] | None]:
-        taken = [next(slot.steps, None) for slot in self.slots]
+        taken = [slot.next() for slot in self.slots]
         return [None if step is None else (slot.run, step) for slot, step in zip(self.slots, taken, strict=True)]
 
     def _draw(self, steps: list[list[tuple[Run, Step] | None]]) -> None:
@@ -445,9 +457,12 @@ class Engine:
         self.pending.append(Queued(steps, losses, ready, began))
 
     def queue(self) -> None:
-        """Draw some steps and give them to the device."""
+        """Draw some steps and give them to the device, none beyond one after which weights are to be looked at."""
         steps = []
         for _ in range(self.ahead):
+            # All wait for one: a step that it does not take would still move its optimiser's means.
+            if any(slot.waits for slot in self.slots):
+                break
             taken = self._next()
             if not any(taken):
                 break

@@ -75,7 +75,8 @@ def fetch(spec: Mapping[str, Any], *, weights: Path, record: Path) -> None:
     tensors, about = read_tensors(path)
     fitted, left_out = as_encoder(path, tensors, model)
     if left_out:
-        print(f"start {name}: {path}: left out, as no part of the encoder: {_few(left_out)}")
+        parts = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", one) for one in left_out)
+        print(f"start {name}: {path}: left out, as no part of the encoder: {_few(parts, 12)}")
     made: dict[str, Any] = {"stage": "start", "spec": dict(spec), "source": source, "source_sha256": file_sha256(path)}
     made["parameters"] = sum(tensor.numel() for tensor in fitted.values())
     own = _normalisation(spec, path, model, about)
@@ -316,7 +317,6 @@ def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
-    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
-    return ", ".join(names[: 4 if more else 5]) + more
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

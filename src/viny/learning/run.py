@@ -26,6 +26,8 @@ from viny.runtime.signals import Stopped
 
 LOOK = 10.0  # seconds between checks of the losses within an epoch, and between progress reports
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
+HELD_OUT = "held_out_loss"  # a further column, where images are held out
+TENTHS = 10  # of a run's epochs, after each of which the loss on held-out images is measured
 
 # (positions in the training list [B], generator of the step) -> what the objective's loss takes
 BatchMaker = Callable[[Tensor, torch.Generator], Any]
@@ -34,6 +36,13 @@ BatchMaker = Callable[[Tensor, torch.Generator], Any]
 def rate(settings: TrainSettings, epoch: int) -> float:
     """Learning rate of an epoch, counted from 0, under MultiStepLR."""
     return settings.lr * settings.gamma ** sum(m <= epoch for m in settings.milestones)
+
+
+def measured_epochs(settings: TrainSettings) -> set[int]:
+    """After how many epochs the loss on held-out images is measured: at milestones, tenths of the way and the end."""
+    epochs = settings.epochs
+    tenths = {round(epochs * tenth / TENTHS) for tenth in range(1, TENTHS + 1)}
+    return {epoch for epoch in tenths | set(settings.milestones) if 0 < epoch <= epochs}
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,10 @@ class Run:
         settings: epochs, optimiser, rates.
         seed: the run's.
         stage: the stage's name, for random draws and messages.
-        curve_path: CSV to write, one row per epoch.
+        curve_path: CSV to write, one row per epoch; None: none.
         checkpoints: this run's; None to keep none. The run goes on from the newest.
         owner: the process whose job the run is; None: this one.
+        held_out: the loss of the objective, as it is then, on images that it does not train on; None: not measured.
     """
 
     def __init__(
@@ -72,12 +82,15 @@ class Run:
         settings: TrainSettings,
         seed: int,
         stage: str,
-        curve_path: Path,
+        curve_path: Path | None,
         checkpoints: Checkpoints | None = None,
         owner: Owner | None = None,
+        held_out: Callable[[], float] | None = None,
     ) -> None:
         self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
         self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
+        self.held_out = held_out
+        self.measured = measured_epochs(settings) if held_out else set()
         self.optimizer = Adam(objective, settings)
         self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
         self.report = _Report(
@@ -107,6 +120,22 @@ class Run:
     def epoch_is_over(self) -> bool:
         """Whether the last step of an epoch was taken that is still to be closed."""
         return len(self.progress.losses) == self.report.steps
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the loss on held-out images is to be measured before the next step is taken."""
+        return not self.progress.losses and self._lacks(self.progress.epoch)
+
+    def waits(self, step: Step) -> bool:
+        """Whether no step after this one may be taken yet, as a loss is to be measured with the weights it leaves."""
+        return step.number + 1 == self.report.steps and self._lacks(step.epoch + 1)
+
+    def _lacks(self, epochs: int) -> bool:
+        """Whether a loss on held-out images is due after so many epochs and not known."""
+        if epochs not in self.measured:
+            return False
+        curve = self.progress.curve
+        return len(curve) < epochs or curve[epochs - 1][HELD_OUT] is None
 
     @property
     def seconds(self) -> float:
@@ -189,10 +218,37 @@ class Run:
             "images_per_second": images / taken if images and taken > 0 else 0.0,
             "seconds": self._before + now - self._began,
         }
+        if self.measured:
+            row[HELD_OUT] = None
         self.progress.curve.append(row)
         self.progress.epoch, self.progress.losses = epoch + 1, []
         self._start_epoch(now)
         self.report.show(row)
+
+    def measure(self) -> None:
+        """Measure the loss on held-out images if that is due, by the objective's own weights, which are up to date.
+
+        The time that it takes is not time of training.
+
+        Raises:
+            TrainingError: that loss is NaN or infinite.
+        """
+        if not self.unmeasured:
+            return
+        assert self.held_out is not None
+        now, wall = self.clock(), time.monotonic()
+        loss = self.held_out()
+        epoch = self.progress.epoch
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"{self.stage}: the loss on held-out images became {loss} after epoch {epoch} of "
+                f"{self.settings.epochs}; lower {self.stage}.lr or check the images"
+            )
+        self.progress.curve[-1][HELD_OUT] = loss
+        self._wall += time.monotonic() - wall
+        later = self.clock()
+        self._began += later - now
+        self._start_epoch(later)
 
     def look(self, save: bool | None = None) -> None:
         """Do what is due between two steps; if nothing is, this costs little.
@@ -264,7 +320,9 @@ class Run:
     def finish(self) -> Progress:
         """Write the curve of a finished run; returns the curve, the seconds spent and the earlier attempts."""
         self.progress.seconds = self.seconds
-        _write_curve(self.curve_path, self.progress.curve)
+        if self.curve_path is not None:
+            columns = (*CURVE_COLUMNS, HELD_OUT) if self.measured else CURVE_COLUMNS
+            _write_curve(self.curve_path, self.progress.curve, columns)
         return self.progress
 
 
@@ -309,7 +367,7 @@ class _Report:
         # A run resumed after its very last step has nothing left to do.
         return (time.monotonic() - self._began) / done * (self.epochs - self._done) if done > 0 else 0.0
 
-    def show(self, row: dict[str, float]) -> None:
+    def show(self, row: dict[str, Any]) -> None:
         """Report a finished epoch."""
         self._bar.set_postfix(loss=f"{row['loss']:.4f}", images=f"{row['images_per_second']:.0f}/s")
         self._bar.update()
@@ -344,8 +402,8 @@ def epoch_order(count: int, batch_size: int, seed: int, stage: str, epoch: int) 
     return order.split(batch_size)
 
 
-def _write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+def _write_curve(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, CURVE_COLUMNS)
+        writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -187,6 +187,7 @@ class _Stack:
                 self.reports[id(run)] = ExitStack()
                 self.reports[id(run)].enter_context(run.report)
                 run.end_epoch()
+                run.measure()
             if run.finished:
                 self._end(guest, None)
             else:
@@ -281,7 +282,7 @@ class _Stack:
         polled = checked = time.monotonic()
         while self.guests:
             engine.queue()
-            ended = self._take_in(engine, pending=1)
+            ended = self._take_in(engine, pending=1) or any(guest.run.unmeasured for guest in self.guests)
             now = time.monotonic()
             if not ended and now - polled < POLL:
                 continue
@@ -349,9 +350,10 @@ class _Stack:
             with guest.lines():
                 # Asked once: what becomes due later would be saved with the weights of an earlier step.
                 save = run.to_be_saved
-                if run.finished or save:
+                if run.finished or save or run.unmeasured:
                     run.finite()
                     engine.give_back(run)
+                    run.measure()
                 if not run.finished:
                     run.look(save)
         except (TrainingError, Stopped) as found:

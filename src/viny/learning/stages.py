@@ -6,14 +6,15 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from viny.data.augment import IMAGENET, Draws, Normalisation, labelled_images
+from viny.data.augment import IMAGENET, Draws, Normalisation, central_squares, labelled_images, to_device
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
@@ -29,8 +30,14 @@ from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.frozen import TokenBatches
 from viny.learning.machine import Machine, keep_kernels
 from viny.learning.model import ViNy, count_parameters
-from viny.learning.objectives import Classification, FrozenSegmentation, PatchClassification, SimMIM
-from viny.learning.run import Run
+from viny.learning.objectives import (
+    Classification,
+    FrozenSegmentation,
+    PatchClassification,
+    SimMIM,
+    draw_patch_mask,
+)
+from viny.learning.run import HELD_OUT, Run
 from viny.learning.settings import BATCH, TrainSettings
 from viny.learning.train import fit
 from viny.learning.weights import (
@@ -140,6 +147,37 @@ def held_out_accuracy(
             guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
         hits.append((guess == truth).float().cpu())
     return float(torch.cat(hits).mean())
+
+
+@torch.no_grad()
+def held_out_loss(
+    objective: SimMIM, batches: Batches, pack: Pack, indices: np.ndarray, masks: Tensor, machine: Machine
+) -> float:
+    """Mean absolute error of SimMIM on the masked patches of images that it does not train on.
+
+    Images are the largest square in the middle, not mirrored.
+
+    Args:
+        objective: as it is in the middle of its training.
+        batches: of the training's images, which are made from pixels in the same way.
+        pack: with the images.
+        indices: [N], their rows.
+        masks: bool [N, L], which patches are hidden.
+        machine: device and precision.
+    """
+    images = PackSubset(pack, "images", indices, machine.device, hold=False)
+    shapes = torch.from_numpy(np.asarray(pack.shapes)[indices])
+    total = torch.zeros((), device=machine.device)
+    for positions in torch.arange(len(indices)).split(BATCH):
+        drawn = {
+            "boxes": central_squares(shapes[positions]),
+            "flips": torch.zeros(len(positions), dtype=torch.bool),
+            "mask": to_device(masks[positions], machine.device),
+        }
+        batch = batches.make({"images": images[positions]}, drawn)
+        with machine.autocast():
+            total += objective.loss(batch) * len(positions)
+    return float(total) / len(indices)
 
 
 class Files(NamedTuple):
@@ -325,12 +363,32 @@ class TrainingJob:
             self.files.curve,
             self.checkpoints,
             self.owner,
+            self._held_out(),
         )
+
+    def _held_out(self) -> Callable[[], float] | None:
+        """Measures the loss on the images that a pre-training holds out; None where it holds none out."""
+        count, test = self.spec.get("held_out", 0), self.split["test"]
+        if self.stage != "pretrain" or not count:
+            return None
+        if len(test) != count:
+            raise InputError(
+                f"{self.files.split}: holds out {len(test)} images, pretrain.held_out says {count}; delete it and rerun"
+            )
+        patches = self.objective.encoder.settings.patches
+        # The same for all sizes and seeds.
+        draws = generator(self.spec.get("split_seed", 0), "pretrain", "held_out")
+        masks = draw_patch_mask(count, patches, self.spec["mask_ratio"], draws)
+        return partial(held_out_loss, self.objective, self.batches, self.pack, test, masks, self.machine)
 
     def finish(self, run: Run, done: Progress) -> None:
         """Write what was trained, from the finished run and its curve, seconds and attempts."""
         record, files, stage = self.record, self.files, self.stage
         record["final_loss"] = done.curve[-1]["loss"]
+        if run.measured:
+            record["held_out_images"] = len(self.split["test"])
+            record["held_out_loss"] = done.curve[-1][HELD_OUT]
+            print(f"{stage}: loss {record['held_out_loss']:.4f} on {record['held_out_images']} held-out images")
         if stage == "intermediate":
             test = self.split["test"]
             record["held_out_images"] = len(test)

@@ -60,12 +60,14 @@ def step_by_step(run: Run, machine: Machine, asked: Callable[[], int] = lambda: 
     run.objective.encoder.set_fused_attention(machine.fused_attention)
     with Gradients(run.objective, machine, run.settings.batch_size) as gradients:
         run.end_epoch()  # a run resumed after an epoch's very last step
+        run.measure()
         for step in run.steps():
             run.optimizer.lr = rate(run.settings, step.epoch)
             run.took(step, _step(gradients, run.batches, run.optimizer, step.positions, run.draws(step)))
             run.stop(asked())
             run.look()
             run.end_epoch()
+            run.measure()
 
 
 def _step(

@@ -74,10 +74,10 @@ def lineages(config: Mapping[str, Any]) -> dict[str, Any]:
         config: resolved settings.
 
     Returns:
-        'published': starts that have weights. 'limits': axes that a start or a variant shortens. 'owners': by variant, whose name
-        the untrained encoder ('start') and the pack of unlabelled images ('pack') bear, by size the pre-trained encoder
-        ('pretrain'), by task and size that task's ('tasks') and a cell ('cells'); of each task, those that come before
-        it and itself ('chains'), and its number of images where it is given ('images').
+        'published': starts that have weights. 'limits': axes that a start or a variant shortens. 'owners': by variant,
+        whose name the untrained encoder ('start') and the pack of unlabelled images ('pack') bear, by size the
+        pre-trained encoder ('pretrain'), by task and size that task's ('tasks') and a cell ('cells'); of each task,
+        those that come before it and itself ('chains'), and its number of images where it is given ('images').
     """
     starts, tasks = config.get("starts", {}), config["intermediate"]
     if not starts and not config.get("variants") and not any({"after", "images"} & {*task} for task in tasks.values()):

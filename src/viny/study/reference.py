@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from viny.runtime.files import write_text
+from viny.study.arms import BUILT_IN_VARIANTS
 from viny.study.config import SCHEMA
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS
 
@@ -53,20 +54,22 @@ def config_reference(schema_path: str | Path = SCHEMA) -> str:
         elif "properties" in node:
             lines += _keys(f"{name}.", node["properties"], schema)
         else:
-            lines += _tasks(name, _resolved(node["additionalProperties"], schema), schema)
+            lines += _named(name, _resolved(node["additionalProperties"], schema), schema)
     return "\n".join(lines) + "\n"
 
 
 def _is_section(node: Mapping[str, Any]) -> bool:
-    return "properties" in node or node.get("additionalProperties") == {"$ref": "#/$defs/task"}
+    return "properties" in node or "propertyNames" in node
 
 
 def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """A node together with the definition that it refers to; `is` names the definition."""
     if "$ref" not in node:
         return dict(node)
-    name = node["$ref"].removeprefix("#/$defs/")
-    return {**schema["$defs"][name], **node, "is": name}
+    target: Any = schema
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return {**target, **node, "is": node["$ref"].rpartition("/")[2]}
 
 
 def _table(heading: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
@@ -96,21 +99,27 @@ def _switches(properties: Mapping[str, Any], schema: Mapping[str, Any]) -> list[
     return [*_table(heading, rows()), "", "Why there are two protocols: [protocols.md](protocols.md)."]
 
 
-def _tasks(section: str, task: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    built_in = (
+def _named(section: str, one: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """A section whose entries have names of the user's."""
+    built_in = {"intermediate": BUILT_IN_TASKS, "variants": BUILT_IN_VARIANTS}.get(section, {})
+    rows = (
         (f"`{name}`", ", ".join(f"`{key}: {_text(value)}`" for key, value in said.items()))
-        for name, said in BUILT_IN_TASKS.items()
+        for name, said in built_in.items()
     )
+    what = {"intermediate": "task"}.get(section, section.removesuffix("s"))
+    lines = [_prose(one), "", *_keys(f"{section}.<{what}>.", one["properties"], schema)]
+    if not built_in:
+        return lines
     return [
-        _prose(task),
+        *lines,
         "",
-        *_keys(f"{section}.<task>.", task["properties"], schema),
+        f"### Built-in {what}s",
         "",
-        "### Built-in tasks",
+        "A grid may name these without describing them; settings not listed here have the defaults above."
+        if section == "intermediate"
+        else "A grid may name these without describing them, and `study`, which differs in nothing.",
         "",
-        "A grid may name these without describing them; settings not listed here have the defaults above.",
-        "",
-        *_table(("task", "settings"), built_in),
+        *_table((what, "settings"), rows),
     ]
 
 

@@ -254,12 +254,12 @@ class Runs:
             df, which = np.unique(n.clip(LEAST_SEEDS) - 1, return_inverse=True)
             spread = np.sqrt(stats.chi2.ppf(at, df) / df)[:, which]
         drawn = rng.standard_normal((count, len(self.seeds))) @ score / spread
-        of_images = self._image_root()
+        of_images = self.image_root()
         if of_images is not None:
             drawn += rng.standard_normal((count, of_images.shape[1])) @ of_images.T
         return np.where(n >= LEAST_SEEDS, mean + drawn, np.nan)
 
-    def _image_root(self) -> np.ndarray | None:
+    def image_root(self) -> np.ndarray | None:
         """A root [C, C] of the covariance of all cells' means over test images, without what is in the seeds'."""
         if self.covariance is not None:
             return square_root(self.covariance)

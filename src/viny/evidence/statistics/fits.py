@@ -270,14 +270,12 @@ class _Curve:
         errors = np.stack([fit.left_out[0] for fit in found])  # [K, S - 1]
         if self.known:
             around = np.stack([fit.left_out[1:] - fit.left_out[0] for fit in found])  # [K, D, S - 1]
-            ends = np.quantile(around, stats.norm.cdf([-1, 1]), axis=1)
-            scale = ((ends[1] - ends[0]) / 2).clip(TINY) / stats.t.ppf(stats.norm.cdf(1), self.df)
+            scale = noise_scale(around, self.df)
             density = stats.t.logpdf(errors / scale, self.df) - np.log(scale)
         else:  # the best of the forms stands for the noise
             scale = np.sqrt((errors**2).mean(1).min()).clip(TINY)
             density = stats.norm.logpdf(errors / scale)
-        shares = np.random.default_rng(self.seed).dirichlet(np.ones(density.shape[1]), DIRICHLET) * density.shape[1]
-        weights = special.softmax(shares @ density.T, axis=1).mean(0)
+        weights = form_weights(density, self.seed)
         if not self.known:
             return weights, np.nan, np.zeros(len(found))
         squares = weights @ ((errors / scale) ** 2).mean(1)
@@ -337,6 +335,18 @@ class _Curve:
 
 
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+
+
+def noise_scale(around: np.ndarray, df: float) -> np.ndarray:
+    """Scale [K, P] of Student's t with df degrees of freedom, from the middle 68 % of draws [K, D, P] around 0."""
+    ends = np.quantile(around, stats.norm.cdf([-1, 1]), axis=1)
+    return ((ends[1] - ends[0]) / 2).clip(TINY) / stats.t.ppf(stats.norm.cdf(1), df)
+
+
+def form_weights(density: np.ndarray, seed: int) -> np.ndarray:
+    """Weights [K] of forms from their log densities [K, P] of what was left out: pseudo-BMA+ (Yao et al. 2018)."""
+    shares = np.random.default_rng(seed).dirichlet(np.ones(density.shape[1]), DIRICHLET) * density.shape[1]
+    return special.softmax(shares @ density.T, axis=1).mean(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,17 @@ from viny.tools.advice.effects import (
 )
 from viny.tools.advice.facts import TARGET, gather_facts
 from viny.tools.advice.labels import label_advice
+from viny.tools.advice.prices import Wish, price_items
 from viny.tools.advice.proposals import proposal_items
 from viny.tools.advice.warnings import outdated_items, warning_items
 
 
 def advise(
-    root: Path, config: Mapping[str, Any] | None = None, target: float = TARGET, minutes_per_mask: float | None = None
+    root: Path,
+    config: Mapping[str, Any] | None = None,
+    target: float = TARGET,
+    minutes_per_mask: float | None = None,
+    wish: Wish | None = None,
 ) -> Advice:
     """What a study's results tell someone who has to decide, and what would settle the rest.
 
@@ -39,6 +44,7 @@ def advise(
         config: its resolved settings; None for those in its study.json.
         target: points of mIoU that an interval should reach on either side; a difference within them is small.
         minutes_per_mask: minutes to label an image; None if unknown.
+        wish: what mIoU is to be reached at what prices; None if that is not asked.
 
     Returns:
         The advice, from the evaluated cells.
@@ -49,6 +55,8 @@ def advise(
     for name, value in (("--target", target), ("--minutes-per-mask", minutes_per_mask)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"{name} is {value:g}; expected a number above 0")
+    if wish:
+        wish.check()
     config = saved_study(root) if config is None else dict(config)
     facts = gather_facts(root, config, target, minutes_per_mask)
     pretraining, tasks = facts.decided("pre-training"), facts.decided("task")
@@ -57,6 +65,7 @@ def advise(
     sections = [
         Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),
+        *([Section("prices", "What the target costs", price_items(facts, wish))] if wish else []),
         Section("tasks", "What each intermediate task did", task_items(facts)),
         Section("next", "What would settle the rest", proposal_items(facts, best, pretraining, labels, tasks)),
         Section("warnings", "Warnings", warning_items(facts, best)),

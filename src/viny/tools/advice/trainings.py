@@ -112,8 +112,14 @@ class Trainings:
         images = {"pretrain": size, "finetune": what}.get(stage)
         if images is None or mine.empty:
             return np.nan
-        passes = images * self.config[stage]["epochs"]
-        return float(passes * mine["seconds"].sum() / mine["passes"].sum())
+        return float(images * self.config[stage]["epochs"] * self.seconds_a_pass(stage))
+
+    def seconds_a_pass(self, stage: str) -> float:
+        """Seconds for an image to go forward and backward once, over a stage's finished trainings; NaN if there are
+        none.
+        """
+        mine = self.known[self.known["stage"] == stage]
+        return float(mine["seconds"].sum() / mine["passes"].sum()) if len(mine) else np.nan
 
     def _sum(self, trainings: Iterable[tuple[str, int | str, int]]) -> float | None:
         total = sum(self._seconds(*training) for training in trainings)

@@ -103,7 +103,10 @@ def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
         InputError: rows are missing, a value is not finite, or the last loss differs.
     """
     with open(path, newline="", encoding="utf-8") as f:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(f, strict=True)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value != "" or key != "held_out_loss"}
+            for row in csv.DictReader(f, strict=True)
+        ]
     epochs = record["spec"]["train"]["epochs"]
     if len(rows) != epochs or any(row["epoch"] != i for i, row in enumerate(rows, 1)):
         raise InputError(f"expected a row for each of {epochs} epochs, found {len(rows)} rows; {AGAIN}")
@@ -111,11 +114,12 @@ def _check_curve(path: Path, record: Mapping[str, Any]) -> None:
         for key, value in row.items():
             if not math.isfinite(value):
                 raise InputError(f"{key} of epoch {row['epoch']:.0f}: expected a number, found {value}; {AGAIN}")
-    if rows[-1]["loss"] != record["final_loss"]:
-        raise InputError(
-            f"expected the last loss to be {record['final_loss']}, as the record has it, found "
-            f"{rows[-1]['loss']}; {AGAIN}"
-        )
+    last = rows[-1]["loss"], rows[-1].get("held_out_loss")
+    for what, found, expected in zip(
+        ("loss", "loss on held-out images"), last, (record["final_loss"], record.get("held_out_loss")), strict=True
+    ):
+        if found != expected:
+            raise InputError(f"expected the last {what} to be {expected}, as the record has it, found {found}; {AGAIN}")
 
 
 def _check_provenance(book: Book, path: Path, provenance: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
