@@ -20,8 +20,7 @@ from viny.evidence.statistics.arms import (
     questions,
 )
 from viny.evidence.statistics.crossed import Runs
-from viny.evidence.statistics.effects import decisions_table
-from viny.evidence.statistics.pages import INTERVALS
+from viny.evidence.statistics.effects import INTERVALS, decisions_table
 from viny.evidence.tables import about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import answer, bare, in_points
 from viny.runtime.files import write_text

@@ -12,6 +12,11 @@ ESTIMATE = ["mean", "low", "high", "se_seeds", "se_images", "se", "df", "n", "p"
 EFFECTS = [*GROUP, "points", "sd", *ESTIMATE, "verdict"]
 DECISIONS = ["kind", "what", "name", "words", *ESTIMATE, "family", "verdict", "chance", "reason", "sentence"]
 
+INTERVALS = (
+    "Intervals are of 95 %, over seeds and test images: the two variances add up, and Student's t has Satterthwaite's "
+    "degrees of freedom. Holm's correction is over the {over}."
+)
+
 
 def points(values: pd.Series) -> str:
     """Every value of a series that is indexed by seed, as `seed:value`."""

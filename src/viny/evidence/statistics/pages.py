@@ -10,7 +10,7 @@ import pandas as pd
 
 from viny.evidence.statistics.costs import COSTS, costs, next_step
 from viny.evidence.statistics.crossed import read_runs
-from viny.evidence.statistics.effects import decisions_table, effects
+from viny.evidence.statistics.effects import INTERVALS, decisions_table, effects
 from viny.evidence.statistics.fits import fits
 from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.statistics.transfer import transfer
@@ -94,12 +94,6 @@ def _between(low: pd.Series, high: pd.Series) -> pd.Series:
 
 def _p(values: pd.Series) -> pd.Series:
     return pd.Series(["" if pd.isna(v) else f"{v:.3g}" for v in values], values.index, dtype=str)
-
-
-INTERVALS = (
-    "Intervals are of 95 %, over seeds and test images: the two variances add up, and Student's t has Satterthwaite's "
-    "degrees of freedom. Holm's correction is over the {over}."
-)
 
 
 def _decisions_page(table: pd.DataFrame) -> tuple[str, str, str]:
