@@ -143,14 +143,14 @@ def test_without_prices_the_advice_is_as_before(tmp_path: Path) -> None:
     assert "What the target costs" not in as_text(advise(tmp_path))
 
 
-def test_dear_images_are_left_and_dear_labels_are_replaced(tmp_path: Path) -> None:
-    known(tmp_path, [0, 1000, 4000, 16000])
-    found = {}
-    for name, label, image in (("labels", 0.001, 1.0), ("images", 10.0, 1e-5)):
-        first = part(advise(tmp_path, wish=Wish(0.645, label=label, image=image)), "prices")[0]
-        found[name] = first["mix"]
-    assert found["labels"]["images"] <= 16000 <= found["images"]["images"]
-    assert found["labels"]["labels"] > found["images"]["labels"]
+def test_dear_hours_are_spared_and_dear_labels_are_replaced(tmp_path: Path) -> None:
+    known(tmp_path, [0, 4000])
+    hours, labels = (
+        part(advise(tmp_path, wish=Wish(0.59, label=label, hour=hour)), "prices")[0]["mix"]
+        for label, hour in ((0.001, 1000.0), (10.0, 0.001))
+    )
+    assert (hours["images"], labels["images"]) == (0, 4000)
+    assert hours["labels"] > 2 * labels["labels"]
 
 
 def test_what_cannot_be_reached_or_foretold_is_said(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def arms_study(folder: Path) -> dict[str, Any]:
 
     def truth(cell: Cell) -> float:
         steps = 4000 if cell.variant == "equal_steps" else cell.pretrain_size
-        return 1 - (0.25 + 1.2 * cell.finetune_size**-0.4 + 0.1 * (1 + steps / 500) ** -0.6 * (cell.pretrain_size > 0))
+        return 1 - (0.25 + 1.2 * cell.finetune_size**-0.4 + 0.1 * (1 + steps / 500) ** -0.6)
 
     grid = {"variants": ["study", "equal_steps"], "pretrain_sizes": [0, 500, 1000, 4000], "finetune_sizes": LABELS}
     return make(folder, lambda c: truth(c) + made(c), grid={**grid, "intermediates": ["none"]})
