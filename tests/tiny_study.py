@@ -15,7 +15,7 @@ from viny.data.packing import build_pack
 from viny.evidence.evaluate import evaluate
 from viny.learning.stages import train
 from viny.study import specs
-from viny.study.grid import Cell
+from viny.study.grid import BASE, Arm, Cell
 
 SPLITS = {"pretrain": splits.pretrain_split, "finetune": splits.finetune_split, "task": splits.task_split}
 
@@ -58,11 +58,11 @@ class Study:
         )
         return folder / "model.json"
 
-    def pretrain(self, size: int = 24, seed: int = 0) -> Path:
+    def pretrain(self, size: int = 24, seed: int = 0, parent: Path | None = None, arm: Arm = BASE) -> Path:
         manifest = self.pack("pretrain")
         split = self.split("pretrain", specs.pretrain_split_spec(self.config, size, seed), manifest)
-        spec = specs.pretrain_spec(self.config, size, seed)
-        return self.train(spec, (manifest, *split), None, "pretrain")
+        spec = specs.pretrain_spec(self.config, size, seed, arm)
+        return self.train(spec, (manifest, *split), parent, "pretrain")
 
     def intermediate(self, task: str, parent: Path | None, size: int = 24, seed: int = 0) -> Path:
         manifest = self.pack(task)
@@ -75,9 +75,9 @@ class Study:
         spec = specs.finetune_split_spec(self.config, cell.finetune_size, cell.seed)
         return manifest, *self.split("finetune", spec, manifest)
 
-    def finetune(self, cell: Cell, parent: Path | None) -> Path:
+    def finetune(self, cell: Cell, parent: Path | None, leaf: str = "finetune") -> Path:
         spec = specs.finetune_spec(self.config, cell)
-        return self.train(spec, self.finetune_inputs(cell), parent, "finetune")
+        return self.train(spec, self.finetune_inputs(cell), parent, leaf)
 
     def evaluate(self, cell: Cell, record: Path) -> dict[str, Any]:
         spec, inputs = specs.evaluate_spec(self.config, cell), self.finetune_inputs(cell)

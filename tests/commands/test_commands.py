@@ -71,7 +71,7 @@ def test_a_rule_names_the_files_of_its_stage(stage: str) -> None:
     found = [*stages.arguments(stage)[1]]
     assert given - {"spec", "threads"} <= {one.name for one in found}
     assert {one.name for one in found if one.required} <= given
-    optional = {"threads", "checkpoint_minutes", *(["parent"] if stage == "pretrain" else [])}
+    optional = {"threads", "checkpoint_minutes", *(["tuned"] if stage in ("pretrain", "intermediate") else [])}
     assert {one.name for one in found} - given <= optional
 
 

@@ -15,6 +15,7 @@ pytest.importorskip("jsonschema", reason="the workflow's environment has it")
 pytest.importorskip("websocket", reason="needs websocket-client, which envs/test.txt pins")
 
 import browser
+from arms_study import summarise, write_arms_study
 from finished_study import finished_study
 
 from viny.evidence.report.words import percent
@@ -90,6 +91,24 @@ def test_the_answers_are_in_the_first_screen(opened: browser.Page, study: Path, 
         row = decisions[decisions["kind"] == kind].iloc[-1]
         assert f"{row['name'][1:]} {row['words']}" in said, kind
         assert f"{100 * row['mean']:+.2f}".replace("-", "−") in said, kind
+
+
+def test_a_page_with_arms_fits_and_opens_to_what_is_behind_each_mean(
+    page: browser.Page, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    root = tmp_path / "tiny"
+    config = write_arms_study(root)
+    summarise(root, config)
+    page.problems.clear()
+    page.open(root / "report.html", *size, touch=size is PHONE)
+    assert page.ask("document.querySelector('#best h2').innerText") == "Should I pre-train, or take published weights?"
+    page.ask("document.querySelectorAll('details').forEach(e => { e.open = true })")
+    assert page.ask("document.scrollingElement.scrollWidth") <= page.ask("innerWidth")
+    assert page.ask(OUTSIDE) == []
+    assert page.problems == []
+    page.ask("document.querySelector('#cell-14-1').showPopover()")
+    said = page.ask("document.querySelector('#cell-14-1').innerText")
+    assert all(words in said for words in ("Tuned rate", "0.004", "Hours a model", "To the first arm", "metrics"))
 
 
 def test_letters_in_figures_are_readable(opened: browser.Page, study: Path) -> None:

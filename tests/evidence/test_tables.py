@@ -63,6 +63,21 @@ def test_read_sorts_and_keeps_every_field(tmp_path: Path) -> None:
     assert frame["iou_border"].dtype == float
 
 
+def test_arms_of_a_cell_are_no_duplicates_and_are_not_pooled(tmp_path: Path) -> None:
+    one, other = cell(0, "none", 250, 0), cell(0, "none", 250, 0)
+    other["cell"] |= {"start": "tiny", "name": "other"}
+    frame = tables.read_metrics(write(tmp_path, [other, one]))
+    assert list(frame["start"]) == ["random", "tiny"] and list(frame["variant"]) == ["study", "study"]
+    with pytest.raises(InputError, match=r"cells differ in 'start' \(random, tiny\)"):
+        tables.summarise(frame)
+    assert list(tables.summarise(frame[:1]).columns[:4]) == [*tables.GROUP, "n"]
+    with pytest.raises(InputError, match="keep one"):
+        tables.read_metrics(write(tmp_path, [other, other]))
+    other["cell"]["start"] = 5
+    with pytest.raises(InputError, match="'start'"):
+        tables.read_metrics(write(tmp_path, [other]))
+
+
 def test_duplicate_cell_names_both_files(tmp_path: Path) -> None:
     paths = write(tmp_path, [cell(0, "none", 250, 0), cell(0, "none", 250, 1), cell(0, "none", 250, 0)])
     with pytest.raises(InputError, match=r"2\.json.*0\.json.*keep one"):

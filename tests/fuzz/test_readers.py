@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 pytest.importorskip("hypothesis", reason="generated files need hypothesis, see envs/test.txt")
 
@@ -45,6 +47,7 @@ from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.model import ViNy
 from viny.learning.optimizer import Adam
 from viny.learning.progress import read_progress
+from viny.learning.published import as_encoder, read_tensors
 from viny.learning.settings import ModelSettings, TrainSettings
 from viny.learning.weights import load_segmentation, load_weights
 from viny.runtime import files, stacks
@@ -422,6 +425,17 @@ def test_arrays_of_any_bytes(study: tuple[Path, Cell], how: Any) -> None:
     ends_well(lambda: load_arrays(path, "arrays"))
     ends_well(lambda: read_confusion(path))
     ends_well(lambda: read_arrays([path]))
+
+
+@GENERATED
+@given(st.sampled_from(["a.pth", "a.safetensors"]), BYTES)
+def test_published_weights_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, name: str, how: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    settings = ModelSettings(8, 4, 4, 1, 1, 4, 4, "timm")
+    tensors = ViNy(settings).state_dict()
+    torch.save(tensors, path) if name == "a.pth" else save_file(tensors, path)
+    path.write_bytes(changed(path.read_bytes(), how))
+    ends_well(lambda: as_encoder(path, read_tensors(path)[0], settings))
 
 
 @GENERATED

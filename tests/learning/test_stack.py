@@ -202,6 +202,20 @@ def test_runs_end_together_where_each_ends_alone(
             assert row["lr"] == expected["lr"]
 
 
+@pytest.mark.parametrize("kind", ["simmim_with_class_token", "classes", "masks"])
+def test_timms_architecture_is_trained_together_too(
+    kind: str, new_run: Callable[..., Run], double: None, tiny: ModelSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = replace(tiny, architecture="timm")
+    runs = [new_run(kind, seed, count, precise=True, model=plain) for seed, count in ((0, 12), (1, 9))]
+    train_together(House([Visitor(run) for run in runs]), MACHINE, most=2)
+    assert "not used" not in capsys.readouterr().out
+    for run in runs:
+        weights, _ = alone(new_run(kind, run.seed, run.count, precise=True, model=plain))
+        assert "encoder.blocks.0.attn.qkv.bias" in weights and "encoder.patch_embed.norm_in.weight" not in weights
+        assert farthest(run.objective.state_dict(), weights) < 1e-12
+
+
 def test_a_compiled_gelu_is_pytorchs_but_for_rounding() -> None:
     """A value less than bfloat16's steps from it, and 1e-6 of its argument; a slope 1.3e-5."""
     x = torch.linspace(-12, 12, 10001).bfloat16()
@@ -248,21 +262,31 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
-@pytest.mark.parametrize(("backend", "kind"), [*(("aot_eager", kind) for kind in KINDS), ("inductor", "masks")])
+@pytest.mark.parametrize(
+    ("backend", "kind", "architecture"),
+    [
+        *(("aot_eager", kind, "viny") for kind in KINDS),
+        ("inductor", "masks", "viny"),
+        ("aot_eager", "masks", "timm"),
+        ("inductor", "simmim", "timm"),
+    ],
+)
 def test_compiled_steps_train_as_plain_ones(
     backend: str,
     kind: str,
+    architecture: str,
     compiling: Callable[[str], None],
     new_run: Callable[..., Run],
+    tiny: ModelSettings,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     compiling(backend)
-    settings = replace(SETTINGS, epochs=2)
-    runs = [new_run(kind, seed, count, settings) for seed, count in ((0, 12), (1, 9))]
+    settings, model = replace(SETTINGS, epochs=2), replace(tiny, architecture=architecture)
+    runs = [new_run(kind, seed, count, settings, model=model) for seed, count in ((0, 12), (1, 9))]
     train_together(House([Visitor(run) for run in runs]), MACHINE, most=2)
     assert "not used" not in capsys.readouterr().out
     for run in runs:
-        weights, _ = alone(new_run(kind, run.seed, run.count, settings))
+        weights, _ = alone(new_run(kind, run.seed, run.count, settings, model=model))
         errors = torch.cat([(run.objective.state_dict()[name] - weights[name]).abs().flatten() for name in weights])
         assert float(errors.quantile(0.9)) < 1e-4
 

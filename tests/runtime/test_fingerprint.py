@@ -17,7 +17,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
 from viny.runtime.gpus import job_environment
 
-TRAININGS = {"pretrain", "intermediate", "finetune"}
+TRAININGS = {"pretrain", "intermediate", "tune", "finetune"}
 WITH_MODEL = TRAININGS | {"evaluate", "geometry", "figures"}
 COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
 
@@ -31,8 +31,9 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("learning.stages", TRAININGS),
         ("learning.gradients", TRAININGS),
         ("learning.checkpoint", TRAININGS),
-        ("learning.weights", WITH_MODEL),
-        ("learning.model", WITH_MODEL),
+        ("learning.published", {"start"}),
+        ("learning.weights", WITH_MODEL | {"start"}),
+        ("learning.model", WITH_MODEL | {"start"}),
         ("evidence.evaluate", {"evaluate", "figures"}),
         ("evidence.geometry", {"geometry"}),
         ("evidence.token_metrics", {"geometry", "representations"}),

@@ -21,23 +21,24 @@ pytest.importorskip("jsonschema")
 from viny.cli import main
 from viny.data.packing import build_pack, pack_into_store
 from viny.learning.model import ViNy, count_parameters
-from viny.learning.settings import ModelSettings, forward_operations
+from viny.learning.settings import ModelSettings, forward_operations, timm_model
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
-from viny.study import workload
-from viny.study.config import resolve
+from viny.study import grid, layout, workload
+from viny.study.arms import settings_of
+from viny.study.config import merge, resolve
 from viny.study.graph import TRAININGS, Job, jobs
 from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.specs import pack_spec
 from viny.study.todo import to_do
-from viny.tools.forecast.forecast import Forecast
+from viny.tools.forecast.forecast import AROUND, SET_UP, Forecast
 from viny.tools.forecast.plan import plan, show
-from viny.tools.forecast.rates import Rates, kind, rates_seen
+from viny.tools.forecast.rates import Rates, kind, rates_seen, rates_stated
 from viny.tools.forecast.schedule import SNAKEMAKE, Resources, makespan
 from viny.tools.forecast.throughput import Step, Throughput, measure, share_of_cores, time_run
 
-TINY = Path(__file__).parents[1] / "tiny.yaml"
+TINY, ARMS = (Path(__file__).parents[1] / f"{name}.yaml" for name in ("tiny", "arms"))
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
@@ -345,9 +346,101 @@ def test_steps_are_measured_side_by_side(tiny: dict[str, Any]) -> None:
 def test_what_has_no_rate_gets_that_of_the_others(tmp_path: Path, tiny: dict[str, Any]) -> None:
     images = count_images(tiny, tmp_path)
     by_stage = {job.stage: job for job in jobs(tiny, images)}
-    forecast = Forecast(tiny, images, Rates({kind(by_stage["finetune"]): 0.01}), tmp_path)
-    assert forecast.seconds(by_stage["pretrain"]) == pytest.approx(24 * 2 / 0.01, rel=0.01)
+    rates = Rates()
+    rates.learn(by_stage["finetune"], 0.01)
+    forecast = Forecast(tiny, images, rates, tmp_path)
+    of_pass = [job.work.operations / job.work.passes for job in (by_stage["pretrain"], by_stage["finetune"])]
+    a_pass = of_pass[0] / of_pass[1]  # as one has no scores for pixels
+    assert forecast.seconds(by_stage["pretrain"]) == pytest.approx(24 * 2 / 0.01 * a_pass, rel=0.01)
     assert forecast.seconds(by_stage["evaluate"]) == pytest.approx(10 / 0.03, rel=0.01)  # forward passes alone
+
+
+@pytest.fixture
+def with_arms() -> dict[str, Any]:
+    return resolve(read_config(ARMS))
+
+
+def test_arms_share_out_all_that_a_study_costs(tmp_path: Path, with_arms: dict[str, Any]) -> None:
+    planned = stated(with_arms, tmp_path)
+    rows = {row["stage"]: row for row in planned["stages"]}
+    arms = {one["arm"]: one for one in planned["arms"]}
+    assert list(arms)[:3] == ["random", "random, tuned", "random, equal_steps"]
+    trained = ("pretrain", "intermediate", "tune", "finetune")
+    assert sum(one["cells"] for one in arms.values()) == planned["cells"] == rows["evaluate"]["jobs"]
+    passes = sum(rows[stage]["image_passes"] for stage in trained)
+    assert sum(one["image_passes"] for one in arms.values()) == passes
+    apart = sum(row["hours"] for stage, row in rows.items() if stage in ("pack", *layout.SUMMARIES))
+    assert sum(one["hours"] for one in arms.values()) == pytest.approx(planned["total"]["hours"] - apart)
+    assert sum(one["tuning_hours"] for one in arms.values()) == pytest.approx(rows["tune"]["hours"])
+    # The same encoders, of which only the fine-tuning differs; and equal steps, which change the smaller size alone.
+    assert arms["random, tuned"]["trainings"] == arms["random, tuned"]["cells"] == arms["random"]["cells"] == 24
+    assert arms["random, equal_steps"]["cells"] == 8
+    assert all((one["tuning_hours"] > 0) == ("tuned" in name) for name, one in arms.items())
+
+
+def test_a_frozen_encoder_is_cheap_and_a_larger_model_is_not(tmp_path: Path, with_arms: dict[str, Any]) -> None:
+    work = {job.name: job.work for job in all_jobs(with_arms) if job.stage == "finetune"}
+    cell = "pre-0_mid-none_fine-16_seed-0"
+    usual, tiny, frozen = (work[cell + suffix] for suffix in ("", "_start-tiny", "_start-tiny_variant-frozen"))
+    assert frozen.passes == tiny.passes == usual.passes
+    # Two forward passes for each image, as it is and mirrored, instead of three for each of four epochs; and its head.
+    assert frozen.operations < 0.2 * tiny.operations
+    by_arm = {"": with_arms["model"], "_start-tiny": timm_model("vit_tiny_patch16_224", 32)}
+    usual_of, tiny_of = (forward_operations(ModelSettings(**model)) for model in by_arm.values())
+    assert tiny.operations / usual.operations == pytest.approx(tiny_of / usual_of, rel=0.6)
+    forecast = Forecast(
+        with_arms,
+        count_images(with_arms, tmp_path),
+        plan_rates := rates_stated(all_jobs(with_arms), 1.0),
+        tmp_path,
+    )
+    jobs_of = {job.name: job for job in all_jobs(with_arms) if job.stage == "finetune"}
+    seconds = [forecast.seconds(jobs_of[cell + suffix]) for suffix in ("_start-tiny", "_start-tiny_variant-frozen")]
+    beside = plan_rates.start + AROUND + SET_UP
+    assert (seconds[1] - beside) / (seconds[0] - beside) == pytest.approx(frozen.operations / tiny.operations)
+
+
+def test_evaluations_of_another_model_are_of_another_kind(with_arms: dict[str, Any]) -> None:
+    kinds = {kind(job) for job in all_jobs(with_arms) if job.stage == "evaluate"}
+    models = {str(settings_of(with_arms, arm)["model"]) for arm in grid.arms(with_arms)}
+    assert len(kinds) == len(models) == 3  # the study's, timm's, the small one
+
+
+@pytest.mark.parametrize("what", ["seeds", "pretrain_sizes", "finetune_sizes"])
+def test_what_more_adds_is_right_with_arms(tmp_path: Path, what: str) -> None:
+    raw = read_config(ARMS)
+    raw["synthetic"] = {"unlabelled": 99, "scenes": 40, "segmentation": 99}
+    larger = {"seeds": [0, 1, 2], "pretrain_sizes": [0, 12, 24, 48], "finetune_sizes": [8, 16, 32]}[what]
+    here, there = (stated(resolve(merge(raw, changes)), tmp_path) for changes in ({}, {"grid": {what: larger}}))
+    row = next(
+        one
+        for one in here["further"]
+        if one["what"].startswith({"seeds": "a further", "pretrain_sizes": "48", "finetune_sizes": "32"}[what])
+    )
+    assert row["cells"] == there["cells"] - here["cells"]
+    passes = [
+        sum(one["image_passes"] for one in planned["stages"] if one["stage"] != "geometry") for planned in (here, there)
+    ]
+    assert row["image_passes"] == passes[1] - passes[0]
+
+
+def test_arms_are_shown_and_tuning_is_named(with_arms: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    show(stated(with_arms, tmp_path))
+    said = capsys.readouterr().out
+    assert re.search(r"^random, tuned +24 +24 ", said, re.MULTILINE) and "of that, tuning" in said
+    assert "Shared trainings and cells count at the first arm" in said
+    assert re.search(r"Tuning takes .*, \d+ % of all job time", said)
+    assert re.search(r"^start +1 ", said, re.MULTILINE) and re.search(r"^tune +48 ", said, re.MULTILINE)
+    assert "random, equal_steps: all sizes take as many steps as the largest" in said
+
+
+def test_a_frozen_encoder_s_speed_is_measured_with_its_tokens(with_arms: dict[str, Any]) -> None:
+    """Spread over the epochs: what the first takes besides its head's steps counts once."""
+    jobs_of = {job.name: job for job in all_jobs(with_arms) if job.stage == "finetune"}
+    spec = jobs_of["pre-0_mid-none_fine-16_seed-0_start-tiny_variant-frozen"].spec
+    few, many = ({**spec, "train": {**spec["train"], "epochs": epochs}} for epochs in (1, 400))
+    found = measure([Step("few", few, 16, 32), Step("many", many, 16, 32)], 1, 1, 0.1)
+    assert found.rates["many"] > 2 * found.rates["few"]
 
 
 def test_a_pack_that_two_tasks_share_counts_once(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -390,7 +483,15 @@ def test_a_pack_s_bytes_are_those_on_disk(tmp_path: Path, tiny: dict[str, Any]) 
     assert on_disk - headers <= forecast.bytes(job) <= on_disk
 
 
-@pytest.mark.parametrize("settings", [ModelSettings(), ModelSettings(24, 6, 16, 2, 2, 8, 32), ModelSettings(depth=1)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ModelSettings(),
+        ModelSettings(24, 6, 16, 2, 2, 8, 32),
+        ModelSettings(depth=1),
+        ModelSettings(**timm_model("vit_tiny_patch16_224", 64)),
+    ],
+)
 def test_parameters_are_the_model_s(settings: ModelSettings) -> None:
     assert workload.parameters(settings) == count_parameters(ViNy(settings))
 

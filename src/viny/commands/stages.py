@@ -27,7 +27,7 @@ from viny.runtime.stacks import Work, lead_or_join
 TRAININGS = ("pretrain", "intermediate", "finetune")
 # What Snakemake sets to a rule's threads, which are 0 where trainings wait for a place in a stack.
 OF_THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-KINDS = {"Path": Path, "int": int, "float": float}
+KINDS = {"Path": Path, "Sequence[Path]": Path, "int": int, "float": float}
 ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)  # an entry of a docstring's Args section
 
 
@@ -40,6 +40,7 @@ class Argument:
     required: bool
     default: Any
     text: str
+    several: bool  # whether it takes one or more
 
 
 @functools.cache
@@ -57,7 +58,8 @@ def arguments(stage: str) -> tuple[str, tuple[Argument, ...]]:
     for node, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         kind = ast.unparse(node.annotation).removesuffix(" | None") if node.annotation else ""
         value = None if default is None else ast.literal_eval(default)
-        found.append(Argument(node.arg, KINDS[kind], default is None, value, texts[node.arg]))
+        several = kind.startswith("Sequence")
+        found.append(Argument(node.arg, KINDS[kind], default is None, value, texts[node.arg], several))
     return doc.partition("\n")[0], tuple(found)
 
 
@@ -72,7 +74,8 @@ def parser(stage: str) -> argparse.ArgumentParser:
     p.add_argument("--spec", type=_spec, required=True, help="the stage's settings, as JSON")
     for one in found:
         flag = f"--{one.name.replace('_', '-')}"
-        p.add_argument(flag, type=one.kind, required=one.required, default=one.default, help=one.text)
+        count = "+" if one.several else None
+        p.add_argument(flag, type=one.kind, nargs=count, required=one.required, default=one.default, help=one.text)
     if "threads" not in {one.name for one in found}:
         p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     return p
@@ -146,7 +149,7 @@ def _gpu() -> Any:
 
 def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -> None:
     """Lead a stack of trainings on a GPU, or have a process that does so do this one."""
-    arguments = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in given.items()}
+    arguments = {k: _plain(v) for k, v in given.items()}
     if arguments["checkpoint_minutes"] is None and os.environ.get("VINY_CHECKPOINT_MINUTES"):
         arguments["checkpoint_minutes"] = float(os.environ["VINY_CHECKPOINT_MINUTES"])
     folder = given["checkpoints"]
@@ -158,3 +161,10 @@ def _train_in_a_stack(stage: str, spec: dict[str, Any], given: dict[str, Any]) -
             with desk:
                 _check_code(stage, spec)
                 load("viny.learning.stages").lead(desk, desk.work)
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it, with absolute paths."""
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    return str(value.absolute()) if isinstance(value, Path) else value

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from viny.data.augment import Draws, Normalisation, flip, labelled_images
-from viny.data.masks import IGNORE
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.metrics import classes_in, classes_lacking, summarise
@@ -19,6 +18,7 @@ from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
 from viny.learning.objectives import Segmentation
+from viny.learning.scores import confusion_matrices
 from viny.learning.settings import batch_of_masks
 from viny.learning.weights import load_segmentation, shown_by
 from viny.runtime.errors import InputError
@@ -162,22 +162,3 @@ def evaluate(
     for part, key in (("test", "not_in_test"), ("training", "not_in_training")):
         if classes[key]:
             print(f"no pixel in any {part} mask: {', '.join(classes[key])}")
-
-
-def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Confusion matrices, one per image.
-
-    Args:
-        truth: integer [B, H, W], each in 0 to classes - 1, or IGNORE for a pixel that does not count.
-        predicted: likewise, but always a class.
-        classes: C.
-
-    Returns:
-        int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
-    """
-    b, bins = len(truth), classes**2 + 1  # the last of an image's bins is for the pixels that do not count
-    kind = torch.int32 if b * bins < 1 << 31 else torch.int64
-    code = torch.where(truth == IGNORE, bins - 1, truth.to(kind) * classes + predicted.to(kind))
-    code += torch.arange(0, b * bins, bins, dtype=kind, device=truth.device).view(b, 1, 1)
-    counts = torch.bincount(code.flatten(), minlength=b * bins).view(b, bins)
-    return counts[:, :-1].reshape(b, classes, classes)

@@ -12,21 +12,7 @@ from typing import Any
 import numpy as np
 
 from viny.data.pack import BLOCK, Pack
-
-
-def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class.
-
-    Args:
-        confusion: [..., C, C], true class first.
-
-    Returns:
-        float [..., C]; NaN where no pixel is truly of a class.
-    """
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
-    truth = confusion.sum(-1)
-    union = truth + confusion.sum(-2) - hit
-    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=truth > 0)
+from viny.learning.scores import iou, mean_iou_dataset
 
 
 def classes_in(confusion: np.ndarray, names: Sequence[str]) -> dict[str, list[str]]:
@@ -90,12 +76,6 @@ def mean_iou_per_image(confusion: np.ndarray, classes: list[int]) -> float:
         classes: those to include.
     """
     return float(np.nan_to_num(iou(confusion)[:, classes]).mean())
-
-
-def mean_iou_dataset(confusion: np.ndarray, classes: list[int]) -> float:
-    """The field's mIoU: from one confusion matrix over all images; classes that no mask has are left out."""
-    values = iou(confusion.sum(0))[classes]
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def summarise(confusion: np.ndarray, names: list[str], border: int | None) -> dict[str, Any]:

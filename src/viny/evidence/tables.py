@@ -72,8 +72,7 @@ def read_metrics(paths: Iterable[str | Path]) -> pd.DataFrame:
         raise InputError("no metric files given; evaluate at least one cell first")
     arm = ARM if any(key in row for row in rows for key in ARM) else {}
     before = [name for name in BEFORE if name not in KEYS]
-    frame = pd.DataFrame(rows, columns=[*before, *arm, *KEYS, *metrics, *AFTER])
-    frame = frame.fillna(arm) if arm else frame
+    frame = pd.DataFrame([{**arm, **row} for row in rows], columns=[*before, *arm, *KEYS, *metrics, *AFTER])
     return in_order(frame.astype(dict.fromkeys(metrics, float)))
 
 

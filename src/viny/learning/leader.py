@@ -62,10 +62,10 @@ class Leader:
     def job(self, work: Work, member: Member | None) -> TrainingJob | None:
         """A work as a job that is about to begin; None if another process has made it meanwhile."""
         given = work.arguments
-        paths = {name: None if given[name] is None else Path(given[name]) for name in Files._fields}
+        paths = {name: None if given[name] is None else Path(given[name]) for name in Files._fields if name != "tuned"}
         owner = None if member is None else member.owner
         minutes, threads = given["checkpoint_minutes"], given["threads"]
-        files = Files(**paths)
+        files = Files(**paths, tuned=tuple(map(Path, given.get("tuned") or ())))
         job = TrainingJob(work.spec, files, self.machine, threads, minutes, False, owner, work.study)
         if work.waited and job.is_made():
             return None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.optimizer import Adam
 from viny.learning.progress import ProgressReport, ProgressWriter
-from viny.learning.settings import TrainSettings
+from viny.learning.settings import TrainSettings, measured_epochs
 from viny.runtime.errors import TrainingError
 from viny.runtime.files import atomic_path
 from viny.runtime.processes import Owner
@@ -27,7 +27,6 @@ from viny.runtime.signals import Stopped
 LOOK = 10.0  # seconds between checks of the losses within an epoch, and between progress reports
 CURVE_COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 HELD_OUT = "held_out_loss"  # a further column, where images are held out
-TENTHS = 10  # of a run's epochs, after each of which the loss on held-out images is measured
 
 # (positions in the training list [B], generator of the step) -> what the objective's loss takes
 BatchMaker = Callable[[Tensor, torch.Generator], Any]
@@ -36,13 +35,6 @@ BatchMaker = Callable[[Tensor, torch.Generator], Any]
 def rate(settings: TrainSettings, epoch: int) -> float:
     """Learning rate of an epoch, counted from 0, under MultiStepLR."""
     return settings.lr * settings.gamma ** sum(m <= epoch for m in settings.milestones)
-
-
-def measured_epochs(settings: TrainSettings) -> set[int]:
-    """After how many epochs the loss on held-out images is measured: at milestones, tenths of the way and the end."""
-    epochs = settings.epochs
-    tenths = {round(epochs * tenth / TENTHS) for tenth in range(1, TENTHS + 1)}
-    return {epoch for epoch in tenths | set(settings.milestones) if 0 < epoch <= epochs}
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ class Run:
         self.objective, self.batches, self.count, self.settings = objective, batches, count, settings
         self.seed, self.stage, self.curve_path, self.checkpoints = seed, stage, curve_path, checkpoints
         self.held_out = held_out
-        self.measured = measured_epochs(settings) if held_out else set()
+        self.measured = measured_epochs(settings.epochs, settings.milestones) if held_out else set()
         self.optimizer = Adam(objective, settings)
         self.progress = checkpoints.load(objective, self.optimizer) if checkpoints else Progress()
         self.report = _Report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +10,7 @@ from viny.runtime.errors import InputError
 
 IN_MEMORY = 2 << 30  # bytes; larger subsets are read from the memory map batch by batch, others once
 TRAINING = 3  # operations of a training step, in forward passes: one forward, and twice that backward
+TENTHS = 10  # of a training's epochs, after each of which the loss on held-out images is measured
 ARCHITECTURES = ("viny", "timm")
 BATCH = 64  # images per forward pass when nothing is trained; more no longer fit a processor's cache
 
@@ -122,6 +123,12 @@ class TrainSettings:
         picked = {f.name: values[f.name] for f in fields(cls)}
         picked["milestones"] = tuple(picked["milestones"])
         return cls(**picked)
+
+
+def measured_epochs(epochs: int, milestones: Iterable[int]) -> set[int]:
+    """After how many epochs the loss on held-out images is measured: at milestones, tenths of the way and the end."""
+    tenths = {round(epochs * tenth / TENTHS) for tenth in range(1, TENTHS + 1)}
+    return {epoch for epoch in tenths | set(milestones) if 0 < epoch <= epochs}
 
 
 TRAIN_KEYS = tuple(f.name for f in fields(TrainSettings))

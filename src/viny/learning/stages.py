@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from viny.learning.objectives import (
     SimMIM,
     draw_patch_mask,
 )
+from viny.learning.rates import chosen_rate
 from viny.learning.run import HELD_OUT, Run
 from viny.learning.settings import BATCH, TrainSettings
 from viny.learning.train import fit
@@ -122,6 +123,7 @@ STAGES: dict[str, Callable[..., tuple[nn.Module, Batches]]] = {
     "pretrain": _pretrain,
     "intermediate": _intermediate,
     "finetune": _finetune,
+    "tune": _finetune,
 }
 
 
@@ -184,12 +186,13 @@ class Files(NamedTuple):
     manifest: Path
     split: Path
     indices: Path
-    parent: Path | None
-    weights: Path
-    record: Path
-    curve: Path
-    run: Path
-    checkpoints: Path | None
+    parent: Path | None = None
+    weights: Path | None = None  # like the next three, None where only a score is wanted
+    record: Path | None = None
+    curve: Path | None = None
+    run: Path | None = None
+    checkpoints: Path | None = None
+    tuned: tuple[Path, ...] = ()
 
 
 def train(
@@ -199,6 +202,7 @@ def train(
     split: Path,
     indices: Path,
     parent: Path | None = None,
+    tuned: Sequence[Path] | None = None,
     weights: Path,
     record: Path,
     curve: Path,
@@ -218,6 +222,7 @@ def train(
         split: the split's record.
         indices: the split's index lists.
         parent: record of the weights to start from; none: random weights.
+        tuned: tunings of all seeds, by which a fine-tuning chooses its rate; none: it has one.
         weights: safetensors file to write.
         record: JSON file to write beside the weights.
         curve: CSV file to write, the learning curve.
@@ -231,7 +236,7 @@ def train(
         TrainingError: the loss diverged.
         Stopped: a stop signal arrived.
     """
-    files = Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints)
+    files = Files(manifest, split, indices, parent, weights, record, curve, run, checkpoints, tuple(tuned or ()))
     if checkpoints is None:
         _train(spec, files, threads, checkpoint_minutes, False)
         return
@@ -280,6 +285,7 @@ class TrainingJob:
         hold: whether the training's images are read at once, and kept; if not, whoever trains it reads them.
         owner: the process whose job it is; None: this one.
         study: hash of the settings of its study; None: as this process was told.
+        rows: of the pack, the images to train on; None: the split's training list.
     """
 
     def __init__(
@@ -292,6 +298,7 @@ class TrainingJob:
         hold: bool = True,
         owner: Owner | None = None,
         study: str | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.provenance = Provenance(study)
         self.spec, self.files, self.machine, self.threads, self.owner = spec, files, machine, threads, owner
@@ -304,11 +311,12 @@ class TrainingJob:
         encoder = new_encoder(spec["model"], self.seed)
         parent = load_encoder(encoder, files.parent) if files.parent else None
         self.own = None if parent is None else own_normalisation(parent)
-        self.count = len(self.split["train"])
+        rows = self.split["train"] if rows is None else rows
+        self.count = len(rows)
         with torch.random.fork_rng():
             torch.manual_seed(derive(self.seed, self.stage, "head"))
             self.objective, self.batches = STAGES[self.stage](
-                spec, encoder, self.pack, self.split["train"], machine.device, hold, self.own
+                spec, encoder, self.pack, rows, machine.device, hold, self.own
             )
         self.record = {
             "stage": self.stage,
@@ -324,6 +332,9 @@ class TrainingJob:
         if parent is not None and "normalisation" in parent:
             self.record["normalisation"] = parent["normalisation"]
         self.settings = TrainSettings.of(spec["train"])
+        if self.stage != "tune" and (tuned := chosen_rate(spec, files.tuned, self.pack.sha256)):
+            self.record["tuned"] = tuned
+            self.settings = replace(self.settings, lr=tuned["lr"])
         self.checkpoints: Checkpoints | None = None
         if files.checkpoints:
             identity = {**self.record, "device": machine.device.type, "torch": torch.__version__}
@@ -332,6 +343,7 @@ class TrainingJob:
 
     def is_made(self) -> bool:
         """Whether every output exists and is what this training would make; if so, it says so."""
+        assert self.files.record and self.files.curve and self.files.run
         try:
             made = read_weights(self.files.record)[1]
         except InputError:
@@ -384,6 +396,7 @@ class TrainingJob:
     def finish(self, run: Run, done: Progress) -> None:
         """Write what was trained, from the finished run and its curve, seconds and attempts."""
         record, files, stage = self.record, self.files, self.stage
+        assert files.weights and files.record and files.curve and files.run
         record["final_loss"] = done.curve[-1]["loss"]
         if run.measured:
             record["held_out_images"] = len(self.split["test"])

@@ -22,6 +22,7 @@ from viny.study.workload import Workload, evaluate_workload, geometry_workload, 
 
 # Each needs only those before it.
 STAGES = ("pack", "split", "start", *TRAININGS[:-1], "tune", TRAININGS[-1], "evaluate", "geometry", *SUMMARIES)
+TRAINS = (*TRAININGS, "tune")  # stages whose time goes into training steps
 PRIORITIES = {"pack": 3, "split": 3, "start": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
 Key = tuple[str, str]

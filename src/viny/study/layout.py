@@ -101,7 +101,7 @@ def summarised(stage: str, config: Mapping[str, Any]) -> list[Path]:
         "representations": REPRESENTATIONS_TABLES,
         "scorecard": SCORECARD_TABLES,
     }
-    figures: dict[str, Any] = {"representations": REPRESENTATIONS_FIGURES}
+    figures: dict[str, tuple[str, ...]] = {"representations": REPRESENTATIONS_FIGURES}
     if stage == "statistics":
         tables[stage], figures[stage] = statistics_tables(config), statistics_figures(config)
     names = figure_names(config) if stage == "figures" else figures.get(stage, ())

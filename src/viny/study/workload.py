@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from viny.data.decoding import MEMORY
-from viny.learning.settings import BATCH, IN_MEMORY, TRAINING, ModelSettings, batch_of_masks, forward_operations
+from viny.learning.settings import (
+    BATCH,
+    IN_MEMORY,
+    TRAINING,
+    ModelSettings,
+    batch_of_masks,
+    forward_operations,
+    measured_epochs,
+)
 from viny.study.arms import schedule, settings_of
 from viny.study.grid import BASE, Arm, Cell
 from viny.study.layout import Training
@@ -24,7 +32,6 @@ LAUNCHER_MB = 600  # what a cluster job holds besides the program: Snakemake, tw
 CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
-LOOKS = 10  # passes over held-out images during a pre-training, besides those at milestones
 HASH = 16  # bytes of a row's hash in a pack
 STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
@@ -61,11 +68,15 @@ class Workload:
         passes: images that go forward and backward, counted once per epoch.
         operations: multiplications and additions of all of them.
         memory_mb: what the program holds at its peak, MB.
+        looked_at: images that go forward alone beside them, such as those that a training is tested on.
+        forward: multiplications and additions to pass one image through the encoder.
     """
 
     passes: int
     operations: int
     memory_mb: int
+    looked_at: int = 0
+    forward: int = 0
 
     def minutes(self, config: Mapping[str, Any], attempt: int = 1) -> int:
         """Time to ask for, whole minutes: with headroom, and more at every further attempt."""
@@ -94,16 +105,23 @@ def _workload(
     passes = images * epochs
     held = 1.5 * min(images * side**2 * channels, IN_MEMORY)  # what is kept is copied on the way, in parts
     memory = BASE_MB + math.ceil((held + batch_size * activation_bytes(model)) / 1e6)
-    return Workload(passes, passes * TRAINING * forward_operations(model), memory)
+    forward = forward_operations(model)
+    return Workload(passes, passes * TRAINING * forward, memory, forward=forward)
+
+
+def _looking_at(work: Workload, images: int) -> Workload:
+    """Work that also passes so many images forward."""
+    a_pass = max(work.forward, work.operations // work.passes // TRAINING)
+    return replace(work, operations=work.operations + a_pass * images, looked_at=work.looked_at + images)
 
 
 def pretrain_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> Workload:
     """One pre-training on `size` images, and the passes over held-out images for their loss."""
     settings = settings_of(config, arm)
-    section, (epochs, _) = settings["pretrain"], schedule(settings, size)
+    section, (epochs, milestones) = settings["pretrain"], schedule(settings, size)
     work = _workload(settings, size, epochs, section["batch_size"], section["pack_size"], 3)
-    looks = section.get("held_out", 0) * (LOOKS + len(section["milestones"]))
-    return Workload(work.passes, work.operations + work.operations // work.passes * looks // TRAINING, work.memory_mb)
+    held_out = section.get("held_out", 0)
+    return _looking_at(work, held_out * len(measured_epochs(epochs, milestones))) if held_out else work
 
 
 def intermediate_workload(config: Mapping[str, Any], task: str, images: int | None, arm: Arm = BASE) -> Workload:
@@ -115,15 +133,20 @@ def intermediate_workload(config: Mapping[str, Any], task: str, images: int | No
     return _workload(settings, images, section["epochs"], section["batch_size"], side, channels)
 
 
-def _with_scores(config: Mapping[str, Any], work: Workload, at_once: int, training: bool) -> Workload:
-    """Work that also computes a score of each class for each pixel, `at_once` images at a time."""
+def _with_scores(
+    config: Mapping[str, Any], work: Workload, at_once: int, training: bool, passes: int = TRAINING
+) -> Workload:
+    """Work that also computes a score of each class for each pixel, `at_once` images at a time.
+
+    `passes` are those of a training step through the head, in forward passes.
+    """
     classes, side = mask_class_count(config), config["model"]["image_size"]
     forward = 2 * classes * side**2 * config["model"]["dim"]
     scores = 4 * classes * side**2 * (4 if training else 2)  # bytes; with their logarithms and gradients, or rearranged
-    return Workload(
-        work.passes,
-        work.operations + work.passes * forward * (TRAINING if training else 1),
-        work.memory_mb + math.ceil(at_once * scores / 1e6),
+    return replace(
+        work,
+        operations=work.operations + work.passes * forward * (passes if training else 1),
+        memory_mb=work.memory_mb + math.ceil(at_once * scores / 1e6),
     )
 
 
@@ -139,7 +162,9 @@ def tune_workload(config: Mapping[str, Any], labels: int, arm: Arm) -> Workload:
     tune = settings["tune"]
     scored = math.ceil(tune["validation"] * labels)
     epochs = len(tune["lr"]) * max(1, round(tune["share"] * settings["finetune"]["epochs"]))
-    return _tuning(settings, max(1, labels - scored), epochs)
+    frozen = settings["finetune"].get("encoder") == "frozen"  # its tokens are computed once for all rates
+    work = _tuning(settings, max(1, labels - scored), epochs)
+    return _looking_at(work, scored * (1 if frozen else len(tune["lr"])))
 
 
 def _tuning(settings: Mapping[str, Any], images: int, epochs: int) -> Workload:
@@ -150,9 +175,11 @@ def _tuning(settings: Mapping[str, Any], images: int, epochs: int) -> Workload:
     # Tokens of each image and its mirror image are computed once; then only the head is trained.
     model = ModelSettings(**settings["model"])
     tokens = _workload(settings, 2 * images, 1, min(batch, BATCH), side, 4)
-    head = Workload(images * epochs, 0, tokens.memory_mb + math.ceil(8 * images * model.patches * model.dim / 1e6))
-    trained = _with_scores(settings, head, min(batch, images), training=True)
-    return Workload(trained.passes, trained.operations + tokens.operations // TRAINING, trained.memory_mb)
+    kept = math.ceil(8 * images * model.patches * model.dim / 1e6)
+    head = replace(tokens, passes=images * epochs, operations=0, memory_mb=tokens.memory_mb + kept)
+    # The tokens take no gradient.
+    trained = _with_scores(settings, head, min(batch, images), training=True, passes=TRAINING - 1)
+    return replace(trained, operations=trained.operations + tokens.operations // TRAINING)
 
 
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
@@ -177,7 +204,7 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
-    forward = Workload(images, trained.operations // TRAINING, trained.memory_mb)
+    forward = replace(trained, operations=trained.operations // TRAINING)
     return _with_scores(config, forward, batch_of_masks(mask_class_count(config)), training=False)
 
 
@@ -190,7 +217,8 @@ def geometry_workload(config: Mapping[str, Any], arm: Arm = BASE) -> Workload:
     tokens = images * (model.depth + 2) * model.patches * model.dim
     # As many operations as the training passes: fitting a probe goes through its tokens some hundred times.
     fits = 2 * PROBE_PASSES * tokens * 3
-    return Workload(images, trained.operations // TRAINING + fits, trained.memory_mb + math.ceil(4 * 4 * tokens / 1e6))
+    held = trained.memory_mb + math.ceil(4 * 4 * tokens / 1e6)
+    return replace(trained, operations=trained.operations // TRAINING + fits, memory_mb=held)
 
 
 def pack_minutes(images: int | None, threads: int, attempt: int = 1) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from viny.evidence.report.words import capitalised, percent
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, COMPARED_AS, difference
 from viny.evidence.statistics.arms import COMPARED, Arms
+
+ANSWERS = ("published against own pre-training", "SimMIM on top of a start")  # of the question, besides the best
 
 
 def arms_answer(decisions: pd.DataFrame, arms: Arms) -> dict[str, Any]:
@@ -19,19 +23,29 @@ def arms_answer(decisions: pd.DataFrame, arms: Arms) -> dict[str, Any]:
         arms: the study's.
 
     Returns:
-        The `question`, its answer in `sentences`, all that was `compared`, what more images `bought`, and the heading
-        `base` with a line, `alone`, for what follows about the first arm.
+        The `question`; of the `best` arm with the most and with the fewest labels its name, mIoU, interval and how far
+        others are, `further`; `sentences` that answer the question; all that was `compared`; what more images `bought`;
+        and the line, `alone`, before what follows about the first arm.
     """
     kinds = decisions["kind"]
-    starts = {start for start, _ in arms.order}
-    base = arms.words(*arms.base, 0)
+    several = len({start for start, _ in arms.order}) > 1
     return {
-        "question": "Should I pre-train, or take published weights?" if len(starts) > 1 else "Which arm is best?",
-        "sentences": decisions.loc[kinds == BEST, "sentence"].tolist(),
+        "question": "Should I pre-train, or take published weights?" if several else "Which arm is best?",
+        "best": [_best(row) for row in decisions[kinds == BEST].to_dict("records")],
+        "sentences": decisions.loc[kinds.isin(ANSWERS), "sentence"].tolist(),
         "compared": decisions.loc[~kinds.isin([BEST, BOUGHT]), "sentence"].tolist(),
         "bought": decisions.loc[kinds == BOUGHT, "sentence"].tolist(),
-        "base": "The first arm alone",
-        "alone": f"All that follows is about the first arm, which starts from {base}.",
+        "alone": f"All that follows is about one arm, {arms.words(*arms.base, 0)}, with and without pre-training and "
+        "tasks; times and versions are those of all.",
+    }
+
+
+def _best(row: Mapping[str, Any]) -> dict[str, str]:
+    interval = "no interval" if math.isnan(row["low"]) else f"{percent(row['low'])} to {percent(row['high'])}"
+    shown = {"labels": f"{int(row['what']):,}", "value": percent(row["mean"]), "interval": interval}
+    return shown | {
+        "name": capitalised(row["name"]),
+        "further": row["reason"] if isinstance(row["reason"], str) else "",
     }
 
 

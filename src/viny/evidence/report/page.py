@@ -80,7 +80,7 @@ READ = {
     "harm_correlation": ("metric", "n", "rho", "low", "high", "p", "p_least", "p_holm", "verdict"),
     "tableA1": ("stage", "setting", "this_study", "the_paper"),
     "arms": (*KEY, *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate", "hours", "device"),
-    "arm_decisions": ("kind", "what", "name", "words", "mean", "low", "high", "sentence"),
+    "arm_decisions": ("kind", "what", "name", "mean", "low", "high", "reason", "sentence"),
     "held_out": (*ARM, "pretrain_size", "words"),
 }
 TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason")
@@ -243,17 +243,23 @@ class _Page:
         """What was run, in one sentence."""
         grid = self.spec["grid"]
         tasks = [task for task in grid["intermediates"] if task != "none"]
+        arms = [f"{axis} {listed(grid[axis])}, " for axis in ("starts", "variants") if axis in grid]
         return (
-            f"Pre-training on {listed(grid['pretrain_sizes'])} {images_of(self.spec['pretrain'])}, "
-            f"{f'task {listed(tasks)}' if tasks else 'no task'}, {listed(grid['finetune_sizes'])} labelled "
-            f"{images_of(self.spec['segmentation'])}, {counted(len(grid['seeds']), 'seed')}."
+            f"{capitalised(''.join(arms))}{'p' if arms else 'P'}re-training on {listed(grid['pretrain_sizes'])} "
+            f"{images_of(self.spec['pretrain'])}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
+            f"{listed(grid['finetune_sizes'])} labelled {images_of(self.spec['segmentation'])}, "
+            f"{counted(len(grid['seeds']), 'seed')}."
         )
 
     def about(self) -> list[str]:
         """What the table of mIoU is of: the model, its test images, and the classes that are not there."""
-        first = self._json(metrics_file(self.root, self.cells[0]), "the metrics of an evaluated cell")
+        arms = {cell.arm: cell for cell in reversed(self.cells)}  # the first cell of each
+        found = [
+            self._json(metrics_file(self.root, cell), "the metrics of an evaluated cell") for cell in arms.values()
+        ]
+        first, parameters = found[-1], sorted({one["parameters"] for one in found})
         tested = (
-            f"{counted(len(self.cells), 'model')} of {first['parameters']:,} parameters at "
+            f"{counted(len(self.cells), 'model')} of {listed(parameters)} parameters at "
             f"{self.spec['model']['image_size']} px, tested on {first['test_images']:,} images; protocol "
             f"{self.spec['protocol']}."
         )

@@ -42,9 +42,9 @@ def arm_decisions(runs: Runs, arms: Arms, table: pd.DataFrame) -> pd.DataFrame:
         table: what `arms.arms_table` returns.
 
     Returns:
-        The columns of `effects.decisions_table`: a row of kind `BEST` for the most labels and one for the fewest, with
-        what, that number, name, the best arm, and its mIoU; then the questions of arms; then those of images or steps,
-        after a row of kind `BOUGHT` for each three of them.
+        The columns of `effects.decisions_table`. First a row of kind `BEST` for the most labels and one for the fewest:
+        what, that number; name, the best arm; its mIoU; reason, how far the others are. Then the questions of arms;
+        then those of images or steps, after a row of kind `BOUGHT` for each three of them.
     """
     decided = decisions_table(answer(runs, questions(runs, arms)))
     heads = []
@@ -52,7 +52,8 @@ def arm_decisions(runs: Runs, arms: Arms, table: pd.DataFrame) -> pd.DataFrame:
         best = best_arm(runs, arms, table, labels)
         numbers = {"mean": best.best["miou"], **{name: best.best[name] for name in ("low", "high", "n")}}
         name = arms.words(*(best.best[key] for key in ("start", "variant", "pretrain_size", "intermediate")))
-        heads.append({"kind": BEST, "what": str(labels), "name": name, "sentence": best.sentence, **numbers})
+        said = {"sentence": f"{best.first} {best.further}".strip(), "reason": best.further}
+        heads.append({"kind": BEST, "what": str(labels), "name": name, **numbers, **said})
     parts = answer(runs, of_budgets(runs, arms))
     bought = []
     for first in range(0, len(parts), len(PARTS)):
@@ -176,6 +177,8 @@ def held_out_words(table: pd.DataFrame, arms: Arms) -> list[str]:
     """What the held-out loss says of each pre-training, with its arm where there are several."""
     said = []
     for row in table.to_dict("records"):
-        arm = "" if len(arms.order) == 1 else f" ({arms.words(row['start'], row['variant'], 0)})"
-        said.append(row["words"].replace(" images:", f" images{arm}:", 1))
+        said.append(row["words"])
+        if len(arms.order) > 1:
+            arm = arms.words(row["start"], row["variant"], row["pretrain_size"])
+            said[-1] = f"{arm}:{row['words'].partition(':')[2]}"
     return said

@@ -175,7 +175,8 @@ def questions(runs: Runs, arms: Arms) -> list[Question]:
         elif variant in arms.frozen:
             kind, twin, against = "frozen against trained", base_variant, "a trained one"
         else:
-            kind, twin, against = "variant against study", base_variant, f"variant {base_variant}"
+            kind, twin = "variant against study", base_variant
+            against = "the study's own settings" if twin == STUDY else f"variant {twin}"
         for size in sizes:
             for task in tasks:
                 one = start, variant, size, task
@@ -187,8 +188,8 @@ def of_budgets(runs: Runs, arms: Arms) -> list[Question]:
     """What more pre-training images bring, in three questions for each start and pair of budgets; see `PARTS`.
 
     From the fewest images to the most: the gain at equal epochs, and its two parts, that of more steps on the few
-    images and that of more images at as many steps. With the most images both budgets have the same steps, so that
-    their cells there are those of the budget of epochs.
+    images and that of more images at as many steps; these three share Holm's correction. With the most images both
+    budgets have the same steps, so that their cells there are those of the budget of epochs.
 
     Args:
         runs: all cells, keyed by `KEY`.
@@ -216,7 +217,9 @@ def of_budgets(runs: Runs, arms: Arms) -> list[Question]:
                 name += f" on top of {arms.start(start)}," if start in arms.published else ""
                 weights: list[Weights] = [step(keys[one], keys[other]) for keys in cells.values()]
                 what = f"{part} {start} {epochs} {steps}"
-                found.append(Question(BUDGETS, what, name, "label size", [(many, n) for n in cells], weights))
+                found.append(
+                    Question(f"{BUDGETS}: {start}", what, name, "label size", [(many, n) for n in cells], weights)
+                )
     return found
 
 
@@ -232,7 +235,8 @@ def budget_words(parts: Sequence[Decision]) -> str:
             low, high = sorted((abs(part.low), abs(part.high)))
             return f"{what} {named[part.verdict]} {bare(abs(part.mean))} points ({bare(low)} to {bare(high)})"
         size = "changed little" if part.verdict == "small" else "cannot be told to have bought anything"
-        return f"{what} {size}: {part.number}"
+        clear = part.verdict == "undecided" and (part.low > 0 or part.high < 0)
+        return f"{what} {size}{f', as one of {part.family} questions' if clear else ''}: {part.number}"
 
     gain = f"{whole.name[0].upper()}{whole.name[1:]} brought {whole.number}"
     verdict = BOUGHT.get((steps.verdict, images.verdict), "Which of the two bought what cannot be told.")
@@ -338,7 +342,8 @@ class Best:
         even: rows of the arms that cannot be told from it, the highest mean first.
         behind: rows of the others, the highest mean first.
         gaps: how far the best is ahead of each of these, by key.
-        sentence: all of it in words.
+        first: the best in a sentence.
+        further: sentences on the others.
     """
 
     labels: int
@@ -346,7 +351,8 @@ class Best:
     even: list[dict[str, Any]]
     behind: list[dict[str, Any]]
     gaps: Mapping[Key, dict[str, float]]
-    sentence: str
+    first: str
+    further: str
 
 
 def best_arm(runs: Runs, arms: Arms, table: pd.DataFrame, labels: int) -> Best:
@@ -369,7 +375,7 @@ def best_arm(runs: Runs, arms: Arms, table: pd.DataFrame, labels: int) -> Best:
     gaps = {key: found.at(i) for i, key in enumerate(keys)}
     even = [row for row, told in zip(others, worse, strict=True) if not told]
     behind = [row for row, told in zip(others, worse, strict=True) if told]
-    return Best(labels, best, even, behind, gaps, _best_words(arms, labels, best, even, behind, found, worse))
+    return Best(labels, best, even, behind, gaps, *_best_words(arms, labels, best, even, behind, found, worse))
 
 
 def _best_words(
@@ -380,14 +386,15 @@ def _best_words(
     behind: Sequence[Mapping[str, Any]],
     gaps: Estimates,
     worse: np.ndarray,
-) -> str:
+) -> tuple[str, str]:
     def called(row: Mapping[str, Any]) -> str:
         return arms.words(*(row[name] for name in KEY[:4]))
 
     interval = "" if math.isnan(best["low"]) else f" ({bare(best['low'])} to {bare(best['high'])})"
-    said = [f"With {labels:,} labels, the highest mIoU is that of {called(best)}: {bare(best['miou'])} %{interval}."]
+    first = f"With {labels:,} labels, the highest mIoU is that of {called(best)}: {bare(best['miou'])} %{interval}."
+    said = []
     if even and np.isnan(gaps.low).all():
-        return f"{said[0]} With one seed, no arm can be told from another."
+        return first, "With one seed, no arm can be told from another."
     if even:
         names = "; ".join(called(row) for row in even[:NAMED])
         names += f"; and {counted(len(even) - NAMED, 'other')}" if len(even) > NAMED else ""
@@ -395,14 +402,14 @@ def _best_words(
         cheapest = min([best, *even], key=lambda row: (_known(row["hours"]), row["unlabelled_images"]))
         devices = {row["device"] for row in [best, *even]}
         if cheapest is not best and len(devices) == 1 and not math.isnan(cheapest["hours"]):
-            said.append(f"Of these, {called(cheapest)} takes the least time: {cheapest['hours']:.2g} hours a model.")
+            said.append(f"Of these, {called(cheapest)} takes the least time, {cheapest['hours']:.2g} h a model.")
     if behind:
         ahead, low, high = (getattr(gaps, name)[worse] for name in ("mean", "low", "high"))
         least = int(np.argmin(ahead))
         near = f"{bare(ahead[least])} points ({bare(low[least])} to {bare(high[least])})"
         number = "The other arm is" if len(behind) == 1 else f"The other {len(behind)} arms are"
         said.append(f"{number} behind by {near}{'' if len(behind) == 1 else ' or more'}.")
-    return " ".join(said)
+    return first, " ".join(said)
 
 
 def _known(value: float) -> float:

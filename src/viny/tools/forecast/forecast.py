@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,23 @@ from viny.data.pack import stored_at
 from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
-from viny.study.graph import TRAININGS, Job
+from viny.study.arms import pretrain_packs, settings_of
+from viny.study.graph import TRAININGS, TRAINS, Job
 from viny.study.inventory import Images
 from viny.study.specs import on_segmentation_data
 from viny.study.workload import UNKNOWN, pack_bytes, parameters
-from viny.tools.forecast.rates import START, Rates, kind
+from viny.tools.forecast.rates import START, Rates, kind, kind_of_forward, operations_a_pass
 
 AROUND = 0.8  # before and after such a job: shell, command line, the end of the process
 SET_UP = 1.3  # of a training, on top of both: pack, model, optimiser, first step, weights
 ALONE = {
-    **{"pack": 0.8, "split": 0.3, "duplicates": 0.4, "tables": 0.4, "figures": 4.5},
+    **{"pack": 0.8, "start": 3.0, "split": 0.3, "duplicates": 0.4, "tables": 0.4, "figures": 4.5},
     **{"statistics": 5.5, "representations": 6.5, "scorecard": 3.4, "report": 2.7},
 }
 PROBES = 2.1e-7  # of the geometry, for each number in the tokens of all layers
 PACKING = 220.0  # photographs per second and thread; only if there is no file to try
 # Bytes of a job's results besides weights: records, curve, confusion matrices, arrays, tables, figures.
-RESULTS = {"split": 13e3, **dict.fromkeys(TRAININGS, 5e3), "evaluate": 20e3, "geometry": 60e3}
+RESULTS = {"split": 13e3, **dict.fromkeys((*TRAINS, "start"), 5e3), "evaluate": 20e3, "geometry": 60e3}
 RESULTS |= {"figures": 2e6, "statistics": 1e6, "representations": 1e6, "report": 2e6}
 
 
@@ -47,28 +47,32 @@ class Forecast:
 
     def __init__(self, config: Mapping[str, Any], images: Images, rates: Rates, store: Path) -> None:
         self.config, self.images, self.rates, self.store = config, images, rates, store
-        self.weights = 4 * parameters(ModelSettings(**config["model"]))
 
     def packed(self, job: Job) -> int:
         """Images of a pack."""
         found = self.images.packed[job.name]
         if found is not None:
             return found
-        wanted = {"pretrain": max(self.config["grid"]["pretrain_sizes"])}
+        most = max(self.config["grid"]["pretrain_sizes"]) + self.config["pretrain"].get("held_out", 0)
+        wanted = dict.fromkeys(self.images.unlabelled, most)
         wanted["segmentation"] = max(self.config["grid"]["finetune_sizes"]) + self.images.tested
         return wanted.get(job.name, UNKNOWN)
 
     def seconds(self, job: Job) -> float:
         """Seconds of one job, from its start to its end."""
         rates, pace = self.rates, self.rates.start / START
-        if job.stage in rates.whole:
-            return rates.whole[job.stage]
-        if job.stage in TRAININGS:
+        if kind(job) in rates.whole:
+            return rates.whole[kind(job)]
+        if job.stage in TRAINS:
             beside = pace * (START + AROUND + SET_UP) if rates.beside is None else rates.beside
-            return beside + (job.work.passes + self._held_out(job) / TRAINING) / self._rate(job)
-        if job.stage in ("evaluate", "geometry"):
-            probes = self._tokens() * PROBES if job.stage == "geometry" else 0.0
-            return pace * (START + AROUND + probes) + job.work.passes / self._rate(job)
+            tested = self._held_out(job) * operations_a_pass(job) / TRAINING
+            return beside + (job.work.operations + tested) / self._speed(job)
+        if job.stage == "evaluate":
+            return pace * (START + AROUND) + job.work.operations / self._speed(job)
+        if job.stage == "geometry":
+            probes = self._tokens(job) * PROBES
+            a_pass = rates.a_pass.get(kind_of_forward(job), job.work.forward)
+            return pace * (START + AROUND + probes) + job.work.passes * a_pass / self._speed(job)
         if job.stage == "pack" and not stored_pack(job, self.store).exists():
             a_second = rates.images.get(kind(job), PACKING) * self.config["compute"]["pack_threads"]
             return ALONE["pack"] + self.packed(job) / a_second
@@ -81,29 +85,33 @@ class Forecast:
         task = job.name.split("/")[0]
         return max(0, (self.images.packed[task] or 0) - (self.images.trained[task] or 0))
 
-    def _tokens(self) -> int:
-        """Numbers in the tokens of all layers that the geometry looks at."""
-        model, section = ModelSettings(**self.config["model"]), self.config["geometry"]
-        return (section["images"] + section["probe_images"]) * (model.depth + 2) * model.patches * model.dim
+    def _tokens(self, job: Job) -> int:
+        """Numbers in the tokens of all layers that a geometry looks at."""
+        model = ModelSettings(**job.spec["model"])
+        return job.work.passes * (model.depth + 2) * model.patches * model.dim
 
-    def _rate(self, job: Job) -> float:
-        """Images per second; from the other trainings' rates if its own kind has none."""
-        found = self.rates.images.get("evaluate" if job.stage == "geometry" else kind(job))
+    def _speed(self, job: Job) -> float:
+        """Operations per second."""
+        found = self.rates.operations_a_second(job)
         if found:
             return found
-        trained = [rate for name, rate in self.rates.images.items() if name.startswith("{")]
-        if trained:
-            return statistics.median(trained) * (1 if job.stage in TRAININGS else TRAINING)
         raise InputError(f"no rate is known for {job.label}; give one with --rate")
+
+    def weights(self, job: Job) -> float:
+        """Bytes of the weights that a job writes."""
+        kept = job.stage in (*TRAININGS, "start")
+        return 4 * parameters(ModelSettings(**job.spec["model"])) if kept else 0
 
     def bytes(self, job: Job) -> float:
         """Bytes that a job leaves on the disk."""
         if job.stage == "pack":
             task = self.config["intermediate"].get(job.name)
             masks = job.spec["source"] == "synthetic" or job.name == "segmentation"
+            if arm := pretrain_packs(self.config).get(job.name):
+                masks |= settings_of(self.config, arm)["pretrain"]["source"] == "segmentation"
             masks |= task is not None and (task["target"] != "image" or on_segmentation_data(self.config, job.name))
             return pack_bytes(self.packed(job), job.spec["size"], masks)
-        return RESULTS.get(job.stage, 5e4) + (self.weights if job.stage in TRAININGS else 0)
+        return RESULTS.get(job.stage, 5e4) + self.weights(job)
 
     def all_bytes(self, some: Iterable[Job]) -> float:
         """Bytes of several jobs; a pack that two of them share counts once."""

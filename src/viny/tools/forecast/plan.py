@@ -10,11 +10,12 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
-from viny.study.graph import STAGES, SUMMARIES, Job, Key, jobs
-from viny.study.grid import cells
+from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
+from viny.study.grid import arms, cells, encoders, has_arms, places
 from viny.study.inventory import Images, count_images, read_files, with_listings
-from viny.study.specs import pack_spec
+from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import out_of_date, to_do
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
@@ -86,7 +87,10 @@ def plan(
         "cells": len(cells(config)),
         "stages": stages,
         "total": total,
-        "checkpoint_bytes": CHECKPOINTS * forecast.weights * min(place.beside * place.stack, most_beside(all_jobs)),
+        **({"arms": price_arms(config, all_jobs, spent)} if has_arms(config) else {}),
+        "checkpoint_bytes": CHECKPOINTS
+        * max(map(forecast.weights, all_jobs), default=0)
+        * min(place.beside * place.stack, most_beside(all_jobs)),
         "wall_clock": {
             **asdict(place),
             "beside": place.beside,
@@ -126,6 +130,47 @@ def _row(
     }
 
 
+def price_arms(config: Mapping[str, Any], all_jobs: list[Job], spent: Mapping[Key, float]) -> list[dict[str, Any]]:
+    """What each arm of a study costs: what it shares with others is counted at the first of them.
+
+    Args:
+        config: resolved settings.
+        all_jobs: the study's.
+        spent: seconds of each.
+
+    Returns:
+        For each arm its cells, jobs, trainings, image passes of these, job hours and how many of them go into tuning;
+        without packs and summaries, which are all arms' together.
+    """
+    by_key = {job.key: job for job in all_jobs}
+    seen = {key for key in by_key if key[0] in ("pack", *SUMMARIES)}
+    found = []
+    for arm in arms(config):
+        mine = list(dict.fromkeys(cell for (whose, *_), cell in places(config).items() if whose == arm))
+        todo = [("evaluate", cell.name) for cell in mine]
+        todo += [("geometry", one.name) for one in encoders(config, mine)]
+        own: list[Job] = []
+        while todo:
+            key = todo.pop()
+            if key not in seen:
+                seen.add(key)
+                own.append(by_key[key])
+                todo += by_key[key].needs
+        trained = [job for job in own if job.stage in TRAINS]
+        found.append(
+            {
+                "arm": arm.name,
+                "cells": sum(job.stage == "evaluate" for job in own),
+                "jobs": len(own),
+                "trainings": sum(job.stage in TRAININGS for job in own),
+                "image_passes": sum(job.work.passes for job in trained),
+                "hours": sum(spent[job.key] for job in own) / 3600,
+                "tuning_hours": sum(spent[job.key] for job in own if job.stage == "tune") / 3600,
+            }
+        )
+    return found
+
+
 def further(forecast: Forecast) -> list[dict[str, Any]]:
     """What a further seed, size or task would add: cells, jobs, image passes, job hours, bytes; without packs."""
     config = forecast.config
@@ -133,6 +178,8 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
 
     def cost(**lists: list[Any]) -> tuple[float, ...]:
         changed = {**config, "grid": {**grid, **lists}}
+        if "lineages" in grid:
+            changed["grid"]["lineages"] = lineages(changed)
         some = [job for job in jobs(changed, forecast.images) if job.stage not in ("pack", *SUMMARIES)]
         passes = sum(job.work.passes for job in some if job.work and job.stage != "geometry")
         hours = sum(map(forecast.seconds, some)) / 3600
@@ -147,7 +194,7 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
 
     rows = [row("a further seed", [cost(seeds=[*grid["seeds"], max(grid["seeds"]) + 1])])]
     for key, what, there in (
-        ("pretrain_sizes", "pre-training images", forecast.images.packed["pretrain"]),
+        ("pretrain_sizes", "pre-training images", _to_train_on(forecast)),
         ("finetune_sizes", "labels", forecast.images.room),
     ):
         sizes = [size for size in grid[key] if size]
@@ -158,14 +205,22 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
         rows.append(row(f"{more:,} {what}, the next doubling{lacking}", [cost(**{key: [*grid[key], more]})]))
         without = [cost(**{key: [one for one in grid[key] if one != size]}) for size in sizes]
         rows.append(row(f"a number of {what}, mean of the {len(sizes)} here", without, -1))
-    for task in config["intermediate"]:
+    for task in grid["intermediates"]:
+        if task == "none":
+            continue
         left = [name for name in grid["intermediates"] if name != task]
         rows.append(row(f"a task like {task}", [cost(intermediates=left)], -1))
     return rows
 
 
+def _to_train_on(forecast: Forecast) -> int | None:
+    """How many unlabelled images every arm could pre-train on; None if unknown."""
+    there = [n for n in forecast.images.unlabelled.values() if n is not None]
+    return min(there) - forecast.config["pretrain"].get("held_out", 0) if there else None
+
+
 def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) -> list[str]:
-    used = set(images.packed) - ({"pretrain"} if not max(config["grid"]["pretrain_sizes"]) else set())
+    used = set(images.packed) - (set(images.unlabelled) if not max(config["grid"]["pretrain_sizes"]) else set())
     lacking = [name for name, n in images.packed.items() if n is None and name in used]
     notes = list(images.notes)
     if stale:
@@ -181,6 +236,11 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
         else:
             how = f"its split has {trained:,} training images" if trained else f"it is taken to have {UNKNOWN:,} images"
         notes.append(f"{name}: no data set at {spec['path']}; {how}")
+    steps = [arm.name for arm in arms(config) if takes_steps(settings_of(config, arm))]
+    if steps:
+        notes.append(
+            f"{'; '.join(steps)}: all sizes take as many steps as the largest, so that a larger one lengthens them all"
+        )
     if rates.share < QUIET:
         notes.append(
             f"other work had {100 * (1 - rates.share):.0f} % of the cores during the measurement, which is allowed "
@@ -219,6 +279,8 @@ def show(planned: Mapping[str, Any]) -> None:
         + ".\n"
         f"Disk: {short(total['bytes'], 'B')}, and {meanwhile}.\n"
     )
+    if "arms" in planned:
+        _show_arms(planned)
     rates = [(one["what"], f"{one['images_per_second']:,.0f}", one["from"]) for one in planned["rates"]]
     out.print(table(["rate", "images/s a job", "known from"], rates, right=[1]))
     rows = [
@@ -227,6 +289,22 @@ def show(planned: Mapping[str, Any]) -> None:
     out.print("\nWhat more would add, besides packs:")
     out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
     out.print("\n" + "\n".join(f"- {note}" for note in planned["notes"]))
+
+
+def _show_arms(planned: Mapping[str, Any]) -> None:
+    out, rows, tuned = console(), [], sum(one["tuning_hours"] for one in planned["arms"])
+    for one in planned["arms"]:
+        counts = (f"{one[key]:,}" for key in ("cells", "trainings"))
+        hours = [one["hours"], *([one["tuning_hours"]] if tuned else [])]
+        times = (duration(3600 * some) if some else "" for some in hours)
+        rows.append([one["arm"], *counts, short(one["image_passes"]) if one["image_passes"] else "", *times])
+    columns = ["arm", "cells", "trainings", "image passes", "job time", *(["of that, tuning"] if tuned else [])]
+    out.print(table(columns, rows))
+    said = "Shared trainings and cells count at the first arm that has them; packs and summaries at none."
+    if tuned:
+        whole = planned["total"]["hours"]
+        said += f" Tuning takes {duration(3600 * tuned)}, {100 * tuned / whole:.0f} % of all job time."
+    out.print(f"{said}\n")
 
 
 def _amounts(one: Mapping[str, Any]) -> tuple[str, str, str]:

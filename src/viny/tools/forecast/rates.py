@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.shapes import NUMBERS
-from viny.study.graph import TRAININGS, Job, Key
+from viny.study.graph import TRAININGS, TRAINS, Job, Key
+from viny.study.grid import BASE, Arm
 from viny.study.specs import mask_class_count
 
 # Seconds, measured where docs/speed.md was, two jobs side by side; if START is measured, the others scale with it.
@@ -33,6 +34,7 @@ class Rates:
         whole: seconds of a job of a stage, from finished jobs; such a stage needs no rate.
         known: for each kind, its name for people, its rate, and where that comes from.
         share: of the cores that a measurement got alongside other work; the rates are those of a quiet machine.
+        a_pass: operations for each of the images of `images`, by kind of training or evaluation.
     """
 
     images: dict[str, float] = field(default_factory=dict)
@@ -41,25 +43,70 @@ class Rates:
     whole: dict[str, float] = field(default_factory=dict)
     known: list[dict[str, Any]] = field(default_factory=list)
     share: float = 1.0
+    a_pass: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, job: Job, images_per_second: float) -> None:
+        """Note a job's rate as its kind's, unless that has one."""
+        if kind(job) not in self.images:
+            self.images[kind(job)] = images_per_second
+            if job.work:
+                self.a_pass[kind(job)] = operations_a_pass(job)
+
+    def operations_a_second(self, job: Job) -> float | None:
+        """How fast a job computes, by its kind or else by the other trainings; None if nothing is known."""
+        name = kind_of_forward(job) if job.stage == "geometry" else kind(job)
+        if name in self.images:
+            return self.images[name] * self.a_pass.get(name, operations_a_pass(job))
+        trained = [self.images[name] * a_pass for name, a_pass in self.a_pass.items() if name.startswith("{")]
+        return statistics.median(trained) if trained else None
+
+
+def operations_a_pass(job: Job) -> float:
+    """Operations for each image pass of a job, without those that it is tested on."""
+    work = job.work
+    if not work.looked_at:
+        return work.operations / work.passes
+    # A frozen encoder's passes are of its head, those that it is tested on are whole.
+    if job.spec.get("encoder") == "frozen":
+        return (work.operations - work.looked_at * work.forward) / work.passes
+    return work.operations / (work.passes + work.looked_at / TRAINING)
 
 
 def kind(job: Job) -> str:
     """What jobs that run equally fast have in common, as text."""
     if job.stage == "pack":
         return f"pack {digest(dict(job.spec))[:12]}"
-    return _kind_of_training(job.spec) if job.stage in TRAININGS else job.stage
+    if job.stage in TRAINS:
+        return _kind_of_training(job.spec)
+    return f"{job.stage} {job.work.forward}" if job.work else job.stage
+
+
+def kind_of_forward(job: Job) -> str:
+    """The kind of the evaluations that pass images through the same model."""
+    return f"evaluate {job.work.forward}"
 
 
 def _kind_of_training(spec: Mapping[str, Any]) -> str:
-    keys = ("stage", "model", "device", "precision", "target", "pooling", "segmentation_loss")
+    keys = ("model", "device", "precision", "target", "pooling", "segmentation_loss")
     picked = {key: spec.get(key) for key in keys} | {"mixed": bool(spec.get("mixup"))}
+    picked["stage"] = "finetune" if spec["stage"] == "tune" else spec["stage"]
+    if spec.get("encoder") == "frozen":
+        picked |= {"encoder": "frozen", "epochs": spec["train"]["epochs"]}  # over which the tokens' cost is spread
     return canonical_json(picked | {key: spec["train"][key] for key in ("batch_size", "optimizer")})
+
+
+def _by_kind(all_jobs: Iterable[Job]) -> list[Job]:
+    """Jobs so that a kind's first one is what it is called after: a fine-tuning, not the tuning of its rate."""
+    return sorted(all_jobs, key=lambda job: job.stage == "tune")
 
 
 def _title(job: Job) -> str:
     """A kind's name for people, from its first job."""
     name = job.name.split("/")[0] if job.stage in ("intermediate", "pack") else ""
-    return f"{job.stage} {name}".strip()
+    keys = job.spec.get("cell", {})
+    arm = Arm(keys.get("start", BASE.start), keys.get("variant", BASE.variant))
+    said = f", {arm.name}" if arm != BASE else ""
+    return f"{job.stage} {name}".strip() + said
 
 
 def seconds_of(job: Job, root: Path) -> float | None:
@@ -81,14 +128,14 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
         device: 'cpu' or 'cuda' to leave out what ran elsewhere; 'auto' takes all.
     """
     seen, beside, whole = {}, [], {}
-    titles = {}
+    first: dict[str, Job] = {}  # of each kind
     for job in all_jobs:
-        if not job.is_done(root):
+        if not job.is_done(root) or job.stage == "tune":
             continue
         took = seconds_of(job, root)
         if job.stage not in TRAININGS:
             if took is not None and job.stage != "pack":  # a pack may have been in the store already
-                whole.setdefault(job.stage, []).append(took)
+                whole.setdefault(kind(job), []).append(took)
             continue
         try:
             run = read_json(root / job.outputs[3], "the provenance of a training")
@@ -98,17 +145,19 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
                 rate = run["image_passes"] / run["training_seconds"]
                 if rate <= 0:
                     continue
-                titles.setdefault(kind(job), _title(job))
+                first.setdefault(kind(job), job)
                 seen.setdefault(kind(job), []).append((rate, run.get("host")))
                 # A stacked training's seconds are its share, and its job waited for the others.
                 if took is not None and run.get("stacked", 1) == 1 and not run["earlier_attempts"]:
                     beside.append(max(0.0, took - run["training_seconds"]))
         except (InputError, LookupError, TypeError, ZeroDivisionError):
             continue  # no evidence; what is wrong there is for `viny verify` to say
-    known = [_known(titles[k], found) for k, found in seen.items()]
-    images = {k: one["images_per_second"] for k, one in zip(seen, known, strict=True)}
-    medians = {stage: statistics.median(found) for stage, found in whole.items()}
-    return Rates(images, beside=statistics.median(beside) if beside else None, whole=medians, known=known)
+    known = [_known(_title(first[name]), found) for name, found in seen.items()]
+    medians = {name: statistics.median(found) for name, found in whole.items()}
+    rates = Rates(beside=statistics.median(beside) if beside else None, whole=medians, known=known)
+    for name, one in zip(seen, known, strict=True):
+        rates.learn(first[name], one["images_per_second"])
+    return rates
 
 
 def _known(title: str, found: list[tuple[float, str]]) -> dict[str, Any]:
@@ -126,12 +175,13 @@ def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
         rate: images of 128 px per second in one training job of ViNy.
     """
     operations = rate * TRAINING * forward_operations(ModelSettings())
-    found, known = {}, []
-    for job in all_jobs:
-        if job.work and job.stage != "geometry" and kind(job) not in found:
-            a_second = found[kind(job)] = operations / (job.work.operations / job.work.passes)
-            known.append({"what": _title(job), "images_per_second": a_second, "from": f"{rate:g} ViNy images/s"})
-    return Rates(found, known=known)
+    rates = Rates()
+    for job in _by_kind(all_jobs):
+        if job.work and job.stage != "geometry" and kind(job) not in rates.images:
+            a_second = operations / operations_a_pass(job)
+            rates.learn(job, a_second)
+            rates.known.append({"what": _title(job), "images_per_second": a_second, "from": f"{rate:g} ViNy images/s"})
+    return rates
 
 
 def rates_measured(
@@ -149,23 +199,27 @@ def rates_measured(
     """
     from viny.tools.forecast.throughput import Step, measure
 
-    steps, titles = {}, {}
+    steps: dict[str, Step] = {}
+    first: dict[str, Job] = {}  # of each kind
+    by_key = {job.key: job for job in all_jobs}
     labels = round(statistics.mean(config["grid"]["finetune_sizes"]))
     side, classes = config["model"]["image_size"], mask_class_count(config)
-    for job in all_jobs:
+    for job in _by_kind(all_jobs):
         name = kind(job)
-        if name in steps or name in seen.images or job.stage in seen.whole:
+        if name in steps or name in seen.images or name in seen.whole:
             continue
-        if job.stage in TRAININGS:
-            images = labels if job.stage == "finetune" else job.work.passes // job.spec["train"]["epochs"]
-            pixels = config["pretrain"]["pack_size"] if job.stage == "pretrain" else side
-            steps[name] = Step(name, job.spec, max(1, images), pixels, classes=classes)
+        if job.stage in TRAINS:
+            tunes = job.stage in ("finetune", "tune")
+            images = labels if tunes else job.work.passes // job.spec["train"]["epochs"]
+            pixels = next(by_key[key].spec["size"] for key in job.needs if key[0] == "pack")
+            spec = {**job.spec, "stage": "finetune"} if tunes else job.spec
+            steps[name] = Step(name, spec, max(1, images), pixels, classes=classes)
         elif job.stage == "evaluate":
-            of = next(one for one in all_jobs if one.stage == "finetune")
+            of = next(by_key[key] for key in job.needs if key[0] == "finetune")
             steps[name] = Step(name, of.spec, job.work.passes, side, "evaluate", classes)
         elif job.key in unpacked:
             steps[name] = Step(name, job.spec, 1, job.spec["size"], "pack")
-        titles[name] = _title(job)
+        first[name] = job
     if not steps:
         return seen
     gpus = [] if config["compute"]["device"] == "cpu" else visible_gpus()
@@ -174,6 +228,8 @@ def rates_measured(
         threads = config["compute"]["train_threads"]
         found = measure(list(steps.values()), beside, threads, seconds, environment)
     how = f"measured, {beside} side by side" if beside > 1 else "measured"
-    known = [{"what": titles[k], "images_per_second": rate, "from": how} for k, rate in found.rates.items()]
-    both = {**found.rates, **seen.images}
-    return Rates(both, found.start, seen.beside, seen.whole, [*seen.known, *known], found.share)
+    known = [{"what": _title(first[k]), "images_per_second": rate, "from": how} for k, rate in found.rates.items()]
+    rates = replace(seen, start=found.start, known=[*seen.known, *known], share=found.share)
+    for name, rate in found.rates.items():
+        rates.learn(first[name], rate)
+    return rates

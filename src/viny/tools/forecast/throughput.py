@@ -168,7 +168,7 @@ def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float
         return _packing(step, seconds), None
     make = {"train": _training, "evaluate": _evaluation}[step.what]
     run = make(step, threads)
-    if step.what == "evaluate" or not _is_short(step):
+    if step.what == "evaluate" or not _is_short(step) or step.spec.get("encoder") == "frozen":
         run()  # for what is done once; short trainings leave their first epoch out themselves
     rates, shares, end = [], [], time.perf_counter() + seconds
     while len(rates) < LEAST or time.perf_counter() < end:
@@ -234,20 +234,29 @@ def _training(step: Step, threads: int) -> Run:
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     settings = replace(TrainSettings.of(spec["train"]), epochs=1 + EPOCHS, milestones=())
     size = min(settings.batch_size, step.images)
-    on_gpu = machine.device.type == "cuda"
-    whole = _is_short(step) or on_gpu  # a GPU's steps are queued, and cannot be timed one by one
+    on_gpu, frozen = machine.device.type == "cuda", spec.get("encoder") == "frozen"
+    whole = _is_short(step) or on_gpu or frozen  # a GPU's steps are queued, and cannot be timed one by one
     pack = _made(step, step.images if _is_short(step) else (QUEUED if on_gpu else 2) * size)
-    make = STAGES[spec["stage"]]
-    objective, batches = make(spec, new_encoder(spec["model"], 0), pack, np.arange(len(pack)), machine.device)
+
+    def made() -> tuple[Any, Any]:
+        make, encoder = STAGES[spec["stage"]], new_encoder(spec["model"], 0)
+        return make(spec, encoder, pack, np.arange(len(pack)), machine.device)
+
+    objective, batches = made()
     if whole:
 
         def run() -> tuple[int, float]:
+            # A frozen encoder's tokens are made with the first batch, once.
+            trained, its = made() if frozen else (objective, batches)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "curve.csv")
-                objective.to(machine.device)
-                trained = TrainingRun(objective, batches, len(pack), settings, 0, spec["stage"], path)
-                curve = fit(trained, machine).curve
-            return EPOCHS * len(pack), curve[-1]["seconds"] - curve[0]["seconds"]
+                trained.to(machine.device)
+                curve = fit(TrainingRun(trained, its, len(pack), settings, 0, spec["stage"], path), machine).curve
+            taken = curve[-1]["seconds"] - curve[0]["seconds"]
+            if not frozen:
+                return EPOCHS * len(pack), taken
+            others = spec["train"]["epochs"] - 1
+            return (1 + others) * len(pack), curve[0]["seconds"] + others * taken / EPOCHS
 
         return run
     objective.to(machine.device).train()

@@ -53,9 +53,11 @@ class Costs:
         for config, root in sources:
             theirs = every if config is self.config else jobs(config, count_images(config, root))
             seen = rates_seen(theirs, root, compute["train_threads"], compute["device"])
-            images = {name: found for name, found in seen.images.items() if name in wanted}
+            images, a_pass = (
+                {name: found for name, found in known.items() if name in wanted} for known in (seen.images, seen.a_pass)
+            )
             if images:
-                return Rates(images, beside=seen.beside), f"the finished jobs of {root}"
+                return Rates(images, beside=seen.beside, a_pass=a_pass), f"the finished jobs of {root}"
         return None, NOT_KNOWN
 
     def hours(self, seeds: int, tested: int) -> float | None:

@@ -17,7 +17,7 @@ from viny.study.inventory import changed_files, count_images, read_files, with_l
 from viny.study.saved import saved_study, study_file
 from viny.study.todo import JsonCache, explain, out_of_date, to_do
 from viny.tools.forecast.forecast import Forecast
-from viny.tools.forecast.rates import kind, rates_seen, seconds_of
+from viny.tools.forecast.rates import rates_seen, seconds_of
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, share_done, state_of
 
 ASK = 20.0  # seconds between queries to Slurm
@@ -215,7 +215,7 @@ class Watcher:
         seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
         for one in running:  # a stage's first job gives its rate while still running
             if one.images_per_second:
-                seen.images.setdefault(kind(one.job), one.images_per_second)
+                seen.learn(one.job, one.images_per_second)
         if not seen.images:
             return None
         forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
