@@ -1,14 +1,14 @@
 """A surface of error over unlabelled images, labels and pre-training steps, for mixes that nobody has run.
 
-Error = 1 - mIoU falls with labels n by one of the shapes of `fits.MODELS`, and with images u by a power law or a
-hyperbola. The two add up, so that images lower the floor, or multiply, so that images lower what labels have yet to
-learn (both as in Hernandez et al. 2021 and Mikami et al. 2022). The forms are averaged as those of `fits` are.
+Error = 1 - mIoU falls with labels n to a floor, by a power law or a hyperbola, or with their logarithm, and with images
+u by a power law or a hyperbola. The two add up, so that images lower the floor, or multiply, so that images lower what
+labels have yet to teach. The forms are averaged as those of `fits` are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, product
 from typing import Any
 
@@ -24,7 +24,7 @@ LEAST_SHAPED = 3  # sizes of images that a shape needs; with fewer, each size st
 LEAST_BEYOND = 4  # sizes of images for words about larger ones
 BEYOND = 4  # times the largest size, or as many times as long: the farthest that a surface is read
 LEFT_OUT = 100  # draws for the spread of the errors at sizes left out
-SINGULAR = 1e-9  # of the largest singular value: a direction this weak is not fitted
+SINGULAR = 1e-13  # of the columns' squares: a direction this weak is not fitted
 PRIOR = 4.0  # degrees of freedom by which a label size's variance is pulled to that of all
 
 
@@ -140,7 +140,7 @@ IMAGES = {
     "power law": Shape(_power, np.geomspace(0.03, 3, 17)),
     "saturating": Shape(_hyperbola, np.geomspace(0.3, 300, 17)),
 }
-STEPS = Shape(_power, np.geomspace(0.05, 2, 9))
+STEPS = Shape(_power, np.geomspace(0.05, 2, 7))
 LABEL_RATES = {"log-linear": NONE, "saturating": np.geomspace(0.1, 300, 41)}  # others: of a power law
 POWERS = np.geomspace(0.03, 4, 41)
 
@@ -169,35 +169,27 @@ class Form:
     def rates(self) -> np.ndarray:
         """All to try, [G, 3]: of labels, images, steps."""
         images = NONE if self.images is None else self.images.rates
-        return np.array([*product(self.label_rates, images, STEPS.rates if self.by_steps else NONE)])
+        if self.by_steps:  # every second, so that it takes seconds
+            return np.array([*product(self.label_rates[::2], images[::2], STEPS.rates)])
+        return np.array([*product(self.label_rates, images, NONE)])
 
     @property
     def free(self) -> np.ndarray:
         """Whether a column's weight may be below 0, [K]."""
-        floor = self.labels.asymptote is None
-        bases = 0 if self.labels.asymptote is False else 1
-        if self.images is None:
-            kinds = [floor] * bases + [False]
-        elif self.multiplied:
-            kinds = [floor] * bases + [False, False]
-        else:
-            kinds = [floor] * (2 * bases or 1) + [False]
-        return np.array(kinds + [True] * self.by_steps)
+        floor = self.labels.asymptote is None  # what stands for one is the error at the fewest labels then
+        floors, falls = (2, 1) if self.images is not None and not self.multiplied else (1, 1 + self.multiplied)
+        return np.array([floor] * floors + [False] * falls + [True] * self.by_steps)
 
     def columns(self, u: np.ndarray, n: np.ndarray, s: np.ndarray | None, rates: np.ndarray) -> np.ndarray:
         """[R, Q, K] at mixes [Q], relative to the smallest, for rates [R, 3]."""
         g = self.labels.shape(n, rates[:, :1])
         if self.labels.asymptote is None:
             g = -g
-        floor, one = self.labels.asymptote is not False, np.ones_like(g)
         if self.images is None:
-            found = [one, g] if floor else [g]
+            found = [np.ones_like(g), g]
         else:
             h = self.images.value(u, rates[:, 1:2])
-            if self.multiplied:
-                found = [*([one] if floor else []), g * (1 - h), g * h]
-            else:
-                found = [*([1 - h] if floor else []), h, g]
+            found = [np.ones_like(g), g * (1 - h), g * h] if self.multiplied else [1 - h, h, g]
         if self.by_steps and s is not None:
             found.append(STEPS.value(s, rates[:, 2:]))
         return np.stack(found, axis=-1)
@@ -220,22 +212,29 @@ class Form:
         total = (errors**2).sum(1)
         least, place = np.full(len(errors), np.inf), np.zeros(len(errors), int)
         found = np.zeros((len(errors), kinds))
+        gram = np.swapaxes(design, 1, 2) @ design  # [G, K, K]
+        gram = gram + SINGULAR * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(kinds)
+        along = np.swapaxes(design, 1, 2) @ errors.T  # [G, K, R]
+        rows = np.arange(len(design))
         for out in chain.from_iterable(combinations(bound, k) for k in range(len(bound))):
             kept = [i for i in range(kinds) if i not in out]
-            left, values, right = np.linalg.svd(design[:, :, kept], full_matrices=False)
-            strong = values > SINGULAR * values[:, :1]
-            along = np.swapaxes(left, 1, 2) @ errors.T * strong[..., None]  # [G, k, R]
-            rss = total - (along**2).sum(1)  # [G, R]
-            weights = np.swapaxes(right, 1, 2) @ (along / np.where(strong, values, 1)[..., None])
+            here = along[rows][:, kept]
+            weights = np.linalg.inv(gram[np.ix_(rows, kept, kept)]) @ here
+            rss = total - (here * weights).sum(1)  # [rows, R]
             held = [j for j, i in enumerate(kept) if not free[i]]
-            rss = np.where((weights[:, held] >= 0).all(1), rss, np.inf)
-            best = rss.argmin(0)
-            better = rss[best, every] < least
-            least = np.where(better, rss[best, every], least)
-            place = np.where(better, best, place)
-            mine = np.zeros_like(found)
-            mine[:, kept] = weights[best, :, every]
-            found = np.where(better[:, None], mine, found)
+            fits = (weights[:, held] >= 0).all(1)
+            allowed = np.where(fits, rss, np.inf)
+            best = allowed.argmin(0)
+            better = allowed[best, every] < least
+            least = np.where(better, allowed[best, every], least)
+            place = np.where(better, rows[best], place)
+            whole = np.zeros_like(found)
+            whole[:, kept] = weights[best, :, every]
+            found = np.where(better[:, None], whole, found)
+            if not out:  # fewer columns fit no better, so only these rates can still win
+                rows = rows[(~fits & (rss < least)).any(1)]
+                if not len(rows):
+                    break
         return place, found
 
 
@@ -251,7 +250,9 @@ def forms_for(points: Points) -> list[Form]:
     else:
         shapes = dict(IMAGES)
     found = []
-    for (name, labels), (word, shape) in product(MODELS.items(), shapes.items()):
+    # A power law without an asymptote is one whose asymptote is 0; beside it, it makes the average too hopeful.
+    models = {name: labels for name, labels in MODELS.items() if labels.asymptote is not False}
+    for (name, labels), (word, shape) in product(models.items(), shapes.items()):
         for multiplied, by_steps in product((False, True), (False, True)):
             # The logarithm has no level that images could scale.
             if multiplied and (shape is None or labels.asymptote is None):
@@ -301,7 +302,6 @@ class Surface:
     fitted: list[Fitted]
     misfit: float
     seed: int
-    _noise: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def doubtful(self) -> bool:

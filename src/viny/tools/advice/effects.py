@@ -41,7 +41,7 @@ def pretraining_items(facts: Facts) -> list[Item]:
     if (known["low"] > 0).any() and (known["high"] < 0).any():
         text = "It depends on the labels: intervals are clear of zero on both sides, so the average says little."
         items.append(Item(text))
-    return [*items, _more_images(facts)]
+    return [*items, _more_images(facts), *_lengths(facts)]
 
 
 def _pretraining_not_asked(facts: Facts) -> str:
@@ -98,6 +98,11 @@ def _more_images(facts: Facts) -> Item:
     (decision,) = facts.decided("images")
     text = f"{decision.sentence} For the next, to {2 * decision.what:,}, this is a guess, too high where returns fall."
     return Item(text, {"extrapolated_to": 2 * decision.what} | decision.as_dict())
+
+
+def _lengths(facts: Facts) -> list[Item]:
+    """What the held-out loss says of the length of each pre-training; empty if none was held out."""
+    return [Item(row["words"], {"held_out": row}) for row in facts.held_out.to_dict("records")]
 
 
 # Intermediate tasks

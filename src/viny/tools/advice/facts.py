@@ -17,9 +17,11 @@ from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
 from viny.runtime.errors import InputError
-from viny.study.grid import Cell, cells
+from viny.study.arms import schedule, settings_of
+from viny.study.config import merge, resolve
+from viny.study.grid import Cell, arms, base_cells
 from viny.study.layout import metrics_file, pack_manifest
-from viny.tools.advice.trainings import Trainings, measured_on_others, read_record
+from viny.tools.advice.trainings import Trainings, measured_on_others, on_images, read_record
 
 TARGET = 1.0  # points that an interval should reach on either side
 FEW_IMAGES = 100  # test images; fewer bring a warning
@@ -38,10 +40,11 @@ class Facts:
 
     Attributes:
         root: the study's folder.
-        config: its resolved settings.
+        study: its resolved settings.
+        config: these as its first arm has them, which all advice is about; its grid's axes are those of this arm.
         target: points of mIoU, see `advise`.
         minutes_per_mask: minutes to label an image; None if unknown.
-        cells: all cells of the grid.
+        cells: all cells of that arm.
         missing: cells without metrics.
         outdated: cells measured on images other than the study's current ones.
         done: all other cells.
@@ -53,12 +56,15 @@ class Facts:
         sizes: pre-train sizes above 0, in ascending order.
         tasks: intermediate tasks except `none`, in the order of the grid.
         trainings: how long they took, and how they ended.
-        falling: by stage and kind of training, the median fall of the loss at the end, if above `FALLING`.
+        held_out: what the held-out loss of pre-training says, see `held_out.held_out_table`; no rows without one.
+        falling: by stage and kind of training, the median fall of the loss at the end, if above `FALLING`; without
+            pre-trainings whose held-out loss rises.
         steps_per_epoch: of pre-training, by size.
-        short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`.
+        short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`; likewise.
     """
 
     root: Path
+    study: Mapping[str, Any]
     config: Mapping[str, Any]
     target: float
     minutes_per_mask: float | None
@@ -74,6 +80,7 @@ class Facts:
     sizes: tuple[int, ...]
     tasks: tuple[str, ...]
     trainings: Trainings
+    held_out: pd.DataFrame
     falling: Mapping[tuple[str, int | str], float]
     steps_per_epoch: Mapping[int, int]
     short: Mapping[int, int]
@@ -81,6 +88,10 @@ class Facts:
     @property
     def grid(self) -> Mapping[str, Any]:
         return self.config["grid"]
+
+    def cells_with(self, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
+        """The cells of the arm under a changed grid."""
+        return base_cells(resolve(merge(self.study, {"grid": grid})))
 
     def curve(self, size: int, task: str) -> pd.DataFrame:
         """The rows of `frame` for one pre-train size and task: all label sizes and seeds."""
@@ -120,7 +131,8 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     Raises:
         InputError: no evaluated cell, none measured on the current images, none with an mIoU, or a damaged file.
     """
-    every = cells(config)
+    study, config = config, _of_first_arm(config)
+    every = base_cells(study)
     missing = [cell for cell in every if not metrics_file(root, cell).is_file()]
     absent = set(missing)
     there = [cell for cell in every if cell not in absent]
@@ -143,12 +155,15 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         raise InputError(f"{root}: no evaluated cell has an mIoU; look at its masks with `viny verify`")
     runs = read_runs(frame, root / "metrics")
     trainings = Trainings(root, config, there, outdated)
+    held_out = trainings.held_out()
+    rising = set(held_out["pretrain_size"][held_out["verdict"] == "rising"])
     falls = {key: float(np.median(drops)) for key, drops in trainings.drops().items()}
     sizes = sorted(size for size in config["grid"]["pretrain_sizes"] if size)
     steps_per_epoch = {size: max(1, size // config["pretrain"]["batch_size"]) for size in sizes}
-    steps = {size: config["pretrain"]["epochs"] * n for size, n in steps_per_epoch.items()}
+    steps = {size: schedule(config, size)[0] * n for size, n in steps_per_epoch.items()}
     return Facts(
         root=root,
+        study=study,
         config=config,
         target=target,
         minutes_per_mask=minutes_per_mask,
@@ -164,10 +179,27 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         sizes=tuple(sizes),
         tasks=tuple(task for task in config["grid"]["intermediates"] if task != "none"),
         trainings=trainings,
-        falling={key: fall for key, fall in falls.items() if fall > FALLING},
+        held_out=held_out,
+        falling={
+            (stage, what): fall
+            for (stage, what), fall in falls.items()
+            if fall > FALLING and not (stage == "pretrain" and what in {on_images(size) for size in rising})
+        },
         steps_per_epoch=steps_per_epoch,
-        short={size: n for size, n in steps.items() if n < LEAST_STEPS},
+        short={size: n for size, n in steps.items() if n < LEAST_STEPS and size not in rising},
     )
+
+
+def _of_first_arm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's settings as its first arm has them, with the axes that this arm has."""
+    found = settings_of(config, arms(config)[0])
+    keys = {"pretrain_sizes": "pretrain_size", "intermediates": "intermediate", "finetune_sizes": "finetune_size"}
+    every = base_cells(config)
+    axes = {
+        axis: [value for value in config["grid"][axis] if value in {getattr(cell, key) for cell in every}]
+        for axis, key in (keys | {"seeds": "seed"}).items()
+    }
+    return found | {"grid": {**config["grid"], **axes}}
 
 
 def undecided(row: Mapping[str, Any]) -> bool:

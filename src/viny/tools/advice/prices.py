@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.statistics.crossed import counted
+from viny.evidence.statistics.crossed import Runs, counted, read_runs
 from viny.evidence.statistics.surface import (
     BEYOND,
     LEAST_BEYOND,
@@ -18,18 +18,24 @@ from viny.evidence.statistics.surface import (
     points_of,
     too_few,
 )
+from viny.evidence.tables import GROUP, read_metrics, with_arms
 from viny.evidence.verdicts import bare, in_points
 from viny.runtime.errors import InputError
+from viny.study.arms import SECTIONS, schedule, settings_of
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve
+from viny.study.grid import Arm, arms, cells
 from viny.study.inventory import Images, count_images
+from viny.study.layout import metrics_file
 from viny.tools.advice.advice import Item
 from viny.tools.advice.facts import Facts, start_words
 from viny.tools.advice.labels import more_labels
 from viny.tools.advice.purchase import Mix, Mixes, Prices, cheapest, mix_at, mixes, rounds
+from viny.tools.advice.trainings import measured_on_others
 from viny.tools.terminal import duration
 
 CHANCE = 0.9  # of reaching the target, unless asked otherwise
+LENGTH = ("budget", "epochs", "milestones")  # settings of the length of pre-training
 EVEN = 1.5  # times as much: what brings so much more than the other limits a mix
 
 
@@ -77,11 +83,12 @@ def price_items(facts: Facts, wish: Wish) -> list[Item]:
     Raises:
         InputError: a damaged file, or something in a data set is wrong.
     """
-    points = points_of(facts.runs)
+    runs, steps = _by_length(facts)
+    points = points_of(runs, steps)
     if points is None or (why := too_few(points)):
         return [_not_fitted(facts, why if points is not None else too_few(None))]
     surface = fit_surface(points)
-    images = count_images(facts.config, facts.root)
+    images = count_images(facts.study, facts.root)
     prices, unknown = _prices(facts, wish, images)
     found = mixes(surface, prices, wish.miou)
     goal = f"{100 * wish.miou:g} % mIoU with a chance of {100 * wish.chance:g} %"
@@ -96,6 +103,39 @@ def price_items(facts: Facts, wish: Wish) -> list[Item]:
     return [*items, _basis(surface, prices, unknown)]
 
 
+def _by_length(facts: Facts) -> tuple[Runs, list[float] | None]:
+    """The cells of the first arm, and of variants that change the length of its pre-training alone, with their steps.
+
+    Returns:
+        Cells, and steps of pre-training; None without such a variant.
+    """
+    first, *others = arms(facts.study)
+    base = _but_length(facts.study, first)
+    wanted = {arm for arm in others if arm.start == first.start and _but_length(facts.study, arm) == base}
+    there = [c for c in cells(facts.study) if c.arm in wanted and metrics_file(facts.root, c).is_file()]
+    stale = set(measured_on_others(facts.root, there))
+    there = [cell for cell in there if cell not in stale and cell.intermediate == "none"]
+    if not there:
+        return facts.runs, None
+    every = [*facts.done, *there]
+    frame = with_arms(read_metrics([metrics_file(facts.root, cell) for cell in every])).dropna(subset="miou")
+    runs = read_runs(frame, facts.root / "metrics", [*GROUP, "variant"])
+    steps = {}
+    for cell in every:
+        section = settings_of(facts.study, cell.arm)
+        epochs = schedule(section, cell.pretrain_size)[0] if cell.pretrain_size else 0
+        a_epoch = math.ceil(cell.pretrain_size / section["pretrain"]["batch_size"])
+        steps[cell.pretrain_size, cell.intermediate, cell.finetune_size, cell.variant] = float(epochs * a_epoch)
+    return runs, [steps[key] for key in runs.keys]  # type: ignore[index]
+
+
+def _but_length(study: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
+    """The settings of an arm but for the length of pre-training."""
+    found = settings_of(study, arm)
+    section = {key: value for key, value in found["pretrain"].items() if key not in LENGTH}
+    return {**{key: found.get(key) for key in SECTIONS}, "pretrain": section}
+
+
 def _not_fitted(facts: Facts, why: str) -> Item:
     text = f"What a target costs cannot be said: {why}."
     if "label size" in why and len(sizes := more_labels(facts)) > len(facts.grid["finetune_sizes"]):
@@ -105,7 +145,7 @@ def _not_fitted(facts: Facts, why: str) -> Item:
 
 def _prices(facts: Facts, wish: Wish, images: Images) -> tuple[Prices, list[str]]:
     """Prices with what is at hand and how fast trainings ran; and the stages whose time is not known."""
-    pool, labelled = images.packed["pretrain"], images.room
+    pool, labelled = images.limits["pretrain"], images.room
     if pool is None:
         pool = facts.pool("pretrain")
     if labelled is None and (every := facts.pool("segmentation")) is not None:
@@ -123,6 +163,7 @@ def _prices(facts: Facts, wish: Wish, images: Images) -> tuple[Prices, list[str]
         batch=facts.config["pretrain"]["batch_size"],
         pretrain_epochs=facts.config["pretrain"]["epochs"],
         finetune_epochs=facts.config["finetune"]["epochs"],
+        least=max(facts.sizes, default=0) if facts.config["pretrain"].get("budget") == "steps" else 0,
     )
     return prices, unknown
 
@@ -216,12 +257,17 @@ def _next(facts: Facts, mix: Mix, images: Images, data: dict[str, Any]) -> str:
         if size not in facts.grid[key]:
             grid[key] = sorted({*facts.grid[key], size})
     data["grid"] = grid
+    text = ""
+    if mix.steps is not None and mix.images:
+        epochs = round(mix.steps * facts.config["pretrain"]["batch_size"] / mix.images)
+        data["epochs"] = epochs
+        text = f" Its steps are `pretrain.epochs: {epochs}`, which a variant can set."
     if not grid:
-        return "The study's own grid measures it."
-    config = resolve(merge(facts.config, {"grid": grid}))
+        return f"The study's own grid measures it.{text}"
+    config = resolve(merge(facts.study, {"grid": grid}))
     changes = " ".join(f"--set 'grid.{key}={list(sizes)}'" for key, sizes in grid.items())
     inner = ", ".join(f"{key}: {list(sizes)}" for key, sizes in grid.items())
-    text = f"Measure it with `viny plan <study.yaml> {changes}` and `snakemake --config 'grid={{{inner}}}'`."
+    text = f"Measure it with `viny plan <study.yaml> {changes}` and `snakemake --config 'grid={{{inner}}}'`.{text}"
     data["set"] = changes
     try:
         check_sizes(config, images.limits)

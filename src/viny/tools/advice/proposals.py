@@ -10,7 +10,6 @@ import numpy as np
 
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
-from viny.study.grid import cells
 from viny.tools.advice.advice import Item
 from viny.tools.advice.best import Best
 from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
@@ -135,7 +134,7 @@ def _proposal(
 def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, float | None]:
     """New cells, trainings and seconds that a changed grid takes."""
     done = set(facts.done)
-    new = [cell for cell in cells({"grid": {**facts.grid, **grid}}) if cell not in done]
+    new = [cell for cell in facts.cells_with(grid) if cell not in done]
     return len(new), *facts.trainings.cost(new)
 
 

@@ -28,6 +28,7 @@ class Prices:
         pretrain, finetune: seconds for an image to go forward and backward once.
         batch: images of a step of pre-training.
         pretrain_epochs, finetune_epochs: of a training.
+        least: images that fewer are shown as often as; of the largest size where all take equal steps, else 0.
     """
 
     label: float
@@ -40,6 +41,7 @@ class Prices:
     batch: int
     pretrain_epochs: int
     finetune_epochs: int
+    least: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,7 @@ def mixes(surface: Surface, prices: Prices, target: float) -> Mixes:
         assert taken is not None
         here = ((u > 0) | (length == lengths[0])) & (steps <= taken.max())
         u, n, steps = u[here], n[here], steps[here]
-    passes = u * prices.pretrain_epochs if steps is None else steps * prices.batch
+    passes = (u > 0) * np.maximum(u, prices.least) * prices.pretrain_epochs if steps is None else steps * prices.batch
     hours = (passes * prices.pretrain + n * prices.finetune_epochs * prices.finetune) / 3600
     data = prices.label * (n - prices.labels).clip(0) + prices.image * (u - prices.images).clip(0)
     return Mixes(u, n, steps, data, hours, prices.hour * hours, surface.chances(target, u, n, steps))

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from viny.evidence.statistics.held_out import held_out_table, read_curves
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
+from viny.study.arms import schedule
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
 
@@ -65,6 +67,11 @@ def epochs_key(stage: str, what: int | str) -> str:
     return f"{stage}.{what}.epochs" if stage == "intermediate" else f"{stage}.epochs"
 
 
+def on_images(size: int) -> str:
+    """The kind of a pre-training."""
+    return f"on {size:,} images"
+
+
 class Trainings:
     """The trainings of a study: how long the finished ones took, and how long others would take.
 
@@ -82,6 +89,12 @@ class Trainings:
         self.root, self.config = root, config
         self.folders = self._trainings(there)
         self.outdated = {chain(cell)[-1].folder(root) for cell in outdated}
+        self.curves = {
+            (training.cell["pretrain_size"], training.cell["seed"]): training.file(root, "curve")
+            for cell in there
+            for training in chain(cell)
+            if training.stage == "pretrain"
+        }
         rows = []
         for folder, (stage, what, _) in self.folders.items():
             path = folder / "run.json"
@@ -98,8 +111,8 @@ class Trainings:
         """The trainings that cells need, by folder: stage, what tells its trainings apart, and pre-train size."""
         found: dict[Path, tuple[str, int | str, int]] = {}
         for cell in some:
-            what = {"pretrain": f"on {cell.pretrain_size:,} images", "intermediate": cell.intermediate}
             for training in chain(cell):
+                what = {"pretrain": on_images(cell.pretrain_size), "intermediate": training.pack}
                 kind = what.get(training.stage, cell.finetune_size)
                 found[training.folder(self.root)] = (training.stage, kind, cell.pretrain_size)
         return found
@@ -112,7 +125,8 @@ class Trainings:
         images = {"pretrain": size, "finetune": what}.get(stage)
         if images is None or mine.empty:
             return np.nan
-        return float(images * self.config[stage]["epochs"] * self.seconds_a_pass(stage))
+        epochs = schedule(self.config, size)[0] if stage == "pretrain" else self.config[stage]["epochs"]
+        return float(images * epochs * self.seconds_a_pass(stage))
 
     def seconds_a_pass(self, stage: str) -> float:
         """Seconds for an image to go forward and backward once, over a stage's finished trainings; NaN if there are
@@ -174,6 +188,10 @@ class Trainings:
             touched += anew
         total = sum(found.values())
         return touched, len(found), None if math.isnan(total) else float(total)
+
+    def held_out(self) -> pd.DataFrame:
+        """What the held-out loss says of each length of pre-training, see `held_out.held_out_table`."""
+        return held_out_table(read_curves(self.curves))
 
     def drops(self) -> dict[tuple[str, int | str], list[float]]:
         """How much the loss was still falling at the end of the trainings.
