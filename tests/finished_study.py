@@ -13,8 +13,9 @@ from PIL import Image
 from viny.cli import main
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, specs
+from viny.study.arms import settings_of
 from viny.study.config import merge, resolve
-from viny.study.inventory import count_images, read_files, with_listings
+from viny.study.inventory import count_images, pack_names, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import write_study
 
@@ -30,9 +31,10 @@ def own_images(folder: Path) -> dict[str, Any]:
     return {"pretrain": {"source": "folder", "path": str(images)}}
 
 
-def run(command: str, spec: dict[str, Any], **files: Path | None) -> None:
+def run(command: str, spec: dict[str, Any], **files: Path | list[Path] | None) -> None:
     """One job, as the workflow's rule gives it."""
-    arguments = [piece for name, path in files.items() if path is not None for piece in (f"--{name}", str(path))]
+    given = {name: paths if isinstance(paths, list) else [paths] for name, paths in files.items() if paths}
+    arguments = [piece for name, paths in given.items() for piece in (f"--{name}", *map(str, paths))]
     code = code_fingerprint(command)
     assert main([command, "--spec", json.dumps({**spec, "code": code}), *arguments]) == 0
 
@@ -51,33 +53,50 @@ def finished_study(folder: Path, settings: Mapping[str, Any]) -> Path:
     root = folder / "results" / "tiny"
     config = with_listings(config, root, read_files(config, count_images(config, root)))
     write_study(root, config)
-    for name in ("pretrain", "segmentation", *config["intermediate"]):
+    all_cells = grid.cells(config)
+    groups = grid.by_group(all_cells)
+    for name in pack_names(config):
         manifest = root / "packs" / name / "manifest.json"
         run("pack", specs.pack_spec(config, name), store=folder / "packs", manifest=manifest)
-    jobs = layout.trainings(grid.cells(config))
-    inputs = {}
+    for start in layout.published(all_cells):
+        files = {what: layout.start_file(root, start, what) for what in layout.START}
+        run("start", specs.start_spec(config, start), **files)
+    # Encoders first; then the rates of every cell, of which a model needs those of all seeds.
+    jobs = sorted(layout.trainings(all_cells), key=lambda job: job.stage == "finetune")
+    inputs, tunings = {}, {}
     for job in jobs:
         part, subset = job.split
         record = root / "splits" / part / f"{subset}.json"
         files = {"manifest": root / "packs" / job.pack / "manifest.json"}
         run("split", specs.split_spec(config, part, subset), **files, record=record, indices=record.with_suffix(".npz"))
         inputs[job] = files | {"split": record, "indices": record.with_suffix(".npz")}
-        parent = job.parent.file(root, "record") if job.parent else None
+    for job in jobs:
+        parent = job.origin(root, "record")
+        if job.stage == "finetune" and specs.is_tuned(settings_of(config, job.arm)):
+            for cell in groups[job.key.group]:
+                made = layout.chain(cell)[-1]
+                tunings[cell] = root / layout.TUNING.format(cell=cell.name)
+                if not tunings[cell].exists():
+                    files = {**inputs[made], "parent": made.origin(root, "record"), "record": tunings[cell]}
+                    run("tune", specs.tune_spec(config, cell), **files)
+        tuned = [tunings[cell] for cell in groups[job.key.group]] if job.key in tunings else []
         outputs = {what: job.file(root, what) for what in layout.TRAINED[job.stage]}
-        run(job.stage, specs.training_spec(config, job), **inputs[job], parent=parent, **outputs)
-    for cell in grid.cells(config):
+        run(job.stage, specs.training_spec(config, job), **inputs[job], parent=parent, tuned=tuned, **outputs)
+    for cell in all_cells:
         tuned, metrics = layout.chain(cell)[-1], layout.metrics_file(root, cell)
         outputs = {"model": tuned.file(root, "record"), "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
         run("evaluate", specs.evaluate_spec(config, cell), **inputs[tuned], **outputs)
     for encoder in grid.encoders(config):
         metrics = layout.geometry_file(root, encoder)
-        own, reference = layout.training_of(encoder), layout.reference_of(encoder)
+        own, reference = (
+            layout.made_of(encoder, of(encoder), root, "record") for of in (layout.training_of, layout.reference_of)
+        )
         run(
             "geometry",
             specs.geometry_spec(config, encoder),
             **inputs[layout.chain(grid.cells(config)[0])[-1]],
-            encoder=own.file(root, "record") if own else None,
-            reference=reference.file(root, "record") if reference else None,
+            encoder=own,
+            reference=reference,
             metrics=metrics,
             arrays=metrics.with_suffix(".npz"),
         )

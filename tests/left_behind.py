@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from viny.runtime.files import digest, seal_of
-from viny.study.graph import TRAININGS, Job
+from viny.learning.rates import content_sha256
+from viny.runtime.files import digest, file_sha256, seal_of
+from viny.study.graph import TRAININGS, TRAINS, Job
+from viny.study.specs import source_of
 from viny.tools.status.state import Watcher
 
 
@@ -27,12 +29,21 @@ def finish(root: Path, *stages: str) -> None:
             (root / output).touch()
         read = {key: records_of(root, by_key[key]) for key in one.needs}
         pack = next((of.get("sha256") for key, of in read.items() if key[0] == "pack"), None)
-        parent = next((read[key].get("weights_sha256") for key in reversed(one.needs) if key[0] in TRAININGS), None)
+        made = (*TRAININGS, "start")
+        parent = next((read[key].get("weights_sha256") for key in reversed(one.needs) if key[0] in made), None)
         if one.stage == "pack":
             record: dict[str, Any] = {"name": one.name, "contents": one.spec.get("listing")}
             record["sha256"] = seal_of(record)
-        elif one.stage in TRAININGS:
+        elif one.stage == "start":
+            record = {"weights_sha256": f"weights {one.label}", "source_sha256": None}
+            if (source := source_of(one.spec)) is not None:
+                record["source_sha256"] = file_sha256(source)
+        elif one.stage in TRAINS:
             record = {"pack_sha256": pack, "parent_sha256": parent, "weights_sha256": f"weights {one.label}"}
+            if one.stage == "tune":
+                record["rates"] = [{"lr": lr, "miou": lr} for lr in one.spec["tune"]["lr"]]
+            if tunings := [of for key, of in read.items() if key[0] == "tune"]:
+                record["tuned"] = {"tunings": list(map(content_sha256, tunings))}
         elif one.stage in ("evaluate", "geometry"):
             asked = {"spec": digest(dict(one.spec)), "pack": pack, "weights": parent}
             record = {"hashes": asked, "provenance": {}}

@@ -17,7 +17,7 @@ from viny.study.config import merge, resolve
 from viny.study.graph import Job, jobs, up_to
 from viny.study.inventory import count_images
 from viny.study.reading import read_config
-from viny.study.saved import write_study
+from viny.study.saved import saved_study, write_study
 from viny.study.todo import CODE, DAMAGED, INPUTS, SETTINGS, JsonCache, explain, out_of_date, to_do
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -123,6 +123,80 @@ def test_a_summary_of_other_results_does_not(root: Path, found: Found) -> None:
     assert found() == {}
     table.write_text("as it is now")
     assert found() == {("report", ""): INPUTS}
+
+
+def with_arms(folder: Path) -> dict[str, Any]:
+    """The settings of a study that begins from a file of weights and tunes its rate."""
+    weights = folder / "own.pth"
+    weights.write_bytes(b"weights" * 200_000)  # more than is hashed of a table
+    changes = {
+        "grid": {"starts": ["own", "random"], "variants": ["study", "tuned"], "intermediates": ["none"]},
+        "starts": {"own": {"file": str(weights)}},
+        "variants": {"tuned": {"tune": {"lr": [0.001, 0.01]}}},
+    }
+    return resolve(merge(read_config(TINY), changes))
+
+
+@pytest.fixture
+def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of such a study, finished."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results" / "tiny"
+    write_study(folder, with_arms(tmp_path))
+    finish(folder)
+    return folder
+
+
+def stale_of(root: Path) -> dict[tuple[str, str], str]:
+    config = saved_study(root)
+    return out_of_date(jobs(config, count_images(config, root)), root, root.parents[1] / "packs")
+
+
+def test_a_finished_study_with_arms_belongs_to_itself(arms: Path) -> None:
+    assert stale_of(arms) == {}
+    config = saved_study(arms)
+    assert to_do(jobs(config, count_images(config, arms)), arms) == []
+
+
+def test_a_start_from_a_file_that_changed_does_not_belong(arms: Path) -> None:
+    weights = arms.parents[1] / "own.pth"
+    weights.write_bytes(b"others" * 200_000)
+    assert stale_of(arms) == {("start", "own"): INPUTS}
+    config = saved_study(arms)
+    left = {job.key for job in to_do(jobs(config, count_images(config, arms)), arms, stale_of(arms))}
+    assert ("pretrain", "size-24_seed-0_start-own") in left and ("pretrain", "size-24_seed-0") not in left
+    assert ("tune", "pre-0_mid-none_fine-8_seed-0_start-own_variant-tuned") in left
+    weights.unlink()  # what is not there cannot have changed
+    assert stale_of(arms) == {}
+
+
+def test_trainings_from_other_published_weights_do_not_belong(arms: Path) -> None:
+    change(arms / "starts" / "own" / "encoder.json", weights_sha256="others")
+    found = stale_of(arms)
+    assert set(found.values()) == {INPUTS} and stages(found) == {"pretrain", "tune", "finetune", "geometry"}
+    assert all("start-own" in name for _, name in found)
+    assert not any("pre-24" in name for stage, name in found if stage in ("tune", "finetune"))  # not its children
+
+
+def test_a_fine_tuning_of_other_scores_does_not_belong(arms: Path) -> None:
+    """Those of any of its seeds."""
+    cell = "pre-0_mid-none_fine-8_seed-{}_variant-tuned"
+    path = arms / "tuning" / f"{cell.format(1)}.json"
+    change(path, rates=[{"lr": 0.001, "miou": 0.5}, {"lr": 0.01, "miou": 0.2}])
+    assert stale_of(arms) == {("finetune", cell.format(seed)): INPUTS for seed in (0, 1)}
+    finish(arms)
+    for seconds in (3, 4):  # how long it took changes nothing
+        rates = [{**rate, "seconds": seconds} for rate in json.loads(path.read_text())["rates"]]
+        change(path, rates=rates)
+        assert stale_of(arms) == {}
+
+
+def test_other_rates_are_other_settings(arms: Path) -> None:
+    config = with_arms(arms.parents[1])
+    config["variants"]["tuned"]["tune"]["lr"] = [0.001, 0.02]
+    write_study(arms, config)
+    assert stages(stale_of(arms)) >= {"tune", "finetune"}
+    assert all(name.endswith("_variant-tuned") for stage, name in stale_of(arms) if stage in ("tune", "finetune"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "\x00\x01", '{"spec": 3}', '{"hashes": []}', "[" * 5000])

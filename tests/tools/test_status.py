@@ -27,10 +27,11 @@ from viny.cli import main
 from viny.learning import stages
 from viny.learning.progress import PROGRESS, ProgressReport, ProgressWriter
 from viny.runtime.claims import Claim
+from viny.runtime.files import write_json
 from viny.runtime.processes import Owner
 from viny.runtime.slurm import name_file
 from viny.study.config import resolve
-from viny.study.graph import Job
+from viny.study.graph import TRAINS, Job
 from viny.study.inventory import count_images, read_files, with_listings
 from viny.study.layout import pack_manifest
 from viny.study.reading import read_config
@@ -39,7 +40,7 @@ from viny.tools.forecast.plan import plan
 from viny.tools.status.state import Watcher
 from viny.tools.status.view import show
 
-TINY = Path(__file__).parents[1] / "tiny.yaml"
+TINY, ARMS = (Path(__file__).parents[1] / f"{name}.yaml" for name in ("tiny", "arms"))
 ALL_DONE, SOMETHING_WRONG, BAD_INPUT = 0, 1, 2
 CELL = "pre-0_mid-none_fine-8_seed-0"
 
@@ -141,6 +142,54 @@ def test_a_training_that_runs_says_how_far_it_is(root: Path, run: Claim, capsys:
     assert (said["image_passes_done"], said["image_passes"]) == (24, 96 + 192 + 576)
     assert said["seconds_left"] > 70
     assert log.is_file()
+
+
+def test_a_tuning_that_runs_is_told_of_over_all_its_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "results" / "arms"
+    write_study(root, resolve(read_config(ARMS)))
+    one = job(root, f"tune {CELL}_variant-tuned")  # 3 rates of 2 epochs on 6 of 8 images
+    finish(root, "pack", "split")
+    run, claim = Claim(root / ".claim"), Claim(one.claim(root))
+    assert run.acquire() is None and claim.acquire() is None
+    try:
+        write_log(root, one.label, "tune: rate 0.002, scored on 2 images")
+        folder = one.checkpoints(root)
+        (folder / "lr-0.002").mkdir(parents=True)
+        write_json(folder / "lr-0.001.json", {})  # its first rate is scored
+        (folder / "lr-0.002" / "0123abcd_epoch-000002_step-00000000.safetensors").touch()
+        assert (found := Watcher(root).look().running[0]).epoch == 2 + 1 and found.epochs == 6
+        report = ProgressReport(1.5, 2, 0, 1, loss=0.7, images_per_second=0.1, seconds_left=100.0)
+        ProgressWriter(folder / "lr-0.002").write(report)
+        status = Watcher(root).look()
+        assert main(["status", str(root), "--no-watch"]) == ALL_DONE
+    finally:
+        claim.release()
+        run.release()
+    (running,) = status.running
+    assert (running.epoch, running.epochs, running.loss) == (3.5, 6, 0.7)
+    # What is left of this rate, and two epochs of six images at the last one.
+    assert running.seconds_left == pytest.approx(100 + 2 * 6 / 0.1, abs=30)
+    assert status.stages["tune"] == {"running": 1, "waiting": 47} and status.stages["start"] == {"waiting": 1}
+    assert status.passes[1] == round(3.5 * 6)
+    out = capsys.readouterr().out
+    assert re.search(r"^start +1$", out, re.MULTILINE) and re.search(r"^tune +1 +47$", out, re.MULTILINE)
+    assert re.search(r"tune \S+_variant-tuned +3\.5/6 ", out)
+
+
+def test_a_tuning_that_was_stopped_is_kept_in_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "results" / "arms"
+    write_study(root, resolve(read_config(ARMS)))
+    finish(root, "pack", "split")
+    one = job(root, f"tune {CELL}_variant-tuned")
+    one.checkpoints(root).mkdir(parents=True)
+    write_json(one.checkpoints(root) / "lr-0.001.json", {})
+    total, done, kept = Watcher(root).look().passes
+    assert done == kept == 2 * 6
+    assert total == sum(job.work.passes for job in Watcher(root).jobs if job.stage in TRAINS)
 
 
 def test_a_training_claims_its_work_where_status_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

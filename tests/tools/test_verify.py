@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("jsonschema")
@@ -19,7 +20,9 @@ pytest.importorskip("jsonschema")
 from finished_study import TINY, finished_study, own_images
 
 from viny.cli import main
+from viny.learning.model import ViNy
 from viny.learning.progress import PROGRESS
+from viny.learning.settings import ModelSettings
 from viny.runtime.differences import differences
 from viny.runtime.files import digest, write_json, write_sealed
 from viny.study import layout
@@ -104,6 +107,130 @@ def test_nothing_is_written(whole: Path) -> None:
     before = {path: os.lstat(path).st_mtime_ns for path in whole.parents[1].rglob("*")}
     verify_study(whole)
     assert {path: os.lstat(path).st_mtime_ns for path in whole.parents[1].rglob("*")} == before
+
+
+# A study with arms
+
+ARMS_GRID = {**GRID, "intermediates": ["none", "scenes"], "seeds": [0, 1], "variants": ["study", "tuned", "chained"]}
+TUNED = "pre-24_mid-none_fine-8_seed-0_start-own_variant-tuned"
+
+
+@pytest.fixture(scope="module")
+def whole_with_arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of published weights, pre-trained on and fine-tuned at a tuned rate; not to be changed."""
+    folder = tmp_path_factory.mktemp("arms")
+    model = resolve(read_config(TINY))["model"]
+    torch.save(ViNy(ModelSettings(**model)).state_dict(), folder / "own.pth")
+    grid_of = {**ARMS_GRID, "starts": ["own", "random"]}
+    return finished_study(
+        folder,
+        {
+            "grid": grid_of,
+            "starts": {"own": {"file": str(folder / "own.pth"), "grid": {"intermediates": ["none"]}}},
+            "variants": {
+                "tuned": {"tune": {"lr": [0.001, 0.01], "share": 0.5}, "grid": {"starts": ["own"]}},
+                "chained": {
+                    "intermediate": {"scenes": {"after": "spatial"}},
+                    "grid": {"starts": ["random"], "intermediates": ["scenes"]},
+                },
+            },
+            "pretrain": {"held_out": 4},
+            "intermediate": {
+                "spatial": {
+                    **{"source": "synthetic", "target": "patch", "mixup": 0.0, "images": 10},
+                    **{"epochs": 1, "batch_size": 8, "milestones": []},
+                }
+            },
+        },
+    )
+
+
+@pytest.fixture
+def arms_root(whole_with_arms: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage, which reads the same file of weights."""
+    shutil.copytree(whole_with_arms.parents[1], tmp_path / "work", symlinks=True)
+    return tmp_path / "work" / "results" / "tiny"
+
+
+def test_a_whole_study_with_arms_has_no_findings(whole_with_arms: Path) -> None:
+    assert lines(verify_study(whole_with_arms)) == []
+    assert (whole_with_arms / "tuning" / f"{TUNED}.json").is_file()
+
+
+def test_without_settings_shared_trainings_are_not_missed(arms_root: Path) -> None:
+    """The tuned cells have no encoder of their own."""
+    (arms_root / "study.json").unlink()
+    assert [found.file for found in verify_study(arms_root).findings] == ["study.json"]
+    # Nor if no summary says what is shared; what the tasks in a chain begin with is not known then.
+    shutil.rmtree(arms_root / "summaries")
+    of_cells = [found for found in verify_study(arms_root).findings if not found.file.startswith("summaries")]
+    assert {found.file for found in of_cells if "chained" not in found.file and found.severity != "note"} == {
+        "study.json"
+    }
+
+
+def swap_rates(root: Path) -> None:
+    """Have the other rate score best, in sealed records."""
+    for path in (root / "tuning").glob("pre-24_mid-none_*.json"):
+        record = json.loads(path.read_text())
+        for rate, miou in zip(record["rates"], (0.9, 0.1) if chosen(root) == 0.01 else (0.1, 0.9), strict=True):
+            rate["miou"] = miou
+        write_sealed(path, record)
+
+
+def chosen(root: Path) -> float:
+    return json.loads((root / "finetune" / TUNED / "model.json").read_text())["tuned"]["lr"]
+
+
+def other_source(root: Path) -> None:
+    path = root / "starts" / "own" / "encoder.json"
+    change(path, source_sha256=json.loads(path.read_text())["source_sha256"][::-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "words"),
+    [
+        (lambda root: flip(root / "starts" / "own" / "encoder.safetensors"), "starts/own/encoder.safetensors", ""),
+        (lambda root: (root / "starts/own/encoder.safetensors").unlink(), "starts/own/encoder.safetensors", ""),
+        (lambda root: shutil.rmtree(root / "starts"), "starts/own", "expected published weights"),
+        (other_source, "starts/own/encoder.json", "weights in"),
+        (lambda root: (root / f"tuning/{TUNED}.json").unlink(), f"tuning/{TUNED}.json", "scores of a cell's rates"),
+        (
+            lambda root: change(root / f"tuning/{TUNED}.json", parent_sha256="0" * 64),
+            f"tuning/{TUNED}.json",
+            "parent weights, of pretrain/size-24_seed-0_start-own",
+        ),
+        (swap_rates, f"finetune/{TUNED}/model.json", "tuned.lr"),
+        (
+            lambda root: change(root / "pretrain/size-24_seed-0_start-own/encoder.json", parent_sha256="0" * 64),
+            "pretrain/size-24_seed-0_start-own/encoder.json",
+            "parent weights, of starts/own",
+        ),
+        (
+            lambda root: change(
+                root / "intermediate/scenes/size-24_seed-0_variant-chained/encoder.json", parent_sha256="0" * 64
+            ),
+            "intermediate/scenes/size-24_seed-0_variant-chained/encoder.json",
+            "parent weights, of intermediate/spatial/size-24_seed-0",
+        ),
+    ],
+)
+def test_damage_in_arms_is_named(arms_root: Path, damage: Callable[[Path], Any], file: str, words: str) -> None:
+    damage(arms_root)
+    report = verify_study(arms_root)
+    assert not report.sound
+    said = [finding.message for finding in report.findings if finding.file == file]
+    assert said and words in said[0], lines(report)
+
+
+def test_weights_that_a_start_was_read_from_may_be_gone(arms_root: Path) -> None:
+    path = arms_root / "starts" / "own" / "encoder.json"
+    record = json.loads(path.read_text())
+    settings = saved_study(arms_root)
+    settings["starts"]["own"]["file"] = "gone.pth"
+    change(path, spec={**record["spec"], "file": "gone.pth"})
+    found = [one for one in verify_study(arms_root, settings).findings if one.file == "starts/own/encoder.json"]
+    assert [one.severity for one in found if "gone.pth, is not there" in one.message] == ["note"]
 
 
 # Damage, one at a time

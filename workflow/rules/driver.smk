@@ -24,7 +24,7 @@ from viny.runtime.text import visible
 from viny.study import workload
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve, typed
-from viny.study.inventory import count_images, read_files, with_listings
+from viny.study.inventory import check_starts, count_images, read_files, with_listings
 from viny.study.reading import read_config
 from viny.study.saved import export_settings, is_written, submitted_settings, write_study
 
@@ -67,6 +67,7 @@ def settings():
         root = Path("results", study["study"])
         images = count_images(study, root)
         check_sizes(study, images.limits)
+        check_starts(study, root)
         for note in images.notes:
             say(f"Note: {note}")
         files = read_files(study, images)

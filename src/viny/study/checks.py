@@ -13,7 +13,7 @@ from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.study.arms import model_of, pretrain_packs, settings_of, task_chain
-from viny.study.grid import AXES, Arm, arms
+from viny.study.grid import AXES, STUDY, Arm, arms, cells
 from viny.study.reading import SHORT
 
 # More than any study needs. A job's settings are one argument of its command, which Linux limits to 128 KiB, and
@@ -213,18 +213,18 @@ def check_arms(config: Mapping[str, Any]) -> None:
         for name in config["grid"].get(f"{axis}s", ()):
             if not any(getattr(arm, axis) == name for arm in found):
                 raise InputError(f"grid.{axis}s: '{name}' is in no arm; its own grid, or the others', leave it out")
-    image_size = config["model"]["image_size"]
     for name in config.get("starts", {}):
-        patch = model_of(config, name)["patch_size"]
-        if image_size % patch:
+        try:
+            model_of(config, name)
+        except InputError as error:
+            raise InputError(f"starts.{name}: {error}") from error
+    pretrained = [cell.arm for cell in cells(config) if cell.pretrain_size] if config.get("starts") else []
+    for arm in dict.fromkeys(pretrained):
+        own = settings_of(config, arm)
+        ratio, patches = own["pretrain"]["mask_ratio"], ModelSettings(**own["model"]).patches
+        if int(ratio * patches) == 0:
             raise InputError(
-                f"starts.{name}: its patches of {patch} pixels do not divide model.image_size, {image_size}; choose a "
-                f"multiple of {patch}"
-            )
-        ratio, patches = config["pretrain"]["mask_ratio"], (image_size // patch) ** 2
-        if int(ratio * patches) == 0 and max(config["grid"]["pretrain_sizes"]):
-            raise InputError(
-                f"pretrain.mask_ratio: {ratio} masks none of the {patches} patches of starts.{name}; use a larger "
+                f"pretrain.mask_ratio: {ratio} masks none of the {patches} patches of starts.{arm.start}; use a larger "
                 "model.image_size"
             )
     for name, variant in config.get("variants", {}).items():
@@ -262,13 +262,16 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
                 f"grid.pretrain_sizes: {max(grid['pretrain_sizes'])}{more} is larger than the data: "
                 f"{section['path']} ({section['source']}) has {counts[name]} images{less}"
             )
+    for variant in grid.get("variants", [STUDY]):
+        where = "" if variant == STUDY else f"variants.{variant}."
+        for name, task in settings_of(config, Arm(variant=variant))["intermediate"].items():
+            few = counts.get(f"{name} trained")
+            if few is not None and task.get("images", 0) > few:
+                raise InputError(
+                    f"{where}intermediate.{name}.images: {task['images']} is more than the {few} training images in "
+                    f"{task['path']} ({task['source']})"
+                )
     for name, task in config["intermediate"].items():
-        few = counts.get(f"{name} trained")
-        if few is not None and task.get("images", 0) > few:
-            raise InputError(
-                f"intermediate.{name}.images: {task['images']} is more than the {few} training images in "
-                f"{task['path']} ({task['source']})"
-            )
         for part, words in (("trained", "training"), ("held_out", "held-out")):
             if counts.get(f"{name} {part}") == 0:
                 raise InputError(

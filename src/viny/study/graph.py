@@ -196,13 +196,14 @@ def _summaries(
     searched = [pack(name) for name in layout.searched_packs(spec)]
     searched += [split(*one) for one in layout.searched_splits(spec)]
     trained = [key for key in before if key[0] in TRAININGS]
+    tunings = [key for key in before if key[0] == "tune"]
     shown = grid.shown_cells(config)
     labels = split("finetune", layout.subset(shown[-1].finetune_size, shown[-1].seed))
     made = [
         summary("duplicates", searched),
         summary("tables", evaluated),
         summary("figures", [*evaluated, *trained, pack("segmentation"), labels]),
-        summary("statistics", [*evaluated, *trained]),
+        summary("statistics", [*evaluated, *trained, *tunings]),
         summary("scorecard", [*evaluated, *measured]),
     ]
     if measured:

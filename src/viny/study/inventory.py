@@ -21,8 +21,9 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, read_json
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.arms import pretrain_packs, settings_of
-from viny.study.layout import IMAGES, pack_manifest, split_record
-from viny.study.specs import pack_spec, source_spec, split_is_given, task_split_spec
+from viny.study.grid import cells
+from viny.study.layout import IMAGES, pack_manifest, published, split_record, start_file
+from viny.study.specs import pack_spec, source_of, source_spec, split_is_given, task_split_spec
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,24 @@ def _made_of(root: Path, names: list[str], spec: Mapping[str, Any], store: str) 
     """Whether one of these packs of a study is the one that the store holds for these settings."""
     folders = [Path(os.path.realpath(root / IMAGES.format(pack=name))).parent.name for name in names]
     return stored_at({**spec, "code": code_fingerprint("pack")}, Path(store)).name in folders
+
+
+def check_starts(config: Mapping[str, Any], root: Path) -> None:
+    """Refuse starts whose files of weights are not there, unless the study has read them already.
+
+    Args:
+        config: resolved settings.
+        root: the study's folder, which need not exist.
+
+    Raises:
+        InputError: names the key and the file.
+    """
+    for name in published(cells(config)):
+        start = config["starts"][name]
+        path = source_of(start)
+        if path is not None and not path.is_file() and not start_file(root, name, "record").is_file():
+            key = "file" if "file" in start else "weights"
+            raise InputError(f"starts.{name}.{key}: {path}: no such file; expected .safetensors, .pth or .bin")
 
 
 def changed_files(config: Mapping[str, Any], root: Path, files: Mapping[str, Contents]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from viny.data.masks import mask_coding
@@ -10,7 +11,7 @@ from viny.learning.settings import TRAIN_KEYS
 from viny.study.arms import SECTIONS, is_published, pretrain_packs, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import BASE, STUDY, Arm, Cell, Encoder, arms, has_arms
+from viny.study.grid import BASE, RANDOM, STUDY, Arm, Cell, Encoder, arms, has_arms
 from viny.study.layout import Training, held_out_curves, parse_subset, task_of_subset
 
 
@@ -243,6 +244,12 @@ def start_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the weights of a published start depend on besides the files that hold them."""
     start = {key: value for key, value in config["starts"][name].items() if key != "grid"}
     return {"stage": "start", "start": name, "model": settings_of(config, Arm(name))["model"], **start}
+
+
+def source_of(spec: Mapping[str, Any]) -> Path | None:
+    """The user's file of a start's weights, by `start_spec` or the start's settings; None for those that timm has."""
+    given = spec.get("file", spec.get("weights", RANDOM))
+    return None if given == RANDOM else Path(given)
 
 
 def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.pack import stored_at
+from viny.learning.rates import content_sha256
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, file_sha256, read_sealed
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
 from viny.study.layout import IMAGES
+from viny.study.specs import source_of
 
 SETTINGS, CODE, INPUTS, DAMAGED = "other settings", "other code", "other images or weights", "a damaged record"
 # Settings that metrics and geometry state besides the hash of all.
@@ -37,6 +39,10 @@ class JsonCache:
     def sha256(self, path: Path) -> str | None:
         """Hex sha256 of a small file's bytes; None for a large one, or if there is no such file."""
         return self._cached(_small_sha256, path, None)
+
+    def source_sha256(self, path: Path) -> str | None:
+        """Hex sha256 of a file of any size; None if there is no such file."""
+        return self._cached(_file_sha256, path, None)
 
     def weights_metadata(self, path: Path) -> dict[str, Any] | None:
         """The record that a weights file holds itself; empty if there is no such file, None if it is damaged."""
@@ -66,6 +72,13 @@ def _small_sha256(path: Path) -> str | None:
         return None
     try:
         return None if path.stat().st_size > SMALL else file_sha256(path)
+    except OSError:
+        return None
+
+
+def _file_sha256(path: Path) -> str | None:
+    try:
+        return file_sha256(path) if path.is_file() else None
     except OSError:
         return None
 
@@ -127,7 +140,7 @@ def _reason(job: Job, by_key: Mapping[Key, Job], root: Path, store: Path, record
         reason = _pack_reason(job, record, root, store) if job.stage == "pack" else _spec_reason(job, record)
         if reason:
             return reason
-        if job.stage in TRAININGS:
+        if job.stage in (*TRAININGS, "start"):
             inner = records.weights_metadata(root / job.outputs[0])
             outer = {key: value for key, value in record.items() if key not in ("weights_sha256", "sha256")}
             if inner not in ({}, outer):
@@ -183,6 +196,10 @@ def _sources(
         for name, was in mine["inputs"].items():
             yield was, records.sha256(root / name)
         return
+    if job.stage == "start" and (source := source_of(job.spec)) is not None:
+        yield mine["source_sha256"], records.source_sha256(source)
+    if tunings := [records(root / by_key[key].record) for key in job.needs if key[0] == "tune"]:
+        yield _together(mine["tuned"]["tunings"]), _together(content_sha256(one) if one else None for one in tunings)
     hashes = mine.get("hashes", {})  # of metrics and geometry
     for key in job.needs:
         of = records(root / by_key[key].record) or {}
@@ -192,10 +209,16 @@ def _sources(
             part = "test" if job.stage == "geometry" else "train"
             was = mine.get("split_sha256", hashes.get("split"))
             yield was, of.get("parts", {}).get(part, {}).get("sha256")
-        else:
+        elif key[0] != "tune":
             # A geometry job's last need is its encoder; the other is that encoder's reference.
             name = "weights" if key == job.needs[-1] else "reference_weights"
             yield mine.get("parent_sha256", hashes.get(name)), of.get("weights_sha256")
+
+
+def _together(hashes: Iterable[str | None]) -> str | None:
+    """Several hashes as one, in any order; None if one is unknown."""
+    found = list(hashes)
+    return None if None in found else " ".join(sorted(found))
 
 
 def to_do(all_jobs: Iterable[Job], root: Path, stale: Iterable[Key] = ()) -> list[Job]:

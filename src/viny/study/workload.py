@@ -156,25 +156,28 @@ def finetune_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> 
     return _tuning(settings, size, settings["finetune"]["epochs"])
 
 
+def tuning_epochs(tune: Mapping[str, Any], epochs: int) -> int:
+    """Epochs that each rate is tried for, of a fine-tuning of so many."""
+    return max(1, round(tune["share"] * epochs))
+
+
 def tune_workload(config: Mapping[str, Any], labels: int, arm: Arm) -> Workload:
     """The short trainings that score the rates of a cell with so many labelled images."""
     settings = settings_of(config, arm)
-    tune = settings["tune"]
+    tune, rates = settings["tune"], len(settings["tune"]["lr"])
     scored = math.ceil(tune["validation"] * labels)
-    epochs = len(tune["lr"]) * max(1, round(tune["share"] * settings["finetune"]["epochs"]))
-    frozen = settings["finetune"].get("encoder") == "frozen"  # its tokens are computed once for all rates
-    work = _tuning(settings, max(1, labels - scored), epochs)
-    return _looking_at(work, scored * (1 if frozen else len(tune["lr"])))
+    epochs = rates * tuning_epochs(tune, settings["finetune"]["epochs"])
+    return _looking_at(_tuning(settings, max(1, labels - scored), epochs, rates), rates * scored)
 
 
-def _tuning(settings: Mapping[str, Any], images: int, epochs: int) -> Workload:
+def _tuning(settings: Mapping[str, Any], images: int, epochs: int, trainings: int = 1) -> Workload:
     batch, side = settings["finetune"]["batch_size"], settings["model"]["image_size"]
     if settings["finetune"].get("encoder") != "frozen":
         work = _workload(settings, images, epochs, batch, side, 4)
         return _with_scores(settings, work, min(batch, images), training=True)
-    # Tokens of each image and its mirror image are computed once; then only the head is trained.
+    # In each training, tokens of an image and its mirror image are computed once; then only the head is trained.
     model = ModelSettings(**settings["model"])
-    tokens = _workload(settings, 2 * images, 1, min(batch, BATCH), side, 4)
+    tokens = _workload(settings, 2 * images, trainings, min(batch, BATCH), side, 4)
     kept = math.ceil(8 * images * model.patches * model.dim / 1e6)
     head = replace(tokens, passes=images * epochs, operations=0, memory_mb=tokens.memory_mb + kept)
     # The tokens take no gradient.

@@ -14,7 +14,7 @@ from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
 from viny.study.grid import arms, cells, encoders, has_arms, places
-from viny.study.inventory import Images, count_images, read_files, with_listings
+from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import out_of_date, to_do
 from viny.study.workload import UNKNOWN
@@ -60,6 +60,7 @@ def plan(
     root = results / config["study"]
     images = count_images(config, root)
     check_sizes(config, images.limits)
+    check_starts(config, root)
     config = with_listings(dict(config), root, read_files(config, images, root))
     all_jobs = jobs(config, images)
     stale = out_of_date(all_jobs, root, store)

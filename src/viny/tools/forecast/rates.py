@@ -129,10 +129,16 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
     """
     seen, beside, whole = {}, [], {}
     first: dict[str, Job] = {}  # of each kind
-    for job in all_jobs:
-        if not job.is_done(root) or job.stage == "tune":
+    for job in _by_kind(all_jobs):
+        if not job.is_done(root):
             continue
         took = seconds_of(job, root)
+        if job.stage == "tune":
+            rate = _rate_of_tuning(job, root, threads, device)
+            if rate is not None:
+                first.setdefault(kind(job), job)
+                seen.setdefault(kind(job), []).append(rate)
+            continue
         if job.stage not in TRAININGS:
             if took is not None and job.stage != "pack":  # a pack may have been in the store already
                 whole.setdefault(kind(job), []).append(took)
@@ -158,6 +164,23 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
     for name, one in zip(seen, known, strict=True):
         rates.learn(first[name], one["images_per_second"])
     return rates
+
+
+def _rate_of_tuning(job: Job, root: Path, threads: int, device: str) -> tuple[float, str | None] | None:
+    """Images per second of a finished tuning, and where it ran; None if it does not tell, or was another's."""
+    if job.spec.get("encoder") == "frozen":
+        return None  # its tokens are spread over fewer epochs than a fine-tuning's
+    try:
+        record = read_json(root / job.record, "a tuning")
+        run = record["provenance"]
+        if _kind_of_training(record["spec"]) != kind(job) or run["threads"] != threads:
+            return None
+        if device != "auto" and not run["device"].startswith(device):
+            return None
+        passes, seconds = (sum(one[key] for one in record["rates"]) for key in ("image_passes", "seconds"))
+        return (passes / seconds, run.get("host")) if passes > 0 else None
+    except (AttributeError, InputError, LookupError, TypeError, ZeroDivisionError):
+        return None
 
 
 def _known(title: str, found: list[tuple[float, str]]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viny.learning.progress import read_progress
+from viny.learning.progress import PROGRESS, ProgressReport, read_progress
 from viny.runtime.claims import Claim
 from viny.runtime.files import last_lines
 from viny.runtime.processes import Owner
-from viny.study.graph import TRAININGS, Job
+from viny.study.graph import TRAININGS, TRAINS, Job
+from viny.study.workload import tuning_epochs
 
 STARTING = 120.0  # seconds that a training may take from its first log line to claiming its work
+SCORE = "lr-*.json"  # among a tuning's checkpoints, of each rate that is scored; a folder for the one that is not
 CHECKPOINT = re.compile(r"_epoch-(\d+)_step-(\d+)\.safetensors$")
 
 
@@ -62,19 +64,32 @@ def share_done(one: Running) -> float:
     return (one.epoch or 0) / one.epochs if one.epochs else 0.0
 
 
+def epochs_of(job: Job) -> int:
+    """Epochs of a training; of a tuning, those of all its rates."""
+    epochs, tune = job.spec["train"]["epochs"], job.spec["tune"] if job.stage == "tune" else None
+    return epochs if tune is None else len(tune["lr"]) * tuning_epochs(tune, epochs)
+
+
+def _scored(job: Job, root: Path) -> int:
+    """Epochs of the rates that a running tuning has scored."""
+    if job.stage != "tune":
+        return 0
+    return len(list(job.checkpoints(root).glob(SCORE))) * epochs_of(job) // len(job.spec["tune"]["lr"])
+
+
 def done_in_checkpoints(job: Job, root: Path) -> tuple[int, float]:
     """Whole epochs done in a training's newest checkpoint, and the share done of the next."""
-    images = job.work.passes / job.spec["train"]["epochs"]
-    steps = math.ceil(images / job.spec["train"]["batch_size"])
-    names = [CHECKPOINT.search(path.name) for path in job.checkpoints(root).glob("*.safetensors")]
+    steps = math.ceil(job.work.passes / epochs_of(job) / job.spec["train"]["batch_size"])
+    found = job.checkpoints(root).glob("*/*.safetensors" if job.stage == "tune" else "*.safetensors")
+    names = [CHECKPOINT.search(path.name) for path in found]
     epoch, step = max(((int(m[1]) - 1, int(m[2])) for m in names if m), default=(0, 0))
-    return epoch, min(1.0, step / steps)
+    return _scored(job, root) + epoch, min(1.0, step / steps)
 
 
 def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Running | Failed | None:
     """What is known about an unfinished job; None if it is waiting."""
     log = job.log(root)
-    holder = Claim(job.claim(root)).holder() if job.stage in TRAININGS else None
+    holder = Claim(job.claim(root)).holder() if job.stage in TRAINS else None
     try:
         written = log.stat().st_mtime
         said = [line.rstrip() for line in last_lines(log) if line.strip()]
@@ -93,7 +108,7 @@ def state_of(job: Job, root: Path, alive: bool, begun: float, slurm: bool) -> Ru
         return Failed(job, f"{last or 'nothing said'} (it ended without a further word)", log)
     if written < begun:
         return None  # written by an earlier run; this one has not reached the job yet
-    if job.stage in TRAININGS and words and silent > STARTING:
+    if job.stage in TRAINS and words and silent > STARTING:
         # Slurm may restart it by itself, on another node.
         return None if slurm else Failed(job, f"{last} (it ended without a further word)", log)
     return _running(job, root, None, words, silent)
@@ -120,13 +135,22 @@ def _is_error(last: str, said: list[str]) -> bool:
 
 def _running(job: Job, root: Path, holder: Owner | None, words: list[str], silent: float) -> Running:
     said = words[-1] if words else "starting"
-    if job.stage not in TRAININGS:
+    if job.stage not in TRAINS:
         return Running(job, None, None, None, None, None, silent, said)
-    told = read_progress(job.progress(root))
-    if told is None or told.process != holder:  # no report yet, or one left by an earlier attempt
-        epoch, epochs = done_in_checkpoints(job, root)[0], job.spec["train"]["epochs"]
-        return Running(job, epoch, epochs, None, None, None, silent, said)
-    left = told.seconds_left
+    epochs, told = epochs_of(job), _told(job, root, holder)
+    if told is None:  # no report yet, or one left by an earlier attempt
+        return Running(job, done_in_checkpoints(job, root)[0], epochs, None, None, None, silent, said)
+    left, before = told.seconds_left, _scored(job, root)
     if left is not None:
         left = max(0.0, left - max(0.0, time.time() - told.written))  # another machine's clock may be ahead
-    return Running(job, told.epoch, told.epochs, told.loss, told.images_per_second, left, silent, said)
+        if told.images_per_second:
+            further = job.work.passes / epochs * max(0, epochs - before - told.epochs)  # at a tuning's other rates
+            left += further / told.images_per_second
+    return Running(job, before + told.epoch, epochs, told.loss, told.images_per_second, left, silent, said)
+
+
+def _told(job: Job, root: Path, holder: Owner | None) -> ProgressReport | None:
+    """What the process that holds a training last said of it, or of the rate that a tuning tries; None if nothing."""
+    paths = [job.progress(root)] if job.stage in TRAININGS else job.checkpoints(root).glob(f"*/{PROGRESS}")
+    found = [told for path in paths if (told := read_progress(path)) is not None and told.process == holder]
+    return max(found, key=lambda told: told.written, default=None)

@@ -11,14 +11,14 @@ from typing import Any
 
 from viny.runtime.claims import Claim
 from viny.runtime.slurm import active_jobs, job_name
-from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
+from viny.study.graph import SUMMARIES, TRAINS, Job, Key, jobs
 from viny.study.grid import cells
 from viny.study.inventory import changed_files, count_images, read_files, with_listings
 from viny.study.saved import saved_study, study_file
 from viny.study.todo import JsonCache, explain, out_of_date, to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import rates_seen, seconds_of
-from viny.tools.status.running import Failed, Running, done_in_checkpoints, share_done, state_of
+from viny.tools.status.running import Failed, Running, done_in_checkpoints, epochs_of, share_done, state_of
 
 ASK = 20.0  # seconds between queries to Slurm
 
@@ -192,11 +192,11 @@ class Watcher:
         keys = {job.key for job in left}
         idle = keys - {one.job.key for one in running}
         # A training whose pack or parent weights are still to be made starts from scratch.
-        able = [job for job in left if job.stage in TRAININGS and job.key in idle and not keys.intersection(job.needs)]
-        return {job.key: sum(done_in_checkpoints(job, self.root)) / job.spec["train"]["epochs"] for job in able}
+        able = [job for job in left if job.stage in TRAINS and job.key in idle and not keys.intersection(job.needs)]
+        return {job.key: sum(done_in_checkpoints(job, self.root)) / epochs_of(job) for job in able}
 
     def _passes(self, done: Iterable[Job], left: list[Job], running: list[Running]) -> tuple[int, int, int]:
-        trainings = {job.key: job.work.passes for job in self.jobs if job.stage in TRAININGS}
+        trainings = {job.key: job.work.passes for job in self.jobs if job.stage in TRAINS}
         part = sum(share_done(one) * trainings[one.job.key] for one in running if one.job.key in trainings)
         kept = sum(share * trainings[key] for key, share in self._kept(left, running).items())
         whole = sum(trainings.get(job.key, 0) for job in done)
@@ -227,7 +227,7 @@ class Watcher:
             one = now.get(job.key)
             if one is not None and one.seconds_left is not None:
                 whole = one.seconds_left
-            elif one is not None and job.stage in TRAININGS:
+            elif one is not None and job.stage in TRAINS:
                 whole *= 1 - share_done(one)
             elif one is None:
                 whole *= 1 - kept.get(job.key, 0)

@@ -16,6 +16,7 @@ from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import broken_seal, file_sha256, json_text, read_json
 from viny.study import layout
+from viny.study.grid import Cell
 from viny.study.layout import Training
 from viny.tools.verify.report import MISSING, NOTE, WRONG, Finding, Report
 
@@ -61,6 +62,7 @@ class Book:
         faulty: files with a finding that is more than a note.
         sealed: records that hold a hash of themselves.
         unsealed: records from before records held one.
+        groups: the study's cells that differ in their seed alone, by `Cell.group`.
     """
 
     root: Path
@@ -77,6 +79,7 @@ class Book:
     faulty: set[Path] = field(default_factory=set)
     sealed: list[Path] = field(default_factory=list)
     unsealed: list[Path] = field(default_factory=list)
+    groups: dict[tuple[Any, ...], list[Cell]] = field(default_factory=dict)
     _hashes: dict[Path, str | None] = field(default_factory=dict, init=False, repr=False)
     _values: dict[Path, dict[str, Any] | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -279,24 +282,22 @@ class Book:
 
         Args:
             file: the one that states the hash.
-            training: the training; one from a random start has no parent weights, and no hash.
+            training: the training; one from weights that are drawn has no parent weights, and no hash.
             hashes, key, advice: as for `same_pack`.
         """
-        self.same_weights(file, training.parent, "parent weights", hashes, key, advice)
+        self.same_weights(file, training.origin(self.root, "record"), "parent weights", hashes, key, advice)
 
-    def same_weights(
-        self, file: Path, training: Training | None, what: str, hashes: Any, key: str, advice: str
-    ) -> None:
-        """Compare the hash that a file states for a training's weights with their record, not with the weights.
+    def same_weights(self, file: Path, record: Path | None, what: str, hashes: Any, key: str, advice: str) -> None:
+        """Compare the hash that a file states for weights with their record, not with the weights.
 
         Args:
             file: the one that states the hash.
-            training: whose weights they are; None for a random start.
+            record: of the weights; None if they are drawn.
             what: which weights they are to the file, in words.
             hashes, key, advice: as for `same_pack`.
         """
-        if training is None:
+        if record is None:
             self.same(file, what, None, hashes[key], advice)
-        elif (record := self.json(training.file(self.root, "record"), "a weights record")) is not None:
-            name = training.folder(Path())
-            self.same(file, f"{what}, of {name}", record.get("weights_sha256"), hashes[key], advice)
+        elif (about := self.json(record, "a weights record")) is not None:
+            name = record.parent.relative_to(self.root)
+            self.same(file, f"{what}, of {name}", about.get("weights_sha256"), hashes[key], advice)

@@ -14,7 +14,7 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import digest
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import layout, specs
-from viny.study.grid import Cell, Encoder, probe_size
+from viny.study.grid import Cell, Encoder, encoders, probe_size
 from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING, NOTE
@@ -47,7 +47,7 @@ def check_metrics(book: Book, cell: Cell) -> None:
         if not own:
             return
         hashes, record = value["hashes"], book.json(training.file(book.root, "record"), "a weights record")
-        book.same_weights(path, training, "weights of the model", hashes, "weights", AGAIN)
+        book.same_weights(path, training.file(book.root, "record"), "weights of the model", hashes, "weights", AGAIN)
         book.same_parent(path, training, hashes, "parent_weights", AGAIN)
         book.same_pack(path, training.pack, hashes, "pack", AGAIN)
         book.same_split(path, training.split, hashes, "split", AGAIN)
@@ -136,8 +136,11 @@ def check_geometry(book: Book, encoder: Encoder) -> None:
         if not own:
             return
         hashes = value["hashes"]
-        book.same_weights(path, layout.training_of(encoder), "weights", hashes, "weights", AGAIN)
-        reference = layout.reference_of(encoder)
+        own, reference = (
+            layout.made_of(encoder, of(encoder), book.root, "record")
+            for of in (layout.training_of, layout.reference_of)
+        )
+        book.same_weights(path, own, "weights", hashes, "weights", AGAIN)
         book.same_weights(path, reference, "reference weights", hashes, "reference_weights", AGAIN)
         book.same_pack(path, "segmentation", hashes, "pack", AGAIN)
         if book.config is not None:
@@ -161,9 +164,11 @@ def check_any_geometry(book: Book, name: str) -> None:
     value = book.json(path, "an encoder's geometry")
     if value is not None:
         with book.about(path):
-            encoder = Encoder(**{key: said for key, said in value["encoder"].items() if key != "name"})
+            encoder = Encoder.of(value["encoder"])
             if book.agree(path, "encoder.name", name, encoder.name, AGAIN):
-                check_geometry(book, encoder)
+                cells = [cell for group in book.groups.values() for cell in group]
+                known = {one.name: one for one in encoders({"geometry": {"encoders": "all"}}, cells)}
+                check_geometry(book, known.get(name, encoder))  # which trainings it shares, if that is known
 
 
 def check_codes(book: Book) -> None:

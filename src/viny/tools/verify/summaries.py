@@ -36,7 +36,7 @@ def check_summary(book: Book, stage: str) -> None:
             own = book.agree(path, "stage", stage, value["stage"], AGAIN)
             if own:
                 _check_record(book, path, stage, value)
-                of = value["spec"] if stage == "figures" else of  # these depend on the grid
+                of = value["spec"] if stage in ("figures", "statistics") else of  # these depend on the grid
         value = value if own else None
     for made in layout.summarised(stage, of):
         file = book.root / made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from viny.learning.progress import PROGRESS
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import json_text, read_json
-from viny.study import grid, layout
+from viny.study import grid, layout, specs
+from viny.study.arms import settings_of
 from viny.study.grid import Cell
 from viny.study.saved import saved_study, study_file
 from viny.tools.verify.book import Book
@@ -27,7 +29,7 @@ from viny.tools.verify.data import check_pack, check_sources, check_split
 from viny.tools.verify.evaluated import check_any_geometry, check_codes, check_geometry, check_metrics
 from viny.tools.verify.report import MISSING, NOTE, WRONG, Report
 from viny.tools.verify.summaries import check_age, check_summary
-from viny.tools.verify.trainings import check_training
+from viny.tools.verify.trainings import check_start, check_training, check_tuning
 
 # Names in the study's folder that are skipped, and the name of the folder of checkpoints.
 UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.LOG, layout.BENCHMARK)}
@@ -59,6 +61,7 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
     cells = grid.cells(book.config) if book.config is not None else cells_of_files(root)
     if not cells and not study_file(root).is_file():
         raise InputError(f"{root}: holds neither study.json nor cells; expected a study's folder, such as results/demo")
+    book.groups = grid.by_group(cells)
     for file, check in tqdm(_checks(book, cells), desc="verify", unit="check", mininterval=1.0, disable=None):
         with book.about(file):
             check()
@@ -67,10 +70,50 @@ def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Pat
 
 
 def cells_of_files(root: Path) -> list[Cell]:
-    """The cells that a study's files name, for a study whose settings are unknown."""
+    """The cells that a study's files name, for a study whose settings are unknown.
+
+    Which trainings they share, a record of what summarised them says; without one, they are taken to share what they
+    have no file of their own for.
+    """
     names = [path.name for path in root.glob(layout.FOLDERS["finetune"].format(cell="*"))]
     names += [path.stem for path in root.glob(layout.METRICS.format(cell="*"))]
-    return sorted({cell for name in names if (cell := Cell.parse(name))})
+    known = {cell.name: cell for cell in _summarised_cells(root)}
+    found = {cell for name in names if (cell := known.get(name) or Cell.parse(name))}
+    return sorted(cell if cell.lineage else _sharing(root, cell) for cell in found)
+
+
+def _summarised_cells(root: Path) -> list[Cell]:
+    """The cells of the grid that a summary's record names; none if there is no such record."""
+    for stage in layout.SUMMARIES:
+        try:
+            grid_of = read_json(root / layout.SUMMARY.format(stage=stage), "a record")["spec"]["grid"]
+            return grid.cells({"grid": grid_of})
+        except (AttributeError, InputError, LookupError, TypeError, ValueError):
+            continue
+    return []
+
+
+def _sharing(root: Path, cell: Cell) -> Cell:
+    """A cell of an arm, as sharing with the study's own variant what is not there under its name."""
+    if cell.variant == grid.STUDY and cell.start == grid.RANDOM:
+        return cell
+    plain = replace(cell, variant=grid.STUDY)
+    both = {one: {made.stage: made for made in layout.chain(one)} for one in (cell, plain)}
+
+    def owner(stage: str) -> str:
+        there = [one.variant for one in (cell, plain) if stage in both[one] and both[one][stage].folder(root).exists()]
+        return there[0] if there else cell.variant
+
+    tasks = tuple((task, owner("intermediate"), images) for task, _, images in cell.shared.tasks)
+    published = layout.start_file(root, cell.start, "record").parent.exists()
+    return replace(cell, lineage=replace(cell.shared, pretrain=owner("pretrain"), tasks=tasks, published=published))
+
+
+def _is_tuned(book: Book, cell: Cell) -> bool:
+    """Whether a cell's rate is chosen, by the settings or else by its files."""
+    if book.config is None:
+        return book.path(layout.TUNING, cell=cell.name).exists()
+    return specs.is_tuned(settings_of(book.config, cell.arm))
 
 
 def _check_settings(book: Book) -> None:
@@ -117,7 +160,15 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
     checks.append((study_file(root), partial(check_sources, book, packs)))
     for split in dict.fromkeys(training.split for training in trainings):
         checks.append((layout.split_record(root, *split), partial(check_split, book, *split)))
-    for training in trainings:
+    for start in layout.published(cells):
+        checks.append((layout.start_file(root, start, "record"), partial(check_start, book, start)))
+    encoders, models = ([one for one in trainings if isinstance(one.key, Cell) == kind] for kind in (False, True))
+    for training in encoders:
+        checks.append((training.file(root, "record"), partial(check_training, book, training)))
+    for cell in cells:
+        if _is_tuned(book, cell):
+            checks.append((book.path(layout.TUNING, cell=cell.name), partial(check_tuning, book, cell)))
+    for training in models:
         checks.append((training.file(root, "record"), partial(check_training, book, training)))
     for cell in cells:
         checks.append((layout.metrics_file(root, cell), partial(check_metrics, book, cell)))
