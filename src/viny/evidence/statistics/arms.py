@@ -160,8 +160,8 @@ def questions(runs: Runs, arms: Arms) -> list[Question]:
         ask("start against start", *pair, *(called(*key) for key in pair))
     for start in starts:
         alone = start, base_variant, sizes[0], first
-        own = base_start, base_variant, sizes[-1], first
-        if start != base_start and sizes[0] == 0 < sizes[-1]:
+        own = RANDOM, base_variant, sizes[-1], first
+        if start in arms.published and sizes[0] == 0 < sizes[-1]:
             ask("published against own pre-training", alone, own, called(*alone), called(*own))
         for size in filter(None, sizes):
             one, other = (start, base_variant, size, first), (start, base_variant, 0, first)
