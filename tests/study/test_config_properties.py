@@ -26,7 +26,11 @@ from viny.study.config import resolve
 from viny.study.reading import MAX_ENTRIES, read_config
 
 ROOT = Path(__file__).parents[2]
-STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "studies").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
+STUDIES = [
+    ROOT / "config.yaml",
+    *sorted((ROOT / "studies").glob("*.yaml")),
+    *(ROOT / "tests" / f"{name}.yaml" for name in ("tiny", "arms")),
+]
 TEXTS = [path.read_text(encoding="utf-8") for path in STUDIES]
 # As written, and with every possible key, so that each of them gets mutated.
 TREES = [tree for path in STUDIES for tree in (read_config(path), resolve(read_config(path)))]

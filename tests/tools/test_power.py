@@ -36,7 +36,7 @@ from viny.tools.power.power import cheapest, in_words, power, show
 from viny.tools.power.simulate import Simulation
 from viny.tools.power.truth import Truth, from_paper, from_runs, from_study, stand_ins, stated, weights_of
 
-TINY = Path(__file__).parents[1] / "tiny.yaml"
+TINY, ARMS = (Path(__file__).parents[1] / f"{name}.yaml" for name in ("tiny", "arms"))
 PAPER = Path(__file__).parents[2] / "studies" / "paper.yaml"
 KEYS: list[Key] = list(product((0, 9, 18), ("none", "a"), (60, 120, 240)))
 SHARES = ("rightly", "wrongly", "everywhere")  # of a claim
@@ -466,3 +466,16 @@ def test_the_tables_hold_every_chance_and_end_with_the_cheapest_grid(
     assert " ".join(said.split()).endswith(in_words(found))
     assert main(["power", str(TINY), "--results", str(tmp_path), "--rate", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
+
+
+def test_a_study_with_arms_is_asked_about_its_first(tmp_path: Path) -> None:
+    """As the study of that arm alone would be, hours included."""
+    raw = read_config(ARMS)
+    axes = {key: value for key, value in raw["grid"].items() if key not in ("starts", "variants")}
+    alone = {key: value for key, value in raw.items() if key not in ("starts", "variants")} | {"grid": axes}
+    found, expected = (power(resolve(one), tmp_path, rate=100.0, seeds=[2], tests=[20]) for one in (raw, alone))
+    note, *others = found["notes"]
+    assert note.startswith("of the arm random alone, and its hours; 9 others are not simulated")
+    assert others == expected["notes"]
+    for key in ("grids", "questions", "claims", "cheapest"):
+        assert found[key] == expected[key]

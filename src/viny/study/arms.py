@@ -8,7 +8,7 @@ from typing import Any
 
 from viny.learning.settings import timm_model
 from viny.runtime.files import canonical_json
-from viny.study.grid import RANDOM, STUDY, Arm, pretrain_pack
+from viny.study.grid import RANDOM, STUDY, Arm, arms, pretrain_pack
 
 # Variants that a grid may name without describing them.
 BUILT_IN_VARIANTS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,12 @@ def settings_of(config: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
     return found
 
 
+def base_alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's resolved settings with its first arm alone, which keeps its name."""
+    first = arms(config)[0]
+    return {**config, "grid": {**config["grid"], "starts": [first.start], "variants": [first.variant]}}
+
+
 def model_of(config: Mapping[str, Any], start: str) -> dict[str, Any]:
     """The model of a start: the study's own, or the one that its published weights are for."""
     name = config.get("starts", {}).get(start, {}).get("timm")
@@ -42,8 +48,8 @@ def model_of(config: Mapping[str, Any], start: str) -> dict[str, Any]:
 def pretrain_packs(config: Mapping[str, Any]) -> dict[str, Arm]:
     """The packs of unlabelled images, each with an arm that pre-trains on it; the study's own is called 'pretrain'."""
     owners = config["grid"].get("lineages", {}).get("owners", {})
-    arms = [Arm(), *(Arm(variant=owner["pack"]) for owner in owners.values())]
-    return {pretrain_pack(arm.variant): arm for arm in arms}
+    some = [Arm(), *(Arm(variant=owner["pack"]) for owner in owners.values())]
+    return {pretrain_pack(arm.variant): arm for arm in some}
 
 
 def is_published(start: Mapping[str, Any]) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
-from viny.study.grid import cells
+from viny.study.arms import base_alone
+from viny.study.grid import Arm, arms, cells, has_arms
 from viny.study.inventory import Images, count_images
 from viny.tools.power.claims import STUDIES as CLAIM_STUDIES
 from viny.tools.power.claims import claim_chances
@@ -43,7 +44,7 @@ def power(
     tests: Sequence[int] | None = None,
     rate: float | None = None,
 ) -> dict[str, Any]:
-    """Simulate a study at several numbers of seeds and of test images.
+    """Simulate a study at several numbers of seeds and of test images; of several arms, the first one alone.
 
     Args:
         config: resolved settings.
@@ -63,6 +64,7 @@ def power(
     Raises:
         InputError: no such study as `like`, or one without results; or nothing is known of any question.
     """
+    others, config = arms(config)[1:], base_alone(config) if has_arms(config) else config
     own = len(config["grid"]["seeds"])
     images = count_images(config, results / config["study"])
     wanted_seeds = sorted({own, *SEEDS}) if seeds is None else sorted(set(seeds))
@@ -113,8 +115,20 @@ def power(
         "questions": rows,
         "claims": claims,
         "cheapest": cheapest(grids, rows),
-        "notes": _notes(config, images, truth, made, stand_in, max(wanted_tests)),
+        "notes": [
+            *_of_arms(config, others),
+            *_notes(config, images, truth, made, stand_in, max(wanted_tests)),
+        ],
     }
+
+
+def _of_arms(config: Mapping[str, Any], others: Sequence[Arm]) -> list[str]:
+    if not others:
+        return []
+    return [
+        f"of the arm {arms(config)[0].name} alone, and its hours; {counted(len(others), 'other')} are not simulated, "
+        "and `viny plan` prices them"
+    ]
 
 
 def _keys(config: Mapping[str, Any]) -> list[Key]:

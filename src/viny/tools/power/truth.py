@@ -13,7 +13,7 @@ from viny.evidence.paper.facts import SPATIAL, TASK, paper_facts
 from viny.evidence.statistics.crossed import LEAST_SEEDS, Runs, counted, read_runs
 from viny.evidence.tables import read_metrics
 from viny.runtime.errors import InputError
-from viny.study.grid import cells
+from viny.study.grid import base_cells
 from viny.study.layout import metrics_file
 from viny.study.saved import saved_study
 from viny.tools.power.noise import EVERY, Factors, Key, Shared
@@ -159,11 +159,11 @@ def from_study(root: Path) -> Truth:
         InputError: no such study, none of its cells is evaluated, or a damaged file.
     """
     config = saved_study(root)
-    files = [path for cell in cells(config) if (path := metrics_file(root, cell)).is_file()]
+    files = [path for cell in base_cells(config) if (path := metrics_file(root, cell)).is_file()]
     frame = read_metrics(files).dropna(subset="miou") if files else None
     if frame is None or frame.empty:
         raise InputError(
-            f"--like {root}: none of its {len(cells(config))} cells is evaluated; run that study first, or leave "
+            f"--like {root}: none of its {len(base_cells(config))} cells is evaluated; run that study first, or leave "
             "--like out for the paper's numbers"
         )
     return from_runs(read_runs(frame, root / "metrics"), str(root))
