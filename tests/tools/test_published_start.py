@@ -208,7 +208,7 @@ def test_it_is_exported_as_timms_own_with_its_normalisation_and_its_origin(
     with torch.inference_mode():
         expected = model(normalise(images, OWN))
     torch.testing.assert_close(torch.as_tensor(scores), expected, atol=1e-5, rtol=1e-5)
-    assert "of timm's architecture" in card and "start `tiny`" in card and "WideAttention" not in card
+    assert "transformer of timm's architecture, " in card and "start `tiny`" in card and "WideAttention" not in card
     assert "Its encoder started from published weights: published.safetensors." in card
     published = started.root.parents[1] / "published.safetensors"
     assert (
