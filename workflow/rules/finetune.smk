@@ -31,7 +31,7 @@ rule finetune:
         "exec python -m viny finetune --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " $(test -z {input.parent:q} || echo --parent {input.parent:q})"
-        " $(test -z '{input.tuned}' || echo --tuned {input.tuned:q})"
+        " $(for one in {input.tuned:q}; do echo --tuned; break; done) {input.tuned:q}"
         " --weights {output.weights:q} --record {output.record:q} --curve {output.curve:q}"
         " --run {output.run:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
