@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from viny.data.masks import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -20,6 +23,8 @@ def confusion_matrices(truth: Tensor, predicted: Tensor, classes: int) -> Tensor
     Returns:
         int64 [B, C, C]; entry [b, t, p] counts pixels of class t that were predicted p.
     """
+    import torch  # here, so that what reads confusion matrices need not load it
+
     b, bins = len(truth), classes**2 + 1  # the last of an image's bins is for the pixels that do not count
     kind = torch.int32 if b * bins < 1 << 31 else torch.int64
     code = torch.where(truth == IGNORE, bins - 1, truth.to(kind) * classes + predicted.to(kind))

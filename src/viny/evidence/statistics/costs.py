@@ -83,7 +83,7 @@ def arm_costs(root: Path, every: Iterable[Cell], tuned: Collection[str]) -> dict
             devices.add(run["device_name"])
         cost: dict[str, Any] = {"devices": devices, "rate": None}
         if cell.variant in tuned:
-            rates = read_sealed(root / TUNING.format(cell=cell.name), "the scores of rates")["rates"]
+            rates = read_sealed(root / TUNING.format(cell=cell.name), "a tuning")["rates"]
             seconds["tune"] = sum(rate["seconds"] for rate in rates)
             cost["rate"] = read_sealed(trained[-1].file(root, "record"), "a weights record")["tuned"]["lr"]
         key = cell.start, cell.variant, cell.pretrain_size, cell.intermediate, cell.finetune_size
