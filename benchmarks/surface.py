@@ -1,6 +1,6 @@
 """Operating characteristics of the advice at prices: simulated studies whose truth is known.
 
-    python benchmarks/surface.py            # about five minutes on one core; prints the table of docs/evidence.md
+    python benchmarks/surface.py            # about ten minutes of processor time
 
 Studies have four or five label sizes from 60, and two or four sizes of unlabelled images. Noise is as in
 `benchmarks/curves.py`: 0.3 or 0.8 points over seeds, shared in part, and as much over test images. The target is what
