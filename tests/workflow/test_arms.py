@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from test_workflow import TINY, planned, snakemake
+from test_workflow import REPOSITORY, TINY, planned, snakemake
 
 from viny.learning.weights import read_weights
 
@@ -183,6 +184,23 @@ def test_a_change_reruns_what_it_touches(folder: Path, tmp_path: Path, change: A
     summaries = dict.fromkeys(("tables", "figures", "statistics", "representations", "scorecard", "report"), 1)
     found = planned(folder, *study(folder), tmp_path / "change.yaml")
     assert {stage: n for stage, n in found.items() if stage not in summaries} == expected
+
+
+def test_the_worked_example_runs(folder: Path) -> None:
+    """examples/starts.yaml over a tiny study, with an encoder of this project where the demo's would be."""
+    demo = folder / "results" / "demo" / "pretrain" / "size-4000_seed-0"
+    demo.mkdir(parents=True)
+    made = folder / "results" / "arms" / "pretrain" / "size-14_seed-0" / "encoder.safetensors"
+    shutil.copy(made, demo)
+    small = {"model": ARMS["model"], "grid": {"finetune_sizes": [8], "seeds": [0]}}
+    (folder / "small.yaml").write_text(yaml.safe_dump(small))
+    example = REPOSITORY / "examples" / "starts.yaml"
+    snakemake(folder, "--cores", "2", "--configfile", TINY, example, folder / "small.yaml")
+    arms = pd.read_csv(folder / "results" / "demo_starts" / "tables" / "arms.csv", keep_default_na=False)
+    assert {*zip(arms["start"], arms["variant"], strict=True)} == {
+        *((start, variant) for start in ("random", "demo") for variant in ("study", "tuned")),
+        ("demo", "frozen"),
+    }
 
 
 def test_a_file_that_changed_is_read_again(folder: Path) -> None:
