@@ -47,7 +47,7 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
     """
     grid, about = spec["grid"], spec["pipeline"]
     sizes, labels = sorted(grid["pretrain_sizes"]), sorted(grid["finetune_sizes"])
-    tasks = [task for task in grid["intermediates"] if task != "none"]
+    tasks = [task for task in grid["intermediates"] if task in images]  # a study's first arm may leave some out
     data = [f"labelled: {labels[-1]:,} {SOURCES[about['segmentation']['source']]}, and {tested} for tests"]
     found = []
     if sizes[-1]:
