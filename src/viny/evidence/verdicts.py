@@ -418,9 +418,9 @@ def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chan
         return "one seed, no interval" if mean["n"] < 2 else "a difference with one seed, no interval"
     over = f" after Holm's correction over {family}" if family > 1 else ""
     if verdict != "undecided":
-        return f"{counted(mean['n'], 'seed')}, p {p:.2g}{over}"
+        return f"{counted(mean['n'], 'seed')}, {p_in_words(p)}{over}"
     clear = not mean["low"] <= 0 <= mean["high"]
-    why = f"the interval is clear of zero, but p is {p:.2g}{over}" if clear else "the interval holds zero"
+    why = f"the interval is clear of zero, but {p_in_words(p)}{over}" if clear else "the interval holds zero"
     if not math.isnan(chance):
         why += f"; {2 * mean['n']} seeds would decide it with a chance of {100 * chance:.0f} %"
     return f"{why}, as the draw of the test images leaves more unknown" if lacks == "images" else why
@@ -478,6 +478,11 @@ def start_in_words(size: int) -> str:
 def target_words(points: float) -> str:
     """A target in words."""
     return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def p_in_words(p: float) -> str:
+    """A p value; how far below 0.0001 one is says nothing."""
+    return "p < 0.0001" if p < 1e-4 else f"p {p:.2g}"
 
 
 def in_points(value: float) -> str:

@@ -18,13 +18,17 @@ from viny.evidence.tables import ARM
 from viny.study.grid import RANDOM, Arm
 
 APART = 0.15  # of the farthest points from their tick, as a share of it or as its logarithm
+NEXT = 0.03  # half of the way between two points, if that brings them no farther
+
+BARE = {"color": kit.GREY, "linestyle": "-", "linewidth": 0.8, "zorder": 1}
 
 
 @kit.in_style
 def arms_figure(table: pd.DataFrame, arms: Arms, note: str = "") -> Figure:
     """mIoU against labels, a line per arm, a panel per number of pre-training images and task; 95 % intervals.
 
-    Colour is the start, line and marker are the variant, the base's solid with filled dots.
+    Colour is the start, line and marker are the variant, the base's solid with filled dots. In panels with SimMIM, a
+    grey line is the base without it.
 
     Args:
         table: what `arms.arms_table` returns.
@@ -39,10 +43,14 @@ def arms_figure(table: pd.DataFrame, arms: Arms, note: str = "") -> Figure:
     titles = dict.fromkeys(table[["intermediate", "pretrain_size"]].itertuples(index=False, name=None))
     titles = sorted(titles, key=lambda one: (one[0] != "none", *one))
     figure, panels = kit.panels(len(titles), kit.columns_for(len(labels), len(arms.order)), height=2.3)
+    compared = False
     for axes, (task, size) in zip(panels, titles, strict=True):
         here = table[(table["intermediate"] == task) & (table["pretrain_size"] == size)]
         lines = {arm: here[(here["start"] == arm[0]) & (here["variant"] == arm[1])] for arm in arms.order}
         lines = {arm: line for arm, line in lines.items() if len(line)}
+        if size and len(bare := _without_simmim(table, arms, task)):
+            axes.plot(bare["finetune_size"], 100 * bare["mean"], label="_bare", **BARE)
+            compared = True
         for ((start, variant), line), shift in zip(lines.items(), _apart(len(lines)), strict=True):
             style = {"color": colours[start], **marks[variant]}
             style |= {} if variant == arms.base[1] else {"markerfacecolor": "white"}
@@ -59,14 +67,23 @@ def arms_figure(table: pd.DataFrame, arms: Arms, note: str = "") -> Figure:
             handles.append(
                 Line2D([], [], color=kit.GREY, label=arms.variant(variant) or "as the study has it", **mark, **face)
             )
+    if compared:
+        handles.append(Line2D([], [], label=f"without SimMIM: {arms.start(arms.base[0])}", **BARE))
     kit.legend(figure, handles, kit.seeds_in_words(table["n"]), most=3)
     kit.add_note(figure, note)
     return figure
 
 
+def _without_simmim(table: pd.DataFrame, arms: Arms, task: str) -> pd.DataFrame:
+    """The base arm's rows of a task without SimMIM."""
+    base = (table["start"] == arms.base[0]) & (table["variant"] == arms.base[1])
+    return table[base & (table["intermediate"] == task) & (table["pretrain_size"] == 0)].sort_values("finetune_size")
+
+
 def _apart(count: int) -> np.ndarray:
-    """Places beside a tick that keep points from hiding each other, from -1 to 1 times `APART`."""
-    return np.linspace(-APART, APART, count) if count > 1 else np.zeros(count)
+    """Places beside a tick that keep points from hiding each other, at most `APART` from it."""
+    reach = min(APART, NEXT * (count - 1))
+    return np.linspace(-reach, reach, count)
 
 
 def _colours(arms: Arms) -> dict[str, str]:
@@ -114,7 +131,7 @@ def held_out(
         for size in sorted({size for size, _ in mine}):
             seeds = [curve.set_index("epoch") for (one, _), curve in mine.items() if one == size]
             _course(left, seeds, color=styles[size]["color"], linestyle=lines[arm])
-    left.set(xlabel="Epoch", ylabel="Loss (thin: training)", title="pre-training")
+    left.set(xlabel="Epoch", ylabel="Loss (thin: training)", title="Pre-training")
     left.xaxis.get_major_locator().set_params(integer=True)
     labels = sorted(gains["finetune_size"].unique())
     markers = {n: kit.MARKERS[i % len(kit.MARKERS)] for i, n in enumerate(labels)}
@@ -129,7 +146,7 @@ def held_out(
             for at, (_, one) in zip(x, mine.iterrows(), strict=True):
                 style = {"color": styles[one["pretrain_size"]]["color"], "marker": markers[n], "linestyle": ""}
                 kit.bars(right, [at], one.to_frame().T.infer_objects(), label="_gain", **style)
-    right.set(xlabel="Last held-out loss", ylabel="Gain in mIoU (points)", title="what it brings")
+    right.set(xlabel="Last held-out loss", ylabel="Gain in mIoU (points)", title="What it brings")
     right.locator_params(axis="x", nbins=5)
     kit.fine_ticks(left.yaxis)
     kit.fine_ticks(right.yaxis)

@@ -16,7 +16,7 @@ from viny.evidence.paper.facts import REGIMES, paper_facts
 from viny.evidence.statistics.crossed import ALPHA, LEAST_SEEDS, Runs, read_runs
 from viny.evidence.tables import KEYS as CELL_KEYS
 from viny.evidence.tables import paired_differences, read_metrics, to_markdown, write_csv
-from viny.evidence.verdicts import holm
+from viny.evidence.verdicts import holm, p_in_words
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
@@ -333,7 +333,7 @@ def harm_sentence(table: pd.DataFrame) -> str:
 
 def _rho(row: Any) -> str:
     interval = "" if pd.isna(row.low) else f", {row.low:+.2f} to {row.high:+.2f}"
-    return f"rank correlation {row.rho:+.2f}{interval}, p {row.p_holm:.2g}"
+    return f"rank correlation {row.rho:+.2f}{interval}, {p_in_words(row.p_holm)}"
 
 
 def _correlation(pairs: pd.DataFrame, metric: str, runs: Runs | None, draws: int, seed: int) -> dict[str, Any]:

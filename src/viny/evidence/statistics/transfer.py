@@ -12,7 +12,7 @@ import pandas as pd
 from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs, step
 from viny.evidence.statistics.fits import TINY
 from viny.evidence.tables import GROUP, in_order
-from viny.evidence.verdicts import holm, in_points, verdicts_of
+from viny.evidence.verdicts import holm, in_points, p_in_words, verdicts_of
 
 TRANSFER = [*GROUP, "miou", "n", "labels_worth", "ratio", "low", "high", "censored", "verdict"]
 NOT_TOLD = "what that is in labels cannot be told"
@@ -94,7 +94,7 @@ def falls(runs: Runs, curve: Sequence[Hashable]) -> str:
     worst = tested[adjusted.argmin()]
     return (
         f"the random start's curve is not monotone, from {curve[worst][2]:,} to {curve[worst + 1][2]:,} labels it "
-        f"changes by {in_points(found.mean[worst])} points (p {adjusted.min():.2g} after Holm's correction)"
+        f"changes by {in_points(found.mean[worst])} points ({p_in_words(adjusted.min())} after Holm's correction)"
     )
 
 
