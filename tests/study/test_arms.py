@@ -119,6 +119,39 @@ def test_where_a_variant_changes_nothing_its_cell_is_an_earlier_arm_s() -> None:
     assert len(set(grid.cells(CONFIG))) == len(grid.cells(CONFIG)) < len(places)
 
 
+def test_a_schedule_that_two_variants_have_at_different_sizes_is_not_shared() -> None:
+    long = {"pretrain": {"epochs": 6, "milestones": [3]}}  # as equal steps are with half of the images
+    config = resolve(small(grid={"variants": ["study", "equal_steps", "long"]}, variants={"long": long}))
+    check_arms_of(config)
+    for size, owner in ((12, "equal_steps"), (24, "long")):
+        training = layout.chain(grid.places(config)[Arm(variant="long"), size, "none", 8, 0])[0]
+        spec = specs.training_spec(config, training)["train"]
+        assert (training.arm.variant, spec["epochs"], spec["milestones"]) == (owner, 6, [3])
+
+
+def test_tasks_of_the_same_settings_are_told_apart() -> None:
+    twin = {"again": {"like": "scenes", "after": "spatial"}}
+    variants = {"chained": {"intermediate": {"scenes": {"after": "spatial"}}}}
+    axes = {"intermediates": ["again", "scenes"], "variants": ["study", "chained"]}
+    config = resolve(small(grid=axes, intermediate=twin, variants=variants))
+    check_arms_of(config)
+    for task in ("again", "scenes"):
+        *_, before, last, _ = layout.chain(grid.places(config)[Arm(variant="chained"), 12, task, 8, 0])
+        assert (before.pack, last.pack) == ("spatial", task)
+
+
+def test_a_rate_is_chosen_by_all_seeds_of_its_arm() -> None:
+    tune = {"tune": {"lr": [0.001, 0.01]}}
+    variants = {"few": tune | {"grid": {"seeds": [1]}}, "many": tune | {"pretrain": {"budget": "steps"}}}
+    config = resolve(small(grid={"variants": ["few", "many"]}, variants=variants))
+    places = grid.places(config)
+    groups = grid.by_group(grid.cells(config))
+    for variant, seeds in (("few", {1}), ("many", {0, 1})):
+        for seed in seeds:
+            cell = places[Arm(variant=variant), 0, "none", 8, seed]
+            assert {one.seed for one in groups[cell.group]} == seeds
+
+
 def asked(config: dict[str, Any], training: Training, arm: Arm) -> str:
     """What a training is asked to do in an arm, whoever it is called after."""
     if isinstance(training.key, Cell):

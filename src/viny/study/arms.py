@@ -101,11 +101,14 @@ def lineages(config: Mapping[str, Any]) -> dict[str, Any]:
         start = [here["model"], here["switches"]["class_token"]]
         section = {key: v for key, v in here["pretrain"].items() if key not in ("budget", "epochs", "milestones")}
         pretrained = {
-            size: [*start, *([section, *schedule(here, size)] if size else [])] for size in grid["pretrain_sizes"]
+            size: [*start, *([size, section, *schedule(here, size)] if size else [])] for size in grid["pretrain_sizes"]
         }
         tuned = [here[section] for section in ("switches", "finetune")] + [here.get("tune", {})]
+        if here.get("tune", {}).get("lr"):  # by the scores of all seeds, so that with others the rate may be another
+            limit = config["variants"][variant].get("grid", {}) if variant != STUDY else {}
+            tuned.append([seed for seed in grid["seeds"] if seed in limit.get("seeds", grid["seeds"])])
         chains = {task: task_chain(here["intermediate"], task) for task in tasks}
-        chain = {task: [here["intermediate"][one] for one in names] for task, names in chains.items()}
+        chain = {task: [[one, here["intermediate"][one]] for one in names] for task, names in chains.items()}
         owners[variant] = {
             "start": owner(variant, start),
             "pack": owner(variant, [here["pretrain"][key] for key in ("source", "path", "pack_size")]),
