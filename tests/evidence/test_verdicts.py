@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.effects import DECISIONS, EFFECTS, decisions_table, effects
-from viny.evidence.verdicts import Decision, answer, chance_with, decide, holm, label_question, questions
+from viny.evidence.verdicts import Decision, answer, chance_with, decide, holm, label_question, p_in_words, questions
 
 SIZES, LABELS = (0, 9, 18), (60, 120, 240)
 
@@ -222,7 +222,7 @@ def test_an_interval_clear_of_zero_that_is_one_of_several_says_why_it_names_noth
             assert ("as one of" in d.words) == (clear and d.verdict == "undecided")
             if clear and d.verdict == "undecided":
                 assert d.family > 1
-                assert f"but p is {d.p_holm:.2g} after Holm's correction over {d.family}" in d.sentence
+                assert f"but {p_in_words(d.p_holm)} after Holm's correction over {d.family}" in d.sentence
                 return
     raise AssertionError("no such case in 200 studies")
 

@@ -482,7 +482,7 @@ def target_words(points: float) -> str:
 
 def p_in_words(p: float) -> str:
     """A p value; how far below 0.0001 one is says nothing."""
-    return "p < 0.0001" if p < 1e-4 else f"p {p:.2g}"
+    return "p below 0.0001" if p < 1e-4 else f"p {p:.2g}"
 
 
 def in_points(value: float) -> str:
