@@ -41,8 +41,10 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         same = pack_spec(config, "segmentation")
         if unlabelled is None:
             return same
-        # In the same order, so that the test images can be left out, and with room for crops.
-        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize}
+        # The same images in the same order, so that the test images can be left out, and with room for crops.
+        judged = {"size": same["size"], "fit": same.get("fit", "stretch")}
+        masks = {} if same["source"] == "synthetic" else {"masks_judged": judged}
+        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize, **masks}
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
