@@ -548,7 +548,7 @@ def test_sizes_are_held_against_the_images_that_an_arm_has() -> None:
     axes = {"variants": ["study", "few"]}
     limits = {"pretrain": 40, "pretrain_variant-few": 20, "segmentation": 60}
     check_sizes(resolve(small(grid=axes, variants={"few": few})), limits)
-    with pytest.raises(InputError, match="grid.pretrain_sizes: 24"):
+    with pytest.raises(InputError, match=r"grid\.pretrain_sizes: 24"):
         check_sizes(resolve(small(grid=axes, variants={"few": {"pretrain": few["pretrain"]}})), limits)
 
 

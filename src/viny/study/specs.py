@@ -295,8 +295,9 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the statistics depend on besides the results."""
-    model = settings_of(config, arms(config)[0])["model"]
-    found = {"grid": config["grid"], "model": model, "note": config["note"], **_arms(config)}
+    first = settings_of(config, arms(config)[0])
+    found = {"grid": config["grid"], "model": first["model"], "note": config["note"], **_arms(config)}
+    found |= {"tuned": True} if is_tuned(first) else {}
     return found | ({"held_out": True} if held_out_curves(config) else {})
 
 
