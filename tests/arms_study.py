@@ -13,11 +13,12 @@ from viny.evidence.report.page import READ, write_page
 from viny.evidence.stages.statistics import write_statistics
 from viny.evidence.stages.tables import gather
 from viny.runtime.files import write_json
+from viny.study.arms import settings_of
 from viny.study.config import merge, resolve
 from viny.study.grid import Cell, cells
 from viny.study.layout import TUNING, chain, metrics_file, trainings
 from viny.study.reading import read_config
-from viny.study.specs import summary_spec
+from viny.study.specs import is_tuned, summary_spec
 
 ARMS: dict[str, Any] = {
     "grid": {
@@ -79,8 +80,8 @@ def write_arms_study(
         value |= {"metrics": {"miou": miou, "pixel_accuracy": 0.7}, "miou_is": "dataset", "test_images": IMAGES}
         write_json(path, value | {"parameters": 7, "provenance": {}})
         np.savez(path.with_suffix(".npz"), confusion=confusion, indices=np.arange(IMAGES))
-        if cell.variant == "tuned":
-            scores = [{"lr": lr, "miou": lr, "seconds": 90.0} for lr in (0.001, RATE)]
+        if is_tuned(settings_of(config, cell.arm)):
+            scores = [{"lr": lr, "miou": lr, "seconds": 90.0, "image_passes": 100} for lr in (0.001, RATE)]
             write_json(root / TUNING.format(cell=cell.name), {"stage": "tune", "rates": scores})
             write_json(chain(cell)[-1].file(root, "record"), {"stage": "finetune", "tuned": {"lr": RATE}})
     for training in trainings(every):

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("jsonschema")
 
 from viny.data.conventions import Heads
+from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.data.unusable import unusable
 from viny.runtime.errors import InputError
@@ -53,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def study(folder: Path, **more: Any) -> dict[str, Any]:
     section = {"source": "folder", "images": str(folder / "images"), "masks": str(folder / "masks"), "test_size": 2}
     section["classes"] = {"0": "ground", "1": "cat"}
-    return resolve(merge(read_config(TINY), {"segmentation": section} | more))
+    return resolve(merge(read_config(TINY), merge({"segmentation": section}, more)))
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
@@ -131,3 +132,26 @@ def test_good_files_are_passed_over_in_silence(folder: Path) -> None:
     paths, masks = (sorted((folder / kind).iterdir()) for kind in ("images", "masks"))
     found = unusable(Heads.read(paths, masks), [1] * 12)
     assert (found.said, found.pairs, found.of) == ("", 0, 12)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_test_images_stay_the_same_where_masks_lose_their_class(folder: Path, fit: str) -> None:
+    """What packing leaves out of the labelled images is left out of their pack for pre-training, at another size."""
+    for at, row in ((3, 1), (7, 2)):  # a single row with a class: at the size of the model, the first is lost
+        mask = np.full((SIDE, SIDE), 9, np.uint8)
+        mask[row] = 1
+        Image.fromarray(mask).save(folder / "masks" / f"{at:02d}.png")
+    wide = Image.new("L", (2 * SIDE, SIDE), 9)
+    wide.putpixel((0, 0), 1)  # outside the square in the middle
+    wide.save(folder / "masks" / "05.png")
+    Image.new("RGB", wide.size).save(folder / "images" / "05.png")
+    own = {"ignore": 9, "fit": fit}
+    pretrain = {"source": "segmentation", "pack_size": SIDE}
+    config = study(folder, segmentation=own, pretrain=pretrain, model={"image_size": 18}, on_bad_image="skip")
+    packs = {}
+    for name in ("segmentation", "pretrain"):
+        (folder / name).mkdir()
+        build_pack(pack_spec(config, name), folder / name, 1)
+        packs[name] = open_pack(folder / name / "manifest.json")
+    assert packs["pretrain"].names == packs["segmentation"].names and 0 < len(packs["pretrain"]) < 12
+    assert packs["pretrain"].masks is None

@@ -387,3 +387,16 @@ def test_a_study_without_arms_has_none_of_it(tmp_path: Path) -> None:
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "The loss on held-out images" in page  # which needs no arms
     assert 'id="best"' not in page and "One arm alone" not in page
+
+
+def test_a_study_whose_first_arm_is_tuned_counts_that_and_tells_what_its_encoders_bring(tmp_path: Path) -> None:
+    grid = {"starts": ["random"], "variants": ["tuned", "frozen"], "pretrain_sizes": [0, 24]}  # none as the study is
+    config = write_arms_study(tmp_path, merge(ARMS, {"grid": grid}))
+    summarise(tmp_path, config)
+    gains = (tmp_path / "tables" / "held_out.md").read_text()
+    assert "| SimMIM on 24 images from a random start | 8 |" in gains
+    assert len(read(tmp_path, "held_out")) == 1
+    spent, arms = read(tmp_path, "costs"), read(tmp_path, "arms")
+    hours = arms[arms["variant"] == "tuned"].set_index(["pretrain_size", "finetune_size"])["hours"]
+    costs = spent.set_index(["pretrain_size", "finetune_size"])["seconds"]
+    assert np.allclose(costs / 3600, hours[costs.index])

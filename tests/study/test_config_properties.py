@@ -69,11 +69,8 @@ def sound(read: Callable[[], Any]) -> bool:
 
     made = [specs.pack_spec(config, name) for name in ("pretrain", "segmentation", *config["intermediate"])]
     made += [specs.task_split_spec(config, task) for task in config["intermediate"]]
-    made += [
-        specs.tables_spec(config),
-        specs.figures_spec(config),
-        *(cell.as_dict() for cell in grid.shown_cells(config)),
-    ]
+    made += [specs.tables_spec(config), specs.figures_spec(config)]
+    made += [cell.as_dict() for cell in grid.shown_cells(config)]
     for cell in picked:
         made += [make(config, cell) for make in (specs.finetune_spec, specs.evaluate_spec)]
         made.append(specs.finetune_split_spec(config, cell.finetune_size, cell.seed))

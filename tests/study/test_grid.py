@@ -543,6 +543,20 @@ def test_more_images_than_there_are_are_refused(changes: dict[str, Any], words: 
     assert words in str(refused.value)
 
 
+def test_sizes_are_held_against_the_images_that_an_arm_has() -> None:
+    few = {"pretrain": {"source": "segmentation"}, "grid": {"pretrain_sizes": [0, 12]}}
+    axes = {"variants": ["study", "few"]}
+    limits = {"pretrain": 40, "pretrain_variant-few": 20, "segmentation": 60}
+    check_sizes(resolve(small(grid=axes, variants={"few": few})), limits)
+    with pytest.raises(InputError, match=r"grid\.pretrain_sizes: 24"):
+        check_sizes(resolve(small(grid=axes, variants={"few": {"pretrain": few["pretrain"]}})), limits)
+
+
+def test_a_variant_need_not_fit_label_sizes_that_it_leaves_out() -> None:
+    tuned = {"tune": {"lr": [0.001, 0.01], "validation": 0.1}, "grid": {"finetune_sizes": [16]}}
+    assert grid.arms(resolve(small(grid={"variants": ["study", "tuned"]}, variants={"tuned": tuned})))
+
+
 # `viny check`
 
 

@@ -183,11 +183,13 @@ def pack_files(
 ) -> tuple[Arrays, list[str], dict[str, Any]]:
     """Pack a listed data set; returns its arrays, the names of its images, and the rest of its manifest."""
     count, size = len(listing.images), spec["size"]
-    arrays = Arrays(folder, count, size, [name for name in ("labels", "parts", "masks") if getattr(listing, name)])
+    fit = spec.get("fit", "stretch")
+    judged = spec.get("masks_judged", {})  # without masks of its own
+    optional = ("labels", "parts") if judged else ("labels", "parts", "masks")
+    arrays = Arrays(folder, count, size, [name for name in optional if getattr(listing, name)])
     for name in ("labels", "parts"):
         if name in arrays:
             arrays[name][:] = getattr(listing, name)
-    fit = spec.get("fit", "stretch")
     background = next((listing.mask_classes.index(name) for name in BACKGROUNDS if name in listing.mask_classes), None)
     refused: dict[int, BadFileError] = {}
     blank: set[int] = set()  # images whose mask is all background
@@ -197,13 +199,15 @@ def pack_files(
     def pack_one(i: int) -> np.ndarray:
         mask = None
         if listing.masks:
-            mask = decode_mask(listing.masks[i], size, listing.mask_values, listing.colours, fit, found.turns[i])
+            side, how = judged.get("size", size), judged.get("fit", fit)
+            mask = decode_mask(listing.masks[i], side, listing.mask_values, listing.colours, how, found.turns[i])
         picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
         if mask:
-            arrays.put("masks", i, mask.pixels)
+            if not judged:
+                arrays.put("masks", i, mask.pixels)
             if background is not None and mask.only == background:
                 blank.add(i)
         return picture.grey
@@ -292,7 +296,8 @@ def build_pack(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str,
 
     Args:
         spec: source, path, size, resize, and for files on_bad_image and all_background, see
-            `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count.
+            `viny.study.specs.pack_spec`; for the synthetic source seed, stream, count. With masks_judged (size, fit),
+            the pack has the images that a pack of these with masks has, and no masks.
         folder: an existing folder to fill, in the store of packs.
         threads: workers.
 
@@ -334,7 +339,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         text = "".join(f"{name}\n" for name in names).encode()
         (folder / "names.txt").write_bytes(text)
         manifest["names_sha256"] = hashlib.sha256(text).hexdigest()
-    if manifest["mask_classes"]:
+    if "masks" in arrays:
         if spec["source"] != "folder" and "border" in manifest["mask_classes"]:  # a user's own border is a class
             manifest["border_class"] = manifest["mask_classes"].index("border")
         manifest["masks_of_one_class"] = _count_uniform(arrays["masks"])

@@ -136,7 +136,10 @@ def _variant(
         plain: what the study's file says, without variants.
         schema_path: the JSON schema.
     """
-    differs = {key: value for key, value in own.items() if key != "grid"}
+    limits = own.get("grid", {})
+    # The label sizes that it leaves out need not fit what it changes.
+    labels = {key: value for key, value in limits.items() if key == "finetune_sizes"}
+    differs = {**own, "grid": labels}
     try:
         found = resolve(merge(plain, differs), schema_path)
     except InputError as error:
@@ -155,7 +158,6 @@ def _variant(
     for task, settings in found["intermediate"].items():
         known = config["intermediate"].setdefault(task, settings)  # one that only variants have
         shared(f"intermediate.{task}", settings, known, SHARED["task"])
-    limits = own.get("grid", {})
     _check_limits(f"variants.{name}", limits, config)
     sections = {section: found[section] for section in SECTIONS if section in found}
     return {**sections, **({"grid": limits} if limits else {})}

@@ -41,8 +41,10 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         same = pack_spec(config, "segmentation")
         if unlabelled is None:
             return same
-        # In the same order, so that the test images can be left out, and with room for crops.
-        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize}
+        # The same images in the same order, so that the test images can be left out, and with room for crops.
+        judged = {"size": same["size"], "fit": same.get("fit", "stretch")}
+        masks = {} if same["source"] == "synthetic" else {"masks_judged": judged}
+        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize, **masks}
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
@@ -293,8 +295,9 @@ def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]
 
 def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the statistics depend on besides the results."""
-    model = settings_of(config, arms(config)[0])["model"]
-    found = {"grid": config["grid"], "model": model, "note": config["note"], **_arms(config)}
+    first = settings_of(config, arms(config)[0])
+    found = {"grid": config["grid"], "model": first["model"], "note": config["note"], **_arms(config)}
+    found |= {"tuned": True} if is_tuned(first) else {}
     return found | ({"held_out": True} if held_out_curves(config) else {})
 
 

@@ -19,7 +19,7 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics, with_arms
 from viny.learning.settings import ModelSettings
 from viny.study.grid import base_cells, cells, has_arms
-from viny.study.layout import TUNING, chain, held_out_curves, metrics_file, summarised, trainings
+from viny.study.layout import TUNING, Training, chain, held_out_curves, metrics_file, summarised, trainings
 
 
 def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -35,7 +35,10 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
     paths = [metrics_file(root, cell) for cell in base]
     summary.reads(*paths, *(path.with_suffix(".npz") for path in paths))
     summary.reads(*(training.file(root, "run") for training in trainings(base)))
-    spent = chain_costs(root, base, ModelSettings(**spec["model"]))
+    tuned = spec.get("tuned", False)
+    if tuned:
+        summary.reads(*(root / TUNING.format(cell=cell.name) for cell in base))
+    spent = chain_costs(root, base, ModelSettings(**spec["model"]), tuned)
     tables = pages.write_statistics(paths, root / "metrics", spent, out / "tables")
     runs, note = read_runs(read_metrics(paths), root / "metrics"), spec["note"]
     drawn = {
@@ -67,11 +70,12 @@ def _arms(spec: Mapping[str, Any], root: Path, out: Path, summary: Summary) -> d
         drawn["arms"] = arms.arms_figure(table, about, spec["note"])
     if held_out_curves(spec):
         files: dict[tuple[str, str], dict[tuple[int, int], Path]] = {}
-        for training in trainings(every):
-            if training.stage == "pretrain":
-                size, seed = (training.cell[name] for name in ("pretrain_size", "seed"))
-                arm = training.arm.start, training.arm.variant
-                files.setdefault(arm, {})[size, seed] = training.file(root, "curve")
+        known: set[Training] = set()
+        for (training, *_), cell in ((chain(cell), cell) for cell in every):
+            if training.stage == "pretrain" and training not in known:  # the first arm of several that share it
+                known.add(training)
+                curve = training.file(root, "curve")
+                files.setdefault((cell.start, cell.variant), {})[cell.pretrain_size, cell.seed] = curve
         summary.reads(*(path for mine in files.values() for path in mine.values()))
         curves = {arm: read_curves(mine) for arm, mine in files.items()}
         gains = write_held_out(runs, about, frame, curves, out / "tables")

@@ -23,7 +23,9 @@ from viny.study.grid import Cell
 from viny.study.layout import TUNING, chain
 
 
-def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict[str, dict[str, Any]]:
+def chain_costs(
+    root: Path, every: Iterable[Cell], model: ModelSettings, tuned: bool = False
+) -> dict[str, dict[str, Any]]:
     """What the chain of trainings behind each cell cost in all: pre-training, intermediate task and fine-tuning.
 
     An encoder that several cells share counts in full for each: this is what that cell would cost alone.
@@ -32,6 +34,7 @@ def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict
         root: the study's folder.
         every: the cells.
         model: the study's.
+        tuned: whether their rates were chosen; the short trainings for that count too.
 
     Returns:
         By the cell's name: seconds of training, operations (multiplications and additions), device, and passes,
@@ -44,9 +47,10 @@ def chain_costs(root: Path, every: Iterable[Cell], model: ModelSettings) -> dict
     costs = {}
     for cell in every:
         runs = [_run(training.file(root, "run")) for training in chain(cell)]
-        passes = sum(run["image_passes"] for run in runs)
+        rates = read_sealed(root / TUNING.format(cell=cell.name), "a tuning")["rates"] if tuned else []
+        passes = sum(one["image_passes"] for one in (*runs, *rates))
         costs[cell.name] = {
-            "seconds": sum(run["training_seconds"] for run in runs),
+            "seconds": sum(run["training_seconds"] for run in runs) + sum(rate["seconds"] for rate in rates),
             "operations": passes * operations,
             "passes": passes,
             "device": " and ".join(sorted({run["device_name"] for run in runs})),
