@@ -223,13 +223,14 @@ def test_the_cheapest_of_the_best_is_named() -> None:
     best = best_arm(runs, ABOUT, arms_table(runs, ABOUT), 50)
     cheap = tuple(best.even[-1][name] for name in KEY)
     hours = {
-        key: {"pretrain": 0.2, "finetune": 1.5 - (key == cheap), "device": "a CPU", "rate": None} for key in runs.keys
+        key: {"pretrain": 0.2, "finetune": 1.5 - (key == cheap), "device": "a CPU", "rate": None, "rate_end": ""}
+        for key in runs.keys
     }
     table = arms_table(runs, ABOUT, hours)
     assert set(table["hours"].round(9)) == {0.7, 1.7}
     said = f"Of these, {ABOUT.words(*cheap[:4])} takes the least time, 0.7 h a model."
     assert said in best_arm(runs, ABOUT, table, 50).further
-    several = {key: {"device": "a CPU and a GPU", "rate": None} for key in runs.keys}
+    several = {key: {"device": "a CPU and a GPU", "rate": None, "rate_end": ""} for key in runs.keys}
     assert arms_table(runs, ABOUT, several)["hours"].isna().all()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from viny.evidence.report.words import capitalised, percent
-from viny.evidence.statistics.arm_pages import BEST, BOUGHT, COMPARED_AS, difference
+from viny.evidence.statistics.arm_pages import BEST, BOUGHT, COMPARED_AS, difference, rate_in_words
 from viny.evidence.statistics.arms import COMPARED, Arms
 
 ANSWERS = ("published against own pre-training", "SimMIM on top of a start")  # of the question, besides the best
@@ -56,6 +56,6 @@ def cell_words(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         row: of tables/arms.csv.
     """
     told = [(COMPARED_AS[name], difference(row, name)) for name in COMPARED]
-    told.append(("Tuned rate", "" if pd.isna(row["rate"]) else f"{row['rate']:g}"))
+    told.append(("Tuned rate", rate_in_words(row)))
     told.append(("Hours a model", "" if pd.isna(row["hours"]) else f"{row['hours']:.3g} on {row['device']}"))
     return [(name, text) for name, text in told if text]

@@ -19,7 +19,7 @@ from viny.evidence.statistics.arms import (
     of_budgets,
     questions,
 )
-from viny.evidence.statistics.crossed import Runs
+from viny.evidence.statistics.crossed import Runs, counted
 from viny.evidence.statistics.effects import INTERVALS, decisions_table
 from viny.evidence.tables import about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import answer, bare, in_points
@@ -90,6 +90,12 @@ def write_arms(
         if len(mine):
             lines = "".join(f"- {markdown(sentence)}\n" for sentence in mine["sentence"])
             parts.append(f"## {heading}\n\n{lines}")
+    if ends := (table["rate_end"] != "").sum():
+        tuned = table["rate"].notna().sum()
+        parts[-1] += (
+            f"\nIn {ends} of {counted(tuned, 'tuned row')} the rate is the lowest or the highest that was tried, so "
+            "one beyond it may be better: try further rates before trusting such an arm's rank.\n"
+        )
     parts.append(f"## Cell by cell\n\n{_WORDS}\n\n{to_markdown(readable(table, arms))}")
     write_text(out_dir / "arms.md", "\n".join(parts))
     return table
@@ -115,10 +121,17 @@ def readable(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         }
         for name in COMPARED:
             shown[COMPARED_AS[name]] = difference(row, name)
-        shown["Rate"] = "" if pd.isna(row["rate"]) else f"{row['rate']:g}"
+        shown["Rate"] = rate_in_words(row)
         shown["Hours"] = "" if pd.isna(row["hours"]) else f"{row['hours']:.3g}"
         rows.append(shown)
     return pd.DataFrame(rows)
+
+
+def rate_in_words(row: Mapping[str, Any]) -> str:
+    """The tuned rate of a row of the table of arms; empty where none is."""
+    if pd.isna(row["rate"]):
+        return ""
+    return f"{row['rate']:g}" + (f", the {row['rate_end']} tried" if row["rate_end"] else "")
 
 
 def difference(row: Mapping[str, Any], name: str) -> str:

@@ -29,6 +29,7 @@ Key = tuple[str, str, int, str, int]
 COMPARED = {"base": "arm against base", "simmim": "arm with SimMIM", "tuning": "arm with a tuned rate"}
 COMPARISON = ["", "_low", "_high", "_p", "_p_holm", "_words"]
 ARMS_COLUMNS = [*KEY, "n", "miou", "low", "high", *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate"]
+ARMS_COLUMNS += ["rate_end"]
 HOURS = {"pretrain": "hours_pretraining", "intermediate": "hours_task", "tune": "hours_tuning"}
 HOURS |= {"finetune": "hours_finetuning"}
 ARMS_COLUMNS += [*HOURS.values(), "hours", "device", "unlabelled_images"]
@@ -261,8 +262,9 @@ def arms_table(
         One row per start, variant, pretrain_size, intermediate and finetune_size: n seeds; miou with low and high, its
         95 % interval over seeds and test images; three differences, each with _low, _high, _p, _p_holm (Holm's
         correction over the rows) and _words: base, from the base arm with the same images, task and labels; simmim,
-        from the same arm without pre-training; tuning, from the same arm at the fixed rate. Then rate, the one chosen;
-        hours of each stage and in all; device; unlabelled_images. Fractions; empty where there is nothing to tell.
+        from the same arm without pre-training; tuning, from the same arm at the fixed rate. Then rate, the one chosen,
+        and rate_end, whether it is the 'lowest' or the 'highest' tried; hours of each stage and in all; device;
+        unlabelled_images. Fractions; empty where there is nothing to tell.
     """
     keys = arms.sorted(runs.keys)
     found = runs.contrasts(runs.weights(*({key: 1.0} for key in keys)))
@@ -283,18 +285,19 @@ def arms_table(
     columns = {kind: name for name, kind in COMPARED.items()}
     table = table.reindex(columns=ARMS_COLUMNS)
     words = [f"{name}_words" for name in COMPARED]
-    table = table.astype(dict.fromkeys([*words, "device"], object))
+    table = table.astype(dict.fromkeys([*words, "device", "rate_end"], object))
     for decision in answer(runs, asked, margin):
         name = columns[decision.kind]
         numbers = (decision.mean, decision.low, decision.high, decision.p, decision.p_holm, decision.words)
         table.loc[at[decision.what], [f"{name}{end}" for end in COMPARISON]] = numbers
-    table[[*words, "device"]] = table[[*words, "device"]].fillna("")
+    texts = [*words, "device", "rate_end"]
+    table[texts] = table[texts].fillna("")
     for key, cost in (spent or {}).items():
         hours = {column: cost.get(stage, 0.0) for stage, column in HOURS.items()}
         if "finetune" in cost:  # on one device
             table.loc[at[key], [*hours, "hours"]] = [*hours.values(), sum(hours.values())]
         table.loc[at[key], "device"] = cost["device"]
-        table.loc[at[key], "rate"] = cost["rate"]
+        table.loc[at[key], ["rate", "rate_end"]] = cost["rate"], cost["rate_end"]
     table["unlabelled_images"] = table["pretrain_size"]
     return table
 

@@ -71,7 +71,8 @@ def arm_costs(root: Path, every: Iterable[Cell], tuned: Collection[str]) -> dict
 
     Returns:
         By start, variant, pretrain_size, intermediate and finetune_size: hours of 'pretrain', 'intermediate', 'tune'
-        and 'finetune', none where the trainings of its seeds ran on several devices; device; rate, the tuned one.
+        and 'finetune', none where the trainings of its seeds ran on several devices; device; rate, the tuned one,
+        and rate_end, whether it is the 'lowest' or the 'highest' that was tried.
 
     Raises:
         InputError: a training left no record of what it cost, or a model none of its tuned rate.
@@ -85,11 +86,13 @@ def arm_costs(root: Path, every: Iterable[Cell], tuned: Collection[str]) -> dict
             run = read(training.file(root, "run"))
             seconds[training.stage] = seconds.get(training.stage, 0.0) + run["training_seconds"]
             devices.add(run["device_name"])
-        cost: dict[str, Any] = {"devices": devices, "rate": None}
+        cost: dict[str, Any] = {"devices": devices, "rate": None, "rate_end": ""}
         if cell.variant in tuned:
             rates = read_sealed(root / TUNING.format(cell=cell.name), "a tuning")["rates"]
+            tried = [rate["lr"] for rate in rates]
             seconds["tune"] = sum(rate["seconds"] for rate in rates)
             cost["rate"] = read_sealed(trained[-1].file(root, "record"), "a weights record")["tuned"]["lr"]
+            cost["rate_end"] = {min(tried): "lowest", max(tried): "highest"}.get(cost["rate"], "")
         key = cell.start, cell.variant, cell.pretrain_size, cell.intermediate, cell.finetune_size
         found.setdefault(key, []).append(cost | {"seconds": seconds})
     return {key: _mean_cost(costs) for key, costs in found.items()}
@@ -100,7 +103,7 @@ def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     devices = sorted(set().union(*(cost["devices"] for cost in costs)))
     stages = costs[0]["seconds"] if len(devices) == 1 else ()
     hours = {stage: float(np.mean([cost["seconds"][stage] for cost in costs])) / 3600 for stage in stages}
-    return {**hours, "device": " and ".join(devices), "rate": costs[0]["rate"]}
+    return {**hours, "device": " and ".join(devices), **{key: costs[0][key] for key in ("rate", "rate_end")}}
 
 
 def _run(path: Path) -> Mapping[str, Any]:
