@@ -557,6 +557,21 @@ def test_a_variant_need_not_fit_label_sizes_that_it_leaves_out() -> None:
     assert grid.arms(resolve(small(grid={"variants": ["study", "tuned"]}, variants={"tuned": tuned})))
 
 
+def test_a_variant_limited_to_sizes_that_its_images_allow_is_not_refused() -> None:
+    def check(**limits: list[int]) -> None:
+        target = {"pretrain": {"source": "segmentation"}, "grid": limits}
+        axes = {"variants": ["study", "target"], "pretrain_sizes": [0, 12, 24], "finetune_sizes": [4]}
+        config = resolve(small(grid=axes, variants={"target": target}, segmentation={"test_size": 34}))
+        check_sizes(config, count_images(config, Path("nowhere")).limits)  # 60 labelled images, 26 of them to train on
+
+    check(pretrain_sizes=[0, 12])
+    with pytest.raises(InputError) as refused:
+        check()
+    assert str(refused.value).endswith(
+        "variants.target.grid.pretrain_sizes: [0, 12] keeps the variant to sizes that fit"
+    )
+
+
 # `viny check`
 
 

@@ -13,7 +13,7 @@ from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings
 from viny.runtime.errors import InputError
 from viny.study.arms import model_of, pretrain_packs, settings_of, task_chain
-from viny.study.grid import AXES, STUDY, Arm, arms, cells, pretrain_pack
+from viny.study.grid import AXES, STUDY, Arm, Cell, arms, cells, pretrain_pack
 from viny.study.reading import SHORT
 
 # More than any study needs. A job's settings are one argument of its command, which Linux limits to 128 KiB, and
@@ -252,20 +252,23 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
     """
     grid = config["grid"]
     counts = {name: count for name, count in counts.items() if count is not None}
-    largest: dict[str, int] = {}  # of each pack
-    for cell in cells(config):
-        if cell.pretrain_size:
-            name = pretrain_pack(cell.shared.pack)
-            largest[name] = max(largest.get(name, 0), cell.pretrain_size)
+    largest: dict[str, Cell] = {}  # of each pack of unlabelled images, a cell that pre-trains on most of it
+    for cell in sorted(cells(config), key=lambda cell: cell.pretrain_size):
+        largest[pretrain_pack(cell.shared.pack)] = cell
     for name, arm in pretrain_packs(config).items():
+        if name not in counts or name not in largest or not (size := largest[name].pretrain_size):
+            continue
         section = settings_of(config, arm)["pretrain"]
         held_out = section.get("held_out", 0)
-        if name in counts and name in largest and largest[name] + held_out > counts[name]:
+        if size + held_out > counts[name]:
             more = f", with pretrain.held_out: {held_out}," if held_out else ""
             less = " besides the test images" if section["source"] == "segmentation" else ""
+            variant = largest[name].variant
+            fits = [n for n in grid["pretrain_sizes"] if n + held_out <= counts[name]] or [0]
+            limit = f"; variants.{variant}.grid.pretrain_sizes: {fits} keeps the variant to sizes that fit"
             raise InputError(
-                f"grid.pretrain_sizes: {largest[name]}{more} is larger than the data: "
-                f"{section['path']} ({section['source']}) has {counts[name]} images{less}"
+                f"grid.pretrain_sizes: {size}{more} is larger than the data: {section['path']} ({section['source']}) "
+                f"has {counts[name]} images{less}{limit if variant in config.get('variants', {}) else ''}"
             )
     for variant in grid.get("variants", [STUDY]):
         where = "" if variant == STUDY else f"variants.{variant}."
