@@ -142,13 +142,15 @@ def questions(runs: Runs, arms: Arms) -> list[Question]:
     labels = sorted({key[4] for key in there})
     first = tasks[0]
     found: list[Question] = []
+    asked: set[Any] = set()  # cells that several arms share are compared once
 
     def ask(
         kind: str, one: tuple[str, str, int, str], other: tuple[str, str, int, str], name: str, against: str
     ) -> None:
         pairs = {n: (arms.cell(*one, n), arms.cell(*other, n)) for n in labels}
         pairs = {n: keys for n, keys in pairs.items() if len({*keys} & there) == 2}
-        if pairs:
+        if pairs and (kind, *pairs.values()) not in asked:
+            asked.add((kind, *pairs.values()))
             weights = [step(two, first) for first, two in pairs.values()]
             cells = [(one[2], n) for n in pairs]
             found.append(Question(kind, " ".join(map(str, one)), name, "label size", cells, weights, against))
