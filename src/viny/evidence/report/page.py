@@ -79,12 +79,12 @@ READ = {
     "duplicates": ("kind",),
     "harm_correlation": ("metric", "n", "rho", "low", "high", "p", "p_least", "p_holm", "verdict"),
     "tableA1": ("stage", "setting", "this_study", "the_paper"),
-    "arms": (*KEY, *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate", "hours", "device"),
+    "arms": (*KEY, *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate", "rate_end", "hours", "device"),
     "arm_decisions": ("kind", "what", "name", "mean", "low", "high", "reason", "sentence"),
     "held_out": (*ARM, "pretrain_size", "words"),
 }
 TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason")
-TEXT += ("paper_verdict", "metric", *READ["tableA1"], *ARM, "intermediate", "device")
+TEXT += ("paper_verdict", "metric", *READ["tableA1"], *ARM, "intermediate", "device", "rate_end")
 TEXT += tuple(f"{name}_words" for name in COMPARED)
 AGAIN = "delete it and run the workflow, which writes it anew"
 

@@ -131,7 +131,7 @@ def rate_in_words(row: Mapping[str, Any]) -> str:
     """The tuned rate of a row of the table of arms; empty where none is."""
     if pd.isna(row["rate"]):
         return ""
-    return f"{row['rate']:g}" + (f", the {row['rate_end']} tried" if row["rate_end"] else "")
+    return f"{row['rate']:g}" + (f", the {end} tried" if isinstance(end := row["rate_end"], str) and end else "")
 
 
 def difference(row: Mapping[str, Any], name: str) -> str:
