@@ -310,7 +310,7 @@ def test_table_report_and_words_agree(made: tuple[Path, dict[str, Any]]) -> None
     assert len(told[told["kind"] == BOUGHT]) == 2
     row = read(root, "arms").set_index(KEY).loc[("tiny", "tuned", 24, "none", 16)]
     cell = dict(cell_words(row))
-    assert cell["Tuned rate"] == "0.004"
+    assert cell["Tuned rate"] == "0.004, the highest tried"
     assert all(words in page for words in cell.values())
     assert page.index("Should I pre-train, or take published weights?") < page.index("How much does pre-training buy?")
 
