@@ -620,3 +620,36 @@ def test_a_study_without_arms_is_checked_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["check", write(tmp_path, small())]) == 0
     assert capsys.readouterr().out == "arms: 24 cells, protocol sound; no faults found\n"
+
+
+def test_what_is_said_of_a_study_s_training_is_of_its_first_arm() -> None:
+    long = {"pretrain": {"epochs": 6}, "finetune": {"contrast": 0.1}}
+    config = resolve(small(grid={"variants": ["long", "study"]}, variants={"long": long}))
+    figures = specs.figures_spec(config)
+    assert figures["pipeline"]["pretrain"]["epochs"] == specs.report_spec(config)["pretrain"]["epochs"] == 6
+    assert figures["tested"]["contrast"] == 0.1 and specs.scorecard_spec(config)["epochs"]["pretrain"] == 6
+    assert specs.tables_spec(config)["training"]["pretrain"]["epochs"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grid": {"starts": ["tiny"]}}, "grid.starts begins with tiny"),
+        ({"grid": {"starts": ["tiny"]}}, "model.architecture is timm, the paper's viny"),
+        ({"grid": {"variants": ["frozen"]}}, "finetune.encoder is frozen, the paper's trained"),
+        ({"grid": {"variants": ["equal_steps"]}}, "pretrain.budget is steps, the paper's epochs"),
+        ({"tune": {"lr": [0.001, 0.002]}}, "tune.lr is [0.001, 0.002]"),
+        ({"intermediate": {"intel": {"images": 500}}}, "intermediate.intel.images is 500, the paper's all"),
+    ],
+)
+def test_a_first_arm_that_is_not_the_paper_s_is_not_compared_with_it(changes: dict[str, Any], words: str) -> None:
+    paper = {"study": "paper", "protocol": "paper", "starts": {"tiny": RAW["starts"]["tiny"]}}
+    assert specs.scorecard_spec(resolve(paper))["differences"]["A3"] == []
+    found = specs.scorecard_spec(resolve(merge(paper, changes)))["differences"]["A3"]
+    assert any(one.startswith(words) for one in found)
+
+
+def test_other_arms_do_not_set_the_first_apart_from_the_paper() -> None:
+    grid_of = {"starts": ["random", "tiny"], "variants": ["study", "frozen"]}
+    paper = {"study": "paper", "protocol": "paper", "starts": {"tiny": RAW["starts"]["tiny"]}, "grid": grid_of}
+    assert specs.scorecard_spec(resolve(paper))["differences"]["A3"] == []

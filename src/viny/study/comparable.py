@@ -8,6 +8,7 @@ from typing import Any
 
 from viny.learning.settings import TRAIN_KEYS
 from viny.study.config import resolve
+from viny.study.grid import RANDOM, arms
 
 # Version 2 of the paper trains its three tasks for 20 epochs without MixUp; those on Pets are built in so.
 VERSION_2 = {"mixup": 0.0, "epochs": 20, "milestones": []}
@@ -21,6 +22,9 @@ TABLES = ("1", "A2", "A3", "2")
 OF_IMAGES = ("source", "fit", "all_background")
 OF_PRETRAINING = ("source", "mask_ratio", "crop_scale", *TRAIN_KEYS)
 OF_TASK = ("source", "target", "labels", "pooling", "keep_class_token", "mixup", "contrast", *TRAIN_KEYS)
+OF_TASK += ("after", "images")
+# What absent keys stand for.
+USUAL = {"architecture": "viny", "encoder": "trained", "budget": "epochs", "after": "none", "images": "all"}
 # Table 2 is of encoders before their fine-tuning, so what only the fine-tuning or its evaluation uses does not matter.
 ENCODER_SWITCHES = ("resize", "class_token", "subsets", "test_set", "pets_pool")
 SIZES = {"pretrain_sizes": "pre-training images", "finetune_sizes": "labels"}
@@ -39,7 +43,7 @@ def differences_from_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
     What a study lacks, such as a task or a size, is no difference: the rows about it are missing.
 
     Args:
-        config: resolved settings.
+        config: resolved settings, as the study's first arm has them.
 
     Returns:
         By table of the paper ('1', 'A2', 'A3', and '2' of version 2) what differs from the regime of that table; and
@@ -52,6 +56,8 @@ def differences_from_paper(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _of_table(config: Mapping[str, Any], table: str) -> Iterator[str]:
     paper = _paper(table)
+    if (start := arms(config)[0].start) != RANDOM:
+        yield f"grid.starts begins with {start}, the paper's only start is random"
     yield from _of_section(config, paper, "model", sorted(config["model"]))
     switches = ENCODER_SWITCHES if table == "2" else sorted(config["switches"])
     yield from _of_section(config, paper, "switches", switches)
@@ -60,9 +66,11 @@ def _of_table(config: Mapping[str, Any], table: str) -> Iterator[str]:
         yield from _of_section(config, paper, "segmentation", ["test_size"])
         if config["split_seed"] != paper["split_seed"]:
             yield f"split_seed is {config['split_seed']}, the paper's {paper['split_seed']}"
-        yield from _of_section(config, paper, "finetune", ["contrast", *TRAIN_KEYS])
+        yield from _of_section(config, paper, "finetune", ["contrast", *TRAIN_KEYS, "encoder"])
+        if rates := config.get("tune", {}).get("lr"):
+            yield f"tune.lr is {rates}, the paper's rate is one for all"
     if table != "1" and max(config["grid"]["pretrain_sizes"]) > 0:
-        yield from _of_section(config, paper, "pretrain", OF_PRETRAINING)
+        yield from _of_section(config, paper, "pretrain", [*OF_PRETRAINING, "budget"])
     if table in ("A3", "2") and config["intermediate"]:
         wanted = {"A3": ["intel"], "2": list(paper["intermediate"])}[table]
         own = [task for task in wanted if task in config["intermediate"]]
@@ -81,8 +89,9 @@ def _of_section(config: Any, paper: Any, name: str, keys: Any) -> Iterator[str]:
 def _of_keys(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str, keys: Any) -> Iterator[str]:
     for key in keys:
         unused = key == "gamma" and not mine.get("milestones") and not theirs.get("milestones")
-        if mine[key] != theirs[key] and not unused:
-            yield f"{where}.{key} is {mine[key]}, the paper's {theirs[key]}"
+        own, other = (settings.get(key, USUAL.get(key)) for settings in (mine, theirs))
+        if own != other and not unused:
+            yield f"{where}.{key} is {own}, the paper's {other}"
 
 
 def _of_sizes(config: Mapping[str, Any]) -> Iterator[str]:

@@ -354,6 +354,7 @@ def representations_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the comparison with the paper depends on besides the results."""
+    config = settings_of(config, arms(config)[0])
     return {
         **{key: config[key] for key in ("grid", "geometry", "protocol")},
         "other_study": config["scorecard"]["other_study"],
@@ -366,11 +367,13 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the report depends on besides the results."""
     keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
-    return {**{key: config[key] for key in keys}, **_arms(config)}
+    first = settings_of(config, arms(config)[0])
+    return {**{key: first[key] for key in keys}, **_arms(config)}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables depend on besides the results."""
+    config = settings_of(config, arms(config)[0])
     tasks = ["none", "intel", "pets_classes", "pets_spatial"]
     paper = resolve({"study": "paper", "protocol": "paper", "grid": {"intermediates": tasks}})
     return {
@@ -392,6 +395,7 @@ def _trainings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the figures depend on besides the results."""
+    config = settings_of(config, arms(config)[0])
     return {
         "grid": config["grid"],
         "note": config["note"],
