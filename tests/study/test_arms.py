@@ -442,7 +442,9 @@ TUNE = {"lr": [0.001, 0.002]}
         ({"starts": {"random": {"file": "a.pth"}}}, "starts.random: this name is taken"),
         ({"variants": {"study": {}}}, "variants.study: this name is taken"),
         ({"starts": {"both": {"timm": "vit_tiny_patch16_224", "file": "a.pth"}}}, "starts.both"),
-        ({"starts": {"none": {}}}, "starts.none"),
+        ({"starts": {"tiny": {"weights": "a.pth", "file": "b.pth"}}}, "starts.tiny: expected one of its forms, got"),
+        ({"starts": {"tiny": {"file": "b.pth"}}}, "starts.tiny: expected one of its forms, got"),
+        ({"starts": {"none": {}}}, "One start: timm, with weights or without, or file alone."),
         (
             {"starts": {"tiny": {"timm": "vit_huge_patch14_224"}}},
             "starts.tiny: timm: 'vit_huge_patch14_224' is not known",
@@ -497,7 +499,7 @@ TUNE = {"lr": [0.001, 0.002]}
             {"starts": {"tiny_random": {"grid": {"variants": ["small"]}}}},
             "grid.starts: 'tiny_random' is in no arm",
         ),
-        ({"tune": {"lr": [0.001]}}, "tune.lr: expected at least 2 entry"),
+        ({"tune": {"lr": [0.001]}}, "tune.lr: expected at least 2 entries"),
         ({"tune": {**TUNE, "share": 0}}, "tune.share: expected more than 0"),
         ({"tune": {**TUNE, "validation": 0.1}}, "tune.validation: 0.1 of 8 labels leaves no validation image"),
         ({"variants": {"tuned": {"tune": {"validation": 0.1}}}}, "variants.tuned: tune.validation: 0.1 of 8 labels"),
@@ -553,7 +555,9 @@ def test_a_variant_limited_to_sizes_that_its_images_allow_is_not_refused() -> No
     check(pretrain_sizes=[0, 12])
     with pytest.raises(InputError) as refused:
         check()
-    assert str(refused.value).endswith("variants.target.grid.pretrain_sizes: [0, 12] keeps the variant to sizes that fit")
+    assert str(refused.value).endswith(
+        "variants.target.grid.pretrain_sizes: [0, 12] keeps the variant to sizes that fit"
+    )
 
 
 # `viny check`
