@@ -108,7 +108,7 @@ def test_a_page_with_arms_fits_and_opens_to_what_is_behind_each_mean(
     assert page.problems == []
     page.ask("document.querySelector('#cell-14-1').showPopover()")
     said = page.ask("document.querySelector('#cell-14-1').innerText")
-    assert all(words in said for words in ("Tuned rate", "0.004", "Hours a model", "To the first arm", "metrics"))
+    assert all(words in said for words in ("Tuned rate", "0.004", "Time a model", "To the first arm", "metrics"))
 
 
 def test_letters_in_figures_are_readable(opened: browser.Page, study: Path) -> None:

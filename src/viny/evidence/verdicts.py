@@ -422,7 +422,8 @@ def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chan
     clear = not mean["low"] <= 0 <= mean["high"]
     why = f"the interval is clear of zero, but {p_in_words(p)}{over}" if clear else "the interval holds zero"
     if not math.isnan(chance):
-        why += f"; {2 * mean['n']} seeds would decide it with a chance of {100 * chance:.0f} %"
+        share = f"{100 * chance:.0f} %" if chance >= 0.005 else "under 1 %"
+        why += f"; {2 * mean['n']} seeds would decide it with a chance of {share}"
     return f"{why}, as the draw of the test images leaves more unknown" if lacks == "images" else why
 
 

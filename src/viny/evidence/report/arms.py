@@ -10,7 +10,7 @@ import pandas as pd
 
 from viny.evidence.report.words import capitalised, percent
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, COMPARED_AS, difference, rate_in_words
-from viny.evidence.statistics.arms import COMPARED, Arms
+from viny.evidence.statistics.arms import COMPARED, Arms, time_in_words
 
 ANSWERS = ("published against own pre-training", "SimMIM on top of a start")  # of the question, besides the best
 
@@ -57,5 +57,5 @@ def cell_words(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     told = [(COMPARED_AS[name], difference(row, name)) for name in COMPARED]
     told.append(("Tuned rate", rate_in_words(row)))
-    told.append(("Hours a model", "" if pd.isna(row["hours"]) else f"{row['hours']:.3g} on {row['device']}"))
+    told.append(("Time a model", "" if pd.isna(row["hours"]) else f"{time_in_words(row['hours'])} on {row['device']}"))
     return [(name, text) for name, text in told if text]

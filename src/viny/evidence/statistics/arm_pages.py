@@ -18,6 +18,7 @@ from viny.evidence.statistics.arms import (
     held_out_tables,
     of_budgets,
     questions,
+    time_in_words,
 )
 from viny.evidence.statistics.crossed import Runs, counted
 from viny.evidence.statistics.effects import INTERVALS, decisions_table
@@ -104,7 +105,7 @@ def write_arms(
 _WORDS = (
     "mIoU in percent, differences in percentage points, paired by seed, each with its 95 % interval. To the first arm: "
     "with the same pre-training images, task and labels. SimMIM on top: against the same arm without. Tuned: against "
-    f"the same arm at the fixed rate. {INTERVALS.format(over='rows')} Hours are those of one model, an encoder that "
+    f"the same arm at the fixed rate. {INTERVALS.format(over='rows')} Times are those of one model, an encoder that "
     "several share counted in full. A variant that changes nothing for a cell has no row there: it is the other's."
 )
 
@@ -122,7 +123,7 @@ def readable(table: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         for name in COMPARED:
             shown[COMPARED_AS[name]] = difference(row, name)
         shown["Rate"] = rate_in_words(row)
-        shown["Hours"] = "" if pd.isna(row["hours"]) else f"{row['hours']:.3g}"
+        shown["Time"] = "" if pd.isna(row["hours"]) else time_in_words(row["hours"])
         rows.append(shown)
     return pd.DataFrame(rows)
 

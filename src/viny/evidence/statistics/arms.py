@@ -407,7 +407,9 @@ def _best_words(
         cheapest = min([best, *even], key=lambda row: (_known(row["hours"]), row["unlabelled_images"]))
         devices = {row["device"] for row in [best, *even]}
         if cheapest is not best and len(devices) == 1 and not math.isnan(cheapest["hours"]):
-            said.append(f"Of these, {called(cheapest)} takes the least time, {cheapest['hours']:.2g} h a model.")
+            said.append(
+                f"Of these, {called(cheapest)} takes the least time, {time_in_words(cheapest['hours'])} a model."
+            )
     if behind:
         ahead, low, high = (getattr(gaps, name)[worse] for name in ("mean", "low", "high"))
         least = int(np.argmin(ahead))
@@ -415,6 +417,12 @@ def _best_words(
         number = "The other arm is" if len(behind) == 1 else f"The other {len(behind)} arms are"
         said.append(f"{number} behind by {near}{'' if len(behind) == 1 else ' or more'}.")
     return first, " ".join(said)
+
+
+def time_in_words(hours: float) -> str:
+    """A time to two digits, in hours, minutes or seconds, whichever reads best."""
+    unit, long = next((one for one in (("h", 1), ("min", 60)) if hours * one[1] >= 0.5), ("s", 3600))
+    return f"{hours * long:.2g} {unit}" if hours * long < 100 else f"{hours * long:,.0f} {unit}"
 
 
 def _known(value: float) -> float:

@@ -13,7 +13,7 @@ from viny.runtime.gpus import visible_gpus
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
-from viny.study.grid import arms, cells, encoders, has_arms, places
+from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import out_of_date, to_do
@@ -215,8 +215,10 @@ def further(forecast: Forecast) -> list[dict[str, Any]]:
 
 
 def _to_train_on(forecast: Forecast) -> int | None:
-    """How many unlabelled images every arm could pre-train on; None if unknown."""
-    there = [n for n in forecast.images.unlabelled.values() if n is not None]
+    """How many unlabelled images every arm that pre-trains on the most could pre-train on; None if unknown."""
+    most = max(forecast.config["grid"]["pretrain_sizes"])
+    used = {pretrain_pack(cell.shared.pack) for cell in cells(forecast.config) if cell.pretrain_size == most}
+    there = [n for name, n in forecast.images.unlabelled.items() if n is not None and name in used]
     return min(there) - forecast.config["pretrain"].get("held_out", 0) if there else None
 
 

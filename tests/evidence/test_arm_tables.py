@@ -29,6 +29,7 @@ from viny.evidence.statistics.arms import (
     held_out_tables,
     of_budgets,
     questions,
+    time_in_words,
 )
 from viny.evidence.statistics.costs import arm_costs
 from viny.evidence.statistics.crossed import Runs, read_runs
@@ -216,6 +217,11 @@ def test_one_seed_tells_no_arm_from_another() -> None:
     best = best_arm(runs, ABOUT, arms_table(runs, ABOUT), 50)
     assert best.behind == []
     assert best.further == "With one seed, no arm can be told from another."
+
+
+def test_times_have_the_unit_that_reads_best() -> None:
+    said = [time_in_words(hours) for hours in (0.00014, 0.00011, 0.01, 0.7, 12, 340)]
+    assert said == ["0.5 s", "0.4 s", "0.6 min", "0.7 h", "12 h", "340 h"]
 
 
 def test_the_cheapest_of_the_best_is_named() -> None:
