@@ -94,7 +94,11 @@ def _found(spec: Mapping[str, Any]) -> tuple[Path, str]:
         raise InputError(f"starts.{spec['start']}: random weights are drawn by each training; there is none to fetch")
     if given is not None:
         return Path(given), str(given)
-    return _download(_timm_settings(spec["timm"]), spec["start"])
+    try:
+        settings = _timm_settings(spec["timm"])
+    except InputError as error:
+        raise InputError(f"starts.{spec['start']}: {error}") from error
+    return _download(settings, spec["start"])
 
 
 def _timm_settings(name: str) -> Any:
