@@ -216,7 +216,7 @@ def arms_study(folder: Path) -> dict[str, Any]:
 def test_advice_is_about_the_first_arm_and_steps_are_an_axis_where_variants_vary_them(tmp_path: Path) -> None:
     config = arms_study(tmp_path)
     advice = advise(tmp_path, wish=Wish(0.6, label=0.5, hour=1.0))
-    assert as_text(advice).startswith("Study tiny: 48 of 48 cells, 3 seeds")
+    assert as_text(advice).startswith("Study tiny: 72 of 72 cells, 3 seeds")
     first = part(advice, "prices")[0]
     assert first["mix"]["steps"] is not None
     basis = part(advice, "prices")[-1]

@@ -48,7 +48,7 @@ def arms_figure(table: pd.DataFrame, arms: Arms, note: str = "") -> Figure:
         here = table[(table["intermediate"] == task) & (table["pretrain_size"] == size)]
         lines = {arm: here[(here["start"] == arm[0]) & (here["variant"] == arm[1])] for arm in arms.order}
         lines = {arm: line for arm, line in lines.items() if len(line)}
-        if size and len(bare := _without_simmim(table, arms, task)):
+        if size and len(bare := _without_simmim(table, arms, task)) > 1:
             axes.plot(bare["finetune_size"], 100 * bare["mean"], label="_bare", **BARE)
             compared = True
         for ((start, variant), line), shift in zip(lines.items(), _apart(len(lines)), strict=True):

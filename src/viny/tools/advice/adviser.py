@@ -27,6 +27,7 @@ from viny.tools.advice.facts import TARGET, gather_facts
 from viny.tools.advice.labels import label_advice
 from viny.tools.advice.prices import Wish, price_items
 from viny.tools.advice.proposals import proposal_items
+from viny.tools.advice.starts import arm_items, evaluated_cells
 from viny.tools.advice.warnings import outdated_items, warning_items
 
 
@@ -76,12 +77,14 @@ def advise(
         Item(f"How many more masks? {labels.answer}", {"question": "labels"}),
         Item(f"Will the intermediate task hurt? {tasks_answer(facts)}", {"question": "task"}),
     ]
-    summary = [*outdated_items(facts), *best_items(best), *constant_items(facts, best), *answers]
+    arms = arm_items(root, config)
+    summary = [*outdated_items(facts), *arms, *best_items(best), *constant_items(facts, best), *answers]
+    every, there = evaluated_cells(root, config)
     return Advice(
         study=config["study"],
         note=str(config.get("note", "")),
-        cells=len(facts.cells),
-        evaluated=len(facts.done),
+        cells=len(every),
+        evaluated=len(there) - len(facts.outdated),
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
         target=target,
