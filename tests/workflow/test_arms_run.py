@@ -159,7 +159,7 @@ def test_what_people_see(folder: Path) -> None:
     assert "mine, tuned" in said
     assert viny(folder, "advise", "results/arms")
     cell = "pre-14_mid-none_fine-8_seed-0_start-mine"
-    viny(folder, "export", f"results/arms/finetune/{cell}", "--out", "exported")
+    viny(folder, "export", "--cell", f"results/arms/finetune/{cell}", "--format", "timm", "--out", "exported.safetensors")
 
 
 @pytest.mark.parametrize(
