@@ -28,8 +28,8 @@ from viny.learning.checkpoint import Checkpoints
 from viny.learning.machine import Machine
 from viny.learning.model import patchify
 from viny.learning.objectives import SimMIM
-from viny.learning.run import CURVE_COLUMNS, HELD_OUT, Run, measured_epochs
-from viny.learning.settings import ModelSettings, TrainSettings
+from viny.learning.run import CURVE_COLUMNS, HELD_OUT, Run
+from viny.learning.settings import ModelSettings, TrainSettings, measured_epochs
 from viny.learning.stack import train_runs
 from viny.learning.train import fit
 from viny.learning.weights import load_weights, new_encoder, weights_beside
@@ -57,7 +57,7 @@ SETTINGS = TrainSettings(
 def test_it_is_measured_at_milestones_tenths_and_the_end(
     epochs: int, milestones: tuple[int, ...], expected: set[int]
 ) -> None:
-    assert measured_epochs(replace(SETTINGS, epochs=epochs, milestones=milestones)) == expected
+    assert measured_epochs(epochs, milestones) == expected
 
 
 def test_central_squares_are_square_and_in_the_middle() -> None:
@@ -85,7 +85,7 @@ def test_the_last_one_is_of_the_weights_that_are_written(config: dict[str, Any],
     record = study.pretrain(size=20)
     about, rows = json.loads(record.read_text()), rows_of(record)
     assert tuple(rows[0]) == (*CURVE_COLUMNS, HELD_OUT)
-    assert {int(row["epoch"]) for row in rows if row[HELD_OUT]} == measured_epochs(SETTINGS)
+    assert {int(row["epoch"]) for row in rows if row[HELD_OUT]} == measured_epochs(SETTINGS.epochs, SETTINGS.milestones)
     assert about["held_out_loss"] == float(rows[-1][HELD_OUT])
     assert about["held_out_images"] == 6
 
@@ -212,7 +212,7 @@ def test_each_is_of_the_weights_after_its_epoch(
     alone = [new_run(**member) for member in members]
     for run in alone:
         fit(run, MACHINE)
-    due = measured_epochs(SETTINGS)
+    due = measured_epochs(SETTINGS.epochs, SETTINGS.milestones)
     assert curve_of(alone[0]) == {at: x for at, x in enumerate(weighed_at(new_run, **members[0]), 1) if at in due}
     stacked = [new_run(**member) for member in members]
     train_runs(stacked, MACHINE)
@@ -262,7 +262,7 @@ def test_a_run_that_crashes_at_each_measurement_ends_the_same(
             break
         except CrashError:
             pass
-    assert crashed == measured_epochs(SETTINGS)
+    assert crashed == measured_epochs(SETTINGS.epochs, SETTINGS.milestones)
     assert curve_of(run) == pytest.approx(curve_of(expected), rel=1e-11)
     assert [row["loss"] for row in run.progress.curve] == pytest.approx(
         [row["loss"] for row in expected.progress.curve], rel=1e-11
