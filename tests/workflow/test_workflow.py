@@ -238,7 +238,7 @@ def test_snakemakes_own_report_has_figures_and_tables_with_captions(finished: Pa
     text = (tmp_path / "report.html").read_text()
     captions = {path.stem for path in CAPTIONS.glob("*.rst")}
     assert len(captions) > 15
-    for name in captions:
+    for name in captions - {*layout.ARMS_FIGURES, *layout.HELD_OUT_FIGURES}:  # this study has neither
         assert f"{name}.png" in text or f"{name}.csv" in text, name
     assert (CAPTIONS / "effects.rst").read_text().split(",")[0] in text
 

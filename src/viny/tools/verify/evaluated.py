@@ -136,11 +136,11 @@ def check_geometry(book: Book, encoder: Encoder) -> None:
         if not own:
             return
         hashes = value["hashes"]
-        own, reference = (
+        made, reference = (
             layout.made_of(encoder, of(encoder), book.root, "record")
             for of in (layout.training_of, layout.reference_of)
         )
-        book.same_weights(path, own, "weights", hashes, "weights", AGAIN)
+        book.same_weights(path, made, "weights", hashes, "weights", AGAIN)
         book.same_weights(path, reference, "reference weights", hashes, "reference_weights", AGAIN)
         book.same_pack(path, "segmentation", hashes, "pack", AGAIN)
         if book.config is not None:
