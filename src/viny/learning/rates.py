@@ -53,9 +53,7 @@ def chosen_rate(spec: Mapping[str, Any], files: Sequence[Path], pack_sha256: str
             raise InputError(f"{path}: is of seed {seed}, as is {seeds[seed]}; {AGAIN}")
         seeds[seed] = path
         records.append(record)
-    columns = zip(*([rate["miou"] or 0.0 for rate in record["rates"]] for record in records), strict=True)
-    means = {lr: sum(column) / len(records) for lr, column in zip(spec["tune"]["lr"], columns, strict=True)}
-    best = max(means, key=lambda lr: (means[lr], -lr))
+    best, means = best_rate(records)
     said = ", ".join(f"{lr:g} {100 * mean:.2f} %" for lr, mean in means.items())
     print(f"{spec['stage']}: rate {best:g}, by mIoU on validation images, mean of {len(records)} seeds: {said}")
     return {
@@ -63,6 +61,13 @@ def chosen_rate(spec: Mapping[str, Any], files: Sequence[Path], pack_sha256: str
         "rates": {str(lr): mean for lr, mean in means.items()},
         "tunings": [content_sha256(record) for record in records],
     }
+
+
+def best_rate(tunings: Sequence[Mapping[str, Any]]) -> tuple[float, dict[float, float]]:
+    """The rate with the highest mean mIoU over tunings of the same rates, of several the lowest; and all means."""
+    scores = [{rate["lr"]: rate["miou"] or 0.0 for rate in one["rates"]} for one in tunings]
+    means = {lr: sum(one[lr] for one in scores) / len(scores) for lr in scores[0]}
+    return max(means, key=lambda lr: (means[lr], -lr)), means
 
 
 def content_sha256(tuning: Mapping[str, Any]) -> str:

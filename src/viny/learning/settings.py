@@ -131,4 +131,15 @@ def measured_epochs(epochs: int, milestones: Iterable[int]) -> set[int]:
     return {epoch for epoch in tenths | set(milestones) if 0 < epoch <= epochs}
 
 
+def tuned_epochs(epochs: int, share: float) -> int:
+    """Epochs that a rate is tried for: a share of a fine-tuning's, at least one."""
+    return max(1, round(share * epochs))
+
+
+def moved_milestones(milestones: Iterable[int], epochs: int, others: int) -> list[int]:
+    """Milestones of a training of `epochs` at the same shares of the way of `others`; those at its ends are dropped."""
+    moved = {round(others * milestone / epochs) for milestone in milestones}
+    return sorted(milestone for milestone in moved if 0 < milestone < others)
+
+
 TRAIN_KEYS = tuple(f.name for f in fields(TrainSettings))

@@ -18,7 +18,7 @@ from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.run import Run
 from viny.learning.scores import confusion_matrices, mean_iou_dataset
-from viny.learning.settings import batch_of_masks
+from viny.learning.settings import batch_of_masks, moved_milestones, tuned_epochs
 from viny.learning.stages import Files, TrainingJob
 from viny.learning.train import fit
 from viny.runtime.claims import claim_beside, claimed
@@ -126,10 +126,9 @@ def divided(images: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np
 
 def shortened(settings: Mapping[str, Any], share: float, lr: float) -> dict[str, Any]:
     """Settings of a training for a share of the epochs, at least one, with milestones at the same shares of the way."""
-    whole = settings["epochs"]
-    epochs = max(1, round(share * whole))
-    milestones = {round(epochs * milestone / whole) for milestone in settings["milestones"]}
-    return {**settings, "epochs": epochs, "lr": lr, "milestones": sorted(m for m in milestones if 0 < m < epochs)}
+    epochs = tuned_epochs(settings["epochs"], share)
+    milestones = moved_milestones(settings["milestones"], settings["epochs"], epochs)
+    return {**settings, "epochs": epochs, "lr": lr, "milestones": milestones}
 
 
 def _scored(job: TrainingJob, lr: float, validation: np.ndarray) -> dict[str, Any]:

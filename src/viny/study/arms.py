@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from viny.learning.settings import timm_model
+from viny.learning.settings import moved_milestones, timm_model
 from viny.runtime.files import canonical_json
 from viny.study.grid import RANDOM, STUDY, Arm, arms, pretrain_pack
 
@@ -69,8 +69,7 @@ def schedule(config: Mapping[str, Any], size: int) -> tuple[int, list[int]]:
         return epochs, milestones
     steps = {n: math.ceil(n / section["batch_size"]) for n in (size, max(config["grid"]["pretrain_sizes"]))}
     scaled = max(1, round(epochs * steps[max(steps)] / steps[size]))
-    moved = (round(scaled * milestone / epochs) for milestone in milestones)
-    return scaled, sorted({milestone for milestone in moved if 0 < milestone < scaled})
+    return scaled, moved_milestones(milestones, epochs, scaled)
 
 
 def lineages(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,8 @@ class Arm:
 
     def as_dict(self) -> dict[str, str]:
         """What it adds to the keys of a result; nothing for the study's own arm."""
-        return {k: v for k, v, usual in self._fields() if v != usual}
-
-    def _fields(self) -> tuple[tuple[str, str, str], ...]:
-        return ("start", self.start, RANDOM), ("variant", self.variant, STUDY)
+        start = {} if self.start == RANDOM else {"start": self.start}
+        return start if self.variant == STUDY else {**start, "variant": self.variant}
 
 
 BASE = Arm()
@@ -285,8 +283,7 @@ def failing_pair(config: Mapping[str, Any]) -> tuple[Cell, Cell] | None:
 
 def reconstructed(config: Mapping[str, Any]) -> Encoder | None:
     """The encoder whose reconstructions are shown: of the first arm, most images, first seed; None without any."""
-    base = base_cells(config)
-    cell = next(cell for cell in base if cell.pretrain_size == max(one.pretrain_size for one in base))
+    cell = max(base_cells(config), key=lambda cell: cell.pretrain_size)  # the first of those with most
     if cell.pretrain_size == 0:
         return None
     owner = cell.shared.pretrain

@@ -16,6 +16,7 @@ from viny.learning.settings import (
     batch_of_masks,
     forward_operations,
     measured_epochs,
+    tuned_epochs,
 )
 from viny.study.arms import schedule, settings_of
 from viny.study.grid import BASE, Arm, Cell
@@ -156,17 +157,12 @@ def finetune_workload(config: Mapping[str, Any], size: int, arm: Arm = BASE) -> 
     return _tuning(settings, size, settings["finetune"]["epochs"])
 
 
-def tuning_epochs(tune: Mapping[str, Any], epochs: int) -> int:
-    """Epochs that each rate is tried for, of a fine-tuning of so many."""
-    return max(1, round(tune["share"] * epochs))
-
-
 def tune_workload(config: Mapping[str, Any], labels: int, arm: Arm) -> Workload:
     """The short trainings that score the rates of a cell with so many labelled images."""
     settings = settings_of(config, arm)
     tune, rates = settings["tune"], len(settings["tune"]["lr"])
     scored = math.ceil(tune["validation"] * labels)
-    epochs = rates * tuning_epochs(tune, settings["finetune"]["epochs"])
+    epochs = rates * tuned_epochs(settings["finetune"]["epochs"], tune["share"])
     return _looking_at(_tuning(settings, max(1, labels - scored), epochs, rates), rates * scored)
 
 

@@ -45,6 +45,6 @@ def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
         Item(row["sentence"], {"kind": row["kind"], "labels": row["what"]})
         for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records")
     ]
-    first = about.start(about.base[0]) + (f" {about.variant(about.base[1])}" if about.variant(about.base[1]) else "")
+    first = about.words(*about.base, 0)
     alone = f"All that follows is about one arm alone, {first}, with and without pre-training and tasks."
     return [*items, Item(alone, {"start": about.base[0], "variant": about.base[1]})]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from viny.learning.progress import PROGRESS, ProgressReport, read_progress
+from viny.learning.settings import tuned_epochs
 from viny.runtime.claims import Claim
 from viny.runtime.files import last_lines
 from viny.runtime.processes import Owner
 from viny.study.graph import TRAININGS, TRAINS, Job
-from viny.study.workload import tuning_epochs
 
 STARTING = 120.0  # seconds that a training may take from its first log line to claiming its work
 SCORE = "lr-*.json"  # among a tuning's checkpoints, of each rate that is scored; a folder for the one that is not
@@ -67,7 +67,7 @@ def share_done(one: Running) -> float:
 def epochs_of(job: Job) -> int:
     """Epochs of a training; of a tuning, those of all its rates."""
     epochs, tune = job.spec["train"]["epochs"], job.spec["tune"] if job.stage == "tune" else None
-    return epochs if tune is None else len(tune["lr"]) * tuning_epochs(tune, epochs)
+    return epochs if tune is None else len(tune["lr"]) * tuned_epochs(epochs, tune["share"])
 
 
 def _scored(job: Job, root: Path) -> int:

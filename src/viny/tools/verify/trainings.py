@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from viny.learning.rates import content_sha256
+from viny.learning.rates import best_rate, content_sha256
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
 from viny.study import layout, specs
@@ -111,11 +111,13 @@ def _check_rate(book: Book, path: Path, cell: Cell, record: Mapping[str, Any], a
     tunings = [book.json(file, "the scores of a cell's rates") for file in files]
     if any(one is None for one in tunings) or book.faulty.intersection(files):
         return  # these have findings of their own
-    scores = [{str(rate["lr"]): rate["miou"] or 0.0 for rate in one["rates"]} for one in tunings]
-    means = {lr: sum(one[lr] for one in scores) / len(scores) for lr in scores[0]}
-    best = max(means, key=lambda lr: (means[lr], -float(lr)))
+    best, means = best_rate(tunings)
     said = record["tuned"]
-    expected = {"lr": float(best), "rates": means, "tunings": sorted(map(content_sha256, tunings))}
+    expected = {
+        "lr": float(best),
+        "rates": {str(lr): mean for lr, mean in means.items()},
+        "tunings": sorted(map(content_sha256, tunings)),
+    }
     found = {"lr": float(said["lr"]), "rates": said["rates"], "tunings": sorted(said["tunings"])}
     book.agree(path, "tuned", expected, found, f"as the tunings of its seeds give it; {again}")
 
