@@ -1,4 +1,4 @@
-"""Class colours can be told apart, as they are and laid over pictures, and by colour-blind eyes as far as is promised."""
+"""Class colours can be told apart, also over pictures, and by colour-blind eyes as far as is promised."""
 
 from __future__ import annotations
 

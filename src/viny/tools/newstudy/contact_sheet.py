@@ -78,4 +78,3 @@ def write_contact_sheet(path: Path, figure: Figure) -> None:
     """Write it as PNG, 300 dots per inch, whole or not at all."""
     with mpl.style.context(kit.STYLE, after_reset=True), atomic_path(path) as tmp:
         figure.savefig(tmp, format="png", dpi=300)
-
