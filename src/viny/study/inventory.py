@@ -159,7 +159,7 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
     Raises:
         InputError: see `viny.data.folders`; or, by their headers, packing would stop at some files.
     """
-    lines, whites, listings = [], {}, {}
+    lines, whites, listings, fits = [], {}, {}, {}
     for name in pack_names(config):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
@@ -170,6 +170,7 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
             listing = (listed or {}).get(name) or list_source(spec)
         except MissingError:
             continue
+        fits[name] = spec.get("fit", "stretch")
         if spec["source"] != "folder":
             lines += [f"{name}: {line}" for line in listing.report()]
             continue
@@ -194,7 +195,15 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
         if both := same_files(labelled.images, listing.images):
             tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
             lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
-    return lines + scales(whites)
+    return lines + scales(whites) + _fits(fits)
+
+
+def _fits(fits: Mapping[str, str]) -> list[str]:
+    """A line if the images of an encoder become squares in another way than the labelled ones; `fits` by pack."""
+    usual = fits.get("segmentation")
+    if not (others := [f"{name} {fit}" for name, fit in fits.items() if usual and fit != usual]):
+        return []
+    return [f"segmentation.fit: {usual}, but {few(others)}: an encoder learns on other shapes than it is tuned for"]
 
 
 def void_classes(classes: int | Mapping[str, str]) -> list[str]:

@@ -89,12 +89,12 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     looked, name = found.looked, found.wanted.name
     counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
-    model, fit = found.model, found.fit["segmentation"]
+    model = found.model
     sides = [f"{width} x {height}" for height, width in found.shapes[found.shapes.prod(1).argsort()][[0, -1]]]
     print(f"{name}: {'; '.join(counted)}")
     print(
         f"  images   {' to '.join(dict.fromkeys(sides))} pixels (width x height); seen at "
-        f"{model['image_size']} x {model['image_size']} in patches of {model['patch_size']}, fit {fit}"
+        f"{model['image_size']} x {model['image_size']} in patches of {model['patch_size']}"
     )
     kinds = "colours" if found.values.colours else "values"
     print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread evenly over all:")
