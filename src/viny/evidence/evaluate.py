@@ -12,6 +12,7 @@ from torch import Tensor
 
 from viny.data.augment import Draws, Normalisation, flip, labelled_images
 from viny.data.pack import Pack, open_pack
+from viny.data.parts import Groups
 from viny.data.splits import read_split
 from viny.evidence.metrics import classes_in, classes_lacking, summarise
 from viny.learning.batches import PackSubset
@@ -76,6 +77,11 @@ def predict(
     return torch.cat(truths), torch.cat(guesses)
 
 
+def _groups(spec: Mapping[str, Any], pack: Pack, test: np.ndarray) -> dict[str, np.ndarray]:
+    """A number for the group of each test image, the same for all cells of a study; empty for one without groups."""
+    return {"groups": Groups.read(pack.names, spec["group"]).indices[test]} if "group" in spec else {}
+
+
 def evaluate(
     spec: Mapping[str, Any],
     *,
@@ -96,7 +102,8 @@ def evaluate(
         indices: index lists of the cell's split.
         model: record of the fine-tuned weights.
         metrics: JSON file to write.
-        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack.
+        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; with
+            `segmentation.group`, groups [N], the number of each image's.
         threads: CPU threads.
 
     Raises:
@@ -126,7 +133,7 @@ def evaluate(
     classes = classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, lists["train"])}
     found["miou"] = found[f"miou_{spec['switches']['miou']}"]
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test)
+        np.savez_compressed(f, confusion=matrices, indices=test, **_groups(spec, pack, test))
     write_sealed(
         metrics,
         {
