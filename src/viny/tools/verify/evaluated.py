@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from viny.data.parts import Groups
 from viny.evidence.metrics import classes_in, classes_lacking, summarise
 from viny.evidence.tables import cell_row
 from viny.runtime.errors import InputError
@@ -89,7 +90,7 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         InputError: the matrices are not those of the test images.
     """
     with np.load(path, allow_pickle=False) as f:
-        confusion, indices = f["confusion"].astype(np.int64), f["indices"]
+        confusion, indices, groups = f["confusion"].astype(np.int64), f["indices"], f.get("groups")
     if len(confusion) != len(indices) or len(indices) != value["test_images"]:
         raise InputError(
             f"expected matrices of {value['test_images']} images, found {len(confusion)} for {len(indices)} "
@@ -98,6 +99,11 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
     lists = book.index_lists.get(training.split)
     if lists is not None and not np.array_equal(indices, lists["test"]):
         raise InputError(f"expected the test images of split {'/'.join(training.split)}, found others; {AGAIN}")
+    group = (book.config or {}).get("segmentation", {}).get("group")
+    if group and training.pack in book.packs:
+        expected_groups = Groups.read(book.packs[training.pack].names, group).indices[indices]
+        if groups is None or not np.array_equal(groups, expected_groups):
+            raise InputError(f"expected the groups of the test images by segmentation.group, found others; {AGAIN}")
     manifest = book.manifest(training.pack)
     if manifest is None:
         return
