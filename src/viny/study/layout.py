@@ -128,7 +128,7 @@ def statistics_figures(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """The figures of the study itself, below figures/."""
-    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation", "worst"]
     names += ["failures"] if failing_pair(config) else []
     return [*names, "reconstructions"] if reconstructed(config) else names
 
