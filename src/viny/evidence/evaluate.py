@@ -23,7 +23,7 @@ from viny.evidence.metrics import (
     scores_text,
     summarise,
 )
-from viny.evidence.own_size import class_map, greatest
+from viny.evidence.own_size import class_map, greatest, tiled
 from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
@@ -124,6 +124,12 @@ def tested(
     Raises:
         InputError: a row of the pack is damaged.
     """
+
+    def score(tiles: np.ndarray) -> Tensor:
+        images = torch.from_numpy(tiles).to(machine.device)
+        with torch.inference_mode(), machine.autocast():
+            return model(labelled_images(images, None, normalised))
+
     confusion, own = [], []
     for positions, truth, scores in scored(model, pack, indices, normalised, draws, machine):
         confusion.append(confusion_matrices(truth, greatest(scores), model.classes).cpu().numpy().astype(np.int32))
@@ -132,6 +138,8 @@ def tested(
         if draws is not None:
             scores = flip(scores, draws.at(positions).flips)  # back, as the image is
         for row, of_image in zip(indices[positions.numpy()].tolist(), scores, strict=True):
+            if pack.large is not None:  # without flips and jitters, which tiles would not share
+                of_image = tiled(score, pack.rows("large", np.array([row])), pack.manifest["resolution"])[0]
             found = class_map(of_image, *pack.shapes[row].tolist(), pack.manifest["fit"])
             own.append(own_size_counts(pack.own_mask(row), found, model.classes))
     return Tested(np.concatenate(confusion), np.stack(own) if own else None)

@@ -118,6 +118,8 @@ def check_across(config: dict[str, Any]) -> None:
         raise InputError(
             "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
         )
+    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
+        raise InputError("segmentation.tiles: made images have no larger size; leave it out, or take files")
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
         raise InputError("segmentation.test_size: 0 needs segmentation.split; say how many images are held out")
     if switches["test_set"] == "moving":

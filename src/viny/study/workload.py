@@ -57,9 +57,10 @@ def parameters(model: ModelSettings) -> int:
     return tokens + embedding + model.depth * block + 2 * dim
 
 
-def pack_bytes(images: int, side: int, masks: bool) -> int:
-    """Bytes of a pack of that many square images, with or without masks; see `viny.data.pack`."""
+def pack_bytes(images: int, side: int, masks: bool, tiles: int = 1) -> int:
+    """Bytes of a pack of that many square images, with or without masks and images for tiles; see `viny.data.pack`."""
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
+    row += 3 * (tiles * side) ** 2 + HASH if tiles > 1 else 0
     return images * (row + masks * (side**2 + HASH + OWN_MASK))
 
 
@@ -202,6 +203,8 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
     """
     config = settings_of(config, arm)
     images = images or config["segmentation"]["test_size"]
+    if (tiles := config["segmentation"].get("tiles", 1)) > 1:
+        images *= 1 + (2 * tiles - 1) ** 2
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
