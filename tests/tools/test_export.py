@@ -23,7 +23,10 @@ pytest.importorskip("jsonschema", reason="the settings that a study wrote are co
 
 from viny.cli import main
 from viny.data.augment import normalise
+from viny.data.decoding import decode
 from viny.data.pack import open_pack
+from viny.evidence.own_size import class_map
+from viny.learning.machine import Machine
 from viny.learning.weights import load_segmentation
 from viny.runtime.files import read_json, write_json, write_sealed
 from viny.study import layout
@@ -32,7 +35,7 @@ from viny.study.saved import write_study
 from viny.tools.trained.cell import load_cell
 from viny.tools.trained.export import timm_arguments
 from viny.tools.trained.model_card import write_card
-from viny.tools.trained.predict import at_original_size
+from viny.tools.trained.predict import class_scores
 
 CELL = Cell(0, "none", 8, 0)
 ABSOLUTE = 1e-5
@@ -132,7 +135,11 @@ def test_the_card_loads_a_model_whose_scores_are_the_cells_own(
         assert main(["predict", *options, str(folder / "image.jpg")]) == 0
         mask = np.asarray(Image.open(out / "image_mask.png"))
         square = np.load(folder / "mask.npy")
-        assert np.array_equal(mask, at_original_size(square.astype(np.uint8), 31, 50, fit))
+        one = load_cell(cell)
+        pixels = decode(folder / "image.jpg", one.size, one.resize, fit=fit).pixels
+        scores = class_scores(one, pixels[None].copy(), Machine.choose("cpu", "float32", 1))[0]
+        assert (scores.argmax(0).numpy() == square).all()
+        assert np.array_equal(mask, class_map(scores, 31, 50, fit))
 
 
 def test_a_graph_says_what_it_takes_and_nothing_of_where_it_was_made(made: Callable[..., Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from viny.data.splits import read_split
 from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
-from viny.evidence.metrics import iou
+from viny.evidence.metrics import iou, miou_of_images
 from viny.evidence.statistics.crossed import read_confusion, read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
@@ -194,11 +194,7 @@ def _failures(root: Path, pair: tuple[Cell, Cell], tested: _Tested, count: int, 
 def _miou_of_images(path: Path, test: np.ndarray) -> np.ndarray:
     """Mean IoU of each test image over the classes that it has, [N]; NaN where it has none or was not tested."""
     confusion, indices = read_confusion(path)
-    values = iou(confusion)
-    some = np.isfinite(values).any(1)
-    miou = np.full(len(values), np.nan)
-    miou[some] = np.nanmean(values[some], axis=1)
-    return pd.Series(miou, indices).reindex(test).to_numpy()
+    return pd.Series(miou_of_images(iou(confusion)), indices).reindex(test).to_numpy()
 
 
 @torch.inference_mode()

@@ -29,6 +29,8 @@ METRICS = {
     "pixel_accuracy": "pixel accuracy",
     "miou_dataset": "mIoU, from one confusion matrix over all images",
     "miou_per_image": "mIoU, mean over images, absent classes counting 0",
+    "own_size_miou_dataset": "mIoU at the images' own size, from one confusion matrix",
+    "own_size_miou_per_image": "mIoU at the images' own size, mean over images",
     "miou_two_class_dataset": "mIoU without the border, from one confusion matrix",
 }
 SHA256 = ("weights_sha256", "pack_sha256", "split_sha256")  # of a record
