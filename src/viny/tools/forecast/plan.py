@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
@@ -22,7 +23,7 @@ from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
 from viny.tools.forecast.schedule import Resources, most_beside
-from viny.tools.terminal import console, duration, short, table
+from viny.tools.terminal import console, table
 
 SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
 QUIET = 0.9  # of the cores; below this, other work is worth a note
