@@ -326,8 +326,11 @@ def test_an_overlay_is_half_image_and_half_colour() -> None:
     found = np.asarray(overlay(image, mask, ["a", "b", "c"], colours)).astype(int)
     pixel = np.asarray(image).astype(int)
     assert abs(found[:20, :10] - pixel[:, :10] / 2).max() <= 1
-    assert abs(found[:20, 10:20] - (pixel[:, 10:20] + [255, 0, 0]) / 2).max() <= 1
-    assert np.array_equal(found[:20, 20:30], pixel[:, 20:])
+    assert abs(found[:20, 11:20] - (pixel[:, 11:20] + [255, 0, 0]) / 2).max() <= 1
+    assert not found[:20, [10, 20]].any()  # a line around each area
+    assert np.array_equal(found[:20, 21:30], pixel[:, 21:])
+    left = np.asarray(overlay(image, mask, ["background", "b", "c"], colours))
+    assert np.array_equal(left[:20, :10], pixel[:, :10])
     legend = set(map(tuple, found[20:].reshape(-1, 3).tolist()))
     assert (255, 0, 0) in legend  # a class that is there
     assert (0, 255, 0) not in legend  # and one that is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,19 @@ def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -
     values = {str(value): names.index(named[value]) for value in sorted(named)}
     values |= {str(value_number(value)): IGNORE for value in ignore}
     return {"mask_classes": names, "mask_values": values, "colours": colours}
+
+
+# Names, as letters and digits alone, that data sets give to pixels without a class. Not other, rest, background or
+# border, which are as often classes like any other.
+VOID = re.compile(
+    r"(?:(?:void|ignored?|unlabell?ed|unannotated|unclassified|unknown|undefined|invalid|dontcare|dontknow|"
+    r"donotcare|none|nodata|noclass|nolabel|notlabell?ed|notannotated)(?:pixels?|areas?|regions?|labels?|class)?)?"
+)
+
+
+def is_void(name: str) -> bool:
+    """Whether a name is one that data sets give to pixels without a class, such as 'void', 'Unlabelled' or '-'."""
+    return VOID.fullmatch("".join(filter(str.isalnum, name.casefold()))) is not None
 
 
 IGNORE = 255  # in packed masks: a pixel without a class, neither learnt from nor counted

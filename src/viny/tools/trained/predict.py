@@ -23,8 +23,9 @@ from tqdm import tqdm
 from viny.data.augment import labelled_images
 from viny.data.decoding import BadFileError, Picture, decode, upright
 from viny.data.folders import check_name, check_some, few, list_below, name_below
-from viny.data.masks import IGNORE
+from viny.data.masks import BACKGROUNDS, IGNORE
 from viny.evidence.figures import kit
+from viny.evidence.figures.tint import tinted
 from viny.evidence.own_size import class_map, tiled
 from viny.learning.machine import Machine
 from viny.learning.settings import batch_of_masks
@@ -65,7 +66,7 @@ def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[str]) -> Image.Image:
-    """An image under translucent class colours, with a legend of its classes below.
+    """An image under translucent class colours, all but the background's, with a legend of its classes below.
 
     Args:
         image: RGB.
@@ -73,10 +74,14 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colour
         classes: names.
         colours: '#rrggbb' of each.
     """
-    out = Image.blend(image, palette_image(mask, colours).convert("RGB"), 0.5)
-    out.paste(image, mask=Image.fromarray(np.where(mask == IGNORE, 255, 0).astype(np.uint8)))
+    clear = [at for at, name in enumerate(classes) if name in BACKGROUNDS]
+    out = Image.fromarray(tinted(np.asarray(image), mask, colours, clear, striped=False))
     found = shares(mask, len(classes))
-    entries = [(f"{classes[at]}: {_percent(found[at])}", colours[at]) for at in kit.shown_classes(found) if found[at]]
+    entries = [
+        (f"{classes[at]}: {_percent(found[at])}", "white" if at in clear else colours[at])
+        for at in kit.shown_classes(found)
+        if found[at]
+    ]
     if IGNORE in mask:
         entries.append((NOT_PREDICTED, "white"))
     font = ImageFont.truetype(FONT, min(48, max(11, max(image.size) // 40)))
