@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -> dict[str, Any]:
@@ -56,3 +59,21 @@ def value_number(name: int | str) -> int:
 def value_name(value: int, colours: bool) -> int | str:
     """A mask value as study files write it, see `value_number`."""
     return f"#{value:06x}" if colours else value
+
+
+def deflated(mask: np.ndarray) -> bytes:
+    """A mask, uint8 [H, W], in few bytes and without loss: each row's difference from the one above, by zlib."""
+    return zlib.compress(np.diff(mask, axis=0, prepend=np.uint8(0)))
+
+
+def inflated(data: bytes, height: int, width: int) -> np.ndarray:
+    """The mask that `deflated` was given, uint8 [height, width].
+
+    Raises:
+        ValueError: the bytes are not those of a mask of this size.
+    """
+    try:
+        rows = zlib.decompressobj().decompress(data, height * width + 1)  # no more, whatever the bytes say
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    return np.cumsum(np.frombuffer(rows, np.uint8).reshape(height, width), axis=0, dtype=np.uint8)

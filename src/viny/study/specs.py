@@ -44,7 +44,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         # The same images in the same order, so that the test images can be left out, and with room for crops.
         judged = {"size": same["size"], "fit": same.get("fit", "stretch")}
         masks = {} if same["source"] == "synthetic" else {"masks_judged": judged}
-        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize, **masks}
+        plain = {key: value for key, value in same.items() if key not in ("fit", "tiles")}
+        return plain | {"size": size, "resize": resize, **masks}
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
@@ -54,6 +55,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         spec["listing"] = listing
     if unlabelled is None and section["fit"] != "stretch":
         spec["fit"] = section["fit"]
+    if name == "segmentation" and section.get("tiles", 1) > 1:
+        spec["tiles"] = section["tiles"]
     if section["source"] == "folder":
         return spec | _folder_spec(config, "pretrain" if unlabelled else name, section)
     if section["source"] == "imagenet" and unlabelled is None:

@@ -39,7 +39,6 @@ SHOWN = 16  # images on the contact sheet
 FIT = "stretch"  # of every source: it scored higher than bars at any aspect ratio, see benchmarks/NOTES.md
 PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
-FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 MOST = 65535  # the greatest value of a mask that may be a class
@@ -164,7 +163,7 @@ def inspect(wanted: Request) -> Inspection:
     given = str(split or "")
     kept = kept_split(pairs.names, given)
     notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
-    model = _model(wanted, shapes)
+    model = model_for(wanted, shapes)
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
@@ -234,10 +233,6 @@ def inspect(wanted: Request) -> Inspection:
                 f"{groups.said()}; {tested_groups} are for the test, with {grouped} images: intervals are over groups, "
                 "not images"
             )
-    if 0 < (tested := test or grouped or held_out_of(train)) < FEW_TESTS:
-        notes.append(
-            f"{tested} test images: the luck of their draw hides small effects; {FEW_TESTS} or more are better"
-        )
     return Inspection(
         wanted=wanted,
         pairs=count,
@@ -356,7 +351,7 @@ def _suffix(wanted: Request) -> str:
     return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
 
 
-def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
+def model_for(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     """Dimensions of the model for images of these shapes, int [N, 2]."""
     budget = BUDGETS[wanted.budget or "small"]
     size = wanted.image_size
@@ -395,6 +390,7 @@ def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> 
         notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
     if small:
         notes.append(
-            f"small at {size} x {size} pixels, in patches of {patch} x {patch}: {few(small)}; --image-size may help"
+            f"small at {size} x {size} pixels, in patches of {patch} x {patch} pixels: {few(small)}; --image-size may "
+            "help"
         )
     return notes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from viny.data.folders import few
-from viny.data.pack import TEXTS, Pack, open_pack, verify_pack
+from viny.data.pack import FILES, Pack, open_pack, verify_pack
 from viny.data.parts import Groups
 from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
@@ -39,7 +39,7 @@ def check_pack(book: Book, name: str) -> None:
         book.expected |= set(path.parent.glob("*"))
         return
     with book.about(path):
-        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
+        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *FILES)}
         folder = _folder_of_arrays(book, name, manifest, link)
         stored = folder / path.name if folder is not None else path
         source = path
@@ -73,7 +73,7 @@ def check_pack(book: Book, name: str) -> None:
             except InputError as error:
                 raise InputError(f"{error}{_how(book, name)}") from error
             for file in sorted(folder.iterdir()):
-                if file.suffix == ".npy" or file.name in TEXTS:
+                if file.suffix == ".npy" or file.name in FILES:
                     book.count(file)
         book.packs[name] = open_pack(source)
 
