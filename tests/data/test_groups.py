@@ -25,7 +25,9 @@ from viny.study import specs
 from viny.study.config import resolve
 from viny.study.grid import cells
 from viny.study.inventory import count_images, folder_report
+from viny.study.reading import read_config
 from viny.study.saved import saved_study
+from viny.tools.newstudy.dialogue import init
 from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.sequences import NUMBERED, TILED, find_sequences
 from viny.tools.newstudy.study_file import study_text
@@ -267,8 +269,27 @@ def test_tiles_of_a_scan_belong_to_the_scan(tmp_path: Path) -> None:
     for scan in range(4):
         for at in range(12):
             path = tmp_path / f"scan{'abcd'[scan]}_x{at // 4}_y{at % 4}.png"
-            Image.fromarray(frame(scan, at)).save(path)
+            Image.fromarray(frame(scan, at, alike=False)).save(path)
     paths = sorted(tmp_path.iterdir())
     found = find_sequences([path.name for path in paths], paths)
     assert found.pattern == TILED and found.decided
     assert set(Groups.read([path.name for path in paths], TILED).of) == {f"scan{letter}_x" for letter in "abcd"}
+
+
+def test_groups_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films(tmp_path, 8, 6)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, group in (("", NUMBERED), ("none", None), ("folder", None)):
+        asked: list[str] = []
+
+        def reply(question: str, asked: list[str] = asked, answer: str = answer) -> str:
+            asked.append(question)
+            known = "images" if "images that have" in question else "masks" if "their masks" in question else ""
+            if "belong together" not in question:
+                return known
+            return answer if sum("belong together" in one for one in asked) == 1 else "none"
+
+        init({"name": "mine"}, force=True, minutes=20, rate=1000, reply=reply)
+        assert any("belong together" in question and NUMBERED in question for question in asked)
+        assert read_config(Path("studies/mine.yaml"))["segmentation"].get("group") == group
