@@ -3,6 +3,7 @@
 A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested
 on one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So
 the variance of a weighted sum of cells has a part from each (`Runs.contrasts`): more seeds alone do not make it small.
+Where a study says which images belong together (`segmentation.group`), groups stand for images everywhere here.
 
 Every interval, test and figure of a study takes its numbers from here. Values are fractions.
 """
@@ -112,9 +113,10 @@ class Runs:
         keys: of the C cells; for a study's mIoU (pretrain_size, intermediate, finetune_size).
         seeds: S of them.
         values: [S, C], fractions; NaN where a cell was not run.
-        moved: [S, C, N], how far each test image moves that value, see `influence`; 0 for images
-            that it was not tested on, NaN where that is not known. None if it is known of no cell.
-        tested: bool [C, N], which images a cell was tested on; None: all of them.
+        moved: [S, C, N], how far each test image, or each group of them in a study with groups, moves that value, see
+            `influence`; 0 for those that it was not tested on, NaN where that is not known. None if it is known of no
+            cell.
+        tested: bool [C, N], which images or groups a cell was tested on; None: all of them.
         covariance: [C, C], in place of `moved`, what the cells' means share over draws of the test images; for made
             studies, whose images are none.
         pictures: number of test images that `covariance` is of.
@@ -398,15 +400,22 @@ def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] =
     values = np.full((len(seeds), len(keys)), np.nan)
     row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
     found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    group_of: dict[int, int] = {}
     for cell in frame.to_dict("records"):
         here = row[cell["seed"]], column[tuple(cell[name] for name in by)]
         values[here] = cell["miou"]
         path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
         if path is not None and path.is_file():
-            confusion, indices = read_confusion(path)
+            confusion, indices, groups = _read(path)
             found[here] = influence(confusion, cell["miou_is"]), indices
+            group_of |= {} if groups is None else dict(zip(indices.tolist(), groups.tolist(), strict=True))
     if not found:
         return Runs(keys, seeds, values)
+    if group_of:
+        found = {
+            here: by_group(influences, [group_of.get(row, -1 - row) for row in indices.tolist()])
+            for here, (influences, indices) in found.items()
+        }
     every = np.unique(np.concatenate([indices for _, indices in found.values()]))
     moved = np.zeros((len(seeds), len(keys), len(every)))
     tested = np.zeros((len(keys), len(every)), bool)
@@ -447,19 +456,36 @@ def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
     return ((hit - hit.sum(0) / total * union) / total).sum(1) / max(1, there.sum())
 
 
+def by_group(influences: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of images' influences [N] over the images of each group, [G], and the groups, ascending [G].
+
+    Images of one film or patient are alike, so their groups are what was drawn: the sums give the variance that is
+    robust to clusters (Liang and Zeger 1986).
+    """
+    found, place = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    return np.bincount(place, influences, len(found)), found
+
+
 def read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices [N, C, C] of a cell's test images, true class first, and the images' indices [N].
 
     Raises:
         InputError: the file is damaged or holds something else.
     """
-    confusion, indices = load_arrays(path, "confusion matrices", ("confusion", "indices")).values()
-    if confusion.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+    confusion, indices, _ = _read(path)
+    return confusion, indices
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """What `read_confusion` returns, and the number of each image's group [N]; None in a study without groups."""
+    arrays = load_arrays(path, "confusion matrices", ("confusion", "indices"), ("groups",))
+    confusion, indices, groups = arrays["confusion"], arrays["indices"], arrays.get("groups")
+    if {array.dtype.kind for array in arrays.values()} - {"i", "u"}:
         raise InputError(f"{path}: not whole numbers; evaluate its cell again")
     square = confusion.ndim == 3 and confusion.shape[1] == confusion.shape[2]
-    if not square or indices.shape != confusion.shape[:1]:
+    if not square or indices.shape != confusion.shape[:1] or (groups is not None and groups.shape != indices.shape):
         raise InputError(
-            f"{path}: confusion {confusion.shape} and indices {indices.shape}; "
-            "expected [N, C, C] and [N]: evaluate its cell again"
+            f"{path}: confusion {confusion.shape}, indices {indices.shape} and groups, if any; "
+            "expected [N, C, C], [N] and [N]: evaluate its cell again"
         )
-    return confusion, indices
+    return confusion, indices, groups
