@@ -80,8 +80,9 @@ def _explain(error: Any) -> str:
         hints = [f"unknown key {k!r}{did_you_mean(k, known)}" for k in unknown]
         return f"{where}{', '.join(hints)}; allowed are {', '.join(known)}"
     said = error.schema.get("description", "")
-    if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
-        said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
+    power = re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?\d+)", got) if isinstance(got, str) else None
+    if rule == "type" and power:  # it wants a point, and the exponent's sign
+        said = f"YAML takes {got} for text; write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}. {said}".strip()
     elif rule == "type" and allowed == "string" and type(got) in (int, float):
         said = f'In a study file, text that looks like a number needs quotes: "{got}". {said}'.strip()
     expected = {

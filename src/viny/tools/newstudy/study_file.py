@@ -24,10 +24,9 @@ from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.grid import cells
 from viny.tools.newstudy.budgets import ladder, training_lines
-from viny.tools.newstudy.look import Inspection
+from viny.tools.newstudy.look import FIT, Inspection
 
 SPATIAL = "spatial"  # name of the task on the segmentation's own masks
-FITS = {"stretch": "stretched to squares", "pad": "in squares with bars, which masks ignore"}
 MODEL = {
     "image_size": "pixels",
     "patch_size": "pixels; divides image_size",
@@ -126,7 +125,6 @@ def _body(found: Inspection) -> list[str]:
         lines.append("intermediate:")
     for name, listing in found.tasks.items():
         rows = [("source", "folder", ""), ("path", _path(wanted.tasks[name]), f"{len(listing.images):,} images")]
-        rows += [("fit", found.fit[name], FITS[found.fit[name]])]
         rows += training_lines(*budget.task, listing.parts.count(TRAIN), 2, 0.8)
         lines += _section(name, f"{len(listing.classes)} classes, of each of which a part is held out", rows, "  ")
     if spatial:
@@ -143,7 +141,7 @@ def _body(found: Inspection) -> list[str]:
 
 
 def _segmentation(found: Inspection) -> list[str]:
-    wanted, coding, looked, fit = found.wanted, found.coding, found.looked, found.fit["segmentation"]
+    wanted, coding, looked = found.wanted, found.coding, found.looked
     ends = np.quantile(found.shapes[:, 1] / found.shapes[:, 0], (0.05, 0.95))
     aspects = " to ".join(dict.fromkeys(f"{aspect:.2g}" for aspect in ends))
     rows = [("source", "folder", ""), ("images", _path(wanted.images), f"{found.pairs:,} of them with masks")]
@@ -154,7 +152,7 @@ def _segmentation(found: Inspection) -> list[str]:
     shares = {name: share for name, share in zip(coding.names, looked.shares, strict=False)}
     rows = [(value, name, f"{percent(shares[name])} of the pixels looked at") for value, name in coding.classes.items()]
     lines += _section("classes", "mask value: name; values of one name are one class", rows, "  ")
-    rows = [("fit", fit, f"{FITS[fit]}; width / height is {aspects}")]
+    rows = [("fit", FIT, f"whole, to squares; width / height is {aspects}")]
     if coding.ignore:
         rows.append(("ignore", coding.ignore, "values without a class: nothing is learnt there and nothing counted"))
     if wanted.split:
