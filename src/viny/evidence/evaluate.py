@@ -173,8 +173,8 @@ def evaluate(
         model: record of the fine-tuned weights.
         metrics: JSON file to write.
         confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; own_size
-            [N, 3, C] where images have a size of their own, see `own_size_counts`; with `segmentation.group`,
-            groups [N], the number of each image's.
+            [N, 3, C] where images have a size of their own, see `own_size_counts`; with `segmentation.group`, groups
+            [N], the number of each image's.
         scores: CSV file to write, a row per test image, see `image_scores`.
         threads: CPU threads.
 

@@ -122,6 +122,8 @@ def faults_across(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
         )
+    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
+        yield "segmentation.tiles: made images have no larger size; leave it out, or take files"
     if "group" in segmentation:
         try:
             group_pattern(segmentation["group"])
@@ -129,8 +131,6 @@ def faults_across(config: Mapping[str, Any]) -> Iterator[str]:
             yield str(error)
         if switches["test_set"] == "moving":
             yield "switches.test_set: 'moving' draws test images one by one; leave segmentation.group out"
-    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
-        raise InputError("segmentation.tiles: made images have no larger size; leave it out, or take files")
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
         yield "segmentation.test_size: 0 needs segmentation.split; say how many images are held out"
     if switches["test_set"] == "moving":

@@ -8,10 +8,11 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
+from viny.learning.unet_settings import RATE
 from viny.study.arms import SECTIONS, is_published, pretrain_packs, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import BASE, RANDOM, STUDY, Arm, Cell, Encoder, arms, has_arms
+from viny.study.grid import BASE, RANDOM, STUDY, Arm, Cell, Encoder, Reference, arms, has_arms
 from viny.study.layout import Training, held_out_curves, parse_subset, task_of_subset
 
 
@@ -289,6 +290,24 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     }
 
 
+def reference_spec(config: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
+    """Everything that a reference depends on, except its data: as the first arm's fine-tunings, but for the rate."""
+    settings = settings_of(config, arms(config)[0])
+    return {
+        "stage": "reference",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "switches": dict(settings["switches"]),
+        "cell": reference.as_dict(),
+        "image_size": settings["model"]["image_size"],
+        "train": _train(settings["finetune"]) | {"lr": RATE},
+        "contrast": settings["finetune"]["contrast"],
+        "split_seed": config["split_seed"],
+        **_compute(config),
+    }
+
+
 def geometry_spec(config: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Everything that an encoder's geometry depends on, except its weights and its data."""
     settings, section = settings_of(config, encoder.cell.arm), config["geometry"]
@@ -316,7 +335,12 @@ def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     first = settings_of(config, arms(config)[0])
     found = {"grid": config["grid"], "model": first["model"], "note": config["note"], **_arms(config)}
     found |= {"tuned": True} if is_tuned(first) else {}
+    found |= _references(config)
     return found | ({"held_out": True} if held_out_curves(config) else {})
+
+
+def _references(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"references": True} if config.get("references") else {}
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -417,6 +441,7 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "grid": config["grid"],
         "note": config["note"],
+        **_references(config),
         "examples": config["figures"]["examples"],
         "mask_ratio": config["pretrain"]["mask_ratio"],
         "pipeline": {

@@ -10,7 +10,7 @@ Every interval, test and figure of a study takes its numbers from here. Values a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -379,7 +379,14 @@ def _freedom(here: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] = GROUP) -> Runs:
-    """A study's mIoU, seed by seed, with the influence of each test image.
+    """A study's mIoU, seed by seed, with the influence of each test image: `crossed` of `read_scores`."""
+    return crossed(read_scores(frame, metrics_dir, by))
+
+
+def read_scores(
+    frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] = GROUP
+) -> dict[tuple[int, Hashable], Score]:
+    """A study's mIoU, model by model, with the influence of each test image.
 
     Args:
         frame: what `tables.read_metrics` returns.
@@ -388,45 +395,91 @@ def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] =
         by: the columns whose values are a cell's key.
 
     Returns:
-        Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size), unless `by` has others.
+        The scores in the frame's order, by seed and (pretrain_size, intermediate, finetune_size), or what `by` says.
 
     Raises:
         InputError: cells of several studies, a cell twice, or a damaged file.
     """
     check_cells(frame, [*by, "seed"])
     frame = frame.dropna(subset="miou")
-    keys = list(dict.fromkeys(frame[[*by]].itertuples(index=False, name=None)))
-    seeds = sorted(int(seed) for seed in frame["seed"].unique())
-    values = np.full((len(seeds), len(keys)), np.nan)
-    row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
-    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-    group_of: dict[int, int] = {}
+    scores: dict[tuple[int, Hashable], Score] = {}
     for cell in frame.to_dict("records"):
-        here = row[cell["seed"]], column[tuple(cell[name] for name in by)]
-        values[here] = cell["miou"]
         path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
-        if path is not None and path.is_file():
-            confusion, indices, groups = _read(path)
-            found[here] = influence(confusion, cell["miou_is"]), indices
-            group_of |= {} if groups is None else dict(zip(indices.tolist(), groups.tolist(), strict=True))
-    if not found:
-        return Runs(keys, seeds, values)
+        key = int(cell["seed"]), tuple(cell[name] for name in by)
+        scores[key] = Score.read(cell["miou"], cell["miou_is"], path)
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The mIoU of one model.
+
+    Attributes:
+        miou: a fraction.
+        moved: [N], how far each test image moves it, see `influence`; None if that is not known.
+        indices: [N], these images.
+        groups: [N], the number of each one's group; None in a study without groups.
+    """
+
+    miou: float
+    moved: np.ndarray | None = None
+    indices: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, miou: float, kind: str, path: Path | None) -> Score:
+        """A mIoU of a kind, with the influences that the confusion matrices in a file give, if there is one.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if path is None or not path.is_file():
+            return cls(miou)
+        confusion, indices, groups = _read(path)
+        return cls(miou, influence(confusion, kind), indices, groups)
+
+    def over_groups(self, group_of: Mapping[int, int]) -> Score:
+        """With the groups of images in place of images, by each image's group; one without is its own."""
+        if self.moved is None or self.indices is None:
+            return self
+        return Score(self.miou, *by_group(self.moved, [group_of.get(row, -1 - row) for row in self.indices.tolist()]))
+
+
+def crossed(scores: Mapping[tuple[int, Hashable], Score]) -> Runs:
+    """Runs of the scores of some models.
+
+    Args:
+        scores: by seed, and by the key of the cell.
+
+    Returns:
+        Cells in the order in which their keys come first.
+    """
+    group_of: dict[int, int] = {}
+    for score in scores.values():
+        if score.groups is not None and score.indices is not None:
+            group_of |= dict(zip(score.indices.tolist(), score.groups.tolist(), strict=True))
     if group_of:
-        found = {
-            here: by_group(influences, [group_of.get(row, -1 - row) for row in indices.tolist()])
-            for here, (influences, indices) in found.items()
-        }
-    every = np.unique(np.concatenate([indices for _, indices in found.values()]))
+        scores = {key: score.over_groups(group_of) for key, score in scores.items()}
+    keys = list(dict.fromkeys(key for _, key in scores))
+    seeds = sorted({seed for seed, _ in scores})
+    row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
+    values = np.full((len(seeds), len(keys)), np.nan)
+    places = {(row[seed], column[key]): score for (seed, key), score in scores.items()}
+    for here, score in places.items():
+        values[here] = score.miou
+    known = [score.indices for score in scores.values() if score.indices is not None]
+    if not known:
+        return Runs(keys, seeds, values)
+    every = np.unique(np.concatenate(known))
     moved = np.zeros((len(seeds), len(keys), len(every)))
     tested = np.zeros((len(keys), len(every)), bool)
-    for here in zip(*np.nonzero(np.isfinite(values)), strict=True):
-        if here not in found:
+    for here, score in places.items():
+        if score.indices is None:
             moved[here] = np.nan
             continue
-        influences, indices = found[here]
-        places = np.searchsorted(every, indices)
-        moved[(*here, places)] = influences
-        tested[here[1], places] = True
+        at = np.searchsorted(every, score.indices)
+        moved[(*here, at)] = score.moved
+        tested[here[1], at] = True
     return Runs(keys, seeds, values, moved, tested)
 
 
