@@ -147,11 +147,11 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     table = tmp_path / "tables" / "references.csv"
     table.parent.mkdir()
     rows = [
-        (name, size, f"A {name} with {size} labels gets 60 %.", -0.01)
+        (name, size, f"A {name} with {size} labels gets 60 %.", "down")
         for name in ("constant", "unet")
         for size in (8, 16)
     ]
-    pd.DataFrame(rows, columns=["reference", "finetune_size", "sentence", "lead_high"]).to_csv(table, index=False)
+    pd.DataFrame(rows, columns=["reference", "finetune_size", "sentence", "verdict"]).to_csv(table, index=False)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
     assert lines["references"] == "A unet with 16 labels gets 60 %."

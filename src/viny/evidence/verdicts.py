@@ -57,7 +57,7 @@ ARMS = (
     *("tuned against fixed", "frozen against trained", "variant against study"),
 )
 SAID = {"interaction": OF_INTERACTION, "images fall": OF_FALL, "labels fall": OF_FALL}
-SAID |= dict.fromkeys(ARMS, OF_ARMS)  # all others as `WORDS`
+SAID |= dict.fromkeys((*ARMS, "reference"), OF_ARMS)  # all others as `WORDS`
 
 Weights = Mapping[Hashable, float]
 
@@ -69,7 +69,8 @@ class Question:
     Attributes:
         kind: 'pre-training', 'images', 'labels', 'images fall' and 'labels fall' (the last doubling against the one
             before), 'task', 'task by size', 'interaction', or 'cell', a task's effect in one cell; or one of `ARMS`,
-            which compare arms. Questions of a kind share Holm's correction.
+            which compare arms; or 'reference', a cell against a model that is not the study's. Questions of a kind
+            share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.

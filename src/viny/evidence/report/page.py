@@ -61,8 +61,8 @@ PICTURES = {
         "geometry_heat_maps": "Test images, and for each encoder a map of all patches' similarity to a framed one.",
     },
     "What it looks like": {
-        "worst": "The test images with the lowest scores: image, true mask and predicted mask, with their names.",
         "segmentation": "Columns of a test image, its true mask and the masks that the models predict.",
+        "worst": "Columns of a test image by name, its true mask, the predicted one, and its score.",
         "failures": "Columns of a test image, its true mask, and the masks predicted without and with the task.",
         "reconstructions": "Rows of a test image, its unmasked patches, and what the model paints into the rest.",
     },
