@@ -32,6 +32,8 @@ rule figures:
     input:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        references=of_references("record"),
+        references_confusion=ancient(of_references("confusion")),
         curves=of_all_trainings("curve"),
         records=ancient(of_all_trainings("record")),
         manifest=rules.finetune.input.manifest,
@@ -69,6 +71,8 @@ rule statistics:
     input:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        references=of_references("record"),
+        references_confusion=ancient(of_references("confusion")),
         runs=ancient(of_all_trainings("run")),
         curves=of_pretrainings("curve") if layout.held_out_curves(STUDY) else [],
         tuned=TUNINGS,

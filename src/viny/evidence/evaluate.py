@@ -13,6 +13,7 @@ from torch import Tensor
 
 from viny.data.augment import Draws, Normalisation, flip, labelled_images
 from viny.data.pack import Pack, open_pack
+from viny.data.parts import Groups
 from viny.data.splits import read_split
 from viny.evidence.metrics import (
     classes_in,
@@ -145,6 +146,11 @@ def tested(
     return Tested(np.concatenate(confusion), np.stack(own) if own else None)
 
 
+def _groups(spec: Mapping[str, Any], pack: Pack, test: np.ndarray) -> dict[str, np.ndarray]:
+    """A number for the group of each test image, the same for all cells of a study; empty for one without groups."""
+    return {"groups": Groups.read(pack.names, spec["group"]).indices[test]} if "group" in spec else {}
+
+
 def evaluate(
     spec: Mapping[str, Any],
     *,
@@ -167,7 +173,8 @@ def evaluate(
         model: record of the fine-tuned weights.
         metrics: JSON file to write.
         confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; own_size
-            [N, 3, C] where images have a size of their own, see `own_size_counts`.
+            [N, 3, C] where images have a size of their own, see `own_size_counts`; with `segmentation.group`, groups
+            [N], the number of each image's.
         scores: CSV file to write, a row per test image, see `image_scores`.
         threads: CPU threads.
 
@@ -195,7 +202,7 @@ def evaluate(
     if counts.own is not None:
         found |= own_size_summary(counts.own)
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test, **own)
+        np.savez_compressed(f, confusion=matrices, indices=test, **own, **_groups(spec, pack, test))
     write_text(scores, scores_text(image_scores(pack, test, matrices, counts.own)))
     write_sealed(
         metrics,

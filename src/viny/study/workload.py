@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from viny.data.decoding import MEMORY
+from viny.learning import unet_settings
 from viny.learning.settings import (
     BATCH,
     IN_MEMORY,
@@ -19,7 +20,7 @@ from viny.learning.settings import (
     tuned_epochs,
 )
 from viny.study.arms import schedule, settings_of
-from viny.study.grid import BASE, Arm, Cell
+from viny.study.grid import BASE, Arm, Cell, arms
 from viny.study.layout import Training
 from viny.study.specs import mask_class_count
 
@@ -182,6 +183,24 @@ def _tuning(settings: Mapping[str, Any], images: int, epochs: int, trainings: in
     # The tokens take no gradient.
     trained = _with_scores(settings, head, min(batch, images), training=True, passes=TRAINING - 1)
     return replace(trained, operations=trained.operations + tokens.operations // TRAINING)
+
+
+def reference_workload(config: Mapping[str, Any], labels: int, tested: int | None = None) -> Workload:
+    """The U-Net beside the cells of a label size: its training, and its evaluation on the test images.
+
+    Args:
+        config: resolved settings.
+        labels: labelled images.
+        tested: test images, if `segmentation.test_size` does not say how many.
+    """
+    settings = settings_of(config, arms(config)[0])
+    section, side, classes = settings["finetune"], settings["model"]["image_size"], mask_class_count(config)
+    passes, tested = labels * section["epochs"], tested or config["segmentation"]["test_size"]
+    held = 1.5 * min(labels * side**2 * 4, IN_MEMORY)
+    shown = max(min(section["batch_size"], labels), batch_of_masks(classes) // TRAINING)
+    memory = BASE_MB + math.ceil((held + shown * (unet_settings.activation_bytes(side) + 16 * classes * side**2)) / 1e6)
+    forward = unet_settings.forward_operations(side, classes)
+    return _looking_at(Workload(passes, passes * TRAINING * forward, memory, forward=forward), tested)
 
 
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:

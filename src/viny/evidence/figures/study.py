@@ -23,17 +23,23 @@ from viny.runtime.text import visible
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
 BESIDE = 1.05  # inches beside images, for what a row shows
 COLUMNS = 5  # images beside one another
+REFERENCES = {  # lines without marks, as they are none of the study's
+    "unet": {"color": "0.45", "linestyle": "--", "linewidth": 1.1, "marker": ""},
+    "constant": {"color": "0.45", "linestyle": ":", "linewidth": 1.1, "marker": ""},
+}
+IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}
 NO_TASK = "This study has no intermediate task, so there is no difference to show."
 NO_PAIR = "No seed was run both with and without an intermediate task."
 
 
 @kit.in_style
-def miou_curves(runs: Runs, note: str = "") -> Figure:
+def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> Figure:
     """mIoU against labels: a panel per intermediate task, 'none' first; a line per pre-train size; 95 % intervals.
 
     Args:
         runs: the study's.
         note: printed under the figure.
+        references: grey lines in every panel, keys (name, labels); none: no such lines.
     """
     table = means.of_cells(runs)
     if table.empty:
@@ -46,13 +52,25 @@ def miou_curves(runs: Runs, note: str = "") -> Figure:
             line = line.sort_values("finetune_size")
             x = kit.aside(size, styles, labels) * line["finetune_size"]
             kit.bars(axes, x, line, label=f"{size}", **styles[size])
+        for name, line in _reference_lines(references).items():
+            axes.plot(line["finetune_size"], 100 * line["mean"], **REFERENCES[name], zorder=1, label="_reference")
         axes.set_title(kit.task_title(task))
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
-    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]))
+    others = [Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in _reference_lines(references)]
+    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), others)
     kit.add_note(figure, note)
     return figure
+
+
+def _reference_lines(runs: Runs | None) -> dict[str, pd.DataFrame]:
+    """The means of each reference against labels: finetune_size and mean."""
+    if runs is None:
+        return {}
+    table = pd.DataFrame(runs.keys, columns=["reference", "finetune_size"])
+    table["mean"] = runs.contrasts(np.eye(len(runs.keys))).mean
+    return {name: line.sort_values("finetune_size") for name, line in table.groupby("reference", sort=False)}
 
 
 @kit.in_style

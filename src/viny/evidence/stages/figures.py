@@ -24,7 +24,8 @@ from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
 from viny.evidence.metrics import iou, miou_of_images
-from viny.evidence.statistics.crossed import read_confusion, read_runs
+from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs
+from viny.evidence.statistics.references import reference_scores
 from viny.evidence.summary import Summary
 from viny.evidence.tables import GROUP, read_metrics
 from viny.learning.machine import Machine
@@ -40,8 +41,17 @@ from viny.learning.weights import (
 )
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
-from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, shown_cells
-from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
+from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, references, shown_cells
+from viny.study.layout import (
+    chain,
+    metrics_file,
+    pack_manifest,
+    reference_file,
+    split_record,
+    summarised,
+    training_of,
+    trainings,
+)
 
 
 def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path, threads: int = 1) -> None:
@@ -69,11 +79,14 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary = Summary("figures", spec, root)
     summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics), *(curve for *_, curve in curves))
     summary.reads(manifest, split, split.with_suffix(".npz"), *records, *map(weights_beside, models))
+    files = [reference_file(root, one, what) for one in references(spec) for what in ("record", "confusion")]
+    summary.reads(*files)
 
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
     kit.save(pipeline.pipeline(_steps(spec, root, frame), note), drawn / "pipeline")
-    kit.save(study.miou_curves(runs, note), drawn / "miou_curves")
+    others = crossed(reference_scores(spec, root)[0]) if references(spec) else None
+    kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
     tested = _Tested.read(spec, manifest, split, machine)
