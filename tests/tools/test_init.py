@@ -754,7 +754,7 @@ def test_an_answer_can_ignore_a_value_but_not_all_but_one(
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word)
-    init({"name": "mine"}, reply=reply)
+    init({"name": "mine"}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
     assert "expected two classes or more" in capsys.readouterr().out
@@ -768,7 +768,7 @@ def test_a_name_for_no_class_is_asked_about(
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     reply = answers("images", "masks", "", "", "", answer)
-    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, reply=reply)
+    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["ignore"] == ignored and section["classes"].get("11") == (answer or None)
 
