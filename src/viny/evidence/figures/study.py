@@ -57,9 +57,8 @@ def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> F
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
-    others = [
-        Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in reversed(_reference_lines(references))
-    ]
+    there = _reference_lines(references)
+    others = [Line2D([], [], **style, label=IN_WORDS[name]) for name, style in REFERENCES.items() if name in there]
     kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), others)
     kit.add_note(figure, note)
     return figure
