@@ -43,7 +43,8 @@ rule figures:
         pretrained=file_of(SHOWN_ENCODER, "record"),
         pretrained_weights=ancient(file_of(SHOWN_ENCODER, "weights")),
         models=[path for model in SHOWN_MODELS for path in file_of(model, "record")],
-        models_weights=ancient([path for model in SHOWN_MODELS for path in file_of(model, "weights")]),
+        # The worst images are shown of the best cell, which is not known before.
+        models_weights=ancient([path for model in BASE_MODELS for path in file_of(model, "weights")]),
     output:
         figures=in_report(FIGURES, "The study"),
         record=summary_of("figures"),

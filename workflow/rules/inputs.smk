@@ -130,5 +130,6 @@ def of_pretrainings(what):
 
 
 SHOWN_MODELS = [layout.chain(cell)[-1] for cell in grid.shown_cells(STUDY)]  # whose predictions are shown
+BASE_MODELS = [layout.chain(cell)[-1] for cell in grid.base_cells(STUDY)]
 RECONSTRUCTED = grid.reconstructed(STUDY)
 SHOWN_ENCODER = layout.reference_of(RECONSTRUCTED) if RECONSTRUCTED else None  # whose reconstructions are shown

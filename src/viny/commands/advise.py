@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from viny.commands.common import People, not_negative, positive, settings_of
 from viny.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from viny.evidence.advice.advice import Advice
 
 
 def add(people: People) -> None:
@@ -17,6 +21,7 @@ def add(people: People) -> None:
         run,
         "Say what a study's results advise: is pre-training worth it, how many more masks, does the task hurt?",
         "viny advise results/demo",
+        "viny advise results/demo --long    # with every comparison, what would settle the rest, all warnings",
         "viny advise results/demo --minutes-per-mask 2 --target 0.5    # with the price of labels, to half a point",
         "viny advise results/demo --reach 60 --price-label 0.5 --price-image 0.001 --price-hour 1.2",
         "viny advise results/demo --json    # for programs",
@@ -41,13 +46,14 @@ def add(people: People) -> None:
         p.add_argument(
             f"--price-{what}", type=not_negative, default=0.0, metavar="UNITS", help=f"of a further {words} (default 0)"
         )
+    p.add_argument("--long", action="store_true", help="all of it, in place of 150 words at most")
     p.add_argument("--json", action="store_true", help="print the advice as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    from viny.tools.advice.advice import as_dict, show
-    from viny.tools.advice.adviser import advise
-    from viny.tools.advice.prices import Wish
+    from viny.evidence.advice.advice import as_dict
+    from viny.evidence.advice.adviser import advise
+    from viny.evidence.advice.prices import Wish
 
     prices = (args.price_label, args.price_image, args.price_hour)
     if any(prices) and args.reach is None:
@@ -58,4 +64,16 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
     else:
-        show(advice)
+        # The price of a target was asked for, and stands in the long advice alone.
+        _show(advice, args.long or wish is not None)
+
+
+def _show(advice: Advice, long: bool) -> None:
+    """Print it to standard output, with its headings in bold on a terminal."""
+    from viny.evidence.advice.advice import as_text, title
+    from viny.tools.terminal import console
+
+    out = console()
+    heads = {title(advice), *(section.heading for section in advice.sections)}
+    for line in as_text(advice, min(100, out.width), long).splitlines():
+        out.print(line, style="bold" if line in heads else None, soft_wrap=True)

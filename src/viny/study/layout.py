@@ -58,6 +58,7 @@ REFERENCE = {  # of a U-Net: its metrics, confusion matrices and learning curve
 }
 METRICS = "metrics/{cell}.json"
 CONFUSION = "metrics/{cell}.npz"
+SCORES = "scores/{cell}.csv"  # of each test image
 GEOMETRY = "geometry/{encoder}.json"
 GEOMETRY_ARRAYS = "geometry/{encoder}.npz"
 TABLE = "tables/{name}"
@@ -135,7 +136,7 @@ def statistics_figures(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """The figures of the study itself, below figures/."""
-    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation", "worst"]
     names += ["failures"] if failing_pair(config) else []
     return [*names, "reconstructions"] if reconstructed(config) else names
 

@@ -35,6 +35,8 @@ CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
 HASH = 16  # bytes of a row's hash in a pack
+# Bytes of a mask at its own size in a pack: 1,100 of Pets' trimaps of 500 x 375 pixels.
+OWN_MASK = 2000 + HASH + 16
 STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
 
@@ -56,10 +58,11 @@ def parameters(model: ModelSettings) -> int:
     return tokens + embedding + model.depth * block + 2 * dim
 
 
-def pack_bytes(images: int, side: int, masks: bool) -> int:
-    """Bytes of a pack of that many square images, with or without masks; see `viny.data.pack`."""
+def pack_bytes(images: int, side: int, masks: bool, tiles: int = 1) -> int:
+    """Bytes of a pack of that many square images, with or without masks and images for tiles; see `viny.data.pack`."""
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
-    return images * (row + masks * (side**2 + HASH))
+    row += 3 * (tiles * side) ** 2 + HASH if tiles > 1 else 0
+    return images * (row + masks * (side**2 + HASH + OWN_MASK))
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
     """
     config = settings_of(config, arm)
     images = images or config["segmentation"]["test_size"]
+    if (tiles := config["segmentation"].get("tiles", 1)) > 1:
+        images *= 1 + (2 * tiles - 1) ** 2
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
