@@ -16,7 +16,7 @@ from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, job
 from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
-from viny.study.todo import out_of_date, to_do
+from viny.study.todo import what_to_do
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
@@ -62,8 +62,8 @@ def plan(
     check_sizes(config, images.limits)
     check_starts(config, root)
     config = with_listings(dict(config), root, read_files(config, images, root))
-    all_jobs = jobs(config, images)
-    stale = out_of_date(all_jobs, root, store)
+    todo = what_to_do(config, images, root, store)
+    all_jobs, stale, left = todo.jobs, todo.stale, todo.left
     place = Resources.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
         raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say with --rate how fast one is")
@@ -78,7 +78,6 @@ def plan(
         rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)
     forecast = Forecast(config, images, rates, store)
     spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in all_jobs}
-    left = to_do(all_jobs, root, stale)
     stages = [_row(stage, all_jobs, left, spent, forecast, root) for stage in STAGES]
     stages = [row for row in stages if row["jobs"]]
     total = {key: sum(row[key] or 0 for row in stages) for key in ("jobs", "done", "to_do", *SUMMED)}
@@ -250,8 +249,7 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
             f"for; if it goes on, what was measured takes {1 / rates.share:.1f} times as long"
         )
     notes.append(
-        "done: the files exist and are of the settings, code, images and weights there are now; `snakemake -n` says "
-        "what a run does"
+        "done: the files exist and are of the settings, code, images and weights there are now, as a run sees it"
     )
     return notes
 
