@@ -33,7 +33,7 @@ rule all:
         starts=expand([below(pattern) for pattern in layout.START.values()], start=STARTS),
         trainings=TRAININGS,
         tunings=TUNINGS,
-        cells=expand([METRICS, CONFUSION], cell=CELLS),
+        cells=expand([METRICS, CONFUSION, SCORES], cell=CELLS),
         geometry=expand([GEOMETRY, ARRAYS], encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],

@@ -16,10 +16,10 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from viny.evidence.advice.purchase import Prices, cheapest, mix_at, mixes
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.surface import fit_surface, points_of
 from viny.evidence.tables import to_markdown
-from viny.tools.advice.purchase import Prices, cheapest, mix_at, mixes
 
 TRUTHS: dict[str, Callable[[float, float], float]] = {
     "added": lambda u, n: 0.25 + 1.2 * n**-0.4 + 0.08 * (1 + u / 500) ** -0.6,

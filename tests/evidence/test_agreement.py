@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from viny.evidence.advice.advice import as_dict
+from viny.evidence.advice.adviser import advise
 from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import Cells
 from viny.evidence.paper.scorecard import COMPARED, write_scorecard
@@ -24,8 +26,6 @@ from viny.study.grid import cells
 from viny.study.layout import metrics_file
 from viny.study.reading import read_config
 from viny.study.saved import write_study
-from viny.tools.advice.advice import as_dict
-from viny.tools.advice.adviser import advise
 
 STUDIES = 1000
 ABOUT = {"pretraining_helps": ("pre-training", "up"), "classification_hurts_everywhere": ("task", "down")}

@@ -34,6 +34,8 @@ from viny.data.decoding import decode, decode_mask, mask_values, upright
 from viny.data.pack import Pack, open_pack
 from viny.data.parts import read_split_file
 from viny.data.splits import read_split
+from viny.evidence.advice.advice import as_text
+from viny.evidence.advice.adviser import advise
 from viny.evidence.figures.geometry import read_arrays
 from viny.evidence.report.page import write_page
 from viny.evidence.stages.scorecard import write_scorecard
@@ -65,8 +67,6 @@ from viny.study.grid import Cell
 from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.saved import write_study
-from viny.tools.advice.advice import as_text
-from viny.tools.advice.adviser import advise
 from viny.tools.forecast.plan import plan
 from viny.tools.forecast.rates import rates_seen
 from viny.tools.newstudy.class_lists import read_classes

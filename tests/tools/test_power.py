@@ -18,6 +18,9 @@ from viny.cli import main
 from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import Cells
 from viny.evidence.paper.words import Found
+from viny.evidence.power.noise import EVERY, Key, Shared
+from viny.evidence.power.simulate import Simulation
+from viny.evidence.power.truth import Truth, from_paper, from_runs, from_study, stand_ins, stated, weights_of
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.verdicts import MARGIN, decide, questions
 from viny.runtime.errors import InputError
@@ -31,10 +34,7 @@ from viny.study.saved import write_study
 from viny.tools.forecast.plan import SNAKEMAKE_JOB, plan
 from viny.tools.power import claims
 from viny.tools.power.costs import NOT_KNOWN, Costs
-from viny.tools.power.noise import EVERY, Key, Shared
 from viny.tools.power.power import cheapest, in_words, power, show
-from viny.tools.power.simulate import Simulation
-from viny.tools.power.truth import Truth, from_paper, from_runs, from_study, stand_ins, stated, weights_of
 
 TINY, ARMS = (Path(__file__).parents[1] / f"{name}.yaml" for name in ("tiny", "arms"))
 PAPER = Path(__file__).parents[2] / "studies" / "paper.yaml"

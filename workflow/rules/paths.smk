@@ -28,6 +28,7 @@ INDICES = below(layout.INDICES)
 TRAINED = {stage: {what: below(pattern) for what, pattern in files.items()} for stage, files in layout.TRAINED.items()}
 METRICS = below(layout.METRICS)
 CONFUSION = below(layout.CONFUSION)
+SCORES = below(layout.SCORES)
 GEOMETRY = below(layout.GEOMETRY)
 ARRAYS = below(layout.GEOMETRY_ARRAYS)
 REPORT = below(layout.REPORT)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from viny.commands.common import People, not_negative, positive, settings_of
 from viny.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from viny.evidence.advice.advice import Advice
 
 
 def add(people: People) -> None:
@@ -45,9 +49,9 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from viny.tools.advice.advice import as_dict, show
-    from viny.tools.advice.adviser import advise
-    from viny.tools.advice.prices import Wish
+    from viny.evidence.advice.advice import as_dict
+    from viny.evidence.advice.adviser import advise
+    from viny.evidence.advice.prices import Wish
 
     prices = (args.price_label, args.price_image, args.price_hour)
     if any(prices) and args.reach is None:
@@ -58,4 +62,15 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
     else:
-        show(advice)
+        _show(advice)
+
+
+def _show(advice: Advice) -> None:
+    """Print it to standard output, with its headings in bold on a terminal."""
+    from viny.evidence.advice.advice import as_text, title
+    from viny.tools.terminal import console
+
+    out = console()
+    heads = {title(advice), *(section.heading for section in advice.sections)}
+    for line in as_text(advice, min(100, out.width)).splitlines():
+        out.print(line, style="bold" if line in heads else None, soft_wrap=True)

@@ -8,11 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,10 +23,12 @@ from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptu
 from viny.data.masks import BACKGROUNDS
 from viny.data.pack import (
     ARRAYS,
+    ASPECTS,
     BY_ROW,
     CONTENTS,
+    FILES,
     FORMAT,
-    TEXTS,
+    OWN_MASKS,
     manifest_sha256,
     rows_sha256,
     stored_at,
@@ -38,12 +40,7 @@ from viny.runtime.files import array_sha256, digest, folder_beside, read_json, w
 from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
-ASPECTS = {
-    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
-    "the original's geometry",
-    "crop": "the centre square",
-    "pad": "the whole picture in a square with bars, which masks ignore",
-}
+T = TypeVar("T")
 CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
 AGAIN = "give the same command again once nothing writes there"
@@ -74,7 +71,7 @@ class Arrays:
         folder: an empty folder.
         count: rows (N).
         size: side of an image, pixels (S).
-        optional: those of 'labels', 'parts' and 'masks' that the source has.
+        optional: those of 'labels', 'parts', 'masks' and 'own_masks' that the source has.
 
     Raises:
         InputError: the disk has no room for them.
@@ -82,7 +79,7 @@ class Arrays:
 
     def __init__(self, folder: Path, count: int, size: int, optional: list[str]) -> None:
         names = ["images", "images.sums", "files.sums", "images.phash", "shapes", *optional]
-        names += ["masks.sums"] if "masks" in optional else []
+        names += [f"{name}.sums" for name in BY_ROW if name in optional]
         sides = {"N": count, "S": size}
         shapes = {name: tuple(sides.get(side, side) for side in ARRAYS[name][1]) for name in names}
         needed = sum(int(np.prod(shapes[name])) * np.dtype(ARRAYS[name][0]).itemsize for name in names)
@@ -93,6 +90,7 @@ class Arrays:
                 f"there; free some space, or {OTHER_STORE}"
             )
         self._folder, self._maps = folder, {}
+        self._own = 0  # bytes of own masks written so far
         for name in names:
             self._maps[name] = self._create(name, shapes[name])
         # Plain views: indexing a numpy.memmap costs more than hashing a small row.
@@ -124,6 +122,13 @@ class Arrays:
         found = short_sha256(value)
         self._views[f"{name}.sums"][row] = np.frombuffer(found, np.uint8)
         return found
+
+    def append_own(self, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+        """Write masks at their own size, see `viny.data.masks.deflated`, behind those that are written; b"": none."""
+        with open(self._folder / OWN_MASKS, "ab") as f:
+            for row, mask in zip(rows, masks, strict=True):
+                self._views["own_masks"][row] = self._own, len(mask)
+                self._own += f.write(mask)
 
     def keep(self, rows: np.ndarray) -> None:
         """Move these rows [M], ascending, to the front and cut the files off after them."""
@@ -160,19 +165,21 @@ class Arrays:
         return about
 
 
-def _fill(count: int, threads: int, work: Callable[[range], None], what: str) -> None:
-    """Run `work` on all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock."""
+def _fill(
+    count: int, threads: int, work: Callable[[range], T], what: str, then: Callable[[range, T], None] | None = None
+) -> None:
+    """Run `work` on all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock.
+
+    `then` is given each chunk and what `work` returned for it, in order and in this thread.
+    """
     bar = tqdm(total=count, desc=what, unit="image", mininterval=1.0, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
-
-        def run(start: int) -> int:
-            chunk = range(start, min(start + CHUNK, count))
-            work(chunk)
-            return len(chunk)
-
+        chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
         try:
-            for done in pool.map(run, range(0, count, CHUNK)):
-                bar.update(done)
+            for chunk, made in zip(chunks, pool.map(work, chunks), strict=True):
+                if then is not None:
+                    then(chunk, made)
+                bar.update(len(chunk))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -185,8 +192,9 @@ def pack_files(
     count, size = len(listing.images), spec["size"]
     fit = spec.get("fit", "stretch")
     judged = spec.get("masks_judged", {})  # without masks of its own
-    optional = ("labels", "parts") if judged else ("labels", "parts", "masks")
-    arrays = Arrays(folder, count, size, [name for name in optional if getattr(listing, name)])
+    optional = [name for name in ("labels", "parts") if getattr(listing, name)]
+    with_masks = bool(listing.masks) and not judged
+    arrays = Arrays(folder, count, size, [*optional, *(["masks", "own_masks"] if with_masks else [])])
     for name in ("labels", "parts"):
         if name in arrays:
             arrays[name][:] = getattr(listing, name)
@@ -196,32 +204,35 @@ def pack_files(
     heads = Heads.read(listing.images, listing.masks, threads)
     found = decide(heads, listing.mask_values, listing.colours, threads=threads)
 
-    def pack_one(i: int) -> np.ndarray:
+    def pack_one(i: int) -> tuple[np.ndarray, bytes]:
         mask = None
         if listing.masks:
             side, how = judged.get("size", size), judged.get("fit", fit)
-            mask = decode_mask(listing.masks[i], side, listing.mask_values, listing.colours, how, found.turns[i])
+            values, turn = listing.mask_values, found.turns[i]
+            mask = decode_mask(listing.masks[i], side, values, listing.colours, how, turn, own=with_masks)
         picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
         arrays.put("images", i, picture.pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
         if mask:
-            if not judged:
+            if with_masks:
                 arrays.put("masks", i, mask.pixels)
+                arrays["own_masks.sums"][i] = np.frombuffer(mask.own_sha256, np.uint8)
             if background is not None and mask.only == background:
                 blank.add(i)
-        return picture.grey
+        return picture.grey, mask.own if mask else b""
 
-    def work(chunk: range) -> None:
-        greys = np.zeros((len(chunk), GREY, GREY), np.uint8)
+    def work(chunk: range) -> list[bytes]:
+        greys, own = np.zeros((len(chunk), GREY, GREY), np.uint8), [b""] * len(chunk)
         for at, i in enumerate(chunk):
             try:
-                greys[at] = pack_one(i)
+                greys[at], own[at] = pack_one(i)
             except BadFileError as error:
                 refused[i] = error
         arrays["images.phash"][chunk.start : chunk.stop] = perceptual_hashes(greys)
+        return own
 
-    _fill(count, threads, work, f"pack {spec['source']}")
+    _fill(count, threads, work, f"pack {spec['source']}", arrays.append_own if with_masks else None)
     if refused:
         _tolerate(refused, count, spec)
     base = Path(spec["path"])
@@ -332,6 +343,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         "resolution": spec["size"],
         "resize": {"antialias": "bilinear with antialiasing", "nearest": "nearest neighbour"}[spec["resize"]],
         "aspect": ASPECTS[spec.get("fit", "stretch")],
+        "fit": spec.get("fit", "stretch"),
         "arrays": arrays.finish(),
         **more,
     }
@@ -438,10 +450,10 @@ def _link(folder: Path, beside: Path) -> None:
     """Link each file of a stored pack into a study's folder, so that a copy with links followed has them all."""
     beside = beside.resolve()  # `results` may itself be a link, to another disk
     for old in beside.iterdir():
-        if old.suffix == ".npy" or old.name in TEXTS:
+        if old.suffix == ".npy" or old.name in FILES:
             old.unlink()
     for file in folder.iterdir():
-        if file.suffix == ".npy" or file.name in TEXTS:
+        if file.suffix == ".npy" or file.name in FILES:
             (beside / file.name).symlink_to(os.path.relpath(file, beside))
 
 

@@ -172,7 +172,7 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
     evaluated = []
     for cell in all_cells:
         needs = [pack("segmentation"), subset(cell.finetune_size, cell.seed), *trained(layout.chain(cell)[-1])]
-        outputs = both(cell.name, layout.METRICS, layout.CONFUSION)
+        outputs = both(cell.name, layout.METRICS, layout.CONFUSION, layout.SCORES)
         work = evaluate_workload(config, images.tested, cell.arm)
         evaluated.append(add("evaluate", cell.name, outputs, needs, specs.evaluate_spec(config, cell), work=work))
     geometries = [measured(one) for one in grid.encoders(config)]

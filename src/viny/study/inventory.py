@@ -13,6 +13,7 @@ from viny.data.contents import Contents, differences, read_contents
 from viny.data.conventions import LOOKED_AT, Heads, decide, scales
 from viny.data.conventions import said as decided
 from viny.data.folders import few, same_files
+from viny.data.masks import is_void
 from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
 from viny.data.sources import Listing, MissingError, list_source
 from viny.data.synthetic import is_held_out
@@ -158,7 +159,7 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
     Raises:
         InputError: see `viny.data.folders`; or, by their headers, packing would stop at some files.
     """
-    lines, whites, listings = [], {}, {}
+    lines, whites, listings, fits = [], {}, {}, {}
     for name in pack_names(config):
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
@@ -169,6 +170,7 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
             listing = (listed or {}).get(name) or list_source(spec)
         except MissingError:
             continue
+        fits[name] = spec.get("fit", "stretch")
         if spec["source"] != "folder":
             lines += [f"{name}: {line}" for line in listing.report()]
             continue
@@ -181,6 +183,8 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
             said += f"; {listing.parts.count(TRAIN)} for training, {listing.parts.count(TEST)} held out"
         lines.append(said)
         lines += [f"{name}: {line}" for line in listing.report()]
+        if name == "segmentation":
+            lines += void_classes(config["segmentation"]["classes"])
         heads = Heads.read(listing.images, listing.masks)
         read = decide(heads, listing.mask_values, listing.colours, LOOKED_AT)
         lines += _left_out(name, spec, unusable(heads, read.turns))
@@ -191,7 +195,35 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
         if both := same_files(labelled.images, listing.images):
             tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
             lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
-    return lines + scales(whites)
+    return lines + scales(whites) + _fits(fits)
+
+
+def _fits(fits: Mapping[str, str]) -> list[str]:
+    """A line if the images of an encoder become squares in another way than the labelled ones; `fits` by pack."""
+    usual = fits.get("segmentation")
+    if not (others := [f"{name} {fit}" for name, fit in fits.items() if usual and fit != usual]):
+        return []
+    return [f"segmentation.fit: {usual}, but {few(others)}: an encoder learns on other shapes than it is tuned for"]
+
+
+def void_classes(classes: int | Mapping[str, str]) -> list[str]:
+    """A line if a study's classes have names that mean pixels without a class, which it learns and counts all the same.
+
+    Args:
+        classes: `segmentation.classes`.
+    """
+    void = {} if isinstance(classes, int) else {value: name for value, name in classes.items() if is_void(name)}
+    if not void:
+        return []
+    shown = few(f"{value} '{name}'" for value, name in void.items())
+    return [
+        f"segmentation.classes: {shown}: looks like pixels without a class, but is learnt and counted as one; if it is "
+        f"none, move it to segmentation.ignore: [{', '.join(map(_quoted, void))}]"
+    ]
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if value.startswith("#") else value
 
 
 def _left_out(name: str, spec: Mapping[str, Any], found: Unusable) -> list[str]:

@@ -52,6 +52,7 @@ START = {"weights": "starts/{start}/encoder.safetensors", "record": "starts/{sta
 TUNING = "tuning/{cell}.json"
 METRICS = "metrics/{cell}.json"
 CONFUSION = "metrics/{cell}.npz"
+SCORES = "scores/{cell}.csv"  # of each test image
 GEOMETRY = "geometry/{encoder}.json"
 GEOMETRY_ARRAYS = "geometry/{encoder}.npz"
 TABLE = "tables/{name}"

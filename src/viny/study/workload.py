@@ -34,6 +34,8 @@ CPU_RATE = 50.0
 GPU_RATE = 1000.0
 PROBE_PASSES = 200  # over its tokens, at most, to fit a linear probe
 HASH = 16  # bytes of a row's hash in a pack
+# Bytes of a mask at its own size in a pack: 1,100 of Pets' trimaps of 500 x 375 pixels.
+OWN_MASK = 2000 + HASH + 16
 STACK = 24  # trainings that one process runs at once on a GPU, at most, unless a study says how many
 UNKNOWN = 20_000  # images that a labelled data set is assumed to have before it is on disk
 
@@ -58,7 +60,7 @@ def parameters(model: ModelSettings) -> int:
 def pack_bytes(images: int, side: int, masks: bool) -> int:
     """Bytes of a pack of that many square images, with or without masks; see `viny.data.pack`."""
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
-    return images * (row + masks * (side**2 + HASH))
+    return images * (row + masks * (side**2 + HASH + OWN_MASK))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What people read: aligned tables, plain when piped, and numbers in a suitable unit."""
+"""What people read: aligned tables, plain when piped."""
 
 from __future__ import annotations
 
@@ -69,21 +69,3 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable
     for row in rows:
         made.add_row(*row)
     return made
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would choose."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if seconds < 5970:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:.1f} days"
-
-
-def short(number: float, unit: str = "") -> str:
-    """A number with three digits and a prefix: 2,700,000 as 2.70 M."""
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            value = number / size
-            return f"{value:.{max(0, 2 - (value >= 9.995) - (value >= 99.95))}f} {prefix}{unit}"
-    return f"{number:.0f} {unit}".strip()

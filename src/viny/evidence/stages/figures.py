@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from viny.data.augment import IMAGENET, Draws, denormalise, labelled_images, normalise
+from viny.data.decoding import inner_box
 from viny.data.masks import IGNORE
-from viny.data.pack import Pack, open_pack
+from viny.data.pack import ASPECTS, Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
-from viny.evidence.metrics import iou
+from viny.evidence.metrics import iou, miou_of_images
 from viny.evidence.statistics.crossed import read_confusion, read_runs
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics
@@ -139,8 +140,17 @@ class _Tested:
         """True and predicted classes, [n, H, W] each."""
         model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
         normalised = shown_by(record, record["spec"]["normalise"])
-        truth, guess = predict(model, self.pack, self.test[places], normalised, self._draws(places), self.machine)
-        return truth.numpy(), guess.numpy()
+        rows = self.test[places]
+        truth, guess = (
+            a.numpy() for a in predict(model, self.pack, rows, normalised, self._draws(places), self.machine)
+        )
+        if self.pack.manifest["aspect"] == ASPECTS["pad"]:  # what a model says of bars is no prediction
+            for labels, shape in zip(guess, self.pack.shapes[rows], strict=True):
+                left, top, right, bottom = inner_box(*shape.tolist(), len(labels))
+                inside = labels[top:bottom, left:right].copy()
+                labels[:] = IGNORE
+                labels[top:bottom, left:right] = inside
+        return truth, guess
 
     def _draws(self, places: np.ndarray) -> Draws | None:
         return None if self.draws is None else self.draws.at(torch.from_numpy(places))
@@ -184,11 +194,7 @@ def _failures(root: Path, pair: tuple[Cell, Cell], tested: _Tested, count: int, 
 def _miou_of_images(path: Path, test: np.ndarray) -> np.ndarray:
     """Mean IoU of each test image over the classes that it has, [N]; NaN where it has none or was not tested."""
     confusion, indices = read_confusion(path)
-    values = iou(confusion)
-    some = np.isfinite(values).any(1)
-    miou = np.full(len(values), np.nan)
-    miou[some] = np.nanmean(values[some], axis=1)
-    return pd.Series(miou, indices).reindex(test).to_numpy()
+    return pd.Series(miou_of_images(iou(confusion)), indices).reindex(test).to_numpy()
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
@@ -17,11 +18,12 @@ from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pa
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import what_to_do
+from viny.study.unanswered import Unanswered, as_lines, unanswered
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
 from viny.tools.forecast.schedule import Resources, most_beside
-from viny.tools.terminal import console, duration, short, table
+from viny.tools.terminal import console, table
 
 SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
 QUIET = 0.9  # of the cores; below this, other work is worth a note
@@ -101,6 +103,7 @@ def plan(
         "job_start_seconds": rates.start,
         "share_of_cores": rates.share,
         "further": further(forecast),
+        "unanswered": [asdict(one) for one in unanswered(config, images)],
         "notes": _notes(config, images, rates, sum(job.is_done(root) for job in left) if stale else 0),
     }
 
@@ -289,7 +292,8 @@ def show(planned: Mapping[str, Any]) -> None:
     ]
     out.print("\nWhat more would add, besides packs:")
     out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
-    out.print("\n" + "\n".join(f"- {note}" for note in planned["notes"]))
+    said = as_lines(Unanswered(**one) for one in planned["unanswered"])
+    out.print("\n" + "\n".join([*said, *[""] * bool(said), *(f"- {note}" for note in planned["notes"])]))
 
 
 def _show_arms(planned: Mapping[str, Any]) -> None:

@@ -35,10 +35,9 @@ from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
 
 SHOWN = 16  # images on the contact sheet
-ASPECTS = (0.65, 1.55)  # width over height within which pictures are stretched: 2:3 to 3:2, with room for rounding
+FIT = "stretch"  # of every source: it scored higher than bars at any aspect ratio, see benchmarks/NOTES.md
 PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
-FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 MOST = 65535  # the greatest value of a mask that may be a class
@@ -87,7 +86,6 @@ class Inspection:
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
-        fit: of the labelled images, and of each task's.
         values, coding, looked: of the masks looked at.
         unlabelled: how many images there are.
         bad_unlabelled: how many of these probably cannot be opened.
@@ -103,7 +101,6 @@ class Inspection:
     test: int
     shapes: np.ndarray
     model: dict[str, int]
-    fit: dict[str, str]
     values: Values
     coding: Coding
     looked: Looked
@@ -153,8 +150,7 @@ def inspect(wanted: Request) -> Inspection:
     given = str(split or "")
     kept = kept_split(pairs.names, given)
     notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
-    model = _model(wanted, shapes)
-    fit = {"segmentation": _fit(shapes)}
+    model = model_for(wanted, shapes)
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
@@ -164,7 +160,7 @@ def inspect(wanted: Request) -> Inspection:
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
     read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
-    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], FIT, SHOWN, read.white)
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
     if looked.brightest < DARK:
         notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
@@ -202,13 +198,8 @@ def inspect(wanted: Request) -> Inspection:
         if (of_task := unusable(shown)).said:
             notes.append(f"{name}: {of_task.said}. They are skipped")
             lost += of_task.pairs
-        fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
-    if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
-        notes.append(
-            f"{tested} test images: the luck of their draw hides small effects; {FEW_TESTS} or more are better"
-        )
     return Inspection(
         wanted=wanted,
         pairs=count,
@@ -216,7 +207,6 @@ def inspect(wanted: Request) -> Inspection:
         test=test,
         shapes=shapes,
         model=model,
-        fit=fit,
         values=values,
         coding=coding,
         looked=looked,
@@ -317,7 +307,7 @@ def _suffix(wanted: Request) -> str:
     return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
 
 
-def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
+def model_for(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     """Dimensions of the model for images of these shapes, int [N, 2]."""
     budget = BUDGETS[wanted.budget or "small"]
     size = wanted.image_size
@@ -331,12 +321,6 @@ def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     divisors = [side for side in range(1, size // 2 + 1) if size % side == 0]
     patch = wanted.patch_size or min(divisors or [size], key=lambda side: (abs(size // side - PATCHES), side))
     return {"image_size": size, "patch_size": patch, **budget.model}
-
-
-def _fit(shapes: np.ndarray) -> str:
-    """How images of these shapes, int [N, 2], become squares."""
-    low, high = np.quantile(shapes[:, 1] / shapes[:, 0], (0.05, 0.95))
-    return "stretch" if ASPECTS[0] <= low and high <= ASPECTS[1] else "pad"
 
 
 def _in_all(bad: int, looked_at: int, count: int) -> int:
@@ -362,6 +346,7 @@ def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> 
         notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
     if small:
         notes.append(
-            f"small at {size} x {size} pixels, in patches of {patch} x {patch}: {few(small)}; --image-size may help"
+            f"small at {size} x {size} pixels, in patches of {patch} x {patch} pixels: {few(small)}; --image-size may "
+            "help"
         )
     return notes

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import ONE, Cells, Comparison
 from viny.evidence.paper.words import Found
+from viny.evidence.power.noise import Key
+from viny.evidence.power.simulate import Simulation
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.verdicts import Question, questions
-from viny.tools.power.noise import Key
-from viny.tools.power.simulate import Simulation
 
 STUDIES = 200  # of each grid; a claim takes longer to test than a question
 # What may be found of a claim that is true everywhere, on average or not at all.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from viny.evidence.power.simulate import more_seeds
 from viny.runtime.errors import InputError
 from viny.study.graph import jobs
 from viny.study.inventory import Images, count_images
@@ -16,12 +16,6 @@ from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import Rates, kind, rates_seen, rates_stated
 
 NOT_KNOWN = "not known; `--rate` states one, and `viny plan` measures it"
-
-
-def more_seeds(there: Sequence[int], n: int) -> list[int]:
-    """So many seeds: those that there are, then the lowest others."""
-    unused = (seed for seed in count() if seed not in there)
-    return [*there[:n], *(next(unused) for _ in range(n - len(there)))]
 
 
 class Costs:

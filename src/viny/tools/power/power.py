@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from viny.evidence.power.noise import Key
+from viny.evidence.power.simulate import STUDIES, Simulation
+from viny.evidence.power.truth import Truth, from_paper, from_study, stand_ins, stated
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
+from viny.runtime.units import duration
 from viny.study.arms import base_alone
 from viny.study.grid import Arm, arms, cells, has_arms
 from viny.study.inventory import Images, count_images
 from viny.tools.power.claims import STUDIES as CLAIM_STUDIES
 from viny.tools.power.claims import claim_chances
 from viny.tools.power.costs import Costs
-from viny.tools.power.noise import Key
-from viny.tools.power.simulate import STUDIES, Simulation
-from viny.tools.power.truth import Truth, from_paper, from_study, stand_ins, stated
-from viny.tools.terminal import console, duration, table
+from viny.tools.terminal import console, table
 
 SEEDS = (3, 5, 10)  # beside the study's own number
 TIMES = 4  # test images beside the study's own number: so many times that, which halves their noise

@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from viny.runtime.signals import on_stop
+from viny.runtime.units import duration, short
 from viny.study.graph import STAGES, SUMMARIES
 from viny.tools.status.running import Running
 from viny.tools.status.state import Status, Watcher
-from viny.tools.terminal import console, duration, short, table
+from viny.tools.terminal import console, table
 
 SHOWN = 20  # failed jobs, or reasons for being out of date, that are listed
 NARROW = 120  # characters; on a terminal narrower than this, the table of running jobs has fewer columns

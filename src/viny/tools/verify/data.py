@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import TEXTS, open_pack, verify_pack
+from viny.data.pack import FILES, open_pack, verify_pack
 from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, read_json
@@ -35,7 +35,7 @@ def check_pack(book: Book, name: str) -> None:
         book.expected |= set(path.parent.glob("*"))
         return
     with book.about(path):
-        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
+        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *FILES)}
         folder = _folder_of_arrays(book, name, manifest, link)
         stored = folder / path.name if folder is not None else path
         source = path
@@ -69,7 +69,7 @@ def check_pack(book: Book, name: str) -> None:
             except InputError as error:
                 raise InputError(f"{error}{_how(book, name)}") from error
             for file in sorted(folder.iterdir()):
-                if file.suffix == ".npy" or file.name in TEXTS:
+                if file.suffix == ".npy" or file.name in FILES:
                     book.count(file)
         book.packs[name] = open_pack(source)
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from viny.evidence.metrics import classes_in, classes_lacking, summarise
+from viny.evidence.metrics import (
+    classes_in,
+    classes_lacking,
+    image_scores,
+    own_size_summary,
+    scores_text,
+    summarise,
+)
 from viny.evidence.tables import cell_row
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
@@ -17,7 +25,7 @@ from viny.study import layout, specs
 from viny.study.grid import Cell, Encoder, encoders, probe_size
 from viny.study.layout import Training
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
-from viny.tools.verify.report import MISSING, NOTE
+from viny.tools.verify.report import MISSING, NOTE, WRONG
 
 MEANT = "rerun the workflow with the settings that are meant"
 ASKED = ("study", "note", "protocol", "switches", "class_token", "normalise")  # settings that results repeat
@@ -32,7 +40,8 @@ def check_metrics(book: Book, cell: Cell) -> None:
     """
     training = layout.chain(cell)[-1]
     path, confusion = layout.metrics_file(book.root, cell), book.path(layout.CONFUSION, cell=cell.name)
-    book.expected |= {path, confusion}
+    scores = book.path(layout.SCORES, cell=cell.name)
+    book.expected |= {path, confusion, scores}
     if not path.exists() and not confusion.exists():
         book.add(MISSING, path, "expected the cell's metrics, found no such file; run the workflow")
         return
@@ -57,10 +66,16 @@ def check_metrics(book: Book, cell: Cell) -> None:
         require_run_keys(value["provenance"], "provenance: ")
         if book.config is not None:
             _check_asked(book, "evaluate", path, specs.evaluate_spec(book.config, cell), value)
+    # Evaluations of before 2026-11-27 left no scores, and do not state them.
+    if scores.name not in value.get("outputs", {}):
+        scores = None
+    elif own and book.there(scores, "the test images' scores"):
+        with book.about(scores):
+            scores = scores if book.stated(scores, value["outputs"], path, AGAIN) else None
     if present and own:
         with book.about(confusion):
             if book.stated(confusion, value.get("outputs"), path, AGAIN):
-                _check_confusion(book, confusion, path, training, value)
+                _check_confusion(book, confusion, path, scores, training, value)
 
 
 def _check_asked(book: Book, stage: str, path: Path, spec: Mapping[str, Any], value: Mapping[str, Any]) -> None:
@@ -82,14 +97,17 @@ def _check_asked(book: Book, stage: str, path: Path, spec: Mapping[str, Any], va
         book.unclear.append(path)
 
 
-def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, value: Mapping[str, Any]) -> None:
-    """Check confusion matrices against the metrics that follow from them and against the split's test images.
+def _check_confusion(
+    book: Book, path: Path, metrics: Path, scores: Path | None, training: Training, value: Mapping[str, Any]
+) -> None:
+    """Check confusion matrices against the metrics and scores that follow from them, and the split's test images.
 
     Raises:
         InputError: the matrices are not those of the test images.
     """
     with np.load(path, allow_pickle=False) as f:
         confusion, indices = f["confusion"].astype(np.int64), f["indices"]
+        counts = f["own_size"] if "own_size" in f.files else None  # not of made images
     if len(confusion) != len(indices) or len(indices) != value["test_images"]:
         raise InputError(
             f"expected matrices of {value['test_images']} images, found {len(confusion)} for {len(indices)} "
@@ -103,6 +121,8 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         return
     expected = summarise(confusion, manifest["mask_classes"], manifest.get("border_class"))
     expected["miou"] = expected[f"miou_{value['miou_is']}"]
+    if counts is not None:
+        expected |= own_size_summary(counts)
     if "classes" in value:  # metrics of before 2026-11-26 do not say
         classes = classes_in(confusion, manifest["mask_classes"])
         if lists is not None and training.pack in book.packs:
@@ -112,6 +132,12 @@ def _check_confusion(book: Book, path: Path, metrics: Path, training: Training, 
         book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
     book.agree(metrics, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
     book.agree(metrics, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
+    if scores is not None and scores.is_file() and training.pack in book.packs:
+        rows = scores_text(image_scores(book.packs[training.pack], indices, confusion, counts)).splitlines()
+        found = scores.read_text(encoding="utf-8").splitlines()
+        line = next((at for at, both in enumerate(zip_longest(rows, found)) if both[0] != both[1]), None)
+        if line is not None:
+            book.add(WRONG, scores, f"line {line + 1}: not what {path.name} gives; {AGAIN}")
 
 
 def check_geometry(book: Book, encoder: Encoder) -> None:

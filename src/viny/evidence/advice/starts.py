@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from viny.evidence.advice.advice import Item
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, arm_decisions
 from viny.evidence.statistics.arms import KEY, Arms, arms_table
 from viny.evidence.statistics.costs import arm_costs
@@ -15,7 +16,6 @@ from viny.runtime.errors import InputError
 from viny.study.grid import Cell, cells, has_arms
 from viny.study.layout import metrics_file
 from viny.study.specs import statistics_spec
-from viny.tools.advice.advice import Item
 
 
 def evaluated_cells(root: Path, config: Mapping[str, Any]) -> tuple[list[Cell], list[Cell]]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
+from viny.evidence.power.noise import Key
+from viny.evidence.power.truth import Truth, weights_of
 from viny.evidence.statistics.crossed import Runs, estimates, square_root
 from viny.evidence.verdicts import Question, families, verdicts_of
-from viny.tools.power.noise import Key
-from viny.tools.power.truth import Truth, weights_of
 
 STUDIES = 400  # of each grid; a chance of a half is then known to 2.5 points (standard error)
+
+
+def more_seeds(there: Sequence[int], n: int) -> list[int]:
+    """So many seeds: those that there are, then the lowest others."""
+    unused = (seed for seed in count() if seed not in there)
+    return [*there[:n], *(next(unused) for _ in range(n - len(there)))]
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.statistics.crossed import ALPHA, LEVEL
-from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
-from viny.runtime.errors import InputError
-from viny.study.saved import saved_study
-from viny.tools.advice.advice import Advice, Item, Section
-from viny.tools.advice.best import best_items, constant_items, find_best
-from viny.tools.advice.effects import (
+from viny.evidence.advice.advice import Advice, Item, Section
+from viny.evidence.advice.best import best_items, constant_items, find_best
+from viny.evidence.advice.effects import (
     pretraining_answer,
     pretraining_items,
     task_items,
     tasks_answer,
 )
-from viny.tools.advice.facts import TARGET, gather_facts
-from viny.tools.advice.labels import label_advice
-from viny.tools.advice.prices import Wish, price_items
-from viny.tools.advice.proposals import proposal_items
-from viny.tools.advice.starts import arm_items, evaluated_cells
-from viny.tools.advice.warnings import outdated_items, warning_items
+from viny.evidence.advice.facts import TARGET, gather_facts
+from viny.evidence.advice.labels import label_advice
+from viny.evidence.advice.prices import Wish, price_items
+from viny.evidence.advice.proposals import proposal_items
+from viny.evidence.advice.starts import arm_items, evaluated_cells
+from viny.evidence.advice.warnings import outdated_items, warning_items
+from viny.evidence.statistics.crossed import ALPHA, LEVEL
+from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
+from viny.runtime.errors import InputError
+from viny.study.saved import saved_study
 
 
 def advise(

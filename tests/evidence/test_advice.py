@@ -17,6 +17,9 @@ pytest.importorskip("jsonschema")
 
 from viny.cli import main
 from viny.evidence import verdicts
+from viny.evidence.advice.advice import Advice, as_dict, as_text
+from viny.evidence.advice.adviser import advise
+from viny.evidence.advice.proposals import expected
 from viny.evidence.verdicts import seeds_needed
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
@@ -25,9 +28,6 @@ from viny.study.grid import Cell, cells
 from viny.study.layout import metrics_file, trainings
 from viny.study.reading import read_config
 from viny.study.saved import write_study
-from viny.tools.advice.advice import Advice, as_dict, as_text
-from viny.tools.advice.adviser import advise
-from viny.tools.advice.proposals import expected
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONG = {"pretrain": {"epochs": 4000, "milestones": []}}  # so many steps that longer training is not advised

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.best import Best
+from viny.evidence.advice.facts import EXCESS, Facts, interval_words, start_words, undecided
 from viny.evidence.statistics.crossed import Runs, step
 from viny.evidence.statistics.fits import AVERAGE, MODELS, fits
 from viny.evidence.statistics.gains import marginal_gains
 from viny.evidence.verdicts import Decision, answer, in_points, label_question, span
-from viny.tools.advice.advice import Item
-from viny.tools.advice.best import Best
-from viny.tools.advice.facts import EXCESS, Facts, interval_words, start_words, undecided
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ import math
 import pandas as pd
 from scipy import stats
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.best import Best
+from viny.evidence.advice.facts import FALLING, FEW_IMAGES, LEAST_STEPS, OFTEN, RARE, Facts, listed
 from viny.evidence.statistics.crossed import LEVEL
 from viny.evidence.tables import absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
-from viny.tools.advice.advice import Item
-from viny.tools.advice.best import Best
-from viny.tools.advice.facts import FALLING, FEW_IMAGES, LEAST_STEPS, OFTEN, RARE, Facts, listed
 
 
 def warning_items(facts: Facts, best: Best) -> list[Item]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.facts import NEAR, Facts, listed, start_words
 from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
 from viny.evidence.statistics.crossed import LEAST_SEEDS, read_confusion
 from viny.evidence.tables import GROUP
 from viny.evidence.verdicts import bare
-from viny.tools.advice.advice import Item
-from viny.tools.advice.facts import NEAR, Facts, listed, start_words
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from viny.evidence.advice.trainings import Trainings, measured_on_others, on_images, read_record
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
@@ -21,7 +22,6 @@ from viny.study.arms import schedule, settings_of
 from viny.study.config import merge, resolve
 from viny.study.grid import Cell, arms, base_cells
 from viny.study.layout import metrics_file, pack_manifest
-from viny.tools.advice.trainings import Trainings, measured_on_others, on_images, read_record
 
 TARGET = 1.0  # points that an interval should reach on either side
 FEW_IMAGES = 100  # test images; fewer bring a warning

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from viny.evidence.statistics.crossed import counted
-from viny.tools.terminal import console
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,3 @@ def as_text(advice: Advice, width: int = 100) -> str:
             wrapper = textwrap.TextWrapper(width, first, rest, break_long_words=False, break_on_hyphens=False)
             lines.append(wrapper.fill(item.text))
     return "\n".join(lines) + "\n"
-
-
-def show(advice: Advice) -> None:
-    """Print `as_text` to standard output, with its headings in bold on a terminal."""
-    out = console()
-    heads = {title(advice), *(section.heading for section in advice.sections)}
-    for line in as_text(advice, min(100, out.width)).splitlines():
-        out.print(line, style="bold" if line in heads else None, soft_wrap=True)

@@ -13,16 +13,16 @@ import pytest
 from test_advice import make, part, said, scatter, steps
 
 from viny.cli import main
+from viny.evidence.advice.advice import as_text
+from viny.evidence.advice.adviser import advise
+from viny.evidence.advice.prices import Wish
+from viny.evidence.advice.purchase import ROUND, Mixes, Prices, cheapest, mix_at, mixes, rounds
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.surface import fit_surface, points_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
 from viny.study.grid import Cell
 from viny.study.layout import metrics_file
-from viny.tools.advice.advice import as_text
-from viny.tools.advice.adviser import advise
-from viny.tools.advice.prices import Wish
-from viny.tools.advice.purchase import ROUND, Mixes, Prices, cheapest, mix_at, mixes, rounds
 
 LABELS = [60, 120, 240, 480]
 WISH = Wish(0.63, label=0.5, image=0.001, hour=1.2)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.best import Best
+from viny.evidence.advice.facts import EXCESS, LEAST_STEPS, Facts
+from viny.evidence.advice.labels import LabelAdvice, more_labels
+from viny.evidence.advice.trainings import epochs_key
+from viny.evidence.power.simulate import Simulation, more_seeds
+from viny.evidence.power.truth import from_runs
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
-from viny.tools.advice.advice import Item
-from viny.tools.advice.best import Best
-from viny.tools.advice.facts import EXCESS, LEAST_STEPS, Facts
-from viny.tools.advice.labels import LabelAdvice, more_labels
-from viny.tools.advice.trainings import epochs_key
-from viny.tools.power.costs import more_seeds
-from viny.tools.power.simulate import Simulation
-from viny.tools.power.truth import from_runs
-from viny.tools.terminal import duration
+from viny.runtime.units import duration
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
 LEAST_CHANCE = 0.01  # of a proposal, so that none has no price

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from viny.evidence.paper.facts import SPATIAL, TASK, paper_facts
+from viny.evidence.power.noise import EVERY, Factors, Key, Shared
 from viny.evidence.statistics.crossed import LEAST_SEEDS, Runs, counted, read_runs
 from viny.evidence.tables import read_metrics
 from viny.runtime.errors import InputError
 from viny.study.grid import base_cells
 from viny.study.layout import metrics_file
 from viny.study.saved import saved_study
-from viny.tools.power.noise import EVERY, Factors, Key, Shared
 
 PAPER_IMAGES = 1000  # that each of its models was tested on
 # How noise is shared on real images: `from_runs` on studies/geometry_mini.yaml with a smaller ViNy still (48 px, 3,000

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.facts import Facts, interval_words, start_words, undecided
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
-from viny.tools.advice.advice import Item
-from viny.tools.advice.facts import Facts, interval_words, start_words, undecided
 
 # Pre-training
 

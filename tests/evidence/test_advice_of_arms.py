@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from arms_study import ARMS, summarise, write_arms_study
 
+from viny.evidence.advice.starts import arm_items, evaluated_cells
 from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.reading import read_config
-from viny.tools.advice.starts import arm_items, evaluated_cells
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from viny.evidence.advice.advice import Item
+from viny.evidence.advice.facts import Facts, start_words
+from viny.evidence.advice.labels import more_labels
+from viny.evidence.advice.purchase import Mix, Mixes, Prices, cheapest, mix_at, mixes, rounds
+from viny.evidence.advice.trainings import measured_on_others
 from viny.evidence.statistics.crossed import Runs, counted, read_runs
 from viny.evidence.statistics.surface import (
     BEYOND,
@@ -21,18 +26,13 @@ from viny.evidence.statistics.surface import (
 from viny.evidence.tables import GROUP, read_metrics, with_arms
 from viny.evidence.verdicts import bare, in_points
 from viny.runtime.errors import InputError
+from viny.runtime.units import duration
 from viny.study.arms import SECTIONS, schedule, settings_of
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve
 from viny.study.grid import Arm, arms, cells
 from viny.study.inventory import Images, count_images
 from viny.study.layout import metrics_file
-from viny.tools.advice.advice import Item
-from viny.tools.advice.facts import Facts, start_words
-from viny.tools.advice.labels import more_labels
-from viny.tools.advice.purchase import Mix, Mixes, Prices, cheapest, mix_at, mixes, rounds
-from viny.tools.advice.trainings import measured_on_others
-from viny.tools.terminal import duration
 
 CHANCE = 0.9  # of reaching the target, unless asked otherwise
 LENGTH = ("budget", "epochs", "milestones")  # settings of the length of pre-training
