@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.runtime.load import QUIET, busy
 from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
@@ -26,7 +27,6 @@ from viny.tools.forecast.schedule import Resources, most_beside
 from viny.tools.terminal import console, table
 
 SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
-QUIET = 0.9  # of the cores; below this, other work is worth a note
 CHECKPOINTS = 3 * 3  # times the weights: two kept and one being written, each with Adam's two moments
 
 
@@ -248,9 +248,11 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
         )
     if rates.share < QUIET:
         notes.append(
-            f"other work had {100 * (1 - rates.share):.0f} % of the cores during the measurement, which is allowed "
-            f"for; if it goes on, what was measured takes {1 / rates.share:.1f} times as long"
+            f"measured {busy(rates.share)}, which is allowed for; if it goes on, jobs take {1 / rates.share:.1f} times "
+            "as long"
         )
+    if rates.past < QUIET:
+        notes.append(f"the finished jobs ran {busy(rates.past)}; forecasts are for a quiet machine all the same")
     notes.append(
         "done: the files exist and are of the settings, code, images and weights there are now, as a run sees it"
     )

@@ -215,7 +215,7 @@ class Watcher:
         seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
         for one in running:  # a stage's first job gives its rate while still running
             if one.images_per_second:
-                seen.learn(one.job, one.images_per_second)
+                seen.learn(one.job, one.images_per_second / seen.past)
         if not seen.images:
             return None
         forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
@@ -223,7 +223,7 @@ class Watcher:
         kept = self._kept(left, running)
         total = 0.0
         for job in left:
-            whole = forecast.seconds(job)
+            whole = forecast.seconds(job) / seen.past  # other work is taken to go on
             one = now.get(job.key)
             if one is not None and one.seconds_left is not None:
                 whole = one.seconds_left
