@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from viny.data.masks import MAX_CLASSES, value_number
+from viny.data.parts import group_pattern
 from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings, moved_milestones
 from viny.runtime.errors import InputError
@@ -121,6 +122,15 @@ def faults_across(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
         )
+    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
+        yield "segmentation.tiles: made images have no larger size; leave it out, or take files"
+    if "group" in segmentation:
+        try:
+            group_pattern(segmentation["group"])
+        except InputError as error:
+            yield str(error)
+        if switches["test_set"] == "moving":
+            yield "switches.test_set: 'moving' draws test images one by one; leave segmentation.group out"
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
         yield "segmentation.test_size: 0 needs segmentation.split; say how many images are held out"
     if switches["test_set"] == "moving":
@@ -296,15 +306,15 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
                 )
     test = config["segmentation"]["test_size"]
     if "train" in counts:
+        segmentation = config["segmentation"]
+        by = next(f"segmentation.{key} ({segmentation[key]})" for key in ("split", "group") if segmentation.get(key))
         for key, wanted, part in (
             ("grid.finetune_sizes", max(grid["finetune_sizes"]), "train"),
-            ("segmentation.test_size", test, "test"),
+            ("segmentation.test_size", test if segmentation.get("split") else 0, "test"),
         ):
             if wanted > counts[part]:
                 raise InputError(
-                    f"{key}: {wanted} is larger than the {part} part that segmentation.split "
-                    f"({config['segmentation']['split']}) gives, "
-                    f"{counts[part]} images"
+                    f"{key}: {wanted} is larger than the {part} part that {by} gives, {counts[part]} images"
                 )
     elif "segmentation" in counts:
         room = counts["segmentation"] - test

@@ -13,6 +13,7 @@ from typing import Any
 from viny.data.coco import convert
 from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, is_void, value_name, value_number
+from viny.data.parts import group_pattern
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.study.absent import absent_report
@@ -83,10 +84,17 @@ def init(
         given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
         print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
     found = inspect(Request(**given))
+    sequences = found.sequences
     if asking and len(found.coding.classes) <= SHOWN:
         named, ignored = ask_names(found, reply, every=not given.get("classes"))
         if named != found.coding.classes or {*ignored} != {*found.coding.ignore}:
             found = inspect(replace(found.wanted, classes=named, ignore=ignored))
+    if asking and sequences:
+        print(f"  {sequences.said}")
+        text = "What images that belong together have in common, a pattern, folder or none"
+        group = ask(reply, text, found.wanted.group or "none", _group)
+        if group != found.wanted.group:
+            found = inspect(replace(found.wanted, group=group))
     text = study_text(found)
     sized = []
     if minutes is not None:
@@ -197,6 +205,13 @@ def ask_names(
             return kept, ignored + [value for value in named if value not in kept and value not in ignored]
         print("  expected two classes or more besides ignored values; name them again")
     return coding.classes, coding.ignore
+
+
+def _group(text: str) -> str:
+    if text == "none":
+        return ""
+    group_pattern(text)
+    return text
 
 
 def _class_name(text: str) -> str:

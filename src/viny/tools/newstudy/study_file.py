@@ -157,6 +157,8 @@ def _segmentation(found: Inspection) -> list[str]:
     rows = [("fit", FIT, f"whole, to squares; width / height is {aspects}")]
     if coding.ignore:
         rows.append(("ignore", coding.ignore, "values without a class: nothing is learnt there and nothing counted"))
+    if wanted.group:
+        rows.append(("group", wanted.group, "images with the same are all for training or all for testing"))
     if wanted.split:
         by_folders = wanted.split == Path(BY_FOLDERS)
         split = BY_FOLDERS if by_folders else _path(wanted.split)
@@ -166,7 +168,10 @@ def _segmentation(found: Inspection) -> list[str]:
             ("test_size", 0, "all of it"),
         ]
     else:
-        rows.append(("test_size", found.held_out, "images, held out from all training; every evaluation uses them"))
+        whole = f", in whole groups: {found.held_out}" if wanted.group else ""
+        rows.append(
+            ("test_size", found.test_size, f"images, held out from all training{whole}; every evaluation uses them")
+        )
     return lines + _section("", "", rows)[1:]
 
 
