@@ -23,9 +23,9 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from viny.runtime.units import duration
     from viny.study.unanswered import as_lines
     from viny.tools.newstudy.sizing import keep_and_write, resize_file
-    from viny.tools.terminal import duration
 
     found = resize_file(args.study, args.minutes, args.rate, args.results)
     print(f"{args.study}: {duration(3600 * found.before)} by forecast as it was, {duration(3600 * found.hours)} now")

@@ -10,7 +10,7 @@ import numpy as np
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
-from viny.evidence.advice.facts import EXCESS, LEAST_STEPS, Facts
+from viny.evidence.advice.facts import EXCESS, Facts
 from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
 from viny.evidence.power.simulate import Simulation, more_seeds
@@ -18,6 +18,7 @@ from viny.evidence.power.truth import from_runs
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.runtime.units import duration
+from viny.study.unanswered import LEAST_STEPS
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
 LEAST_CHANCE = 0.01  # of a proposal, so that none has no price

@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_text
+from viny.runtime.units import duration
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.inventory import Images, check_starts, count_images
@@ -21,7 +22,6 @@ from viny.tools.newstudy.look import Inspection, inspect, model_for
 from viny.tools.newstudy.machine import Machine
 from viny.tools.newstudy.resize import fitted, least_hours, resized, too_short
 from viny.tools.newstudy.study_file import about, cells_in_words, images_of, steps_in_words, study_text
-from viny.tools.terminal import duration
 
 MADE = re.compile(r"^# Made by viny init.*$", re.MULTILINE)
 
@@ -47,7 +47,7 @@ def for_minutes(found: Inspection, minutes: float, rate: float | None) -> tuple[
     raws = {name: parse_config(text) for name, text in texts.items()}
     measured: set[str] = set()
     while True:
-        # By what a machine of this kind does or by what was measured of another model, until the chosen one is measured.
+        # By what such a machine does, or what was measured of another model, until the chosen one is measured.
         for name, raw in raws.items():
             fit = fitted(raw, images, machine.hours, minutes, answers=name != [*raws][-1])
             if fit is not None:
