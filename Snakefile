@@ -21,6 +21,7 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/intermediate.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/references.smk"
 include: "workflow/rules/geometry.smk"
 include: "workflow/rules/aggregate.smk"
 
@@ -33,7 +34,8 @@ rule all:
         starts=expand([below(pattern) for pattern in layout.START.values()], start=STARTS),
         trainings=TRAININGS,
         tunings=TUNINGS,
-        cells=expand([METRICS, CONFUSION], cell=CELLS),
+        cells=expand([METRICS, CONFUSION, SCORES], cell=CELLS),
+        references=REFERENCES,
         geometry=expand([GEOMETRY, ARRAYS], encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],

@@ -85,6 +85,7 @@ def finished_study(folder: Path, settings: Mapping[str, Any]) -> Path:
     for cell in all_cells:
         tuned, metrics = layout.chain(cell)[-1], layout.metrics_file(root, cell)
         outputs = {"model": tuned.file(root, "record"), "metrics": metrics, "confusion": metrics.with_suffix(".npz")}
+        outputs["scores"] = root / layout.SCORES.format(cell=cell.name)
         run("evaluate", specs.evaluate_spec(config, cell), **inputs[tuned], **outputs)
     for encoder in grid.encoders(config):
         metrics = layout.geometry_file(root, encoder)

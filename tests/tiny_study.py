@@ -83,6 +83,7 @@ class Study:
         spec, inputs = specs.evaluate_spec(self.config, cell), self.finetune_inputs(cell)
         metrics = self.root / "metrics.json"
         files = dict(zip(("manifest", "split", "indices"), inputs, strict=True))
-        evaluate(spec, **files, model=record, metrics=metrics, confusion=self.root / "confusion.npz")
+        made = {"confusion": self.root / "confusion.npz", "scores": self.root / "scores.csv"}
+        evaluate(spec, **files, model=record, metrics=metrics, **made)
         # A NaN would be read by Python and by little else.
         return json.loads(metrics.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))

@@ -21,7 +21,7 @@ from viny.commands.common import load
 from viny.runtime.fingerprint import ENTRY
 
 ROOT = Path(__file__).parents[2]
-PEOPLE = ("check", "init", "predict", "export", "plan", "power", "status", "advise", "verify", "audit")
+PEOPLE = ("check", "init", "predict", "export", "plan", "power", "status", "advise", "mirror", "verify", "audit")
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

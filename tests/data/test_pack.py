@@ -660,3 +660,34 @@ def test_without_room_on_the_node_the_store_serves(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
     assert open_pack(linked, node_local=True).folder.parent == tmp_path / "store"
     assert "no copy of" in capsys.readouterr().out
+
+
+def test_masks_at_their_own_size_are_in_the_pack_and_any_damage_to_them_is_found(
+    tmp_path: Path, build: Callable[..., Pack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK", 2)
+    pets = pets_at(tmp_path) / "oxford-iiit-pet"
+    picture(pets / "images" / "basset_hound_7.jpg", 1, width=33, height=52)
+    Image.fromarray(np.repeat([1, 2, 3, 1], 13)[:, None].repeat(33, 1).astype(np.uint8)).save(
+        pets / "annotations" / "trimaps" / "basset_hound_7.png"
+    )
+    pack, other = (build("pets", tmp_path, threads) for threads in (1, 3))
+    folders = [pack.folder, other.folder]
+    for row, name in enumerate(pack.names):
+        with Image.open(pets / "annotations" / "trimaps" / f"{Path(name).stem}.png") as trimap:
+            assert np.array_equal(pack.own_mask(row), np.asarray(trimap) - 1)
+    assert len({pack.own_mask(row).shape for row in range(len(pack))}) > 1
+    for file in ("own_masks.bin", "own_masks.npy", "manifest.json"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    whole = (folders[0] / "own_masks.bin").read_bytes()
+    for damage in (whole[:-10], whole[:30] + bytes([whole[30] ^ 255]) + whole[31:], b""):
+        (folders[0] / "own_masks.bin").write_bytes(damage)
+        with pytest.raises(InputError, match=r"own_masks\.bin: the mask of image .*; delete"):
+            verify_pack(folders[0] / "manifest.json")
+    (folders[0] / "own_masks.bin").unlink()
+    with pytest.raises(InputError, match=r"own_masks\.bin"):
+        verify_pack(folders[0] / "manifest.json")
+    places = np.load(folders[1] / "own_masks.npy")
+    np.save(folders[1] / "own_masks.npy", places[::-1])
+    with pytest.raises(InputError, match="own_masks"):
+        verify_pack(folders[1] / "manifest.json")

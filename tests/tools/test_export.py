@@ -23,7 +23,10 @@ pytest.importorskip("jsonschema", reason="the settings that a study wrote are co
 
 from viny.cli import main
 from viny.data.augment import normalise
+from viny.data.decoding import decode
 from viny.data.pack import open_pack
+from viny.evidence.own_size import class_map
+from viny.learning.machine import Machine
 from viny.learning.weights import load_segmentation
 from viny.runtime.files import read_json, write_json, write_sealed
 from viny.study import layout
@@ -32,7 +35,7 @@ from viny.study.saved import write_study
 from viny.tools.trained.cell import load_cell
 from viny.tools.trained.export import timm_arguments
 from viny.tools.trained.model_card import write_card
-from viny.tools.trained.predict import at_original_size
+from viny.tools.trained.predict import class_scores
 
 CELL = Cell(0, "none", 8, 0)
 ABSOLUTE = 1e-5
@@ -91,19 +94,23 @@ def blocks(card: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("kind", ["timm", "onnx"])
+@pytest.mark.parametrize("kind", ["timm", "onnx", "hf"])
 def test_the_card_loads_a_model_whose_scores_are_the_cells_own(
     kind: str, made: Callable[..., Path], tmp_path: Path
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    suffix = {"timm": "safetensors", "onnx": "onnx"}[kind]
+    out, card = {
+        "timm": ("model.safetensors", "model.safetensors.md"),
+        "onnx": ("model.onnx", "model.onnx.md"),
+        "hf": ("", "README.md"),
+    }[kind]
     rng = np.random.default_rng(0)
     for case in CASES:
         folder = tmp_path / case / "exported"
-        assert export(made(case), kind, folder / f"model.{suffix}") == 0
-        load, prepare = blocks(folder / f"model.{suffix}.md")
+        assert export(made(case), kind, folder / out) == 0
+        load, prepare = blocks(folder / card)
         (folder / "load.py").write_text(load)
         (folder / "prepare.py").write_text(prepare)
         for count in (1, 3):
@@ -132,7 +139,50 @@ def test_the_card_loads_a_model_whose_scores_are_the_cells_own(
         assert main(["predict", *options, str(folder / "image.jpg")]) == 0
         mask = np.asarray(Image.open(out / "image_mask.png"))
         square = np.load(folder / "mask.npy")
-        assert np.array_equal(mask, at_original_size(square.astype(np.uint8), 31, 50, fit))
+        one = load_cell(cell)
+        pixels = decode(folder / "image.jpg", one.size, one.resize, fit=fit).pixels
+        scores = class_scores(one, pixels[None].copy(), Machine.choose("cpu", "float32", 1))[0]
+        assert (scores.argmax(0).numpy() == square).all()
+        assert np.array_equal(mask, class_map(scores, 31, 50, fit))
+
+
+def test_a_folder_for_the_hub_has_what_its_programs_look_for(evaluated: tuple[Path, Cell], tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    root, cell = evaluated
+    assert export(layout.chain(cell)[-1].folder(root), "hf", tmp_path / "own") == 0
+    card = hub.ModelCard.load(tmp_path / "own" / "README.md")  # of the hub's own library, which checks the metadata
+    assert (card.data.pipeline_tag, card.data.library_name, card.data.license) == (
+        "image-segmentation",
+        "pytorch",
+        None,
+    )
+    measured = read_json(layout.metrics_file(root, cell), "metrics")["metrics"]
+    found = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    expected = {"mean_iou": measured["miou_dataset"], "accuracy": measured["pixel_accuracy"]}
+    assert found == pytest.approx(expected, abs=1e-5)
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert [config["id2label"][str(i)] for i in range(config["num_labels"])] == load_cell(
+        layout.chain(cell)[-1].folder(root)
+    ).classes
+    assert config["label2id"] == {name: int(index) for index, name in config["id2label"].items()}
+    (tmp_path / "file").write_text("mine")
+    assert export(layout.chain(cell)[-1].folder(root), "hf", tmp_path / "file") == 2
+
+
+def test_the_hubs_processor_prepares_an_image_as_the_card_does(made: Callable[..., Path], tmp_path: Path) -> None:
+    for case, (_, _, _, _, fit, _) in CASES.items():
+        assert export(made(case), "hf", tmp_path / case / "own") == 0
+        assert (tmp_path / case / "own" / "preprocessor_config.json").exists() == (fit == "stretch")
+    transformers = pytest.importorskip("transformers", reason="its processor is not installed")
+    folder = tmp_path / "plain" / "own"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 50, 3), np.uint8))
+    image.save(folder / "image.jpg", quality=100)
+    space: dict[str, Any] = {}
+    exec(blocks(folder / "README.md")[1].split("mask =")[0].replace("image.jpg", str(folder / "image.jpg")), space)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    processor = transformers.ViTImageProcessor.from_pretrained(folder)
+    found = processor(Image.open(folder / "image.jpg"), return_tensors="np")["pixel_values"][0]
+    assert abs(found - (space["images"][0] - mean) / std).max() < 0.02  # a level of 255
 
 
 def test_a_graph_says_what_it_takes_and_nothing_of_where_it_was_made(made: Callable[..., Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from viny.cli import main
-from viny.data.masks import IGNORE, mask_coding
+from viny.data.masks import IGNORE, is_void, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.runtime.errors import InputError
@@ -406,6 +406,46 @@ def test_classes_can_be_named_and_others_are_not_taken_in_silence(
     assert section["classes"] == {"0": "ground", "1": "low road"} and section["ignore"] == [7]
 
 
+@pytest.mark.parametrize(("by", "name"), [("flag", "void"), ("flag", "-"), ("file", "un-labeled"), ("study", "Void")])
+def test_names_of_pixels_without_a_class_are_ignored_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, by: str
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    (tmp_path / "c.csv").write_text(f"0,ground\n4,road\n11,{name}\n")
+    if by == "study":  # explicit: what it means stays, and is said
+        assert run("--classes", "0=ground,4=road,11=rest") == 0
+        path = tmp_path / "studies" / "mine.yaml"
+        path.write_text(path.read_text().replace("rest", name))
+        capsys.readouterr()
+        assert main(["check", str(path)]) == 0
+        assert "looks like pixels without a class, but is learnt" in capsys.readouterr().out
+        assert set(study()["segmentation"]["classes"]) == {"0", "4", "11"}
+        return
+    assert run(*(["--classes", f"0=ground,4=road,11={name}"] if by == "flag" else ["--classes-file", "c.csv"])) == 0
+    section, said = study()["segmentation"], capsys.readouterr().out
+    assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
+    assert f"11 '{name}': looks like pixels without a class" in said and "--classes 11=rest" in said
+    looked = packed(tmp_path, study())
+    assert set(np.unique(looked.masks).tolist()) == {0, 1, IGNORE}
+
+
+@pytest.mark.parametrize("name", ["VOID", "ignore", "Ignored", "unlabelled", "don't care", "no data", "void area", "-"])
+def test_names_for_no_class_are_known(name: str) -> None:
+    assert is_void(name)
+
+
+@pytest.mark.parametrize("name", ["background", "other", "border", "rest", "valid", "ignorance", "unknown animal"])
+def test_names_of_classes_are_not_taken_for_none(name: str) -> None:
+    assert not is_void(name)
+
+
+def test_of_two_classes_none_is_ignored_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made(tmp_path, grey([0, 255]))
+    assert run("--classes", "0=none,255=crack") == 0
+    assert study()["segmentation"]["classes"] == {"0": "none", "255": "crack"}
+    assert "kept as a class, since two are needed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -612,20 +652,20 @@ def test_of_many_unlabelled_images_few_are_opened(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "flags", "size", "patch", "fit"),
+    ("height", "width", "flags", "size", "patch"),
     [
-        (64, 80, {}, 64, 8, "stretch"),
-        (300, 300, {"budget": "medium"}, 128, 16, "stretch"),
-        (60, 60, {}, 64, 8, "stretch"),
-        (28, 28, {}, 24, 3, "stretch"),
-        (40, 120, {}, 40, 5, "pad"),
-        (120, 40, {"image_size": 96}, 96, 12, "pad"),
-        (200, 200, {"patch_size": 16}, 64, 16, "stretch"),
-        (200, 200, {"image_size": 50, "patch_size": 10}, 50, 10, "stretch"),
+        (64, 80, {}, 64, 8),
+        (300, 300, {"budget": "medium"}, 128, 16),
+        (60, 60, {}, 64, 8),
+        (28, 28, {}, 24, 3),
+        (40, 120, {}, 40, 5),
+        (120, 40, {"image_size": 96}, 96, 12),
+        (200, 200, {"patch_size": 16}, 64, 16),
+        (200, 200, {"image_size": 50, "patch_size": 10}, 50, 10),
     ],
 )
-def test_model_and_fit_follow_the_images(
-    tmp_path: Path, height: int, width: int, flags: dict[str, Any], size: int, patch: int, fit: str
+def test_the_model_follows_the_images_which_are_stretched_whatever_their_shape(
+    tmp_path: Path, height: int, width: int, flags: dict[str, Any], size: int, patch: int
 ) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -633,8 +673,8 @@ def test_model_and_fit_follow_the_images(
         picture(at, height, width).save(tmp_path / "images" / f"{at}.png")
         grey([0, 255])(truth(at, 2, height, width), tmp_path / "masks" / f"{at}.png")
     found = inspect(Request("mine", Path("images"), Path("masks"), **flags))
-    assert (found.model["image_size"], found.model["patch_size"], found.fit["segmentation"]) == (size, patch, fit)
-    # Bars are no pixels of the masks.
+    assert (found.model["image_size"], found.model["patch_size"]) == (size, patch)
+    assert yaml.safe_load(study_text(found))["segmentation"]["fit"] == "stretch"
     assert found.looked.shares.sum() == pytest.approx(1) and found.looked.shares[-1] == 0
 
 
@@ -710,6 +750,32 @@ def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
     assert all(question.endswith("]: ") for question in reply.asked)
 
 
+@pytest.mark.parametrize("word", ["ignore", "void", "none", "-"])
+def test_an_answer_can_ignore_a_value_but_not_all_but_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, word: str
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word)
+    init({"name": "mine"}, reply=reply)
+    section = study()["segmentation"]
+    assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
+    assert "expected two classes or more" in capsys.readouterr().out
+    assert "or ignore if its pixels have no class" in reply.asked[-1]
+
+
+@pytest.mark.parametrize(("answer", "ignored"), [("", [11]), ("rest", [])])
+def test_a_name_for_no_class_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, ignored: list[int]
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    reply = answers("images", "masks", "", "", "", answer)
+    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, reply=reply)
+    section = study()["segmentation"]
+    assert section["ignore"] == ignored and section["classes"].get("11") == (answer or None)
+
+
 def test_answers_that_end_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, grey([0, 255]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -768,7 +834,7 @@ def test_colours_lie_over_objects_alone() -> None:
     mask[0, 2:6, 2:6] = 1
     mask[0, 7] = IGNORE
     figure = contact_sheet(image, mask, ["a"], ["background", "object"], np.array([0.7, 0.2, 0.1]), "one")
-    drawn = np.asarray(figure.axes[0].get_images()[0].get_array(), float)
+    drawn = np.asarray(figure.axes[0].get_images()[0].get_array()) / 255
     scale = len(drawn) // 8
 
     def middle(row: int, column: int) -> np.ndarray:
@@ -776,7 +842,7 @@ def test_colours_lie_over_objects_alone() -> None:
 
     assert middle(0, 0) == pytest.approx([100 / 255] * 3)
     orange = np.array([0xE6, 0x9F, 0x00]) / 255
-    assert middle(3, 3) == pytest.approx((100 / 255 + orange) / 2)
+    assert middle(3, 3) == pytest.approx((100 / 255 + orange) / 2, abs=1 / 255)
     stripes = drawn[7 * scale + 2 :]
     assert np.ptp(stripes) > 0.2 and np.abs(stripes - stripes[..., :1]).max() < 1e-9  # grey, and not even
 

@@ -6,14 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
-from math import floor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from trained_cell import make_cell
 
@@ -21,7 +20,7 @@ pytest.importorskip("jsonschema", reason="the settings that a study wrote are co
 
 from viny.cli import main
 from viny.commands.common import cell_names
-from viny.data.decoding import inner_box, squared
+from viny.data.decoding import squared
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack
 from viny.evidence.evaluate import predict as predict_of_pack
@@ -33,7 +32,7 @@ from viny.study.grid import Cell
 from viny.study.saved import write_study
 from viny.tools.trained import predict
 from viny.tools.trained.cell import load_cell
-from viny.tools.trained.predict import at_original_size, output_names, overlay, palette_image, shares
+from viny.tools.trained.predict import output_names, overlay, palette_image, shares
 
 CELL = Cell(0, "none", 8, 0)
 NAMES = ["object", "ground", "border"]
@@ -232,42 +231,6 @@ def test_nothing_to_predict_is_said(folder: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-def test_each_pixel_gets_the_class_of_the_place_it_was_seen_at(fit: str) -> None:
-    rng = np.random.default_rng(0)
-    for size, height, width in ((24, 40, 60), (24, 61, 40), (7, 5, 4), (16, 16, 16), (10, 33, 8), (12, 4, 90)):
-        prediction = rng.integers(0, 200, (size, size)).astype(np.uint8)
-        found = at_original_size(prediction, height, width, fit)
-        assert found.shape == (height, width)
-        left, top, right, bottom = inner_box(height, width, size)
-        side = min(height, width)
-
-        def seen(at: int, length: int, start: int, stop: int, side: int = side, size: int = size) -> int:
-            centre = Fraction(2 * at + 1, 2)
-            if fit == "crop":
-                return floor((centre - Fraction(length - side, 2)) / side * size)
-            begin, end = (start, stop) if fit == "pad" else (0, size)
-            return floor(begin + centre / length * (end - begin))
-
-        for y in range(height):
-            for x in range(width):
-                row, column = seen(y, height, top, bottom), seen(x, width, left, right)
-                inside = 0 <= row < size and 0 <= column < size
-                assert found[y, x] == (prediction[row, column] if inside else IGNORE)
-
-
-@pytest.mark.parametrize(
-    ("fit", "block", "unseen"), [("stretch", (2, 3), 0), ("crop", (2, 2), 1 / 3), ("pad", (3, 3), 0)]
-)
-def test_laying_back_undoes_the_square(fit: str, block: tuple[int, int], unseen: float) -> None:
-    coarse = np.random.default_rng(1).integers(0, 9, (48 // block[0], 72 // block[1])).astype(np.uint8)
-    mask = coarse.repeat(block[0], 0).repeat(block[1], 1)  # each pixel of the square sees one class
-    square = np.asarray(squared(Image.fromarray(mask), 24, fit, Image.Resampling.NEAREST, IGNORE))
-    found = at_original_size(square, 48, 72, fit)
-    assert (found == IGNORE).mean() == pytest.approx(unseen)
-    assert np.array_equal(found[found != IGNORE], mask[found != IGNORE])
-
-
 def test_what_a_crop_leaves_out_is_not_predicted(
     tmp_path: Path, made_study: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,11 +276,30 @@ def test_padded_images_are_seen_as_in_training(tmp_path: Path, made_study: Calla
     # Only the packs' own code names the colour of the bars.
     padded = squared(Image.open(tmp_path / "a.png"), 24, "pad", Image.Resampling.BILINEAR, (124, 116, 104))
     cell = load_cell(tmp_path / "pad" / "own" / "finetune" / CELL.name)
-    seen = predict.class_maps(
-        cell, np.asarray(padded).transpose(2, 0, 1)[None].copy(), Machine.choose("cpu", "float32", 1)
-    )
-    assert np.array_equal(masks["pad"], seen[0][6:18].repeat(2, 0).repeat(2, 1))
+    seen = np.asarray(padded).transpose(2, 0, 1)[None].copy()
+    scores = predict.class_scores(cell, seen, Machine.choose("cpu", "float32", 1))
+    larger = torch.nn.functional.interpolate(scores[..., 6:18, :], (24, 48), mode="bilinear")
+    assert (masks["pad"] == larger[0].argmax(0).numpy()).mean() > 0.99  # but for rounding
     assert not np.array_equal(masks["pad"], masks["stretch"])
+
+
+def test_tiles_show_the_model_a_larger_image(folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 96, 144)
+    maps = {}
+    for tiles in (1, 2, 3):
+        assert run(folder, tmp_path / "a.png", "--out", tmp_path / str(tiles), "--tiles", tiles) == 0
+        maps[tiles] = pixels(tmp_path / str(tiles) / "a_mask.png")
+        assert maps[tiles].shape == (96, 144)
+    assert run(folder, tmp_path / "a.png", "--out", tmp_path / "none") == 0
+    assert np.array_equal(pixels(tmp_path / "none" / "a_mask.png"), maps[1])
+    assert (maps[1] != maps[2]).mean() > 0.1 and (maps[2] != maps[3]).mean() > 0.1
+    # The first tile's corner, which no other tile overlaps, is what the model alone says of it.
+    cell = load_cell(folder)
+    large = squared(Image.open(tmp_path / "a.png"), 48, "stretch", Image.Resampling.BILINEAR, 0)
+    corner = np.asarray(large)[:24, :24].transpose(2, 0, 1)[None].copy()
+    scores = predict.class_scores(cell, corner, Machine.choose("cpu", "float32", 1))
+    expected = torch.nn.functional.interpolate(scores, (48, 72), mode="bilinear")[0].argmax(0).numpy()
+    assert (maps[2][:22, :33] == expected[:22, :33]).mean() > 0.99  # but for rounding
 
 
 def test_many_classes_keep_their_indices(tmp_path: Path, made_study: Callable[[str], dict[str, Any]]) -> None:
@@ -344,8 +326,11 @@ def test_an_overlay_is_half_image_and_half_colour() -> None:
     found = np.asarray(overlay(image, mask, ["a", "b", "c"], colours)).astype(int)
     pixel = np.asarray(image).astype(int)
     assert abs(found[:20, :10] - pixel[:, :10] / 2).max() <= 1
-    assert abs(found[:20, 10:20] - (pixel[:, 10:20] + [255, 0, 0]) / 2).max() <= 1
-    assert np.array_equal(found[:20, 20:30], pixel[:, 20:])
+    assert abs(found[:20, 11:20] - (pixel[:, 11:20] + [255, 0, 0]) / 2).max() <= 1
+    assert not found[:20, [10, 20]].any()  # a line around each area
+    assert np.array_equal(found[:20, 21:30], pixel[:, 21:])
+    left = np.asarray(overlay(image, mask, ["background", "b", "c"], colours))
+    assert np.array_equal(left[:20, :10], pixel[:, :10])
     legend = set(map(tuple, found[20:].reshape(-1, 3).tolist()))
     assert (255, 0, 0) in legend  # a class that is there
     assert (0, 255, 0) not in legend  # and one that is not

@@ -1,5 +1,5 @@
 # in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>, finetune/<cell>
-# out: metrics/<cell>.{json,npz}
+# out: metrics/<cell>.{json,npz}, scores/<cell>.csv
 
 
 rule evaluate:
@@ -14,6 +14,7 @@ rule evaluate:
     output:
         metrics=METRICS,
         confusion=CONFUSION,
+        scores=SCORES,
     log:
         log_of("evaluate", "{cell}"),
     benchmark:
@@ -30,4 +31,5 @@ rule evaluate:
         "exec python -m viny evaluate --spec {params.spec:q} --threads {threads}"
         " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
         " --model {input.model:q} --metrics {output.metrics:q} --confusion {output.confusion:q}"
+        " --scores {output.scores:q}"
         " > {log:q} 2>&1"

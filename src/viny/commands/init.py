@@ -55,6 +55,12 @@ def add(people: People) -> None:
         metavar="FILE",
         help="lines of image,part; part is train, test or none (default: folders called train, val or test, if any)",
     )
+    p.add_argument(
+        "--group",
+        metavar="PATTERN",
+        help="what images of one film, patient or scan have in common, so that they are split together: a regular "
+        "expression with one group, such as '(.*)_[0-9]+$', folder, or none (default: found by their names and looks)",
+    )
     p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks from")
     p.add_argument(
         "--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic annotations (default: beside them, same name)"
@@ -90,4 +96,5 @@ def run(args: argparse.Namespace) -> None:
     keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "image_size", "patch_size")
     given = {key: getattr(args, key) for key in keys} | {"tasks": dict(args.task), "spatial": args.spatial}
     given |= {"classes": classes, "ignore": [parse_value(value) for value in args.ignore]}
+    given["group"] = "" if args.group == "none" else args.group
     init(given, args.coco, args.panoptic, args.folder, args.force, minutes=args.minutes, rate=args.rate)

@@ -23,6 +23,11 @@ def add(people: People) -> None:
     cell_and_outputs(p)
     p.add_argument("images", type=Path, nargs="+", help="images, and folders with images at any depth")
     p.add_argument("--out", type=Path, default=Path("predictions"), help="folder for the outputs (default predictions)")
+    p.add_argument(
+        "--tiles",
+        type=positive(int),
+        help="show the model each image at so many times its size, in tiles that overlap (default: as in the study)",
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to use (default auto)")
     p.add_argument(
         "--precision",
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         for line in list_below(path).report() if os.path.isdir(path) else []:
             print(f"viny: {line}", file=sys.stderr)
     machine = Machine.choose(args.device, args.precision, args.threads)
-    frame, refused = predict_files(cell, args.images, args.out, machine, args.threads, args.overwrite)
+    frame, refused = predict_files(cell, args.images, args.out, machine, args.threads, args.overwrite, args.tiles)
     for error in refused:
         print(f"viny: {error}", file=sys.stderr)
     means = {name: float(frame[f"share_{name}"].mean()) for name in cell.classes} if len(frame) else {}

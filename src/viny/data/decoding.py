@@ -20,7 +20,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from viny.data.masks import IGNORE, value_name
+from viny.data.masks import IGNORE, deflated, value_name
 from viny.data.room import Room
 from viny.runtime.errors import InputError
 
@@ -109,6 +109,8 @@ class Mask:
     pixels: np.ndarray  # uint8 [S, S], class indices, or IGNORE
     shape: tuple[int, int]  # height and width of the original, turned as asked, pixels
     only: int | None  # the only class in the original; None if it shows several
+    own: bytes = b""  # the mask at its own size, turned as asked, see `viny.data.masks.deflated`; if asked for
+    own_sha256: bytes = b""  # the first HASH bytes of the sha256 of its pixels
 
 
 def short_sha256(data: bytes | np.ndarray) -> bytes:
@@ -390,6 +392,7 @@ def decode_mask(
     colours: bool = False,
     fit: str = "stretch",
     turn: int | None = None,
+    own: bool = False,
 ) -> Mask:
     """Read one mask of class values as a square, by nearest neighbour.
 
@@ -403,6 +406,7 @@ def decode_mask(
         fit: how it becomes a square, see `squared`; bars are ignored.
         turn: the EXIF orientation by which the pixels as stored are turned, whatever the file's own says; None: they
             are left as they are loaded.
+        own: whether to return the mask at its own size too.
 
     Raises:
         BadFileError: unreadable, of several pages, with a value that is not in `values`, or with no pixel that has a
@@ -426,7 +430,10 @@ def decode_mask(
             pixels = np.where(inside, pixels, np.uint8(IGNORE))
         if only == IGNORE or (pixels == IGNORE).all():
             raise BadFileError(path, f"no pixel has a class at {size} x {size} pixels; remove it and its image")
-        return Mask(pixels, shape, only)
+        if not own:
+            return Mask(pixels, shape, only)
+        upright = np.ascontiguousarray(picture)
+        return Mask(pixels, shape, only, deflated(upright), short_sha256(upright))
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -> dict[str, Any]:
@@ -29,6 +33,19 @@ def mask_coding(classes: int | Mapping[str, str], ignore: Sequence[int | str]) -
     return {"mask_classes": names, "mask_values": values, "colours": colours}
 
 
+# Names, as letters and digits alone, that data sets give to pixels without a class. Not other, rest, background or
+# border, which are as often classes like any other.
+VOID = re.compile(
+    r"(?:(?:void|ignored?|unlabell?ed|unannotated|unclassified|unknown|undefined|invalid|dontcare|dontknow|"
+    r"donotcare|none|nodata|noclass|nolabel|notlabell?ed|notannotated)(?:pixels?|areas?|regions?|labels?|class)?)?"
+)
+
+
+def is_void(name: str) -> bool:
+    """Whether a name is one that data sets give to pixels without a class, such as 'void', 'Unlabelled' or '-'."""
+    return VOID.fullmatch("".join(filter(str.isalnum, name.casefold()))) is not None
+
+
 IGNORE = 255  # in packed masks: a pixel without a class, neither learnt from nor counted
 MAX_CLASSES = 255  # of a mask, 0 to 254
 BACKGROUNDS = ("background", "ground")  # the sources' names for the class that is not an object
@@ -42,3 +59,21 @@ def value_number(name: int | str) -> int:
 def value_name(value: int, colours: bool) -> int | str:
     """A mask value as study files write it, see `value_number`."""
     return f"#{value:06x}" if colours else value
+
+
+def deflated(mask: np.ndarray) -> bytes:
+    """A mask, uint8 [H, W], in few bytes and without loss: each row's difference from the one above, by zlib."""
+    return zlib.compress(np.diff(mask, axis=0, prepend=np.uint8(0)))
+
+
+def inflated(data: bytes, height: int, width: int) -> np.ndarray:
+    """The mask that `deflated` was given, uint8 [height, width].
+
+    Raises:
+        ValueError: the bytes are not those of a mask of this size.
+    """
+    try:
+        rows = zlib.decompressobj().decompress(data, height * width + 1)  # no more, whatever the bytes say
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    return np.cumsum(np.frombuffer(rows, np.uint8).reshape(height, width), axis=0, dtype=np.uint8)

@@ -1,14 +1,18 @@
 """Packs: a data set decoded and resized once into memory-mapped uint8 arrays, whose bytes are checked before use.
 
 A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals);
-labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S] if the source has them; files.sums
-[N, 16] and images.phash [N] for the search for duplicates; a names.txt and a contents.txt (hashes of the files that
-it was made from); and a manifest.json that holds only what the content determines. `viny.data.packing` makes packs.
+labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S] if the source has them; of mask files also
+own_masks.bin, each at its own size (see `viny.data.masks.deflated`), and own_masks.npy [N, 2], where in it a mask
+begins and how long it is; large.npy [N, 3, T, T], the images at a multiple of their size, if the model is to see tiles
+of them; files.sums [N, 16] and images.phash [N] for the search for duplicates; a names.txt and a
+contents.txt (hashes of the files that it was made from); and a manifest.json that holds only what the content
+determines. `viny.data.packing` makes packs.
 
-images.npy and masks.npy are large, so a hash of each row is kept beside them (images.sums.npy, masks.sums.npy,
+images.npy, masks.npy and large.npy are large, so a hash of each row is kept beside them (images.sums.npy, ...,
 uint8 [N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` checks each row the first time
-it is read. Their hash in the manifest is made from these row hashes. All other files are small and are hashed
-whole whenever a pack is opened; the manifest's own hash covers everything else in it.
+it is read. Their hash in the manifest is made from these row hashes. So is that of own_masks.npy, whose row hashes,
+own_masks.sums.npy, are of the masks themselves, however well they were compressed. All other files are small and are
+hashed whole whenever a pack is opened; the manifest's own hash covers everything else in it.
 """
 
 from __future__ import annotations
@@ -27,21 +31,26 @@ from typing import Any
 import numpy as np
 
 from viny.data.decoding import HASH, short_sha256
+from viny.data.masks import inflated
 from viny.runtime.errors import InputError
 from viny.runtime.files import array_sha256, digest, open_file, read_json
 from viny.runtime.processes import unfinished
 
 FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy
-BY_ROW = ("images", "masks")  # arrays with a hash per row
+BY_ROW = ("images", "masks", "large", "own_masks")  # arrays with a hash per row
 BLOCK = 256  # rows read at a time
 
-# Type and shape of each array, for N rows and images of side S.
+# Type and shape of each array, for N rows and images of side S; T is a multiple of it.
 ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "images": ("|u1", ("N", 3, "S", "S")),
     "masks": ("|u1", ("N", "S", "S")),
     "images.sums": ("|u1", ("N", HASH)),
     "masks.sums": ("|u1", ("N", HASH)),
+    "large": ("|u1", ("N", 3, "T", "T")),
+    "large.sums": ("|u1", ("N", HASH)),
+    "own_masks": ("<i8", ("N", 2)),
+    "own_masks.sums": ("|u1", ("N", HASH)),
     "files.sums": ("|u1", ("N", HASH)),
     "images.phash": ("<u8", ("N",)),
     "shapes": ("<i4", ("N", 2)),
@@ -50,6 +59,15 @@ ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
 }
 CONTENTS = "contents.txt"
 TEXTS = ("names.txt", CONTENTS)
+# How pictures of any aspect ratio became squares, in a manifest's words, by `viny.data.decoding.squared`'s.
+ASPECTS = {
+    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
+    "the original's geometry",
+    "crop": "the centre square",
+    "pad": "the whole picture in a square with bars, which masks ignore",
+}
+OWN_MASKS = "own_masks.bin"
+FILES = (*TEXTS, OWN_MASKS)  # that a pack may have besides its arrays
 NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")
 
 
@@ -68,6 +86,8 @@ class Pack:
     file_sums: np.ndarray | None = None  # uint8 [N, 16], hashes of the files' bytes
     phash: np.ndarray | None = None  # uint64 [N], see `viny.data.decoding.perceptual_hashes`
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # hashes of the rows of images and masks
+    large: np.ndarray | None = None  # uint8 [N, 3, T, T]
+    own_masks: np.ndarray | None = None  # int64 [N, 2]: begin and length of each in own_masks.bin; read by `own_mask`
     _checked: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # bool [N]: rows checked so far
 
     def __len__(self) -> int:
@@ -86,7 +106,7 @@ class Pack:
         """Rows of an array, in memory, each checked against its hash the first time it is read.
 
         Args:
-            name: 'images', 'masks' or 'labels'.
+            name: 'images', 'masks', 'large' or 'labels'.
             indices: [M], whole numbers from 0 to N - 1, in any order, with or without repeats.
 
         Returns:
@@ -95,7 +115,7 @@ class Pack:
         Raises:
             InputError: there is no such row, or its bytes are not those that were packed.
         """
-        array = {"images": self.images, "masks": self.masks, "labels": self.labels}[name]
+        array = {"images": self.images, "masks": self.masks, "large": self.large, "labels": self.labels}[name]
         if array is None:
             raise InputError(f"{self.folder}: source '{self.manifest['source']}' has no {name}; use one that does")
         indices = np.asarray(indices)
@@ -113,6 +133,28 @@ class Pack:
             out[here] = block
             _let_go(array)
         return out
+
+    def own_mask(self, row: int) -> np.ndarray:
+        """A mask at its image's own size, uint8 [H, W] as `shapes` has them: class indices, or IGNORE.
+
+        Raises:
+            InputError: the pack has none, or its bytes are not those that were packed.
+        """
+        if self.own_masks is None:
+            raise InputError(f"{self.folder}: has no masks at their own size; {_again(self.folder)}")
+        (begin, length), file = self.own_masks[row].tolist(), self.folder / OWN_MASKS
+        try:
+            with open_file(file) as f:
+                f.seek(begin)
+                mask = inflated(f.read(length), *self.shapes[row].tolist())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: the mask of image {self.name(row)}: {error}; {_again(self.folder)}") from error
+        if short_sha256(mask) != self.sums["own_masks"][row].tobytes():
+            raise InputError(
+                f"{file}: the mask of image {self.name(row)} is damaged: its bytes are not those that were packed; "
+                f"{_again(self.folder)}"
+            )
+        return mask
 
     def _check(self, name: str, rows: np.ndarray, block: np.ndarray) -> None:
         """Check these rows' bytes [M, ...] against their hashes, unless that was done before."""
@@ -193,8 +235,10 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
             raise InputError(f"{path}: not a pack manifest: {what}; delete it and run again")
 
     sides = {"N": manifest.get("count"), "S": manifest.get("resolution")}
-    for key, value in (("count", sides["N"]), ("resolution", sides["S"])):
+    tiles = manifest.get("tiles", 1)
+    for key, value in (("count", sides["N"]), ("resolution", sides["S"]), ("tiles", tiles)):
         need(type(value) is int and value > 0, f"'{key}' is {value!r}, expected a whole number above 0")
+    sides["T"] = tiles * sides["S"]
     need(isinstance(manifest.get("source"), str), "'source' is not text")
     for key in ("classes", "mask_classes"):
         words = manifest.get(key)
@@ -211,7 +255,7 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
         need(isinstance(about.get("sha256"), str), f"'arrays.{name}.sha256' is not text")
         out[name] = (dtype, shape, about["sha256"])
     lacking = [name for name in NEEDED if name not in out]
-    lacking += ["masks.sums"] if "masks" in out and "masks.sums" not in out else []
+    lacking += [sums for name in BY_ROW if name in out and (sums := f"{name}.sums") not in out]
     need(not lacking, f"'arrays' lacks {', '.join(lacking)}")
     for key in ("names_sha256", "contents"):
         need(manifest.get(key) is None or isinstance(manifest[key], str), f"'{key}' is not text")
@@ -263,6 +307,8 @@ def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
         file_sums=arrays["files.sums"],
         phash=arrays["images.phash"],
         sums={name: arrays[f"{name}.sums"] for name in BY_ROW if name in arrays},
+        large=arrays.get("large"),
+        own_masks=arrays.get("own_masks"),
     )
 
 
@@ -352,6 +398,11 @@ def verify_pack(manifest_path: str | Path) -> None:
     """
     pack = open_pack(manifest_path)
     _checked_text(pack.folder / CONTENTS, Path(manifest_path), pack.manifest.get("contents"), "the files' hashes")
-    for name in pack.sums:
-        for start in range(0, len(pack), BLOCK):
-            pack.rows(name, np.arange(start, min(start + BLOCK, len(pack))))
+    blocks = {"images": BLOCK, "masks": BLOCK, "large": max(1, BLOCK // pack.manifest.get("tiles", 1) ** 2)}
+    for name, block in blocks.items():
+        if name in pack.sums:
+            for start in range(0, len(pack), block):
+                pack.rows(name, np.arange(start, min(start + block, len(pack))))
+    if pack.own_masks is not None:
+        for row in range(len(pack)):
+            pack.own_mask(row)

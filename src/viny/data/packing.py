@@ -8,11 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,10 +23,12 @@ from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptu
 from viny.data.masks import BACKGROUNDS
 from viny.data.pack import (
     ARRAYS,
+    ASPECTS,
     BY_ROW,
     CONTENTS,
+    FILES,
     FORMAT,
-    TEXTS,
+    OWN_MASKS,
     manifest_sha256,
     rows_sha256,
     stored_at,
@@ -38,12 +40,7 @@ from viny.runtime.files import array_sha256, digest, folder_beside, read_json, w
 from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
-ASPECTS = {
-    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
-    "the original's geometry",
-    "crop": "the centre square",
-    "pad": "the whole picture in a square with bars, which masks ignore",
-}
+T = TypeVar("T")
 CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
 AGAIN = "give the same command again once nothing writes there"
@@ -74,16 +71,17 @@ class Arrays:
         folder: an empty folder.
         count: rows (N).
         size: side of an image, pixels (S).
-        optional: those of 'labels', 'parts' and 'masks' that the source has.
+        optional: those of 'labels', 'parts', 'masks', 'own_masks' and 'large' that it is to have.
+        tiles: how many times S the side T of a row of 'large' is.
 
     Raises:
         InputError: the disk has no room for them.
     """
 
-    def __init__(self, folder: Path, count: int, size: int, optional: list[str]) -> None:
+    def __init__(self, folder: Path, count: int, size: int, optional: list[str], tiles: int = 1) -> None:
         names = ["images", "images.sums", "files.sums", "images.phash", "shapes", *optional]
-        names += ["masks.sums"] if "masks" in optional else []
-        sides = {"N": count, "S": size}
+        names += [f"{name}.sums" for name in BY_ROW if name in optional]
+        sides = {"N": count, "S": size, "T": tiles * size}
         shapes = {name: tuple(sides.get(side, side) for side in ARRAYS[name][1]) for name in names}
         needed = sum(int(np.prod(shapes[name])) * np.dtype(ARRAYS[name][0]).itemsize for name in names)
         free = shutil.disk_usage(folder).free
@@ -93,6 +91,7 @@ class Arrays:
                 f"there; free some space, or {OTHER_STORE}"
             )
         self._folder, self._maps = folder, {}
+        self._own = 0  # bytes of own masks written so far
         for name in names:
             self._maps[name] = self._create(name, shapes[name])
         # Plain views: indexing a numpy.memmap costs more than hashing a small row.
@@ -118,12 +117,19 @@ class Arrays:
         return name in self._views
 
     def put(self, name: str, row: int, value: np.ndarray) -> bytes:
-        """Write one row of images or masks and its hash; returns the hash."""
+        """Write one row of images, masks or large images and its hash; returns the hash."""
         value = np.ascontiguousarray(value)
         self._views[name][row] = value
         found = short_sha256(value)
         self._views[f"{name}.sums"][row] = np.frombuffer(found, np.uint8)
         return found
+
+    def append_own(self, rows: Sequence[int], masks: Sequence[bytes]) -> None:
+        """Write masks at their own size, see `viny.data.masks.deflated`, behind those that are written; b"": none."""
+        with open(self._folder / OWN_MASKS, "ab") as f:
+            for row, mask in zip(rows, masks, strict=True):
+                self._views["own_masks"][row] = self._own, len(mask)
+                self._own += f.write(mask)
 
     def keep(self, rows: np.ndarray) -> None:
         """Move these rows [M], ascending, to the front and cut the files off after them."""
@@ -160,19 +166,21 @@ class Arrays:
         return about
 
 
-def _fill(count: int, threads: int, work: Callable[[range], None], what: str) -> None:
-    """Run `work` on all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock."""
+def _fill(
+    count: int, threads: int, work: Callable[[range], T], what: str, then: Callable[[range, T], None] | None = None
+) -> None:
+    """Run `work` on all indices, a chunk at a time; Pillow decodes and resizes outside Python's lock.
+
+    `then` is given each chunk and what `work` returned for it, in order and in this thread.
+    """
     bar = tqdm(total=count, desc=what, unit="image", mininterval=1.0, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
-
-        def run(start: int) -> int:
-            chunk = range(start, min(start + CHUNK, count))
-            work(chunk)
-            return len(chunk)
-
+        chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
         try:
-            for done in pool.map(run, range(0, count, CHUNK)):
-                bar.update(done)
+            for chunk, made in zip(chunks, pool.map(work, chunks), strict=True):
+                if then is not None:
+                    then(chunk, made)
+                bar.update(len(chunk))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -185,8 +193,10 @@ def pack_files(
     count, size = len(listing.images), spec["size"]
     fit = spec.get("fit", "stretch")
     judged = spec.get("masks_judged", {})  # without masks of its own
-    optional = ("labels", "parts") if judged else ("labels", "parts", "masks")
-    arrays = Arrays(folder, count, size, [name for name in optional if getattr(listing, name)])
+    optional = [name for name in ("labels", "parts") if getattr(listing, name)]
+    with_masks, tiles = bool(listing.masks) and not judged, spec.get("tiles", 1)
+    more = ["masks", "own_masks"] * with_masks + ["large"] * (tiles > 1)
+    arrays = Arrays(folder, count, size, [*optional, *more], tiles)
     for name in ("labels", "parts"):
         if name in arrays:
             arrays[name][:] = getattr(listing, name)
@@ -196,32 +206,38 @@ def pack_files(
     heads = Heads.read(listing.images, listing.masks, threads)
     found = decide(heads, listing.mask_values, listing.colours, threads=threads)
 
-    def pack_one(i: int) -> np.ndarray:
+    def pack_one(i: int) -> tuple[np.ndarray, bytes]:
         mask = None
         if listing.masks:
             side, how = judged.get("size", size), judged.get("fit", fit)
-            mask = decode_mask(listing.masks[i], side, listing.mask_values, listing.colours, how, found.turns[i])
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
+            values, turn = listing.mask_values, found.turns[i]
+            mask = decode_mask(listing.masks[i], side, values, listing.colours, how, turn, own=with_masks)
+        path, shape = listing.images[i], mask.shape if mask else None
+        picture = decode(path, size, spec["resize"], shape, fit, found.white)
         arrays.put("images", i, picture.pixels)
+        if tiles > 1:
+            arrays.put("large", i, decode(path, tiles * size, spec["resize"], shape, fit, found.white).pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
         if mask:
-            if not judged:
+            if with_masks:
                 arrays.put("masks", i, mask.pixels)
+                arrays["own_masks.sums"][i] = np.frombuffer(mask.own_sha256, np.uint8)
             if background is not None and mask.only == background:
                 blank.add(i)
-        return picture.grey
+        return picture.grey, mask.own if mask else b""
 
-    def work(chunk: range) -> None:
-        greys = np.zeros((len(chunk), GREY, GREY), np.uint8)
+    def work(chunk: range) -> list[bytes]:
+        greys, own = np.zeros((len(chunk), GREY, GREY), np.uint8), [b""] * len(chunk)
         for at, i in enumerate(chunk):
             try:
-                greys[at] = pack_one(i)
+                greys[at], own[at] = pack_one(i)
             except BadFileError as error:
                 refused[i] = error
         arrays["images.phash"][chunk.start : chunk.stop] = perceptual_hashes(greys)
+        return own
 
-    _fill(count, threads, work, f"pack {spec['source']}")
+    _fill(count, threads, work, f"pack {spec['source']}", arrays.append_own if with_masks else None)
     if refused:
         _tolerate(refused, count, spec)
     base = Path(spec["path"])
@@ -232,25 +248,26 @@ def pack_files(
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
     absent = [os.path.relpath(path, base) for path in listing.missing]
     skipped = [{"image": name, "file": name, "reason": "a link that leads nowhere"} for name in absent]
-    more: dict[str, Any] = {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
-    more["conventions"] = found.about
+    about: dict[str, Any] = {"tiles": tiles} if tiles > 1 else {}
+    about |= {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    about["conventions"] = found.about
     # Only what might have been packed: other files come and go.
     for key, counts in (("passed_over", listing.passed_over()), ("left_out", listing.left_out)):
         if counts:
-            more[key] = counts
+            about[key] = counts
     if listing.masks:
-        more["masks_without_image"] = listing.masks_without_image
+        about["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
-            more["images_without_mask"] = listing.images_without_mask
+            about["images_without_mask"] = listing.images_without_mask
         if background is not None:
-            more["all_background"] = len(blank)
+            about["all_background"] = len(blank)
     if left_out:
         kept = np.array([i for i in range(count) if i not in left_out], np.int64)
         if len(kept) == 0:
             raise InputError(f"{spec['path']}: no images are left; set segmentation.all_background: keep")
         arrays.keep(kept)
         names = [names[i] for i in kept]
-    return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **more}
+    return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **about}
 
 
 def _tolerate(refused: Mapping[int, BadFileError], count: int, spec: Mapping[str, Any]) -> None:
@@ -332,6 +349,7 @@ def _build(spec: Mapping[str, Any], folder: Path, threads: int) -> dict[str, Any
         "resolution": spec["size"],
         "resize": {"antialias": "bilinear with antialiasing", "nearest": "nearest neighbour"}[spec["resize"]],
         "aspect": ASPECTS[spec.get("fit", "stretch")],
+        "fit": spec.get("fit", "stretch"),
         "arrays": arrays.finish(),
         **more,
     }
@@ -438,10 +456,10 @@ def _link(folder: Path, beside: Path) -> None:
     """Link each file of a stored pack into a study's folder, so that a copy with links followed has them all."""
     beside = beside.resolve()  # `results` may itself be a link, to another disk
     for old in beside.iterdir():
-        if old.suffix == ".npy" or old.name in TEXTS:
+        if old.suffix == ".npy" or old.name in FILES:
             old.unlink()
     for file in folder.iterdir():
-        if file.suffix == ".npy" or file.name in TEXTS:
+        if file.suffix == ".npy" or file.name in FILES:
             (beside / file.name).symlink_to(os.path.relpath(file, beside))
 
 

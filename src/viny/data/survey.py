@@ -15,7 +15,7 @@ import numpy as np
 from viny.data.conventions import each, palettes_clash, read_head, spread
 from viny.data.decoding import BadFileError, decode, decode_mask, filling_values, inner_box, mask_values
 from viny.data.folders import few
-from viny.data.masks import IGNORE, MAX_CLASSES, mask_coding, value_name, value_number
+from viny.data.masks import IGNORE, MAX_CLASSES, is_void, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
 
 PIXELS = 400e6  # of all masks opened together: fewer masks if they are large
@@ -178,11 +178,13 @@ class Coding:
         classes: the name of each value or colour, as in `segmentation.classes`.
         ignore: values or colours without a class.
         said: how that was found, one sentence each.
+        void: of the ignored ones, those that are so because of the names that they were given.
     """
 
     classes: dict[int | str, str]
     ignore: list[int | str]
     said: list[str] = field(default_factory=list)
+    void: dict[int | str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -202,7 +204,8 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
     """Take what the user says about mask values, and guess the rest.
 
     Two values, one of them 0, are background and object. 255 is not a class if it comes with indices, at least two
-    of them consecutive.
+    of them consecutive. Values whose given names mean pixels without a class, see `viny.data.masks.is_void`, are
+    ignored where two classes are left.
 
     Args:
         values: the values in the masks.
@@ -230,7 +233,7 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         if unknown:
             shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
             raise InputError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
-        return Coding(dict(classes), ignore, said)
+        return _without_void(dict(classes), ignore, said)
     said += _thin(values, left)
     keys = [value_name(value, values.colours) for value in left]
     if two_ways and len(left) == 3:
@@ -244,6 +247,22 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         only = few(map(str, keys)) or "ignored values"
         raise InputError(f"{folder}: {len(values.of)} masks hold no class but {only}; expected two or more")
     return Coding(dict(zip(keys, names, strict=True)), ignore, said)
+
+
+def _without_void(classes: dict[int | str, str], ignore: list[int | str], said: list[str]) -> Coding:
+    """The coding in which values whose names mean pixels without a class are ignored; says which."""
+    void = {value: name for value, name in classes.items() if is_void(name)}
+    kept = {value: name for value, name in classes.items() if value not in void}
+    shown = few(f"{value} '{name}'" for value, name in void.items())
+    if void and len(set(kept.values())) < 2:
+        said.append(f"{shown}: a name of pixels without a class, kept as a class, since two are needed")
+        return Coding(classes, ignore, said)
+    if void:
+        said.append(
+            f"{shown}: looks like pixels without a class, so it is ignored, neither learnt nor counted; to make it a "
+            f"class, give it another name, as --classes {next(iter(void))}=rest"
+        )
+    return Coding(kept, [*ignore, *(value for value in void if value not in ignore)], said, void)
 
 
 @dataclass(frozen=True)

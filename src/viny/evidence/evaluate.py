@@ -1,8 +1,9 @@
-"""Evaluation of one cell: its model on its test images, as one JSON and the per-image confusion matrices."""
+"""Evaluation of one cell: its model on its test images, as one JSON, confusion matrices and a CSV of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,18 @@ from torch import Tensor
 
 from viny.data.augment import Draws, Normalisation, flip, labelled_images
 from viny.data.pack import Pack, open_pack
+from viny.data.parts import Groups
 from viny.data.splits import read_split
-from viny.evidence.metrics import classes_in, classes_lacking, summarise
+from viny.evidence.metrics import (
+    classes_in,
+    classes_lacking,
+    image_scores,
+    own_size_counts,
+    own_size_summary,
+    scores_text,
+    summarise,
+)
+from viny.evidence.own_size import class_map, greatest, tiled
 from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
@@ -22,7 +33,7 @@ from viny.learning.scores import confusion_matrices
 from viny.learning.settings import batch_of_masks
 from viny.learning.weights import load_segmentation, shown_by
 from viny.runtime.errors import InputError
-from viny.runtime.files import atomic_path, digest, file_sha256, write_sealed
+from viny.runtime.files import atomic_path, digest, file_sha256, write_sealed, write_text
 from viny.runtime.provenance import Provenance
 from viny.runtime.seeds import generator
 
@@ -35,15 +46,15 @@ def draws_of_test_images(spec: Mapping[str, Any], count: int) -> Draws | None:
 
 
 @torch.inference_mode()
-def predict(
+def scored(
     model: Segmentation,
     pack: Pack,
     indices: np.ndarray,
     normalised: bool | Normalisation,
     draws: Draws | None,
     machine: Machine,
-) -> tuple[Tensor, Tensor]:
-    """Class maps of some images of a pack.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """True classes and a model's scores of some images of a pack, a batch at a time.
 
     Args:
         model: as from `load_segmentation`.
@@ -53,8 +64,8 @@ def predict(
         draws: from `draws_of_test_images`.
         machine: device and precision.
 
-    Returns:
-        truth and prediction, both uint8 [N, S, S] on the CPU.
+    Yields:
+        int64 [B], places in `indices`, on the CPU; truth, uint8 [B, S, S]; and scores, float [B, C, S, S].
     """
     model.to(machine.device)
     model.encoder.set_fused_attention(machine.fused_attention)
@@ -62,7 +73,6 @@ def predict(
         PackSubset(pack, "images", indices, machine.device),
         PackSubset(pack, "masks", indices, machine.device),
     )
-    truths, guesses = [], []
     for positions in torch.arange(len(indices)).split(batch_of_masks(model.classes)):
         here = draws.at(positions) if draws is not None else None
         truth = masks[positions]
@@ -70,10 +80,75 @@ def predict(
             truth = flip(truth, here.flips)
         with machine.autocast():
             scores = model(labelled_images(images[positions], here, normalised))
-        truths.append(truth.cpu())
-        # The same as `argmax`, which takes ten times as long on a CPU.
-        guesses.append(scores.max(1).indices.to(torch.uint8).cpu())
-    return torch.cat(truths), torch.cat(guesses)
+        yield positions, truth, scores
+
+
+def predict(
+    model: Segmentation,
+    pack: Pack,
+    indices: np.ndarray,
+    normalised: bool | Normalisation,
+    draws: Draws | None,
+    machine: Machine,
+) -> tuple[Tensor, Tensor]:
+    """Class maps of some images of a pack: truth and prediction, both uint8 [N, S, S] on the CPU; see `scored`."""
+    found = [
+        (truth.cpu(), greatest(scores).cpu())
+        for _, truth, scores in scored(model, pack, indices, normalised, draws, machine)
+    ]
+    return torch.cat([truth for truth, _ in found]), torch.cat([guess for _, guess in found])
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a model's predictions of N test images of C classes are counted as.
+
+    Attributes:
+        confusion: int32 [N, C, C], at the model's size, true class first.
+        own: int64 [N, 3, C], at the images' own size, see `own_size_counts`; None where they have no other.
+    """
+
+    confusion: np.ndarray
+    own: np.ndarray | None
+
+
+def tested(
+    model: Segmentation,
+    pack: Pack,
+    indices: np.ndarray,
+    normalised: bool | Normalisation,
+    draws: Draws | None,
+    machine: Machine,
+) -> Tested:
+    """Predict some images of a pack and count right and wrong pixels; arguments as of `scored`.
+
+    Raises:
+        InputError: a row of the pack is damaged.
+    """
+
+    def score(tiles: np.ndarray) -> Tensor:
+        images = torch.from_numpy(tiles).to(machine.device)
+        with torch.inference_mode(), machine.autocast():
+            return model(labelled_images(images, None, normalised))
+
+    confusion, own = [], []
+    for positions, truth, scores in scored(model, pack, indices, normalised, draws, machine):
+        confusion.append(confusion_matrices(truth, greatest(scores), model.classes).cpu().numpy().astype(np.int32))
+        if pack.own_masks is None:
+            continue
+        if draws is not None:
+            scores = flip(scores, draws.at(positions).flips)  # back, as the image is
+        for row, of_image in zip(indices[positions.numpy()].tolist(), scores, strict=True):
+            if pack.large is not None:  # without flips and jitters, which tiles would not share
+                of_image = tiled(score, pack.rows("large", np.array([row])), pack.manifest["resolution"])[0]
+            found = class_map(of_image, *pack.shapes[row].tolist(), pack.manifest["fit"])
+            own.append(own_size_counts(pack.own_mask(row), found, model.classes))
+    return Tested(np.concatenate(confusion), np.stack(own) if own else None)
+
+
+def _groups(spec: Mapping[str, Any], pack: Pack, test: np.ndarray) -> dict[str, np.ndarray]:
+    """A number for the group of each test image, the same for all cells of a study; empty for one without groups."""
+    return {"groups": Groups.read(pack.names, spec["group"]).indices[test]} if "group" in spec else {}
 
 
 def evaluate(
@@ -85,6 +160,7 @@ def evaluate(
     model: Path,
     metrics: Path,
     confusion: Path,
+    scores: Path,
     threads: int = 1,
 ) -> None:
     """Evaluate a fine-tuned model on its test images.
@@ -96,7 +172,10 @@ def evaluate(
         indices: index lists of the cell's split.
         model: record of the fine-tuned weights.
         metrics: JSON file to write.
-        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack.
+        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; own_size
+            [N, 3, C] where images have a size of their own, see `own_size_counts`; with `segmentation.group`, groups
+            [N], the number of each image's.
+        scores: CSV file to write, a row per test image, see `image_scores`.
         threads: CPU threads.
 
     Raises:
@@ -114,19 +193,17 @@ def evaluate(
         raise InputError(f"{model}: was trained on another pack than {manifest}; rerun its fine-tuning")
     draws = draws_of_test_images(spec, len(test))
     normalised = shown_by(record, record["spec"]["normalise"])
-    truth, guess = predict(fitted, pack, test, normalised, draws, machine)
-    names = pack.manifest["mask_classes"]
-    at_once = batch_of_masks(len(names))
-    parts = [
-        confusion_matrices(t, g, len(names)).numpy().astype(np.int32)
-        for t, g in zip(truth.split(at_once), guess.split(at_once), strict=True)
-    ]
-    matrices = np.concatenate(parts)  # [N, C, C]
+    counts = tested(fitted, pack, test, normalised, draws, machine)
+    matrices, names = counts.confusion, pack.manifest["mask_classes"]
     found = summarise(matrices, names, pack.manifest.get("border_class"))
     classes = classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, lists["train"])}
     found["miou"] = found[f"miou_{spec['switches']['miou']}"]
+    own = {} if counts.own is None else {"own_size": counts.own}
+    if counts.own is not None:
+        found |= own_size_summary(counts.own)
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test)
+        np.savez_compressed(f, confusion=matrices, indices=test, **own, **_groups(spec, pack, test))
+    write_text(scores, scores_text(image_scores(pack, test, matrices, counts.own)))
     write_sealed(
         metrics,
         {
@@ -148,7 +225,7 @@ def evaluate(
                 "weights": record["weights_sha256"],
                 "parent_weights": record["parent_sha256"],
             },
-            "outputs": {confusion.name: file_sha256(confusion)},
+            "outputs": {made.name: file_sha256(made) for made in (confusion, scores)},
             "provenance": provenance.finish(
                 device=str(machine.device),
                 precision=machine.precision,

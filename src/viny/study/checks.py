@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from viny.data.masks import MAX_CLASSES, value_number
+from viny.data.parts import group_pattern
 from viny.data.synthetic import MIN_SIZE
 from viny.learning.settings import ModelSettings, moved_milestones
 from viny.runtime.errors import InputError
@@ -81,8 +82,9 @@ def _explain(error: Any) -> str:
         hints = [f"unknown key {k!r}{did_you_mean(k, known)}" for k in unknown]
         return f"{where}{', '.join(hints)}; allowed are {', '.join(known)}"
     said = error.schema.get("description", "")
-    if rule == "type" and isinstance(got, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", got):
-        said = f"YAML takes {got} for text; write {got.lower().replace('e', '.0e', 1)}. {said}".strip()
+    power = re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?\d+)", got) if isinstance(got, str) else None
+    if rule == "type" and power:  # it wants a point, and the exponent's sign
+        said = f"YAML takes {got} for text; write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}. {said}".strip()
     elif rule == "type" and allowed == "string" and type(got) in (int, float):
         said = f'In a study file, text that looks like a number needs quotes: "{got}". {said}'.strip()
     expected = {
@@ -120,6 +122,15 @@ def faults_across(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
         )
+    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
+        yield "segmentation.tiles: made images have no larger size; leave it out, or take files"
+    if "group" in segmentation:
+        try:
+            group_pattern(segmentation["group"])
+        except InputError as error:
+            yield str(error)
+        if switches["test_set"] == "moving":
+            yield "switches.test_set: 'moving' draws test images one by one; leave segmentation.group out"
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
         yield "segmentation.test_size: 0 needs segmentation.split; say how many images are held out"
     if switches["test_set"] == "moving":
@@ -295,15 +306,15 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
                 )
     test = config["segmentation"]["test_size"]
     if "train" in counts:
+        segmentation = config["segmentation"]
+        by = next(f"segmentation.{key} ({segmentation[key]})" for key in ("split", "group") if segmentation.get(key))
         for key, wanted, part in (
             ("grid.finetune_sizes", max(grid["finetune_sizes"]), "train"),
-            ("segmentation.test_size", test, "test"),
+            ("segmentation.test_size", test if segmentation.get("split") else 0, "test"),
         ):
             if wanted > counts[part]:
                 raise InputError(
-                    f"{key}: {wanted} is larger than the {part} part that segmentation.split "
-                    f"({config['segmentation']['split']}) gives, "
-                    f"{counts[part]} images"
+                    f"{key}: {wanted} is larger than the {part} part that {by} gives, {counts[part]} images"
                 )
     elif "segmentation" in counts:
         room = counts["segmentation"] - test

@@ -221,7 +221,7 @@ def _fill_folders(config: dict[str, Any]) -> None:
     for key in OWN_MASKS:
         if own and key not in segmentation:
             raise InputError(f"segmentation.{key}: missing; source folder needs {', '.join(OWN_MASKS)}")
-    given = [key for key in (*OWN_MASKS, "split", "mask_suffix", "ignore") if segmentation.get(key)]
+    given = [key for key in (*OWN_MASKS, "split", "group", "mask_suffix", "ignore") if segmentation.get(key)]
     if not own and given:
         raise InputError(f"segmentation.{given[0]}: only for source folder; leave it out, or set source: folder")
     if own:

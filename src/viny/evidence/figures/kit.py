@@ -29,8 +29,13 @@ from viny.runtime.files import atomic_path
 STYLE = Path(__file__).with_name("viny.mplstyle")
 WIDTH = 4.6  # inches
 MAX_SIDE = 1.5  # inches, of an image
-# Okabe and Ito's palette for areas, told apart with any colour vision; some of them are too faint for lines on white
-CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# For areas, and half as strong over pictures: Okabe and Ito's palette without its black, then one by one the colour,
+# neither dark nor pale, that is farthest from those before it (CIEDE2000), also with each colour vision (Machado 2009).
+# The first eight are told apart with any colour vision; some are too faint for lines on white.
+CLASS_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#BBDDAA", "#00FFFF", "#8877FF"),
+    *("#886644", "#CC0088", "#FFBBCC", "#AAAA66", "#9922FF", "#337766", "#99FF88", "#669944", "#00CCAA", "#CC3322"),
+)
 NO_CLASS = "#B3B3B3"  # of pixels that masks ignore
 # For lines and markers: after Tol's muted scheme, darkened to a contrast of 3:1 or more on white
 LINE_COLOURS = ("#332288", "#CC6677", "#117733", "#2F94C9", "#882255", "#8A7A20", "#AA4499")
@@ -158,7 +163,7 @@ def task_title(task: str) -> str:
 
 
 def class_colours(count: int) -> list[str]:
-    """A colour for each class: the first eight are told apart with any colour vision, further ones by most."""
+    """A colour for each class: the first eight are told apart with any colour vision, the first twenty by most."""
     out = list(CLASS_COLOURS[:count])
     for at in range(len(out), count):  # hues a golden angle apart, in three shades
         shade = (0.85, 0.45, 0.65)[at % 3], (0.85, 0.95, 0.55)[at % 3]
@@ -280,7 +285,9 @@ def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", m
     return drawn
 
 
-def size_legend(figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str) -> None:
-    """One legend of the pre-train sizes for all panels; `bars` says what the bars are."""
+def size_legend(
+    figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str, others: Sequence[Line2D] = ()
+) -> None:
+    """One legend of the pre-train sizes for all panels, and of other lines; `bars` says what the bars are."""
     handles = [Line2D([], [], label=f"{size:,}", **style) for size, style in styles.items()]
-    legend(figure, handles, f"Pre-training images\n({bars})")
+    legend(figure, [*handles, *others], f"Pre-training images\n({bars})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from viny.data.augment import IMAGENET, Draws, denormalise, labelled_images, normalise
+from viny.data.decoding import inner_box
 from viny.data.masks import IGNORE
-from viny.data.pack import Pack, open_pack
+from viny.data.pack import ASPECTS, Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
-from viny.evidence.metrics import iou
-from viny.evidence.statistics.crossed import read_confusion, read_runs
+from viny.evidence.metrics import iou, miou_of_images
+from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs
+from viny.evidence.statistics.references import reference_scores
 from viny.evidence.summary import Summary
-from viny.evidence.tables import read_metrics
+from viny.evidence.tables import GROUP, read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
@@ -38,8 +41,17 @@ from viny.learning.weights import (
 )
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
-from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, shown_cells
-from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
+from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, references, shown_cells
+from viny.study.layout import (
+    chain,
+    metrics_file,
+    pack_manifest,
+    reference_file,
+    split_record,
+    summarised,
+    training_of,
+    trainings,
+)
 
 
 def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path, threads: int = 1) -> None:
@@ -59,7 +71,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     trained = trainings(every)
     curves = [(training.stage, training.name, training.file(root, "curve")) for training in trained]
     manifest, split = pack_manifest(root, "segmentation"), split_record(root, *chain(shown[-1])[-1].split)
-    models = [chain(cell)[-1].file(root, "record") for cell in shown]
+    models = [chain(cell)[-1].file(root, "record") for cell in every]  # the best of which is shown too
     if most := reconstructed(spec):
         encoder = training_of(most).file(root, "record")
         models.append(encoder)
@@ -67,16 +79,20 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary = Summary("figures", spec, root)
     summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics), *(curve for *_, curve in curves))
     summary.reads(manifest, split, split.with_suffix(".npz"), *records, *map(weights_beside, models))
+    files = [reference_file(root, one, what) for one in references(spec) for what in ("record", "confusion")]
+    summary.reads(*files)
 
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
     kit.save(pipeline.pipeline(_steps(spec, root, frame), note), drawn / "pipeline")
-    kit.save(study.miou_curves(runs, note), drawn / "miou_curves")
+    others = crossed(reference_scores(spec, root)[0]) if references(spec) else None
+    kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
     tested = _Tested.read(spec, manifest, split, machine)
     picked = tested.varied(spec["examples"])
     kit.save(_segmentation(root, shown, tested, picked, note), drawn / "segmentation")
+    kit.save(_worst(root, every, frame, tested, spec["examples"], note), drawn / "worst")
     if pair := failing_pair(spec):
         kit.save(_failures(root, pair, tested, spec["examples"], note), drawn / "failures")
     if most:
@@ -139,8 +155,17 @@ class _Tested:
         """True and predicted classes, [n, H, W] each."""
         model, record = load_segmentation(chain(cell)[-1].file(root, "record"))
         normalised = shown_by(record, record["spec"]["normalise"])
-        truth, guess = predict(model, self.pack, self.test[places], normalised, self._draws(places), self.machine)
-        return truth.numpy(), guess.numpy()
+        rows = self.test[places]
+        truth, guess = (
+            a.numpy() for a in predict(model, self.pack, rows, normalised, self._draws(places), self.machine)
+        )
+        if self.pack.manifest["aspect"] == ASPECTS["pad"]:  # what a model says of bars is no prediction
+            for labels, shape in zip(guess, self.pack.shapes[rows], strict=True):
+                left, top, right, bottom = inner_box(*shape.tolist(), len(labels))
+                inside = labels[top:bottom, left:right].copy()
+                labels[:] = IGNORE
+                labels[top:bottom, left:right] = inside
+        return truth, guess
 
     def _draws(self, places: np.ndarray) -> Draws | None:
         return None if self.draws is None else self.draws.at(torch.from_numpy(places))
@@ -181,14 +206,31 @@ def _failures(root: Path, pair: tuple[Cell, Cell], tested: _Tested, count: int, 
     return study.segmentations(tested.images(worst), truth, rows, tested.classes, note, title)
 
 
+def _worst(root: Path, every: Sequence[Cell], frame: pd.DataFrame, tested: _Tested, count: int, note: str) -> Figure:
+    """The test images on which the best cell scores lowest, over its seeds, and what its first seed predicts."""
+    best = frame.groupby(GROUP, sort=False)["miou"].mean().idxmax()
+    cells = [cell for cell in every if (cell.pretrain_size, cell.intermediate, cell.finetune_size) == best]
+    by_seed = [_miou_of_images(metrics_file(root, cell).with_suffix(".npz"), tested.test) for cell in cells]
+    miou = pd.DataFrame(by_seed).mean().to_numpy()
+    worst = np.argsort(miou, kind="stable")[: min(count, np.isfinite(miou).sum())]  # NaN comes last
+    if not len(worst):
+        return kit.say("No test image has a pixel with a class.", note)
+    truth, guess = tested.predicted(root, cells[0], worst)
+    rows = [Prediction(f"Predicted\n(seed {cells[0].seed})", np.where(truth == IGNORE, IGNORE, guess), miou[worst])]
+    size, task = cells[0].pretrain_size, cells[0].intermediate
+    start = f"{size:,} pre-training images" if size else "random start"
+    task = "" if task == "none" else f", {task}"
+    title = f"{start}{task}, {cells[0].finetune_size:,} labels: the worst\nof {np.isfinite(miou).sum():,} test images"
+    names = [tested.pack.name(row) for row in tested.test[worst].tolist()]
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])  # says nothing about any of them
+    names = [os.path.relpath(name, folder or ".") for name in names]
+    return study.segmentations(tested.images(worst), truth, rows, tested.classes, note, title, names)
+
+
 def _miou_of_images(path: Path, test: np.ndarray) -> np.ndarray:
     """Mean IoU of each test image over the classes that it has, [N]; NaN where it has none or was not tested."""
     confusion, indices = read_confusion(path)
-    values = iou(confusion)
-    some = np.isfinite(values).any(1)
-    miou = np.full(len(values), np.nan)
-    miou[some] = np.nanmean(values[some], axis=1)
-    return pd.Series(miou, indices).reindex(test).to_numpy()
+    return pd.Series(miou_of_images(iou(confusion)), indices).reindex(test).to_numpy()
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
-from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack
+from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack, references
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import out_of_date, to_do
@@ -153,6 +153,7 @@ def price_arms(config: Mapping[str, Any], all_jobs: list[Job], spent: Mapping[Ke
         mine = list(dict.fromkeys(cell for (whose, *_), cell in places(config).items() if whose == arm))
         todo = [("evaluate", cell.name) for cell in mine]
         todo += [("geometry", one.name) for one in encoders(config, mine)]
+        todo += [("reference", one.name) for one in references(config) if arm == arms(config)[0]]
         own: list[Job] = []
         while todo:
             key = todo.pop()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from viny.data.masks import MAX_CLASSES
+from viny.data.masks import MAX_CLASSES, is_void
 from viny.runtime.errors import InputError
 
 EXPECTED = "lines of value,name, where value is a mask value or a colour '#rrggbb'"
@@ -97,7 +97,7 @@ def _named(found: Iterable[tuple[str, str, str]], source: str, expected: str) ->
         name = name.strip()
         if not name:
             raise InputError(f"{where}: {value.strip()!a} has no name; expected {expected}")
-        if not NAME.fullmatch(name):
+        if not (NAME.fullmatch(name) or is_void(name)):
             raise InputError(
                 f"{where}: the name {name!a} cannot be a class's; expected up to 40 letters, digits, spaces and "
                 "_ . ( ) / + -, the first a letter, a digit or _"

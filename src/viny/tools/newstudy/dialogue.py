@@ -12,13 +12,15 @@ from typing import Any
 
 from viny.data.coco import convert
 from viny.data.folders import check_some, list_below
-from viny.data.masks import IGNORE, value_name
+from viny.data.masks import IGNORE, is_void, value_name, value_number
+from viny.data.parts import group_pattern
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.study.absent import absent_report
 from viny.study.config import resolve
 from viny.study.reading import read_config
 from viny.study.unanswered import as_lines, unanswered
+from viny.tools.newstudy.class_lists import NAME
 from viny.tools.newstudy.look import Inspection, Request, inspect
 from viny.tools.newstudy.sizing import for_minutes
 from viny.tools.newstudy.study_file import images_of, study_text, write
@@ -82,10 +84,17 @@ def init(
         given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
         print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
     found = inspect(Request(**given))
-    if asking and not given.get("classes") and len(found.coding.classes) <= SHOWN:
-        named = ask_names(found, reply)
-        if named != found.coding.classes:
-            found = inspect(replace(found.wanted, classes=named, ignore=found.coding.ignore))
+    sequences = found.sequences
+    if asking and len(found.coding.classes) <= SHOWN:
+        named, ignored = ask_names(found, reply, every=not given.get("classes"))
+        if named != found.coding.classes or {*ignored} != {*found.coding.ignore}:
+            found = inspect(replace(found.wanted, classes=named, ignore=ignored))
+    if asking and sequences:
+        print(f"  {sequences.said}")
+        text = "What images that belong together have in common, a pattern, folder or none"
+        group = ask(reply, text, found.wanted.group or "none", _group)
+        if group != found.wanted.group:
+            found = inspect(replace(found.wanted, group=group))
     text = study_text(found)
     sized = []
     if minutes is not None:
@@ -101,13 +110,13 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     looked, name = found.looked, found.wanted.name
     counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
-    model, fit = found.model, found.fit["segmentation"]
+    model = found.model
     sides = [f"{width} x {height}" for height, width in found.shapes[found.shapes.prod(1).argsort()][[0, -1]]]
     print(f"{name}: {'; '.join(counted)}")
     size, patch = model["image_size"], model["patch_size"]
     print(
         f"  images   {' to '.join(dict.fromkeys(sides))} pixels (width x height); seen at {size} x {size}, "
-        f"{size // patch} x {size // patch} patches of {patch} pixels, fit {fit}"
+        f"{size // patch} x {size // patch} patches of {patch} pixels"
     )
     kinds = "colours" if found.values.colours else "values"
     print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread evenly over all:")
@@ -173,13 +182,44 @@ def ask_for_rest(given: Mapping[str, Any], coco: bool, reply: Callable[[str], st
     return out
 
 
-def ask_names(found: Inspection, reply: Callable[[str], str]) -> dict[int | str, str]:
-    """Ask for the name of each class."""
-    shares = dict(zip(found.coding.names, found.looked.shares, strict=False))
-    return {
-        value: ask(reply, f"Name of mask value {value} ({percent(shares[name])} of pixels)", name, str)
-        for value, name in found.coding.classes.items()
-    }
+def ask_names(
+    found: Inspection, reply: Callable[[str], str], every: bool = True
+) -> tuple[dict[int | str, str], list[int | str]]:
+    """Ask for the name of each class, or with `every` false only of values whose names mean pixels without a class.
+
+    Returns:
+        The names, and the values without a class.
+    """
+    coding, masks = found.coding, found.values.masks()
+    shares = dict(zip(coding.names, found.looked.shares, strict=False))
+    text = "Name of mask value {}, or ignore if its pixels have no class ({})"
+    asked = {value: (f"{percent(shares[name])} of pixels", name) for value, name in coding.classes.items() if every}
+    for value, name in coding.void.items():
+        asked[value] = f"called '{name}', in {masks.get(value_number(value), 0):,} masks", "ignore"
+    while asked:
+        told = {v: ask(reply, text.format(v, about), default, _class_name) for v, (about, default) in asked.items()}
+        named = {value: told.get(value, name) for value, name in {**coding.classes, **told}.items()}
+        kept = {value: name for value, name in named.items() if not is_void(name)}
+        if len(set(kept.values())) > 1:
+            ignored = [value for value in coding.ignore if value not in kept]
+            return kept, ignored + [value for value in named if value not in kept and value not in ignored]
+        print("  expected two classes or more besides ignored values; name them again")
+    return coding.classes, coding.ignore
+
+
+def _group(text: str) -> str:
+    if text == "none":
+        return ""
+    group_pattern(text)
+    return text
+
+
+def _class_name(text: str) -> str:
+    if not (NAME.fullmatch(text) or is_void(text)):
+        raise InputError(
+            "expected up to 40 letters, digits, spaces and _ . ( ) / + -, the first a letter, a digit or _; or ignore"
+        )
+    return text
 
 
 def _folder(text: str) -> Path:

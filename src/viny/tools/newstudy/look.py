@@ -16,7 +16,7 @@ from viny.data.folders import check_missing, check_some, composed, few, list_bel
 from viny.data.masks import IGNORE, value_name
 from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import Pairs, guess_suffix, pair
-from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
+from viny.data.parts import BY_FOLDERS, Groups, own_split, split_by_file, split_by_folders
 from viny.data.sources import Listing, beside, kept_split, list_folder, pooled_split
 from viny.data.survey import (
     LEAST,
@@ -33,14 +33,16 @@ from viny.data.unusable import by_reason, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
+from viny.tools.newstudy.sequences import Found, find_sequences
 
 SHOWN = 16  # images on the contact sheet
-ASPECTS = (0.65, 1.55)  # width over height within which pictures are stretched: 2:3 to 3:2, with room for rounding
+FIT = "stretch"  # of every source: it scored higher than bars at any aspect ratio, see benchmarks/NOTES.md
 PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 MOST = 65535  # the greatest value of a mask that may be a class
+SPLIT_SEED = 42  # the default of studies
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -57,6 +59,7 @@ class Request:
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
         mask_suffix: see `viny.data.pairs.pair`; None: guessed.
         split: file with lines of image,part, or `folders.BY_FOLDERS`; None: the latter if there are such folders.
+        group: as `segmentation.group`; empty for none; None: by the images' names, if neighbours look alike.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.
     """
@@ -71,6 +74,7 @@ class Request:
     ignore: Sequence[int | str] = ()
     mask_suffix: str | None = None
     split: Path | None = None
+    group: str | None = None
     budget: str | None = None
     image_size: int = 0
     patch_size: int = 0
@@ -81,12 +85,13 @@ class Inspection:
     """What is in the folders.
 
     Attributes:
-        wanted: the request, with the mask suffix, the budget and the split filled in.
+        wanted: the request, with the mask suffix, the budget, the split and the group filled in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
+        grouped: images for the test in whole groups; 0 without groups, or if a split is given.
+        sequences: groups that the images' names suggest.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
-        fit: of the labelled images, and of each task's.
         values, coding, looked: of the masks looked at.
         unlabelled: how many images there are.
         bad_unlabelled: how many of these probably cannot be opened.
@@ -100,9 +105,10 @@ class Inspection:
     pairs: int
     train: int
     test: int
+    grouped: int
+    sequences: Found | None
     shapes: np.ndarray
     model: dict[str, int]
-    fit: dict[str, str]
     values: Values
     coding: Coding
     looked: Looked
@@ -120,6 +126,11 @@ class Inspection:
     @property
     def held_out(self) -> int:
         """Images to hold out for the test, if neither a file nor folders give them."""
+        return 0 if self.test else self.grouped or self.test_size
+
+    @property
+    def test_size(self) -> int:
+        """How many images to ask for as the test; whole groups may have more."""
         return 0 if self.test else held_out_of(self.train)
 
 
@@ -153,7 +164,6 @@ def inspect(wanted: Request) -> Inspection:
     kept = kept_split(pairs.names, given)
     notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
     model = model_for(wanted, shapes)
-    fit = {"segmentation": _fit(shapes)}
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
@@ -163,7 +173,7 @@ def inspect(wanted: Request) -> Inspection:
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
     read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
     sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
-    looked = look_at_pairs(sample, values, coding, model["image_size"], fit["segmentation"], SHOWN, read.white)
+    looked = look_at_pairs(sample, values, coding, model["image_size"], FIT, SHOWN, read.white)
     notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
     if looked.brightest < DARK:
         notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
@@ -201,17 +211,37 @@ def inspect(wanted: Request) -> Inspection:
         if (of_task := unusable(shown)).said:
             notes.append(f"{name}: {of_task.said}. They are skipped")
             lost += of_task.pairs
-        fit[name] = _fit(shown.shapes()) if len(shown.shapes()) else "stretch"
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
+    sequences, grouped = None, 0
+    if wanted.group is None:
+        sequences = None if split else find_sequences(pairs.names, pairs.images)
+        wanted = replace(wanted, group="")
+    if sequences:
+        decided = sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
+        advice = "they are split together; --group none splits image by image"
+        if not decided:
+            advice = f"they are split image by image; --group '{sequences.pattern}' keeps a group together"
+        wanted = replace(wanted, group=sequences.pattern if decided else "")
+        notes.append(f"{sequences.said}: {advice}")
+    if wanted.group:
+        groups = Groups.read(pairs.names, wanted.group)
+        if not split:
+            divided = groups.parts(held_out_of(train), SPLIT_SEED)
+            grouped, tested_groups = divided.count(TEST), len(groups.within(divided, TEST))
+            notes.append(
+                f"{groups.said()}; {tested_groups} are for the test, with {grouped} images: intervals are over groups, "
+                "not images"
+            )
     return Inspection(
         wanted=wanted,
         pairs=count,
         train=train,
         test=test,
+        grouped=grouped,
+        sequences=sequences,
         shapes=shapes,
         model=model,
-        fit=fit,
         values=values,
         coding=coding,
         looked=looked,
@@ -222,6 +252,15 @@ def inspect(wanted: Request) -> Inspection:
         tasks=tasks,
         notes=notes,
     )
+
+
+def _can_part(names: Sequence[str], pattern: str, test_size: int) -> bool:
+    """Whether groups give a test part and leave at least half of the images to train on."""
+    try:
+        parts = Groups.read(names, pattern).parts(test_size, SPLIT_SEED)
+    except InputError:
+        return False
+    return 2 * parts.count(TRAIN) >= len(parts)
 
 
 def _check_values(values: Values, heads: Heads, wanted: Request) -> None:
@@ -326,12 +365,6 @@ def model_for(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     divisors = [side for side in range(1, size // 2 + 1) if size % side == 0]
     patch = wanted.patch_size or min(divisors or [size], key=lambda side: (abs(size // side - PATCHES), side))
     return {"image_size": size, "patch_size": patch, **budget.model}
-
-
-def _fit(shapes: np.ndarray) -> str:
-    """How images of these shapes, int [N, 2], become squares."""
-    low, high = np.quantile(shapes[:, 1] / shapes[:, 0], (0.05, 0.95))
-    return "stretch" if ASPECTS[0] <= low and high <= ASPECTS[1] else "pad"
 
 
 def _in_all(bad: int, looked_at: int, count: int) -> int:

@@ -26,10 +26,9 @@ from viny.study.grid import cells
 from viny.study.inventory import Images
 from viny.study.unanswered import as_lines, unanswered
 from viny.tools.newstudy.budgets import ladder, training_lines
-from viny.tools.newstudy.look import Inspection
+from viny.tools.newstudy.look import FIT, Inspection
 
 SPATIAL = "spatial"  # name of the task on the segmentation's own masks
-FITS = {"stretch": "stretched to squares", "pad": "in squares with bars, which masks ignore"}
 MODEL = {
     "image_size": "pixels",
     "patch_size": "pixels; divides image_size",
@@ -128,7 +127,6 @@ def _body(found: Inspection) -> list[str]:
         lines.append("intermediate:")
     for name, listing in found.tasks.items():
         rows = [("source", "folder", ""), ("path", _path(wanted.tasks[name]), f"{len(listing.images):,} images")]
-        rows += [("fit", found.fit[name], FITS[found.fit[name]])]
         rows += training_lines(*budget.task, listing.parts.count(TRAIN), 2, 0.8)
         lines += _section(name, f"{len(listing.classes)} classes, of each of which a part is held out", rows, "  ")
     if spatial:
@@ -145,7 +143,7 @@ def _body(found: Inspection) -> list[str]:
 
 
 def _segmentation(found: Inspection) -> list[str]:
-    wanted, coding, looked, fit = found.wanted, found.coding, found.looked, found.fit["segmentation"]
+    wanted, coding, looked = found.wanted, found.coding, found.looked
     ends = np.quantile(found.shapes[:, 1] / found.shapes[:, 0], (0.05, 0.95))
     aspects = " to ".join(dict.fromkeys(f"{aspect:.2g}" for aspect in ends))
     rows = [("source", "folder", ""), ("images", _path(wanted.images), f"{found.pairs:,} of them with masks")]
@@ -156,9 +154,11 @@ def _segmentation(found: Inspection) -> list[str]:
     shares = {name: share for name, share in zip(coding.names, looked.shares, strict=False)}
     rows = [(value, name, f"{percent(shares[name])} of the pixels looked at") for value, name in coding.classes.items()]
     lines += _section("classes", "mask value: name; values of one name are one class", rows, "  ")
-    rows = [("fit", fit, f"{FITS[fit]}; width / height is {aspects}")]
+    rows = [("fit", FIT, f"whole, to squares; width / height is {aspects}")]
     if coding.ignore:
         rows.append(("ignore", coding.ignore, "values without a class: nothing is learnt there and nothing counted"))
+    if wanted.group:
+        rows.append(("group", wanted.group, "images with the same are all for training or all for testing"))
     if wanted.split:
         by_folders = wanted.split == Path(BY_FOLDERS)
         split = BY_FOLDERS if by_folders else _path(wanted.split)
@@ -168,7 +168,10 @@ def _segmentation(found: Inspection) -> list[str]:
             ("test_size", 0, "all of it"),
         ]
     else:
-        rows.append(("test_size", found.held_out, "images, held out from all training; every evaluation uses them"))
+        whole = f", in whole groups: {found.held_out}" if wanted.group else ""
+        rows.append(
+            ("test_size", found.test_size, f"images, held out from all training{whole}; every evaluation uses them")
+        )
     return lines + _section("", "", rows)[1:]
 
 

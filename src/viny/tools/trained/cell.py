@@ -67,6 +67,11 @@ class TrainedCell:
         return self.config["segmentation"].get("fit", "stretch")
 
     @property
+    def tiles(self) -> int:
+        """Tiles to each side of an image, see `viny.evidence.own_size.tiled`."""
+        return self.config["segmentation"].get("tiles", 1)
+
+    @property
     def white(self) -> int | None:
         """The value of 16-bit images that was white in training; None if there were none."""
         found: Any = self.manifest

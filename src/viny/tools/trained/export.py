@@ -1,4 +1,4 @@
-"""A fine-tuned model as a file for plain timm or for any ONNX runtime, with a card that says what it is."""
+"""A fine-tuned model for plain timm, an ONNX runtime or the Hugging Face hub, with a card that says what it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from viny.data.augment import IMAGENET, Normalisation, normalisation, normalise
@@ -21,7 +22,8 @@ from viny.tools.trained.cell import TrainedCell
 from viny.tools.trained.model_card import write_card
 from viny.tools.trained.predict import make_room
 
-SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx"}
+SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx", "hf": ""}  # of the file, or none for a folder
+HUB = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md")  # the hub's own names
 OPSET = 18  # what PyTorch's exporter writes without a conversion, and onnxruntime reads since version 1.14
 AGREE = 1e-5  # largest difference between the scores of a graph and its model, over the largest score
 
@@ -31,31 +33,41 @@ def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: boo
 
     Args:
         cell: whose model it is; left on the CPU.
-        kind: 'timm', weights that timm's own `VisionTransformer` loads, or 'onnx'.
-        out: file to write; default <cell>.safetensors or <cell>.onnx in the working folder.
+        kind: 'timm', weights that timm's own `VisionTransformer` loads, 'onnx', or 'hf', a folder of what 'timm' has
+            under the names that the Hugging Face hub looks for.
+        out: file to write, or folder for 'hf'; default <cell>.safetensors, <cell>.onnx or <cell> in the working folder.
         overwrite: whether existing files may be replaced.
 
     Returns:
-        The files, weights first.
+        The files, weights first, the card last.
 
     Raises:
         InputError: the file's name has the wrong ending, a file exists already, or a package is missing.
     """
     suffix = SUFFIXES[kind]
     out = Path(f"{cell.name}{suffix}") if out is None else Path(out)
-    if out.suffix != suffix:
+    if kind == "hf":
+        if out.is_file():
+            raise InputError(f"{out}: is a file; expected a folder for format hf, such as --out {cell.name}")
+    elif out.suffix != suffix:
         raise InputError(f"{out}: expected a file name that ends in {suffix} for format {kind}")
     if kind == "onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(f'format onnx needs {" and ".join(missing)}; install with: pip install "viny[export]"')
-    files = [out, *([out.with_suffix(".json")] if kind == "timm" else []), out.with_name(f"{out.name}.md")]
-    make_room(files, out.parent, overwrite)
-    if kind == "timm":
-        save_weights(out, timm_weights(cell.model), about(cell))
-        write_json(files[1], about(cell) | timm_arguments(cell.model))
+    if kind == "hf":
+        files = [out / name for name in HUB if name != "preprocessor_config.json" or preprocessor(cell)]
     else:
+        files = [out, *([out.with_suffix(".json")] if kind == "timm" else []), out.with_name(f"{out.name}.md")]
+    make_room(files, files[0].parent, overwrite)
+    if kind == "onnx":
         _write_onnx(cell, out)
+    else:
+        save_weights(files[0], timm_weights(cell.model), about(cell))
+        labels = hub_labels(cell) if kind == "hf" else {}
+        write_json(files[1], about(cell) | timm_arguments(cell.model) | labels)
+    if kind == "hf" and (settings := preprocessor(cell)):
+        write_json(files[2], settings)
     write_card(cell, kind, files)
     return files
 
@@ -74,6 +86,39 @@ def about(cell: TrainedCell) -> dict[str, Any]:
         "resize": cell.resize,
         "white_of_16_bits": cell.white,
         "trained_weights_sha256": cell.record["weights_sha256"],
+    }
+
+
+def hub_labels(cell: TrainedCell) -> dict[str, Any]:
+    """A model's kind and classes under the keys that programs of the hub look for."""
+    named = {str(index): name for index, name in enumerate(cell.classes)}
+    return {
+        "architectures": ["VisionTransformer"],
+        "id2label": named,
+        "label2id": {name: index for index, name in enumerate(cell.classes)},
+        "num_labels": len(named),
+    }
+
+
+def preprocessor(cell: TrainedCell) -> dict[str, Any] | None:
+    """Settings with which transformers' `ViTImageProcessor` prepares an image as the card does.
+
+    Returns:
+        None if it cannot: it neither cuts a square from an image's centre before resizing nor pads one to a square.
+    """
+    if cell.fit != "stretch":
+        return None
+    mean, std = (about(cell)[key] for key in ("mean", "std"))
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": cell.size, "width": cell.size},
+        "resample": int(Image.Resampling.BILINEAR if cell.resize == "antialias" else Image.Resampling.NEAREST),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": bool(cell.normalised),
+        "image_mean": mean,
+        "image_std": std,
     }
 
 

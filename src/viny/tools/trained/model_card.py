@@ -29,8 +29,11 @@ METRICS = {
     "pixel_accuracy": "pixel accuracy",
     "miou_dataset": "mIoU, from one confusion matrix over all images",
     "miou_per_image": "mIoU, mean over images, absent classes counting 0",
+    "own_size_miou_dataset": "mIoU at the images' own size, from one confusion matrix",
+    "own_size_miou_per_image": "mIoU at the images' own size, mean over images",
     "miou_two_class_dataset": "mIoU without the border, from one confusion matrix",
 }
+HUB_METRICS = {"miou_dataset": "mean_iou", "pixel_accuracy": "accuracy"}  # the hub's names of metrics
 SHA256 = ("weights_sha256", "pack_sha256", "split_sha256")  # of a record
 PACKAGES = ("numpy", "pillow", "torch")  # that a model's weights depend on
 FITS = {
@@ -45,8 +48,8 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
 
     Args:
         cell: whose model it is.
-        kind: 'timm' or 'onnx'.
-        files: as `viny.tools.trained.export.export` returns them: weights, for timm the arguments, and the card itself.
+        kind: 'timm', 'onnx' or 'hf'.
+        files: as `viny.tools.trained.export.export` returns them: weights, arguments but for onnx, and the card last.
     """
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_plain
@@ -68,6 +71,7 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
         values=cell.mask_values(),
         fit=FITS[cell.fit],
         bars=BARS,
+        hub=HUB_METRICS,
         stages=stages,
         lost=lost,
         results=_results(cell),
@@ -135,7 +139,7 @@ def _results(cell: TrainedCell) -> dict[str, Any] | None:
     frame = read_metrics({path, *(file for file in alike if file.is_file())})
     names = {**METRICS, **{f"iou_{name}": f"IoU of {name}" for name in cell.classes}}
     rows = [
-        {"name": said, "value": mine["metrics"][name], "mean": frame[name].mean(), "sd": frame[name].std()}
+        {"key": name, "name": said, "value": mine["metrics"][name], "mean": frame[name].mean(), "sd": frame[name].std()}
         for name, said in names.items()
         if name in mine["metrics"]
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,27 +17,30 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from torch import Tensor
 from tqdm import tqdm
 
 from viny.data.augment import labelled_images
-from viny.data.decoding import BadFileError, Picture, decode, inner_box, upright
+from viny.data.decoding import BadFileError, Picture, decode, upright
 from viny.data.folders import check_name, check_some, few, list_below, name_below
-from viny.data.masks import IGNORE
+from viny.data.masks import BACKGROUNDS, IGNORE
 from viny.evidence.figures import kit
+from viny.evidence.figures.tint import tinted
+from viny.evidence.own_size import class_map, tiled
 from viny.learning.machine import Machine
+from viny.learning.settings import batch_of_masks
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, write_json
 from viny.runtime.text import cell_text
 from viny.tools.trained.cell import TrainedCell
 
-BATCH = 64  # images per forward pass, and decoded at a time
 NOT_PREDICTED = "not predicted"
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # has more letters than Pillow's own
 
 
 @torch.inference_mode()
-def class_maps(cell: TrainedCell, images: np.ndarray, machine: Machine) -> np.ndarray:
-    """Class indices for square images as packs hold them.
+def class_scores(cell: TrainedCell, images: np.ndarray, machine: Machine) -> Tensor:
+    """Class scores of square images as packs hold them.
 
     Args:
         cell: whose model it is.
@@ -44,41 +48,13 @@ def class_maps(cell: TrainedCell, images: np.ndarray, machine: Machine) -> np.nd
         machine: device and precision.
 
     Returns:
-        uint8 [B, S, S].
+        float [B, C, S, S], on the machine's device.
     """
     model = cell.model.to(machine.device)
     model.encoder.set_fused_attention(machine.fused_attention)
     x = labelled_images(torch.from_numpy(images).to(machine.device), None, cell.normalised)
     with machine.autocast():
-        scores = model(x)
-    return scores.argmax(1).to(torch.uint8).cpu().numpy()
-
-
-def at_original_size(prediction: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
-    """A square prediction mapped back onto the image it was made from, by nearest neighbour.
-
-    Args:
-        prediction: uint8 [S, S].
-        height, width: of the image, upright, pixels.
-        fit: how it became a square: 'stretch', 'crop' or 'pad', see `viny.data.decoding.squared`.
-
-    Returns:
-        uint8 [height, width]; IGNORE outside of a centre crop, where nothing was predicted.
-    """
-    size = len(prediction)
-    left, top, right, bottom = inner_box(height, width, size) if fit == "pad" else (0, 0, size, size)
-    sides = (min(height, width),) * 2 if fit == "crop" else (height, width)
-
-    def nearest(length: int, side: int, start: int, stop: int) -> np.ndarray:
-        """Row or column of the square in which each pixel's centre lies, in integers to avoid rounding."""
-        centres = 2 * np.arange(length) + 1 - (length - side)  # in half pixels of what the square shows
-        return start + centres * (stop - start) // (2 * side)
-
-    rows, columns = nearest(height, sides[0], top, bottom), nearest(width, sides[1], left, right)
-    out = prediction[np.ix_(rows.clip(0, size - 1), columns.clip(0, size - 1))]
-    out[(rows < 0) | (rows >= size)] = IGNORE
-    out[:, (columns < 0) | (columns >= size)] = IGNORE
-    return out
+        return model(x)
 
 
 def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
@@ -90,7 +66,7 @@ def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[str]) -> Image.Image:
-    """An image under translucent class colours, with a legend of its classes below.
+    """An image under translucent class colours, all but the background's, with a legend of its classes below.
 
     Args:
         image: RGB.
@@ -98,10 +74,14 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colour
         classes: names.
         colours: '#rrggbb' of each.
     """
-    out = Image.blend(image, palette_image(mask, colours).convert("RGB"), 0.5)
-    out.paste(image, mask=Image.fromarray(np.where(mask == IGNORE, 255, 0).astype(np.uint8)))
+    clear = [at for at, name in enumerate(classes) if name in BACKGROUNDS]
+    out = Image.fromarray(tinted(np.asarray(image), mask, colours, clear, striped=False))
     found = shares(mask, len(classes))
-    entries = [(f"{classes[at]}: {_percent(found[at])}", colours[at]) for at in kit.shown_classes(found) if found[at]]
+    entries = [
+        (f"{classes[at]}: {_percent(found[at])}", "white" if at in clear else colours[at])
+        for at in kit.shown_classes(found)
+        if found[at]
+    ]
     if IGNORE in mask:
         entries.append((NOT_PREDICTED, "white"))
     font = ImageFont.truetype(FONT, min(48, max(11, max(image.size) // 40)))
@@ -178,9 +158,17 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
 
 
 def predict_files(
-    cell: TrainedCell, given: Iterable[Path], out: Path, machine: Machine, threads: int, overwrite: bool = False
+    cell: TrainedCell,
+    given: Iterable[Path],
+    out: Path,
+    machine: Machine,
+    threads: int,
+    overwrite: bool = False,
+    tiles: int | None = None,
 ) -> tuple[pd.DataFrame, list[BadFileError]]:
-    """Predict masks for images, each decoded as the study's images were, and write them at original size.
+    """Predict masks for images, each decoded as the study's images were, and write them at the images' own size.
+
+    The model's scores are brought to an image's size before its classes are chosen, as in evaluations, see `class_map`.
 
     Written below `out` are `<name>_mask.png`, class indices with a palette; `<name>_overlay.png`; `predictions.csv`,
     the returned table; and `classes.json`, the legend.
@@ -192,6 +180,7 @@ def predict_files(
         machine: device and precision.
         threads: number that decode and write.
         overwrite: whether existing files may be replaced.
+        tiles: to each side, see `tiled`; None: as the study has it.
 
     Returns:
         One row per image that could be read: image, mask (below `out`), height and width in pixels, and each class's
@@ -208,16 +197,19 @@ def predict_files(
     write_json(legend, _legend(cell, colours))
     rows: list[dict[str, Any]] = []
     refused: list[BadFileError] = []
+    tiles = cell.tiles if tiles is None else tiles
+    one_at_a_time = threading.Lock()  # larger scores and PyTorch's threads: so that memory and processors suffice
 
     def read(image: Path) -> Picture | BadFileError:
         try:
-            return decode(image, cell.size, cell.resize, fit=cell.fit, white=cell.white)
+            return decode(image, tiles * cell.size, cell.resize, fit=cell.fit, white=cell.white)
         except BadFileError as error:
             return error
 
-    def write(image: Path, shape: tuple[int, int], prediction: np.ndarray) -> dict[str, Any] | BadFileError:
+    def write(image: Path, shape: tuple[int, int], scores: Tensor) -> dict[str, Any] | BadFileError:
         mask_path, overlay_path = _outputs(out, names[image])
-        mask = at_original_size(prediction, *shape, cell.fit)
+        with one_at_a_time:
+            mask = class_map(scores, *shape, cell.fit)
         try:
             pictures = {mask_path: palette_image(mask, colours)}
             pictures[overlay_path] = overlay(upright(image, cell.white), mask, cell.classes, colours)
@@ -232,17 +224,21 @@ def predict_files(
         about = {"image": _path_cell(image), "mask": _path_cell(mask_path.relative_to(out))}
         return about | {"height": shape[0], "width": shape[1]} | found
 
+    def score(squares: np.ndarray) -> Tensor:
+        return class_scores(cell, squares, machine)
+
     images = list(names)
     bar = tqdm(total=len(images), desc="predict", unit="image", mininterval=1.0, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
+        some = batch_of_masks(len(cell.classes)) if tiles == 1 else 1
+        for start in range(0, len(images), some):
+            batch = images[start : start + some]
             pictures = list(pool.map(read, batch))
             good = [(i, p) for i, p in zip(batch, pictures, strict=True) if not isinstance(p, BadFileError)]
             written: list[dict[str, Any] | BadFileError] = []
             if good:
-                maps = class_maps(cell, np.stack([picture.pixels for _, picture in good]), machine)
-                written = list(pool.map(write, [i for i, _ in good], [p.shape for _, p in good], maps))
+                scores = tiled(score, np.stack([picture.pixels for _, picture in good]), cell.size)
+                written = list(pool.map(write, [i for i, _ in good], [p.shape for _, p in good], scores))
             for result in (*(p for p in pictures if isinstance(p, BadFileError)), *written):
                 refused.append(result) if isinstance(result, BadFileError) else rows.append(result)
             bar.update(len(batch))

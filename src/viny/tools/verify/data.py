@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import TEXTS, open_pack, verify_pack
+import numpy as np
+
+from viny.data.folders import few
+from viny.data.pack import FILES, Pack, open_pack, verify_pack
+from viny.data.parts import Groups
 from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, read_json
@@ -35,7 +39,7 @@ def check_pack(book: Book, name: str) -> None:
         book.expected |= set(path.parent.glob("*"))
         return
     with book.about(path):
-        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *TEXTS)}
+        book.expected |= {path.parent / file for file in (*(f"{array}.npy" for array in manifest["arrays"]), *FILES)}
         folder = _folder_of_arrays(book, name, manifest, link)
         stored = folder / path.name if folder is not None else path
         source = path
@@ -69,7 +73,7 @@ def check_pack(book: Book, name: str) -> None:
             except InputError as error:
                 raise InputError(f"{error}{_how(book, name)}") from error
             for file in sorted(folder.iterdir()):
-                if file.suffix == ".npy" or file.name in TEXTS:
+                if file.suffix == ".npy" or file.name in FILES:
                     book.count(file)
         book.packs[name] = open_pack(source)
 
@@ -195,3 +199,15 @@ def check_split(book: Book, part: str, subset: str) -> None:
                 if count != len(lists[which]):
                     raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {again}")
             book.index_lists[part, subset] = lists
+            _check_groups(book, path, pack, lists)
+
+
+def _check_groups(book: Book, path: Path, pack: Pack, lists: Mapping[str, np.ndarray]) -> None:
+    """Check that no group of labelled images is in both lists of a split, if the study splits by groups."""
+    section = (book.config or {}).get("segmentation", {})
+    if "group" not in section or section.get("split") or pack.manifest.get("mask_classes") is None:
+        return
+    groups = np.array(Groups.read(pack.names, section["group"]).of)
+    if both := np.intersect1d(*(groups[lists[name]] for name in LISTS)).tolist():
+        again = f"delete {path.name} and its index lists and rerun the workflow"
+        book.add(WRONG, path, f"groups of segmentation.group in both lists: {few(both)}; expected none; {again}")
