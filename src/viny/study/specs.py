@@ -407,10 +407,9 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report depends on besides the results."""
-    keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
-    first = settings_of(config, arms(config)[0])
-    return {**{key: first[key] for key in keys}, **_arms(config)}
+    """What the report depends on besides the results: what it advises may need any setting but those of the machine."""
+    machine = ("compute", "pack_store", "listings")
+    return {**{key: value for key, value in config.items() if key not in machine}, **_arms(config)}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class _Tested:
         truth, guess = (
             a.numpy() for a in predict(model, self.pack, rows, normalised, self._draws(places), self.machine)
         )
-        if self.pack.manifest["fit"] == "pad":  # what a model says of bars is no prediction
+        if self.pack.manifest.get("fit") == "pad":  # what a model says of bars is no prediction
             for labels, shape in zip(guess, self.pack.shapes[rows], strict=True):
                 left, top, right, bottom = inner_box(*shape.tolist(), len(labels))
                 inside = labels[top:bottom, left:right].copy()
