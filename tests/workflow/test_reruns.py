@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -40,6 +41,7 @@ STUDY["geometry"] = {"encoders": "none"}
 SUMS = dict.fromkeys(("tables", "figures", "statistics", "scorecard", "report"), 1)
 WHOLE = {"pack": 2, "split": 2, "pretrain": 1, "finetune": 2, "evaluate": 2, "duplicates": 1, **SUMS}
 BELOW_FINETUNE = {"finetune": 2, "evaluate": 2, **SUMS}
+REFERENCES = {"reference": 1, "statistics": 1, "figures": 1, "report": 1}
 BELOW_EVALUATE = {"evaluate": 2, **SUMS}
 CELL = "pre-24_mid-none_fine-8_seed-0"
 
@@ -223,6 +225,22 @@ def test_comments_docstrings_and_layout_of_the_library(project: Project) -> None
 def test_a_setting(change: dict[str, Any], expected: dict[str, int], project: Project) -> None:
     project.write(**change)
     assert project.planned() == expected
+
+
+def test_references_switched_on_in_a_finished_study(project: Project) -> None:
+    before = project.weights()
+    project.write(references=True)
+    assert project.done() == REFERENCES
+    assert project.planned() == {} and project.weights() == before
+    sentences = pd.read_csv(project.root / "tables" / "references.csv")["sentence"]
+    assert len(sentences) == 2 and sentences.str.startswith("With 8 labels").all()
+    verified = [sys.executable, "-m", "viny", "verify", project.root]
+    done = subprocess.run(verified, stdout=subprocess.PIPE, **project.options())
+    assert done.returncode == 0 and ": 0 wrong, 0 missing, 0 notes" in done.stdout, done.stdout
+    confusion = next(project.root.glob("references/*.npz"))
+    confusion.write_bytes(confusion.read_bytes()[:-1])
+    done = subprocess.run(verified, stdout=subprocess.PIPE, **project.options())
+    assert done.returncode != 0 and confusion.name in done.stdout
 
 
 @pytest.mark.parametrize(

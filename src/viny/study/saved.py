@@ -54,8 +54,8 @@ def read_study(root: Path) -> dict[str, Any]:
         known = f"; in {root.parent} are {', '.join(there)}" if there else ""
         raise InputError(
             f"{path}: no such file; expected a study's settings, which its run writes once it has read the "
-            f"images (if that has just begun, look again soon): snakemake --cores all "
-            f"--configfile studies/<study>.yaml{known}"
+            f"images (if that has just begun, look again soon): "
+            f"snakemake --cores all --configfile studies/<study>.yaml{known}"
         )
     try:
         value = read_json(path, "a study's settings")

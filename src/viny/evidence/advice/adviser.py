@@ -31,7 +31,11 @@ from viny.evidence.statistics.crossed import ALPHA, LEVEL
 from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
 from viny.runtime.errors import InputError
 from viny.runtime.load import busy
+from viny.study.arms import pretrain_packs, settings_of
+from viny.study.grid import cells
+from viny.study.layout import TABLE, TUNING, chain, metrics_file, pack_manifest, trainings
 from viny.study.saved import saved_study
+from viny.study.specs import is_tuned
 
 
 def advise(
@@ -98,6 +102,28 @@ def advise(
         short=brief_lines(facts, best, labels, arms, references, proposals, [*constant, *warnings]),
         sections=[Section("summary", "In short", summary), *sections],
     )
+
+
+def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files in a study's folder that `advise` may read; not all of them need be there.
+
+    Args:
+        root: the study's folder.
+        config: its resolved settings.
+    """
+    every = cells(config)
+    metrics = [metrics_file(root, cell) for cell in every]
+    trained = trainings(every)
+    tunings = [root / TUNING.format(cell=cell.name) for cell in every]
+    return [
+        *metrics,
+        *(path.with_suffix(".npz") for path in metrics),
+        *(training.file(root, what) for training in trained for what in ("run", "curve")),
+        *(path for path in tunings if path.is_file()),
+        *(chain(cell)[-1].file(root, "record") for cell in every if is_tuned(settings_of(config, cell.arm))),
+        *(pack_manifest(root, name) for name in ("segmentation", *pretrain_packs(config), *config["intermediate"])),
+        *(root / TABLE.format(name=name) for name in ("duplicates.csv", "references.csv")),
+    ]
 
 
 def _reading(target: float, share: float) -> list[Item]:
