@@ -739,8 +739,8 @@ def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
 ) -> None:
     made(tmp_path, grey([0, 255]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    #                name    images masks unlabelled task minutes  value 0  255, group
-    reply = answers("bad name", "own", "nowhere", "", "", "", "", "huge", "", "ground", "", "")
+    #                name    images masks unlabelled task minutes  value 0  255
+    reply = answers("bad name", "own", "nowhere", "", "", "", "", "huge", "", "ground", "")
     init({}, reply=reply, rate=100.0)
     config = study("own")
     assert config["segmentation"]["classes"] == {"0": "ground", "255": "object"}
@@ -756,12 +756,12 @@ def test_an_answer_can_ignore_a_value_but_not_all_but_one(
 ) -> None:
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word, "")
-    init({"name": "mine"}, reply=reply, rate=100.0)
+    reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word)
+    init({"name": "mine"}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
     assert "expected two classes or more" in capsys.readouterr().out
-    assert "or ignore if its pixels have no class" in reply.asked[-2]
+    assert "or ignore if its pixels have no class" in reply.asked[-1]
 
 
 @pytest.mark.parametrize(("answer", "ignored"), [("", [11]), ("rest", [])])
@@ -770,8 +770,8 @@ def test_a_name_for_no_class_is_asked_about(
 ) -> None:
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    reply = answers("images", "masks", "", "", "", answer, "")
-    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, reply=reply, rate=100.0)
+    reply = answers("images", "masks", "", "", "", answer)
+    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["ignore"] == ignored and section["classes"].get("11") == (answer or None)
 
