@@ -234,7 +234,7 @@ def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "normalise": switches["normalise_finetune"],
         "class_token": _class_token_after(settings, cell.intermediate),
         **({"encoder": "frozen"} if section.get("encoder") == "frozen" else {}),
-        **({"tune": dict(settings["tune"])} if is_tuned(settings) else {}),
+        **({"tune": dict(settings["tune"]) | group_spec(config)} if is_tuned(settings) else {}),
         **_compute(config),
     }
 
@@ -246,7 +246,7 @@ def is_tuned(settings: Mapping[str, Any]) -> bool:
 
 def tune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that the scores of a cell's rates depend on, except its data and its parent's weights."""
-    return {**finetune_spec(config, cell), "stage": "tune", **group_spec(config)}
+    return {**finetune_spec(config, cell), "stage": "tune"}
 
 
 def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, Any]:

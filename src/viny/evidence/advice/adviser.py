@@ -30,6 +30,7 @@ from viny.evidence.advice.warnings import outdated_items, warning_items
 from viny.evidence.statistics.crossed import ALPHA, LEVEL
 from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
 from viny.runtime.errors import InputError
+from viny.runtime.load import busy
 from viny.study.arms import pretrain_packs, settings_of
 from viny.study.grid import cells
 from viny.study.layout import TABLE, TUNING, chain, metrics_file, pack_manifest, trainings
@@ -82,7 +83,7 @@ def advise(
         Section("tasks", "What each intermediate task did", task_items(facts)),
         Section("next", "What would settle the rest", proposals),
         Section("warnings", "Warnings", warnings),
-        Section("reading", "How to read this", _reading(target)),
+        Section("reading", "How to read this", _reading(target, facts.trainings.share)),
     ]
     answers = [
         Item(f"Is pre-training worth it? {pretraining_answer(facts)}", {"question": "pre-training"}),
@@ -133,7 +134,8 @@ def _by_weight(constant: list[Item], warnings: list[Item]) -> list[Item]:
     return [*first, *constant, *(item for item in warnings if item not in first)]
 
 
-def _reading(target: float) -> list[Item]:
+def _reading(target: float, share: float) -> list[Item]:
+    load = f", on a quiet machine (they ran {said})" if (said := busy(share)) else ""
     words = [
         f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds and test
         images, paired within seeds. About one in {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and
@@ -144,6 +146,6 @@ def _reading(target: float) -> list[Item]:
         f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
         Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
         stand in the order of questions that they can be expected to settle for the time, which is that of trainings one
-        after another, as measured here; chances are of the noise seen. `--target` sets another target.""",
+        after another, as measured here{load}; chances are of the noise seen. `--target` sets another target.""",
     ]
     return [Item(" ".join(text.split())) for text in words]
