@@ -49,12 +49,13 @@ def test_library_does_not_know_snakemake() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_readme_shows_the_rule_graph_of_the_workflow(tmp_path: Path) -> None:
+def test_the_docs_show_the_rule_graph_of_the_workflow(tmp_path: Path) -> None:
     pytest.importorskip("snakemake", reason="drawing the graph needs Snakemake")
     command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", "--rulegraph", "mermaid-js"]
     command += ["--configfile", REPOSITORY / "studies" / "paper.yaml"]
     drawn = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120).stdout
-    shown = re.search(r"```mermaid\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    shown = re.search(r"```mermaid\n(.*?)```", page, re.DOTALL)
     assert shown is not None
     assert edges(shown[1]) == edges(drawn)
 
