@@ -21,6 +21,7 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/intermediate.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/references.smk"
 include: "workflow/rules/geometry.smk"
 include: "workflow/rules/aggregate.smk"
 
@@ -34,6 +35,7 @@ rule all:
         trainings=TRAININGS,
         tunings=TUNINGS,
         cells=expand([METRICS, CONFUSION, SCORES], cell=CELLS),
+        references=REFERENCES,
         geometry=expand([GEOMETRY, ARRAYS], encoder=ENCODERS),
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],

@@ -20,7 +20,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from viny import __version__
-from viny.commands import advise, audit, check, export, init, mirror, plan, power, predict, stages, status, verify
+from viny.commands import (
+    advise,
+    audit,
+    check,
+    export,
+    init,
+    mirror,
+    plan,
+    power,
+    predict,
+    resize,
+    stages,
+    status,
+    verify,
+)
 from viny.commands.common import BAD_INPUT, EXIT_CODES, FAILED, SIGNALLED, People
 from viny.runtime.environment import settle, take_names_for_utf8
 from viny.runtime.errors import InputError, TrainingError
@@ -41,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"viny {__version__}")
     people = People(top.add_subparsers(required=True, metavar="command", title="commands"))
-    for command in (check, init, plan, power, status, advise, predict, export, mirror, verify, audit):
+    for command in (check, init, resize, plan, power, status, advise, predict, export, mirror, verify, audit):
         command.add(people)
     said = [
         f"stages, which the workflow calls: {', '.join(ENTRY)}",

@@ -350,3 +350,21 @@ def test_every_figure_has_a_caption_and_words_for_those_who_cannot_see_it() -> N
         caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
         assert caption and caption != shown[name]
     assert "failures" not in figure_names({"grid": grid | {"intermediates": ["none"]}})
+
+
+def test_worst_images_carry_their_names_and_scores_and_ignored_pixels_are_no_errors() -> None:
+    rng = np.random.default_rng(0)
+    images, truth = rng.random((7, 8, 8, 3)), rng.integers(0, 3, (7, 8, 8))
+    truth[:, :2] = IGNORE
+    guess = np.where(truth == IGNORE, IGNORE, 1)
+    names = ["a.png", "$x^2$.png", "b" * 90 + "end.jpg", *(f"{i}.png" for i in range(4))]
+    rows = [Prediction("Predicted", guess, np.linspace(0.1, 0.7, 7))]
+    figure = figures.segmentations(images, truth, rows, ["a", "b", "c"], names=names)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert [title.replace("\n", "") for title in titles if "b" not in title] == [
+        name for name in names if "b" not in name
+    ]
+    assert any(title.endswith("end.jpg") and title.startswith("…") for title in titles)
+    scores = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert sorted(scores) == [f"{10 * i} %" for i in range(1, 8)]
+    assert "ignored" in [text.get_text() for text in figure.legends[0].get_texts()]

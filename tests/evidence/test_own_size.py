@@ -180,6 +180,7 @@ def test_own_size_is_that_of_the_masks_as_people_see_them(tmp_path: Path) -> Non
     pytest.importorskip("jsonschema")
     from tiny_study import Study
 
+    from viny.data.pack import open_pack
     from viny.learning.machine import Machine
     from viny.study.config import merge, resolve
     from viny.study.grid import Cell
@@ -210,9 +211,9 @@ def test_own_size_is_that_of_the_masks_as_people_see_them(tmp_path: Path) -> Non
         upright[name_of(at)] = np.select([mask == 1, mask == 2], [0, 1], IGNORE).astype(np.uint8)
         lines.append(f"{name_of(at)},{'test' if at < 8 else 'train'}\n")
     (tmp_path / "split.csv").write_text("".join(lines))
-    for fit in ("stretch", "crop", "pad"):
+    for fit, tiles in (("stretch", 1), ("crop", 1), ("pad", 2)):
         own = {"source": "folder", "images": str(images), "masks": str(masks), "ignore": [7],
-               "fit": fit, "classes": {"1": "ground", "2": "box"}, "test_size": 0,
+               "fit": fit, "tiles": tiles, "classes": {"1": "ground", "2": "box"}, "test_size": 0,
                "split": str(tmp_path / "split.csv")}  # fmt: skip
         tiny = read_config(Path(__file__).parents[1] / "tiny.yaml")
         config = resolve(merge(tiny, {"segmentation": own, "grid": {"intermediates": ["none"]}}))
@@ -228,6 +229,9 @@ def test_own_size_is_that_of_the_masks_as_people_see_them(tmp_path: Path) -> Non
             guess = np.asarray(Image.open(tmp_path / fit / "out" / f"{image.stem}_mask.png"))
             assert guess.shape == upright[image.name].shape and (fit == "crop") == (IGNORE in guess)
             counts.append(own_size_counts(upright[image.name], guess, 2))
+        pack = open_pack(study.pack("segmentation"))
+        assert (pack.large is None) == (tiles == 1)
+        assert tiles == 1 or pack.large.shape == (20, 3, 48, 48)
         assert metrics["own_size_miou_dataset"] == pytest.approx(own_size_iou(np.sum(counts, 0)).mean(), abs=1e-6)
         assert metrics["own_size_miou_per_image"] == pytest.approx(own_size_iou(np.array(counts)).mean(), abs=1e-6)
         scores = pd.read_csv(study.root / "scores.csv")

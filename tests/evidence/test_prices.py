@@ -35,7 +35,12 @@ def error(u: float, n: float) -> float:
 def known(folder: Path, images: list[int], labels: list[int] = LABELS, noise: float = 0.001, **changes: Any) -> None:
     made = scatter(noise)
     grid = {"pretrain_sizes": images, "finetune_sizes": labels, "intermediates": ["none"]}
-    make(folder, lambda c: 1 - error(c.pretrain_size, c.finetune_size) + made(c), grid=grid, **changes)
+    make(
+        folder,
+        lambda c: 1 - error(c.pretrain_size, c.finetune_size) + made(c),
+        grid=grid,
+        **({"synthetic": {"segmentation": 30, "unlabelled": 30}} | changes),
+    )
 
 
 # The cheapest mix
@@ -124,7 +129,7 @@ def test_what_a_target_costs_is_said_with_its_risk_and_the_grid_that_measures_it
     assert mix["chance"] >= 0.9 and first["miou"]["low"] < 1 - error(4000, mix["labels"]) < first["miou"]["high"]
     assert mix["data"] == pytest.approx(0.5 * (mix["labels"] - 480))
     assert mix["cost"] == pytest.approx(mix["data"] + 1.2 * mix["hours"])
-    text = as_text(advice, 10_000)
+    text = as_text(advice, 10_000, long=True)
     assert f"{mix['labels'] - 480:,} more labels than are at hand" in text
     assert "the chance of missing is" in text and "In place of it, without pre-training none does" in text
     plan = next(item for item in others if "rounds" in item)
@@ -140,7 +145,7 @@ def test_what_a_target_costs_is_said_with_its_risk_and_the_grid_that_measures_it
 
 def test_without_prices_the_advice_is_as_before(tmp_path: Path) -> None:
     known(tmp_path, [0, 4000])
-    assert "What the target costs" not in as_text(advise(tmp_path))
+    assert "What the target costs" not in as_text(advise(tmp_path), long=True)
 
 
 def test_dear_hours_are_spared_and_dear_labels_are_replaced(tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def arms_study(folder: Path) -> dict[str, Any]:
 def test_advice_is_about_the_first_arm_and_steps_are_an_axis_where_variants_vary_them(tmp_path: Path) -> None:
     config = arms_study(tmp_path)
     advice = advise(tmp_path, wish=Wish(0.6, label=0.5, hour=1.0))
-    assert as_text(advice).startswith("Study tiny: 72 of 72 cells, 3 seeds")
+    assert as_text(advice, long=True).startswith("Study tiny: 72 of 72 cells, 3 seeds")
     first = part(advice, "prices")[0]
     assert first["mix"]["steps"] is not None
     basis = part(advice, "prices")[-1]
@@ -231,7 +236,7 @@ def test_advice_is_about_the_first_arm_and_steps_are_an_axis_where_variants_vary
 def test_the_held_out_loss_says_to_stop_earlier_or_go_on(tmp_path: Path) -> None:
     config = make(tmp_path, steps(0.05), curve=np.linspace(1.0, 0.5, 20))
     (size,) = (size for size in config["grid"]["pretrain_sizes"] if size)
-    before = as_text(advise(tmp_path))
+    before = as_text(advise(tmp_path), long=True)
     assert "held-out" not in before and "pretrain.epochs" in before
     rng = np.random.default_rng(0)
     for shape, words in (
@@ -242,7 +247,7 @@ def test_the_held_out_loss_says_to_stop_earlier_or_go_on(tmp_path: Path) -> None
             curve = pd.read_csv(folder / "curve.csv")
             loss = shape(curve["epoch"]) + rng.normal(0, 1e-4)
             curve.assign(held_out_loss=loss.where(curve["epoch"] % 2 == 0)).to_csv(folder / "curve.csv", index=False)
-        text = as_text(advise(tmp_path), 10_000)
+        text = as_text(advise(tmp_path), 10_000, long=True)
         assert words in text
         assert ("pretrain.epochs" in text) == ("go on" in words)  # no longer training of what is too long already
 

@@ -325,7 +325,7 @@ def uses(root: Path, cell: Cell) -> dict[str, Callable[[], Any]]:
     return {
         "status": lambda: console().print(show(Watcher(root).look())),
         "status, JSON": lambda: json.dumps(Watcher(root).look().as_dict()),
-        "advise": lambda: as_text(advise(root)),
+        "advise": lambda: as_text(advise(root), long=True),
         "plan": lambda: json.dumps(plan(config, root.parent, root.parent, cores=2, gpus=0, rate=100.0)),
         "rates, for plan": lambda: rates_seen(jobs(config, count_images(config, root)), root, 1, "cpu"),
         "export": lambda: export(load_cell(folder), "timm", root.parent / "out.safetensors", overwrite=True),

@@ -18,7 +18,7 @@ from viny.runtime.fingerprint import ENTRY, code_fingerprint, modules_of
 from viny.runtime.gpus import job_environment
 
 TRAININGS = {"pretrain", "intermediate", "finetune"}
-TRAINING = TRAININGS | {"tune"}
+TRAINING = TRAININGS | {"tune", "reference"}
 WITH_MODEL = TRAINING | {"evaluate", "geometry", "figures"}
 COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
 
@@ -35,7 +35,10 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("learning.published", {"start"}),
         ("learning.weights", WITH_MODEL | {"start"}),
         ("learning.model", WITH_MODEL | {"start"}),
-        ("evidence.evaluate", {"evaluate", "figures"}),
+        ("evidence.evaluate", {"evaluate", "figures", "reference"}),
+        ("evidence.reference", {"reference"}),
+        ("learning.unet", {"reference"}),
+        ("evidence.statistics.references", {"statistics", "figures"}),
         ("evidence.geometry", {"geometry"}),
         ("evidence.token_metrics", {"geometry", "representations"}),
         ("evidence.figures.kit", {"figures", "statistics", "representations"}),

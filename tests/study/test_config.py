@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -226,6 +228,46 @@ def test_all_faults_of_a_file_are_told_at_once() -> None:
         resolve(study(model={"dim": "x"}, finetune={"epochs": 0}))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["finetune.epochs", "model.dim"]
+
+
+def test_milestones_of_all_stages_tasks_and_variants_that_come_too_late_are_told_at_once() -> None:
+    raw = study(
+        finetune={"epochs": 20},
+        pretrain={"epochs": 1},
+        intermediate={"intel": {"epochs": 10}},
+        model={"patch_size": 10},
+        grid={"variants": ["study", "long", "short", "wide"]},
+        variants={
+            "long": {"finetune": {"epochs": 200}, "pretrain": {"epochs": 200}, "model": {"patch_size": 16}},
+            "short": {"pretrain": {"epochs": 40}},
+            "wide": {"model": {"patch_size": 7}},
+        },
+    )
+    with pytest.raises(InputError) as caught:
+        resolve(raw)
+    said = dict(line.split(": ", 1) for line in str(caught.value).splitlines() if not line.startswith("variants."))
+    assert list(said) == [
+        "model.patch_size",
+        "pretrain.milestones",
+        "finetune.milestones",
+        "intermediate.intel.milestones",
+    ]
+    assert (
+        said["finetune.milestones"].startswith("70, 90, 95 are not before")
+        and "[13, 17, 18]" in said["finetune.milestones"]
+    )
+    assert said["pretrain.milestones"].endswith("use [] for none")
+    of_variants = [line for line in str(caught.value).splitlines() if line.startswith("variants.")]
+    assert [line.partition(" ")[0] for line in of_variants] == ["variants.short:", "variants.wide:"]
+    assert "pretrain.milestones: 50, 85 are" in of_variants[0] and "patch_size: 7" in of_variants[1]
+
+
+@pytest.mark.parametrize(("epochs", "milestones"), [(20, [70, 90, 95]), (2, [1, 9]), (50, [50]), (7, [6, 8, 99])])
+def test_the_milestones_that_are_proposed_fit(epochs: int, milestones: list[int]) -> None:
+    with pytest.raises(InputError, match=r"finetune\.milestones") as caught:
+        resolve(study(finetune={"epochs": epochs, "milestones": milestones}))
+    for proposed in re.findall(r"\[[\d, ]*\]", str(caught.value)):
+        assert resolve(study(finetune={"epochs": epochs, "milestones": json.loads(proposed)}))
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "..", ".", "", "-x", "a b", "a\n", "é", "x" * 65])

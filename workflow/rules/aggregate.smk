@@ -32,6 +32,8 @@ rule figures:
     input:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        references=of_references("record"),
+        references_confusion=ancient(of_references("confusion")),
         curves=of_all_trainings("curve"),
         records=ancient(of_all_trainings("record")),
         manifest=rules.finetune.input.manifest,
@@ -41,7 +43,8 @@ rule figures:
         pretrained=file_of(SHOWN_ENCODER, "record"),
         pretrained_weights=ancient(file_of(SHOWN_ENCODER, "weights")),
         models=[path for model in SHOWN_MODELS for path in file_of(model, "record")],
-        models_weights=ancient([path for model in SHOWN_MODELS for path in file_of(model, "weights")]),
+        # The worst images are shown of the best cell, which is not known before.
+        models_weights=ancient([path for model in BASE_MODELS for path in file_of(model, "weights")]),
     output:
         figures=in_report(FIGURES, "The study"),
         record=summary_of("figures"),
@@ -68,6 +71,8 @@ rule statistics:
     input:
         metrics=expand(METRICS, cell=CELLS),
         confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        references=of_references("record"),
+        references_confusion=ancient(of_references("confusion")),
         runs=ancient(of_all_trainings("run")),
         curves=of_pretrainings("curve") if layout.held_out_curves(STUDY) else [],
         tuned=TUNINGS,

@@ -58,6 +58,16 @@ def training_at(wildcards):
     return ALL_TRAININGS[layout.FOLDERS[stage].format(**dict(wildcards))]
 
 
+def split_of_reference(wildcards):
+    """Record of a reference's split."""
+    return str(layout.split_record(Path(ROOT), *layout.reference_split(ALL_REFERENCES[wildcards.reference])))
+
+
+def of_references(what):
+    """One file of every reference, none if the study has none: 'record' or 'confusion'."""
+    return expand(below(layout.REFERENCE[what]), reference=ALL_REFERENCES)
+
+
 def tuning_of(wildcards):
     return layout.chain(ALL_CELLS[wildcards.cell])[-1]
 
@@ -120,5 +130,6 @@ def of_pretrainings(what):
 
 
 SHOWN_MODELS = [layout.chain(cell)[-1] for cell in grid.shown_cells(STUDY)]  # whose predictions are shown
+BASE_MODELS = [layout.chain(cell)[-1] for cell in grid.base_cells(STUDY)]
 RECONSTRUCTED = grid.reconstructed(STUDY)
 SHOWN_ENCODER = layout.reference_of(RECONSTRUCTED) if RECONSTRUCTED else None  # whose reconstructions are shown

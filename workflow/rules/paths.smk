@@ -11,6 +11,7 @@ ALL_ENCODERS = {encoder.name: encoder for encoder in grid.encoders(STUDY)}
 ENCODERS = list(ALL_ENCODERS)
 TASKS = list(STUDY["intermediate"])
 GROUPS = grid.by_group(ALL_CELLS.values())
+ALL_REFERENCES = {reference.name: reference for reference in grid.references(STUDY)}
 ALL_TRAININGS = {str(one.folder(Path())): one for one in layout.trainings(ALL_CELLS.values())}
 STARTS = layout.published(ALL_CELLS.values())
 
@@ -20,7 +21,7 @@ def below(pattern, **known):
     return f"{ROOT}/{pattern}".format_map({**{name: f"{{{name}}}" for name in WILDCARDS}, **known})
 
 
-WILDCARDS = ("pack", "part", "subset", "size", "seed", "arm", "task", "start", "cell", "encoder", "name", "kind", "job")
+WILDCARDS = "pack part subset size seed arm task start cell encoder reference name kind job".split()
 MANIFEST = below(layout.MANIFEST)
 PACKED = below(layout.IMAGES)
 SPLIT = below(layout.SPLIT)
@@ -39,6 +40,7 @@ TRAININGS = [f"{ROOT}/{path}" for one in ALL_TRAININGS.values() for path in one.
 TUNINGS = [
     below(layout.TUNING, cell=cell.name) for cell in ALL_CELLS.values() if is_tuned(settings_of(STUDY, cell.arm))
 ]
+REFERENCES = expand([below(pattern) for pattern in layout.REFERENCE.values()], reference=ALL_REFERENCES)
 
 
 def tables(names):
@@ -100,6 +102,7 @@ wildcard_constraints:
     start="|".join(STARTS) or "none",
     task="|".join(TASKS) or "none",
     cell=grid.CELL_NAME.pattern,
+    reference=grid.REFERENCE_NAME.pattern,
     encoder=r"(random|pretrained|intermediate|finetuned)_pre-[A-Za-z0-9_-]+",
     pack="|".join(pack_names(STUDY)),
     part="pretrain|finetune|intermediate",

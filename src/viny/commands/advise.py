@@ -21,6 +21,7 @@ def add(people: People) -> None:
         run,
         "Say what a study's results advise: is pre-training worth it, how many more masks, does the task hurt?",
         "viny advise results/demo",
+        "viny advise results/demo --long    # with every comparison, what would settle the rest, all warnings",
         "viny advise results/demo --minutes-per-mask 2 --target 0.5    # with the price of labels, to half a point",
         "viny advise results/demo --reach 60 --price-label 0.5 --price-image 0.001 --price-hour 1.2",
         "viny advise results/demo --json    # for programs",
@@ -45,6 +46,7 @@ def add(people: People) -> None:
         p.add_argument(
             f"--price-{what}", type=not_negative, default=0.0, metavar="UNITS", help=f"of a further {words} (default 0)"
         )
+    p.add_argument("--long", action="store_true", help="all of it, in place of 150 words at most")
     p.add_argument("--json", action="store_true", help="print the advice as JSON")
 
 
@@ -62,15 +64,16 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
     else:
-        _show(advice)
+        # The price of a target was asked for, and stands in the long advice alone.
+        _show(advice, args.long or wish is not None)
 
 
-def _show(advice: Advice) -> None:
+def _show(advice: Advice, long: bool) -> None:
     """Print it to standard output, with its headings in bold on a terminal."""
     from viny.evidence.advice.advice import as_text, title
     from viny.tools.terminal import console
 
     out = console()
     heads = {title(advice), *(section.heading for section in advice.sections)}
-    for line in as_text(advice, min(100, out.width)).splitlines():
+    for line in as_text(advice, min(100, out.width), long).splitlines():
         out.print(line, style="bold" if line in heads else None, soft_wrap=True)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from viny.study.grid import cells
     from viny.study.inventory import check_starts, count_images, folder_report
     from viny.study.specs import pack_spec
+    from viny.study.unanswered import as_lines, unanswered
 
     config = settings_of(args.study)
     if args.show:
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         for name in _absent(config, images.packed):
             where = pack_spec(config, name)["path"]
             print(f"{name}: no images at {where} yet; sizes are not checked against them")
-        for line in [*_starts(config, root), *_arms(config)]:
+        for line in [*_starts(config, root), *_arms(config), *as_lines(unanswered(config, images))]:
             print(line)
         print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")
 

@@ -18,6 +18,8 @@ EXIT_CODES = (
     "128 + n stopped by signal n"
 )
 
+RATE = "training images of ViNy (128 px) per second in one job, as compute.images_per_second; nothing is measured"
+
 
 def load(module: str) -> ModuleType:
     """Import a module and all that it imports, without a search for garbage, of which imports leave hardly any.

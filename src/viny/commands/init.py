@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from viny.commands.common import People, positive
+from viny.commands.common import RATE, People, positive
 
 
 def add(people: People) -> None:
@@ -15,7 +15,7 @@ def add(people: People) -> None:
         run,
         "Look at your own images and masks; write a study file that fits them, and a contact sheet.",
         "viny init    # asks",
-        "viny init mine --images data/images --masks data/masks --unlabelled data/unlabelled",
+        "viny init mine --images data/images --masks data/masks --unlabelled data/unlabelled --minutes 20",
         "viny init mine --images data/images --masks data/masks --classes 0=ground,255=object --task kinds=data/kinds",
         "viny init mine --images data/images --coco data/annotations.json",
     )
@@ -55,15 +55,24 @@ def add(people: People) -> None:
         metavar="FILE",
         help="lines of image,part; part is train, test or none (default: folders called train, val or test, if any)",
     )
+    p.add_argument(
+        "--group",
+        metavar="PATTERN",
+        help="what images of one film, patient or scan have in common, so that they are split together: a regular "
+        "expression with one group, such as '(.*)_[0-9]+$', folder, or none (default: found by their names and looks)",
+    )
     p.add_argument("--coco", type=Path, metavar="FILE", help="COCO annotations (JSON) to make the masks from")
     p.add_argument(
         "--panoptic", type=Path, metavar="FOLDER", help="PNGs of panoptic annotations (default: beside them, same name)"
     )
     p.add_argument(
-        "--budget",
-        choices=("small", "medium", "large"),
-        help="small: for a laptop; medium: for a GPU; large: for hours of one (default: medium with a GPU, else small)",
+        "--minutes",
+        type=positive(float),
+        metavar="N",
+        help="the study is to take so long on this machine, which is measured for some seconds; what it then cannot "
+        "answer is said (default: one that answers all, whatever it takes)",
     )
+    p.add_argument("--rate", type=positive(float), metavar="IMAGES_PER_SECOND", help=RATE)
     p.add_argument("--image-size", type=positive(int), metavar="PIXELS", help="side of the images that the model sees")
     p.add_argument("--patch-size", type=positive(int), metavar="PIXELS", help="side of a patch; divides the image size")
     p.add_argument("--folder", type=Path, default=Path("studies"), help="folder for the study file (default studies)")
@@ -84,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
     classes = read_classes(args.classes_file) if args.classes_file else None
     if args.classes:
         classes = parse_classes(args.classes)
-    keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "budget", "image_size", "patch_size")
+    keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "image_size", "patch_size")
     given = {key: getattr(args, key) for key in keys} | {"tasks": dict(args.task), "spatial": args.spatial}
     given |= {"classes": classes, "ignore": [parse_value(value) for value in args.ignore]}
-    init(given, args.coco, args.panoptic, args.folder, args.force)
+    given["group"] = "" if args.group == "none" else args.group
+    init(given, args.coco, args.panoptic, args.folder, args.force, minutes=args.minutes, rate=args.rate)

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from viny.commands.common import People, positive, settings_of, study_and_changes
+from viny.commands.common import RATE, People, positive, settings_of, study_and_changes
 
 
 def add(people: People) -> None:
@@ -27,8 +27,7 @@ def add(people: People) -> None:
         "--rate",
         type=positive(float),
         metavar="IMAGES_PER_SECOND",
-        help="training images of ViNy (128 px) per second in one job, as compute.images_per_second; "
-        "nothing is measured",
+        help=RATE,
     )
     p.add_argument("--seconds", type=positive(float), default=30.0, help="length of the measurement (default 30)")
     p.add_argument("--measure", action="store_true", help="measure even what the study's finished jobs tell")

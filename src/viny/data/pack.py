@@ -3,11 +3,12 @@
 A pack is a folder with images.npy [N, 3, S, S] and shapes.npy [N, 2] (height and width of the originals);
 labels.npy [N], parts.npy [N] (0 train, 1 test) and masks.npy [N, S, S] if the source has them; of mask files also
 own_masks.bin, each at its own size (see `viny.data.masks.deflated`), and own_masks.npy [N, 2], where in it a mask
-begins and how long it is; files.sums [N, 16] and images.phash [N] for the search for duplicates; a names.txt and a
+begins and how long it is; large.npy [N, 3, T, T], the images at a multiple of their size, if the model is to see tiles
+of them; files.sums [N, 16] and images.phash [N] for the search for duplicates; a names.txt and a
 contents.txt (hashes of the files that it was made from); and a manifest.json that holds only what the content
 determines. `viny.data.packing` makes packs.
 
-images.npy and masks.npy are large, so a hash of each row is kept beside them (images.sums.npy, masks.sums.npy,
+images.npy, masks.npy and large.npy are large, so a hash of each row is kept beside them (images.sums.npy, ...,
 uint8 [N, 16], the first bytes of the sha256 of the row's bytes), and `Pack.rows` checks each row the first time
 it is read. Their hash in the manifest is made from these row hashes. So is that of own_masks.npy, whose row hashes,
 own_masks.sums.npy, are of the masks themselves, however well they were compressed. All other files are small and are
@@ -37,15 +38,17 @@ from viny.runtime.processes import unfinished
 
 FORMAT = 2
 TRAIN, TEST = 0, 1  # values of parts.npy
-BY_ROW = ("images", "masks", "own_masks")  # arrays with a hash per row
+BY_ROW = ("images", "masks", "large", "own_masks")  # arrays with a hash per row
 BLOCK = 256  # rows read at a time
 
-# Type and shape of each array, for N rows and images of side S.
+# Type and shape of each array, for N rows and images of side S; T is a multiple of it.
 ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "images": ("|u1", ("N", 3, "S", "S")),
     "masks": ("|u1", ("N", "S", "S")),
     "images.sums": ("|u1", ("N", HASH)),
     "masks.sums": ("|u1", ("N", HASH)),
+    "large": ("|u1", ("N", 3, "T", "T")),
+    "large.sums": ("|u1", ("N", HASH)),
     "own_masks": ("<i8", ("N", 2)),
     "own_masks.sums": ("|u1", ("N", HASH)),
     "files.sums": ("|u1", ("N", HASH)),
@@ -83,6 +86,7 @@ class Pack:
     file_sums: np.ndarray | None = None  # uint8 [N, 16], hashes of the files' bytes
     phash: np.ndarray | None = None  # uint64 [N], see `viny.data.decoding.perceptual_hashes`
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # hashes of the rows of images and masks
+    large: np.ndarray | None = None  # uint8 [N, 3, T, T]
     own_masks: np.ndarray | None = None  # int64 [N, 2]: begin and length of each in own_masks.bin; read by `own_mask`
     _checked: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # bool [N]: rows checked so far
 
@@ -102,7 +106,7 @@ class Pack:
         """Rows of an array, in memory, each checked against its hash the first time it is read.
 
         Args:
-            name: 'images', 'masks' or 'labels'.
+            name: 'images', 'masks', 'large' or 'labels'.
             indices: [M], whole numbers from 0 to N - 1, in any order, with or without repeats.
 
         Returns:
@@ -111,7 +115,7 @@ class Pack:
         Raises:
             InputError: there is no such row, or its bytes are not those that were packed.
         """
-        array = {"images": self.images, "masks": self.masks, "labels": self.labels}[name]
+        array = {"images": self.images, "masks": self.masks, "large": self.large, "labels": self.labels}[name]
         if array is None:
             raise InputError(f"{self.folder}: source '{self.manifest['source']}' has no {name}; use one that does")
         indices = np.asarray(indices)
@@ -231,8 +235,10 @@ def _expected(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[str, l
             raise InputError(f"{path}: not a pack manifest: {what}; delete it and run again")
 
     sides = {"N": manifest.get("count"), "S": manifest.get("resolution")}
-    for key, value in (("count", sides["N"]), ("resolution", sides["S"])):
+    tiles = manifest.get("tiles", 1)
+    for key, value in (("count", sides["N"]), ("resolution", sides["S"]), ("tiles", tiles)):
         need(type(value) is int and value > 0, f"'{key}' is {value!r}, expected a whole number above 0")
+    sides["T"] = tiles * sides["S"]
     need(isinstance(manifest.get("source"), str), "'source' is not text")
     for key in ("classes", "mask_classes"):
         words = manifest.get(key)
@@ -301,6 +307,7 @@ def open_pack(manifest_path: str | Path, node_local: bool = False) -> Pack:
         file_sums=arrays["files.sums"],
         phash=arrays["images.phash"],
         sums={name: arrays[f"{name}.sums"] for name in BY_ROW if name in arrays},
+        large=arrays.get("large"),
         own_masks=arrays.get("own_masks"),
     )
 
@@ -391,10 +398,11 @@ def verify_pack(manifest_path: str | Path) -> None:
     """
     pack = open_pack(manifest_path)
     _checked_text(pack.folder / CONTENTS, Path(manifest_path), pack.manifest.get("contents"), "the files' hashes")
-    for name in ("images", "masks"):
+    blocks = {"images": BLOCK, "masks": BLOCK, "large": max(1, BLOCK // pack.manifest.get("tiles", 1) ** 2)}
+    for name, block in blocks.items():
         if name in pack.sums:
-            for start in range(0, len(pack), BLOCK):
-                pack.rows(name, np.arange(start, min(start + BLOCK, len(pack))))
+            for start in range(0, len(pack), block):
+                pack.rows(name, np.arange(start, min(start + block, len(pack))))
     if pack.own_masks is not None:
         for row in range(len(pack)):
             pack.own_mask(row)

@@ -71,16 +71,17 @@ class Arrays:
         folder: an empty folder.
         count: rows (N).
         size: side of an image, pixels (S).
-        optional: those of 'labels', 'parts', 'masks' and 'own_masks' that the source has.
+        optional: those of 'labels', 'parts', 'masks', 'own_masks' and 'large' that it is to have.
+        tiles: how many times S the side T of a row of 'large' is.
 
     Raises:
         InputError: the disk has no room for them.
     """
 
-    def __init__(self, folder: Path, count: int, size: int, optional: list[str]) -> None:
+    def __init__(self, folder: Path, count: int, size: int, optional: list[str], tiles: int = 1) -> None:
         names = ["images", "images.sums", "files.sums", "images.phash", "shapes", *optional]
         names += [f"{name}.sums" for name in BY_ROW if name in optional]
-        sides = {"N": count, "S": size}
+        sides = {"N": count, "S": size, "T": tiles * size}
         shapes = {name: tuple(sides.get(side, side) for side in ARRAYS[name][1]) for name in names}
         needed = sum(int(np.prod(shapes[name])) * np.dtype(ARRAYS[name][0]).itemsize for name in names)
         free = shutil.disk_usage(folder).free
@@ -116,7 +117,7 @@ class Arrays:
         return name in self._views
 
     def put(self, name: str, row: int, value: np.ndarray) -> bytes:
-        """Write one row of images or masks and its hash; returns the hash."""
+        """Write one row of images, masks or large images and its hash; returns the hash."""
         value = np.ascontiguousarray(value)
         self._views[name][row] = value
         found = short_sha256(value)
@@ -193,8 +194,9 @@ def pack_files(
     fit = spec.get("fit", "stretch")
     judged = spec.get("masks_judged", {})  # without masks of its own
     optional = [name for name in ("labels", "parts") if getattr(listing, name)]
-    with_masks = bool(listing.masks) and not judged
-    arrays = Arrays(folder, count, size, [*optional, *(["masks", "own_masks"] if with_masks else [])])
+    with_masks, tiles = bool(listing.masks) and not judged, spec.get("tiles", 1)
+    more = ["masks", "own_masks"] * with_masks + ["large"] * (tiles > 1)
+    arrays = Arrays(folder, count, size, [*optional, *more], tiles)
     for name in ("labels", "parts"):
         if name in arrays:
             arrays[name][:] = getattr(listing, name)
@@ -210,8 +212,11 @@ def pack_files(
             side, how = judged.get("size", size), judged.get("fit", fit)
             values, turn = listing.mask_values, found.turns[i]
             mask = decode_mask(listing.masks[i], side, values, listing.colours, how, turn, own=with_masks)
-        picture = decode(listing.images[i], size, spec["resize"], mask.shape if mask else None, fit, found.white)
+        path, shape = listing.images[i], mask.shape if mask else None
+        picture = decode(path, size, spec["resize"], shape, fit, found.white)
         arrays.put("images", i, picture.pixels)
+        if tiles > 1:
+            arrays.put("large", i, decode(path, tiles * size, spec["resize"], shape, fit, found.white).pixels)
         arrays["files.sums"][i] = np.frombuffer(picture.file, np.uint8)
         arrays["shapes"][i] = picture.shape
         if mask:
@@ -243,25 +248,26 @@ def pack_files(
         left_out |= {i: {"file": os.path.relpath(listing.masks[i], base), **reason} for i in blank}
     absent = [os.path.relpath(path, base) for path in listing.missing]
     skipped = [{"image": name, "file": name, "reason": "a link that leads nowhere"} for name in absent]
-    more: dict[str, Any] = {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
-    more["conventions"] = found.about
+    about: dict[str, Any] = {"tiles": tiles} if tiles > 1 else {}
+    about |= {"skipped": skipped + [{"image": names[i], **left_out[i]} for i in sorted(left_out)]}
+    about["conventions"] = found.about
     # Only what might have been packed: other files come and go.
     for key, counts in (("passed_over", listing.passed_over()), ("left_out", listing.left_out)):
         if counts:
-            more[key] = counts
+            about[key] = counts
     if listing.masks:
-        more["masks_without_image"] = listing.masks_without_image
+        about["masks_without_image"] = listing.masks_without_image
         if spec["source"] == "folder":
-            more["images_without_mask"] = listing.images_without_mask
+            about["images_without_mask"] = listing.images_without_mask
         if background is not None:
-            more["all_background"] = len(blank)
+            about["all_background"] = len(blank)
     if left_out:
         kept = np.array([i for i in range(count) if i not in left_out], np.int64)
         if len(kept) == 0:
             raise InputError(f"{spec['path']}: no images are left; set segmentation.all_background: keep")
         arrays.keep(kept)
         names = [names[i] for i in kept]
-    return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **more}
+    return arrays, names, {"classes": listing.classes, "mask_classes": listing.mask_classes, **about}
 
 
 def _tolerate(refused: Mapping[int, BadFileError], count: int, spec: Mapping[str, Any]) -> None:

@@ -7,13 +7,19 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from viny.data.folders import composed, few, name_below, stem_below
 from viny.runtime.errors import InputError
 
 PARTS = {"train": 0, "test": 1}  # as in parts.npy; 'none' leaves an image out
+BY_FOLDER = "folder"  # as a group: the folder that holds an image
+ALONE = "\0"  # begins the groups of images that a pattern does not match
+LEAST_GROUPS = 2  # in the test part: the spread between groups is the uncertainty
 BY_FOLDERS = "folders"  # as a split: the names of the images' own folders say it
 # What may stand around the part's word without telling one split from another.
 FILLING = r"(?:sub)?sets?|data(?:sets?)?|splits?|images?|imgs?|pictures?|masks?|labels?|annot(?:ation)?s?|gts?|\d+"
@@ -277,6 +283,104 @@ def split_by_file(path: Path, images: Sequence[Path], folder: Path, others: Iter
 def rank(name: str, *keys: int | str) -> bytes:
     """A key that orders names at random, the same on every machine and whatever other names there are."""
     return hashlib.blake2b(":".join(map(str, (*keys, composed(name)))).encode(), digest_size=16).digest()
+
+
+def group_pattern(text: str) -> re.Pattern[str] | None:
+    """The regular expression of a study's `segmentation.group`; None for BY_FOLDER.
+
+    Raises:
+        InputError: it is no regular expression with exactly one group.
+    """
+    if text == BY_FOLDER:
+        return None
+    expected = f"expected a regular expression with one group, such as '(.*)_[0-9]+$', or {BY_FOLDER}"
+    try:
+        pattern = re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"segmentation.group: {text!a} cannot be read ({error}); {expected}") from error
+    if pattern.groups != 1:
+        raise InputError(f"segmentation.group: {text!a} has {pattern.groups} groups; {expected}")
+    return pattern
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which images belong together, such as frames of one film.
+
+    Attributes:
+        of: the group of each image; that of one that the pattern does not match is its own, and begins with ALONE.
+    """
+
+    of: list[str]
+
+    @classmethod
+    def read(cls, names: Iterable[str], text: str) -> Groups:
+        """The groups of images by their names.
+
+        Args:
+            names: paths below the images' folder, with '/'.
+            text: `segmentation.group` of a study.
+
+        Raises:
+            InputError: see `group_pattern`.
+        """
+        pattern, of = group_pattern(text), []
+        for name in map(composed, names):
+            folder, _, last = name.rpartition("/")
+            if pattern is None:
+                of.append(folder)
+                continue
+            match = pattern.search(f"{folder}/{last.rpartition('.')[0] or last}" if folder else last.rpartition(".")[0])
+            of.append(match[1] if match and match[1] is not None else f"{ALONE}{name}")
+        return cls(of)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """A number for each image's group, int64 [N], from 0 in the order of the groups' names."""
+        return np.unique(np.array(self.of), return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def unmatched(self) -> int:
+        """How many images the pattern does not match."""
+        return sum(group.startswith(ALONE) for group in self.of)
+
+    def said(self) -> str:
+        """How many groups there are, in words."""
+        sizes = Counter(group for group in self.of if not group.startswith(ALONE))
+        ends = " to ".join(map(str, sorted({min(sizes.values(), default=0), max(sizes.values(), default=0)})))
+        alone = f", and {self.unmatched:,} that match no group, each by itself" if self.unmatched else ""
+        return f"{len(sizes):,} groups of {ends} images{alone}"
+
+    def within(self, parts: Sequence[int], part: int) -> set[str]:
+        """The groups that have images in a part, TRAIN or TEST, where `parts` are those of all images."""
+        return {group for group, of_image in zip(self.of, parts, strict=True) if of_image == part}
+
+    def parts(self, test_size: int, split_seed: int) -> list[int]:
+        """TRAIN or TEST for each image: whole groups for the test, in the order of a hash, until it has enough images.
+
+        Groups larger than that are taken last, the smallest of them first. At least two groups are for the test, and
+        one for training.
+
+        Raises:
+            InputError: there are too few groups or images.
+        """
+        sizes = Counter(self.of)
+        order = sorted(sizes, key=lambda group: (max(0, sizes[group] - test_size), rank(group, "groups", split_seed)))
+        tested: list[str] = []
+        count = 0
+        for group in order:
+            if count >= test_size and len(tested) >= LEAST_GROUPS:
+                break
+            tested.append(group)
+            count += sizes[group]
+        if len(tested) == len(order):
+            raise InputError(
+                f"segmentation.group: {len(self.of)} images in {len(order)} groups do not give {test_size} test images "
+                f"in {LEAST_GROUPS} or more groups and a group to train on; take a smaller segmentation.test_size, a "
+                "pattern with more groups, or none"
+            )
+        held_out = set(tested)
+        return [PARTS["test" if group in held_out else "train"] for group in self.of]
 
 
 def hold_out(names: Sequence[str], labels: Sequence[int], share: float) -> list[int]:

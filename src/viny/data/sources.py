@@ -30,6 +30,7 @@ from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import IMAGE_FOLDERS, Pairs, pair
 from viny.data.parts import (
     BY_FOLDERS,
+    Groups,
     contradicting,
     for_masks,
     hold_out,
@@ -349,6 +350,11 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     if spec["split"]:
         _split(out, spec["split"], path, pairs.images_without_mask, pairs.names)
     out.kept = kept_split(pairs.names, spec["split"])
+    if group := spec.get("group"):
+        groups = Groups.read(pairs.names, group["pattern"])
+        out.parts = groups.parts(group["test_size"], group["split_seed"])
+        tested = len(groups.within(out.parts, TEST))
+        out.kept = f"{groups.said()}; {tested:,} of them are for the test, with {out.parts.count(TEST):,} images"
     out.notes += pooled_split(pairs.names, spec["split"]) + beside(path, spec["split"])
     return out
 

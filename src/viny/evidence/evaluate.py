@@ -13,6 +13,7 @@ from torch import Tensor
 
 from viny.data.augment import Draws, Normalisation, flip, labelled_images
 from viny.data.pack import Pack, open_pack
+from viny.data.parts import Groups
 from viny.data.splits import read_split
 from viny.evidence.metrics import (
     classes_in,
@@ -23,7 +24,7 @@ from viny.evidence.metrics import (
     scores_text,
     summarise,
 )
-from viny.evidence.own_size import class_map, greatest
+from viny.evidence.own_size import class_map, greatest, tiled
 from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
@@ -124,6 +125,12 @@ def tested(
     Raises:
         InputError: a row of the pack is damaged.
     """
+
+    def score(tiles: np.ndarray) -> Tensor:
+        images = torch.from_numpy(tiles).to(machine.device)
+        with torch.inference_mode(), machine.autocast():
+            return model(labelled_images(images, None, normalised))
+
     confusion, own = [], []
     for positions, truth, scores in scored(model, pack, indices, normalised, draws, machine):
         confusion.append(confusion_matrices(truth, greatest(scores), model.classes).cpu().numpy().astype(np.int32))
@@ -132,9 +139,16 @@ def tested(
         if draws is not None:
             scores = flip(scores, draws.at(positions).flips)  # back, as the image is
         for row, of_image in zip(indices[positions.numpy()].tolist(), scores, strict=True):
+            if pack.large is not None:  # without flips and jitters, which tiles would not share
+                of_image = tiled(score, pack.rows("large", np.array([row])), pack.manifest["resolution"])[0]
             found = class_map(of_image, *pack.shapes[row].tolist(), pack.manifest["fit"])
             own.append(own_size_counts(pack.own_mask(row), found, model.classes))
     return Tested(np.concatenate(confusion), np.stack(own) if own else None)
+
+
+def _groups(spec: Mapping[str, Any], pack: Pack, test: np.ndarray) -> dict[str, np.ndarray]:
+    """A number for the group of each test image, the same for all cells of a study; empty for one without groups."""
+    return {"groups": Groups.read(pack.names, spec["group"]).indices[test]} if "group" in spec else {}
 
 
 def evaluate(
@@ -159,7 +173,8 @@ def evaluate(
         model: record of the fine-tuned weights.
         metrics: JSON file to write.
         confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; own_size
-            [N, 3, C] where images have a size of their own, see `own_size_counts`.
+            [N, 3, C] where images have a size of their own, see `own_size_counts`; with `segmentation.group`, groups
+            [N], the number of each image's.
         scores: CSV file to write, a row per test image, see `image_scores`.
         threads: CPU threads.
 
@@ -187,7 +202,7 @@ def evaluate(
     if counts.own is not None:
         found |= own_size_summary(counts.own)
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test, **own)
+        np.savez_compressed(f, confusion=matrices, indices=test, **own, **_groups(spec, pack, test))
     write_text(scores, scores_text(image_scores(pack, test, matrices, counts.own)))
     write_sealed(
         metrics,

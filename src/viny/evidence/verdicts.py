@@ -57,7 +57,7 @@ ARMS = (
     *("tuned against fixed", "frozen against trained", "variant against study"),
 )
 SAID = {"interaction": OF_INTERACTION, "images fall": OF_FALL, "labels fall": OF_FALL}
-SAID |= dict.fromkeys(ARMS, OF_ARMS)  # all others as `WORDS`
+SAID |= dict.fromkeys((*ARMS, "reference"), OF_ARMS)  # all others as `WORDS`
 
 Weights = Mapping[Hashable, float]
 
@@ -69,7 +69,8 @@ class Question:
     Attributes:
         kind: 'pre-training', 'images', 'labels', 'images fall' and 'labels fall' (the last doubling against the one
             before), 'task', 'task by size', 'interaction', or 'cell', a task's effect in one cell; or one of `ARMS`,
-            which compare arms. Questions of a kind share Holm's correction.
+            which compare arms; or 'reference', a cell against a model that is not the study's. Questions of a kind
+            share Holm's correction.
         what: the size, the task or the cell.
         name: the effect in words.
         over: what a difference is of: 'label size', 'cell'.
@@ -148,6 +149,12 @@ class Decision:
     @property
     def _alone(self) -> str:
         return ", over seeds alone" if math.isnan(self.se_images) else ""
+
+    @property
+    def short(self) -> str:
+        """The decision without what it rests on."""
+        name = self.name[0].upper() + self.name[1:]
+        return f"{name} {self.words}: {self.number}."
 
     @property
     def where(self) -> str:
@@ -355,6 +362,22 @@ def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[in
 def _chance(runs: Runs, rows: np.ndarray, seeds: int, family: int, margin: float) -> float:
     level = 1 - (1 - LEVEL) / max(1, family)
     return runs.chance(rows.mean(0)[None], seeds, level, margin=margin)
+
+
+def told(here: Decision, over_all: Decision | None) -> str:
+    """What may be said of one cell, so that it never speaks against what is decided over all of them.
+
+    As in a gatekeeping procedure (Dmitrienko and Tamhane 2007), a direction is named where it is decided in the cell
+    and, alike, over all cells.
+
+    Args:
+        here: on the cell alone.
+        over_all: on the mean over cells; None if that is no question of the study.
+
+    Returns:
+        The cell's verdict; 'undecided' where the other differs.
+    """
+    return here.verdict if over_all is None or over_all.verdict == here.verdict else "undecided"
 
 
 def chance_with(runs: Runs, decision: Decision, seeds: int, margin: float = MARGIN) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from viny.data.augment import to_device
 from viny.data.pack import open_pack
+from viny.data.parts import Groups
 from viny.data.splits import permutation, read_split
 from viny.learning.batches import PackSubset
 from viny.learning.machine import Machine
@@ -86,7 +87,8 @@ def _tune(
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(inputs.manifest, node_local=True)
     images = read_split(inputs.split, inputs.indices, pack)["train"]
-    train, validation = divided(images, spec["tune"]["validation"], spec["cell"]["seed"])
+    groups = Groups.read(pack.names, spec["group"]).indices[images] if "group" in spec else None
+    train, validation = divided(images, spec["tune"]["validation"], spec["cell"]["seed"], groups)
     rates, about = [], {}
     for lr in spec["tune"]["lr"]:
         folder = checkpoints / f"lr-{lr}" if checkpoints else None
@@ -110,8 +112,17 @@ def _tune(
     write_sealed(record, {"stage": "tune", "spec": dict(spec), "rates": rates, **about, "provenance": done})
 
 
-def divided(images: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def divided(
+    images: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide a training list into images to train on and a share to validate by, at random, at least one of each.
+
+    Args:
+        images: int64 [N], rows of a pack.
+        share: of the images, to validate by.
+        seed: of the division.
+        groups: int64 [N], the group of each image. Whole groups are then kept to validate by, until they have the
+            share; images of a single group are divided one by one.
 
     Raises:
         InputError: there are not two images.
@@ -121,6 +132,11 @@ def divided(images: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np
         raise InputError(f"grid.finetune_sizes: {count} labelled images are too few to tune a rate; expected 2 or more")
     kept = min(count - 1, max(1, math.ceil(share * count)))
     order = permutation(count, "tune", seed)
+    if groups is not None and len(np.unique(groups)) > 1:
+        places = [np.flatnonzero(groups == group) for group in dict.fromkeys(groups[order].tolist())]
+        sizes = np.cumsum([len(place) for place in places[:-1]])  # the last one is always for training
+        enough = min(int(np.searchsorted(sizes, kept)), len(sizes) - 1) + 1
+        return images[np.sort(np.concatenate(places[enough:]))], images[np.sort(np.concatenate(places[:enough]))]
     return images[np.sort(order[kept:])], images[np.sort(order[:kept])]
 
 

@@ -145,13 +145,16 @@ def json_text(value: Any) -> str:
 MAX_ARRAYS = 1 << 32  # bytes when unpacked; confusion matrices of 255 classes and 10,000 images have 2.6e9
 
 
-def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+def load_arrays(
+    path: str | Path, what: str, names: Iterable[str] = (), optional: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
     """Read arrays from an npz file, which may hold far more than its own size says.
 
     Args:
         path: the file.
         what: what it should hold, for the error message.
         names: of the arrays; none for all that there are.
+        optional: names of further arrays, which may be missing.
 
     Raises:
         InputError: missing, damaged, without one of them, or too large to be one of ours.
@@ -166,7 +169,8 @@ def load_arrays(path: str | Path, what: str, names: Iterable[str] = ()) -> dict[
                 raise ValueError(f"{unpacked / 1e9:.1f} GB when unpacked, expected at most {MAX_ARRAYS / 1e9:.1f}")
             f.seek(0)
             with np.load(f, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in (tuple(names) or arrays.files)}
+                wanted = (*names, *(name for name in optional if name in arrays.files))
+                return {name: arrays[name] for name in (wanted or arrays.files)}
     except Exception as error:  # files, zip, compression, headers and keys each have types of their own
         reason = str(error) or type(error).__name__
         raise InputError(f"{path}: no readable {what} ({reason}); delete it and rerun") from error

@@ -25,6 +25,7 @@ ENTRY = {
     "tune": "viny.learning.tuning:tune",
     "finetune": "viny.learning.stages:train",
     "evaluate": "viny.evidence.evaluate:evaluate",
+    "reference": "viny.evidence.reference:train_reference",
     "geometry": "viny.evidence.geometry:measure",
     "tables": "viny.evidence.stages.tables:gather",
     "figures": "viny.evidence.stages.figures:write_figures",

@@ -51,6 +51,18 @@ TRAINED = {
     "source": str,
     **dict.fromkeys(("source_sha256", "weights_sha256", "pack_sha256", "split_sha256"), str),
 }
+METRICS = {"*": (*NUMBER, NoneType)}
+EVALUATED = {
+    **dict.fromkeys(("study", "protocol", "miou_is"), str),
+    "cell": CELL,
+    "metrics": METRICS,
+    "classes": {"*": [str]},
+    "test_images": int,
+    "parameters": int,
+    "note": TEXT,
+    "hashes": {"*": HASH},
+    "provenance": {"seconds": NUMBER, **dict.fromkeys(("code", "device", "precision"), TEXT)},
+}
 # By what `viny.runtime.files.read_json` is told that a file is; `*` is any other key. Which keys there must be, their
 # readers know.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -59,17 +71,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a weights record": TRAINED,
     "the record of a fine-tuned model": TRAINED,
     "the provenance of a training": PROVENANCE,
-    "the metrics of an evaluated cell": {
-        **dict.fromkeys(("study", "protocol", "miou_is"), str),
-        "cell": CELL,
-        "metrics": {"*": (*NUMBER, NoneType)},
-        "classes": {"*": [str]},
-        "test_images": int,
-        "parameters": int,
-        "note": TEXT,
-        "hashes": {"*": HASH},
-        "provenance": {"seconds": NUMBER, **dict.fromkeys(("code", "device", "precision"), TEXT)},
-    },
+    "the metrics of an evaluated cell": EVALUATED,
+    "a reference": {**EVALUATED, "spec": dict, "constant": {"class": str, "index": int, "metrics": METRICS}},
     "the geometry of an encoder": {"encoder": dict, "layers": [dict], "hashes": {"*": HASH}, "provenance": dict},
     "a tuning": {
         "stage": str,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from viny.data.masks import MAX_CLASSES, value_number
+from viny.data.parts import group_pattern
 from viny.data.synthetic import MIN_SIZE
-from viny.learning.settings import ModelSettings
+from viny.learning.settings import ModelSettings, moved_milestones
 from viny.runtime.errors import InputError
 from viny.study.arms import model_of, pretrain_packs, settings_of, task_chain
 from viny.study.grid import AXES, STUDY, Arm, Cell, arms, cells, pretrain_pack
@@ -21,6 +22,7 @@ from viny.study.reading import SHORT
 MAX_CELLS = 100_000
 MAX_PACK_SIZE = 2**15  # pixels
 MAX_MASK_VALUE = 2**16 - 1
+LAST_MILESTONE = 0.9  # of the epochs, where one is proposed
 OWN_MASKS = ("images", "masks", "classes")  # segmentation keys that source folder needs
 
 
@@ -102,110 +104,124 @@ def _explain(error: Any) -> str:
     return f"{where}{expected}, got {SHORT.repr(got)}." + (f" {said}" if said else "")
 
 
-def check_across(config: dict[str, Any]) -> None:
-    """Check what a schema cannot: keys that must fit each other."""
+def faults_across(config: Mapping[str, Any]) -> Iterator[str]:
+    """What a schema cannot check: keys that do not fit each other, a sentence for each."""
     count = math.prod(len(config["grid"].get(axis, [""])) for axis in AXES)
     if count > MAX_CELLS:
-        raise InputError(f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists")
+        yield f"grid: {count:,} cells; expected at most {MAX_CELLS:,}; shorten its lists"
+        return
     model = config["model"]
     if model["image_size"] % model["patch_size"]:
-        raise InputError(
+        yield (
             f"model.patch_size: {model['patch_size']} does not divide model.image_size, "
             f"{model['image_size']}; choose a divisor"
         )
     switches = config["switches"]
     segmentation = config["segmentation"]
     if config["pretrain"]["source"] == "segmentation" and switches["test_set"] != "fixed":
-        raise InputError(
+        yield (
             "pretrain.source: 'segmentation' needs switches.test_set: fixed, so that nobody pre-trains on test images"
         )
+    if segmentation.get("tiles", 1) > 1 and segmentation["source"] == "synthetic":
+        yield "segmentation.tiles: made images have no larger size; leave it out, or take files"
+    if "group" in segmentation:
+        try:
+            group_pattern(segmentation["group"])
+        except InputError as error:
+            yield str(error)
+        if switches["test_set"] == "moving":
+            yield "switches.test_set: 'moving' draws test images one by one; leave segmentation.group out"
     if segmentation["test_size"] == 0 and not segmentation.get("split"):
-        raise InputError("segmentation.test_size: 0 needs segmentation.split; say how many images are held out")
+        yield "segmentation.test_size: 0 needs segmentation.split; say how many images are held out"
     if switches["test_set"] == "moving":
         if segmentation.get("split"):
-            raise InputError("switches.test_set: 'moving' draws its own test images; leave segmentation.split out")
+            yield "switches.test_set: 'moving' draws its own test images; leave segmentation.split out"
         on_pets = [
             n for n, t in config["intermediate"].items() if t["source"] in ("segmentation", segmentation["source"])
         ]
         for key, allowed, matters in (("subsets", "shared", True), ("pets_pool", "official", bool(on_pets))):
             if matters and switches[key] != allowed:
-                raise InputError(
+                yield (
                     f"switches.{key}: '{switches[key]}' needs switches.test_set: fixed; with a moving test set "
                     f"use '{allowed}'"
                 )
     sections = (config["pretrain"], config["segmentation"], *config["intermediate"].values())
     synthetic = any(section["source"] == "synthetic" for section in sections)
     if synthetic and model["image_size"] < MIN_SIZE:
-        raise InputError(
-            f"model.image_size: {model['image_size']} is too small for synthetic images; use at least {MIN_SIZE}"
-        )
+        yield f"model.image_size: {model['image_size']} is too small for synthetic images; use at least {MIN_SIZE}"
     stages = {"pretrain": config["pretrain"], "finetune": config["finetune"]}
     stages |= {f"intermediate.{name}": task for name, task in config["intermediate"].items()}
     for name, stage in stages.items():
-        for milestone in stage["milestones"]:
-            if milestone >= stage["epochs"]:
-                raise InputError(
-                    f"{name}.milestones: {milestone} is not before the last epoch ({name}.epochs is "
-                    f"{stage['epochs']}); use values from 1 to {stage['epochs'] - 1}, or [] for none"
-                )
+        if late := [milestone for milestone in stage["milestones"] if milestone >= stage["epochs"]]:
+            yield _late_milestones(name, stage, late)
     tune = config.get("tune", {})
     if tune.get("lr") and tune["validation"] * min(config["grid"]["finetune_sizes"]) < 1:
-        raise InputError(
+        yield (
             f"tune.validation: {tune['validation']:g} of {min(config['grid']['finetune_sizes'])} labels leaves no "
             "validation image; use a larger share"
         )
     for name in config["intermediate"]:
         first = task_chain(config["intermediate"], name)[0]
         if config["intermediate"][first].get("after"):
-            raise InputError(
-                f"intermediate.{name}.after: its tasks come after each other in a circle; let one be first"
-            )
+            yield f"intermediate.{name}.after: its tasks come after each other in a circle; let one be first"
     for name, task in config["intermediate"].items():
         if task["source"] == "segmentation" and task["target"] == "image" and segmentation["source"] == "folder":
-            raise InputError(
+            yield (
                 f"intermediate.{name}.target: '{task['target']}' needs images with classes, which the segmentation's "
                 "folder does not have; use target patch, or a source with class folders"
             )
         own = segmentation["source"] == "folder" and not segmentation.get("split")
         if task["source"] == "segmentation" and own and switches["pets_pool"] == "official":
-            raise InputError(
+            yield (
                 f"intermediate.{name}.source: 'segmentation' under switches.pets_pool: official needs an official "
                 "training part, which the segmentation's folder does not have; use pets_pool: training with "
                 "switches.test_set: fixed, as protocol sound does, or give segmentation.split"
             )
         if task["target"] != "image":
             if task["source"] not in ("pets", "segmentation", "synthetic"):
-                raise InputError(
+                yield (
                     f"intermediate.{name}.target: '{task['target']}' needs masks, which source '{task['source']}' "
                     "does not have; use source segmentation, pets or synthetic, or target image"
                 )
             if task["mixup"]:
-                raise InputError(f"intermediate.{name}.mixup: only for target image; set it to 0")
+                yield f"intermediate.{name}.mixup: only for target image; set it to 0"
             for key, usual in (("labels", "own"), ("pooling", "class_token"), ("keep_class_token", False)):
                 if task[key] != usual:
-                    raise InputError(f"intermediate.{name}.{key}: only for target image; leave it out")
+                    yield f"intermediate.{name}.{key}: only for target image; leave it out"
         elif task["keep_class_token"] and task["pooling"] == "mean" and switches["class_token"] != "always":
-            raise InputError(
+            yield (
                 f"intermediate.{name}.keep_class_token: under pooling mean no class token is trained, so there is none "
                 "to keep; use pooling class_token"
             )
     masked = int(config["pretrain"]["mask_ratio"] * ModelSettings(**model).patches)
     if masked == 0:
-        raise InputError(
+        yield (
             f"pretrain.mask_ratio: {config['pretrain']['mask_ratio']} masks none of the "
             f"{ModelSettings(**model).patches} patches; use a larger share"
         )
     if config["pretrain"]["pack_size"] < model["image_size"]:
-        raise InputError(
+        yield (
             f"pretrain.pack_size: {config['pretrain']['pack_size']} is less than model.image_size, "
             f"{model['image_size']}; use 0 to have it chosen for you"
         )
     if config["pretrain"]["pack_size"] > MAX_PACK_SIZE:
-        raise InputError(
+        yield (
             f"pretrain.pack_size: {config['pretrain']['pack_size']:.6g} pixels a side, so that crops of "
             f"pretrain.crop_scale {config['pretrain']['crop_scale']:g} keep model.image_size, {model['image_size']}; "
             f"expected at most {MAX_PACK_SIZE}; use a larger crop_scale or a smaller size"
         )
+
+
+def _late_milestones(name: str, stage: Mapping[str, Any], late: list[int]) -> str:
+    """That milestones of a stage come after its end, with some at the same distances that do not."""
+    epochs, milestones = stage["epochs"], stage["milestones"]
+    fits = moved_milestones(milestones, math.ceil(max(milestones) / LAST_MILESTONE), epochs)
+    such = f", such as {fits}" if fits else ""
+    values = f"values from 1 to {epochs - 1}{such}, or " if epochs > 1 else ""
+    return (
+        f"{name}.milestones: {', '.join(map(str, late))} {'is' if len(late) == 1 else 'are'} not before the last epoch "
+        f"({name}.epochs is {epochs}); use {values}[] for none"
+    )
 
 
 def check_arms(config: Mapping[str, Any]) -> None:
@@ -290,15 +306,15 @@ def check_sizes(config: Mapping[str, Any], counts: Mapping[str, int | None]) -> 
                 )
     test = config["segmentation"]["test_size"]
     if "train" in counts:
+        segmentation = config["segmentation"]
+        by = next(f"segmentation.{key} ({segmentation[key]})" for key in ("split", "group") if segmentation.get(key))
         for key, wanted, part in (
             ("grid.finetune_sizes", max(grid["finetune_sizes"]), "train"),
-            ("segmentation.test_size", test, "test"),
+            ("segmentation.test_size", test if segmentation.get("split") else 0, "test"),
         ):
             if wanted > counts[part]:
                 raise InputError(
-                    f"{key}: {wanted} is larger than the {part} part that segmentation.split "
-                    f"({config['segmentation']['split']}) gives, "
-                    f"{counts[part]} images"
+                    f"{key}: {wanted} is larger than the {part} part that {by} gives, {counts[part]} images"
                 )
     elif "segmentation" in counts:
         room = counts["segmentation"] - test

@@ -13,7 +13,7 @@ import yaml
 
 from viny.runtime.errors import InputError
 from viny.study.arms import BUILT_IN_VARIANTS, SECTIONS, SHARED, lineages
-from viny.study.checks import OWN_MASKS, check_across, check_arms, check_mask_values, did_you_mean, validate
+from viny.study.checks import OWN_MASKS, check_arms, check_mask_values, did_you_mean, faults_across, validate
 from viny.study.grid import RANDOM, STUDY
 from viny.study.protocols import BUILT_IN_TASKS, PROTOCOLS, RESERVED
 from viny.study.reading import SHORT, check_extent
@@ -80,14 +80,17 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         config["pretrain"]["pack_size"] = least_pack_size(
             config["model"]["image_size"], config["pretrain"]["crop_scale"]
         )
-    check_across(config)
-    _resolve_arms(config, raw, schema_path)
+    _resolve_arms(config, raw, schema_path, [*faults_across(config)])
     check_arms(config)
     return config
 
 
-def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: str | Path) -> None:
-    """Complete the starts and variants of the grid; a study without any keeps no keys about them."""
+def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: str | Path, faults: list[str]) -> None:
+    """Complete the starts and variants of the grid; a study without any keeps no keys about them.
+
+    Raises:
+        InputError: there are faults of the study already, or variants have some; all are told at once.
+    """
     grid = config["grid"]
     given = {"starts": config.pop("starts", {}), "variants": config.pop("variants", {})}
     known = {"starts": {RANDOM}, "variants": {STUDY, *BUILT_IN_VARIANTS}}
@@ -115,7 +118,13 @@ def _resolve_arms(config: dict[str, Any], raw: Mapping[str, Any], schema_path: s
     for name in grid.get("variants", ()):
         if name != STUDY:
             own = merge(BUILT_IN_VARIANTS.get(name, {}), given["variants"].get(name, {}))
-            variants[name] = _variant(name, own, config, plain, schema_path)
+            try:
+                variants[name] = _variant(name, own, config, plain, schema_path)
+            except InputError as error:
+                own_faults = str(error).splitlines()
+                faults += [line for line in own_faults if line.removeprefix(f"variants.{name}: ") not in faults]
+    if faults:
+        raise InputError("\n".join(faults))
     if variants:
         config["variants"] = variants
         for one in variants.values():
@@ -143,7 +152,7 @@ def _variant(
     try:
         found = resolve(merge(plain, differs), schema_path)
     except InputError as error:
-        raise InputError(f"variants.{name}: {error}") from error
+        raise InputError("\n".join(f"variants.{name}: {line}" for line in str(error).splitlines())) from error
 
     def shared(section: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         for key in keys:
@@ -212,7 +221,7 @@ def _fill_folders(config: dict[str, Any]) -> None:
     for key in OWN_MASKS:
         if own and key not in segmentation:
             raise InputError(f"segmentation.{key}: missing; source folder needs {', '.join(OWN_MASKS)}")
-    given = [key for key in (*OWN_MASKS, "split", "mask_suffix", "ignore") if segmentation.get(key)]
+    given = [key for key in (*OWN_MASKS, "split", "group", "mask_suffix", "ignore") if segmentation.get(key)]
     if not own and given:
         raise InputError(f"segmentation.{given[0]}: only for source folder; leave it out, or set source: folder")
     if own:

@@ -18,11 +18,21 @@ from viny.study.grid import Cell, Encoder
 from viny.study.inventory import Images
 from viny.study.layout import SUMMARIES, TRAININGS, Training
 from viny.study.specs import training_spec
-from viny.study.workload import Workload, evaluate_workload, geometry_workload, training_workload, tune_workload
+from viny.study.workload import (
+    Workload,
+    evaluate_workload,
+    geometry_workload,
+    reference_workload,
+    training_workload,
+    tune_workload,
+)
 
 # Each needs only those before it.
-STAGES = ("pack", "split", "start", *TRAININGS[:-1], "tune", TRAININGS[-1], "evaluate", "geometry", *SUMMARIES)
-TRAINS = (*TRAININGS, "tune")  # stages whose time goes into training steps
+STAGES = (
+    *("pack", "split", "start", *TRAININGS[:-1], "tune", TRAININGS[-1]),
+    *("evaluate", "reference", "geometry", *SUMMARIES),
+)
+TRAINS = (*TRAININGS, "tune", "reference")  # stages whose time goes into training steps
 PRIORITIES = {"pack": 3, "split": 3, "start": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
 
 Key = tuple[str, str]
@@ -167,6 +177,12 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         spec = specs.geometry_spec(config, one)
         return add("geometry", one.name, outputs, needs, spec, work=geometry_workload(config, one.cell.arm))
 
+    def referred(one: grid.Reference) -> Key:
+        outputs = [layout.reference_file(Path(), one, what) for what in layout.REFERENCE]
+        needs, spec = [pack("segmentation"), split(*layout.reference_split(one))], specs.reference_spec(config, one)
+        work = reference_workload(config, one.finetune_size, images.tested)
+        return add("reference", one.name, outputs, needs, spec, work=work)
+
     all_cells = grid.cells(config)
     by_group = grid.by_group(all_cells)
     evaluated = []
@@ -175,14 +191,22 @@ def jobs(config: Mapping[str, Any], images: Images) -> list[Job]:
         outputs = both(cell.name, layout.METRICS, layout.CONFUSION, layout.SCORES)
         work = evaluate_workload(config, images.tested, cell.arm)
         evaluated.append(add("evaluate", cell.name, outputs, needs, specs.evaluate_spec(config, cell), work=work))
+    references = [referred(one) for one in grid.references(config)]
     geometries = [measured(one) for one in grid.encoders(config)]
     if all_cells:
-        _summaries(config, add, pack, split, list(found), evaluated, geometries)
+        _summaries(config, add, pack, split, list(found), evaluated, references, geometries)
     return sorted(found.values(), key=lambda job: STAGES.index(job.stage))
 
 
 def _summaries(
-    config: Any, add: Any, pack: Any, split: Any, before: list[Key], evaluated: list[Key], measured: list[Key]
+    config: Any,
+    add: Any,
+    pack: Any,
+    split: Any,
+    before: list[Key],
+    evaluated: list[Key],
+    references: list[Key],
+    measured: list[Key],
 ):
     """The jobs that summarise a study."""
 
@@ -200,8 +224,8 @@ def _summaries(
     made = [
         summary("duplicates", searched),
         summary("tables", evaluated),
-        summary("figures", [*evaluated, *trained, pack("segmentation"), labels]),
-        summary("statistics", [*evaluated, *trained, *tunings]),
+        summary("figures", [*evaluated, *references, *trained, pack("segmentation"), labels]),
+        summary("statistics", [*evaluated, *references, *trained, *tunings]),
         summary("scorecard", [*evaluated, *measured]),
     ]
     if measured:

@@ -15,6 +15,8 @@ START = r"(?:_start-([A-Za-z0-9_]+))?"
 VARIANT = r"(?:_variant-([A-Za-z0-9_]+))?"
 CELL_NAME = re.compile(rf"pre-(\d+)_mid-([A-Za-z0-9_]+)_fine-(\d+)_seed-(\d+){START}{VARIANT}")
 
+REFERENCE_NAME = re.compile(r"unet_fine-(\d+)_seed-(\d+)")
+
 
 @dataclass(frozen=True, order=True)
 class Arm:
@@ -115,6 +117,27 @@ class Cell:
         return {**{key: getattr(self, key) for key in keys}, **self.arm.as_dict(), "name": self.name}
 
 
+@dataclass(frozen=True, order=True)
+class Reference:
+    """What the cells of a label size and a seed are compared with: a U-Net from scratch on the same labels."""
+
+    finetune_size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"unet_fine-{self.finetune_size}_seed-{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> Reference | None:
+        """The reference of that name; None if it is no reference's."""
+        found = REFERENCE_NAME.fullmatch(name)
+        return cls(int(found[1]), int(found[2])) if found else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"reference": "unet", "finetune_size": self.finetune_size, "seed": self.seed, "name": self.name}
+
+
 @dataclass(frozen=True)
 class Encoder:
     """An encoder to be measured: a start, one that a stage produced, or the one in a fine-tuned model."""
@@ -201,6 +224,17 @@ def base_cells(config: Mapping[str, Any]) -> list[Cell]:
     """The cells of the first start and the first variant, with which the others are compared."""
     base = arms(config)[0]
     return [cell for cell in cells(config) if cell.arm == base]
+
+
+def references(config: Mapping[str, Any]) -> list[Reference]:
+    """The references of a study, one for each label size and seed of its first arm; none if it has them off.
+
+    Args:
+        config: resolved settings, or a stage's own.
+    """
+    if not config.get("references"):
+        return []
+    return list(dict.fromkeys(Reference(cell.finetune_size, cell.seed) for cell in base_cells(config)))
 
 
 def by_group(cells: Iterable[Cell]) -> dict[tuple[Any, ...], list[Cell]]:

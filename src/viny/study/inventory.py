@@ -12,9 +12,10 @@ from typing import Any
 from viny.data.contents import Contents, differences, read_contents
 from viny.data.conventions import LOOKED_AT, Heads, decide, scales
 from viny.data.conventions import said as decided
-from viny.data.folders import few, same_files
+from viny.data.folders import few, name_below, same_files
 from viny.data.masks import is_void
 from viny.data.pack import CONTENTS, TEST, TRAIN, stored_at
+from viny.data.parts import Groups
 from viny.data.sources import Listing, MissingError, list_source
 from viny.data.synthetic import is_held_out
 from viny.data.unusable import Unusable, unusable
@@ -24,7 +25,9 @@ from viny.runtime.fingerprint import code_fingerprint
 from viny.study.arms import pretrain_packs, settings_of
 from viny.study.grid import cells
 from viny.study.layout import IMAGES, pack_manifest, published, split_record, start_file
-from viny.study.specs import pack_spec, source_of, source_spec, split_is_given, task_split_spec
+from viny.study.specs import pack_spec, source_of, source_spec, split_is_given, taken_of_test_part, task_split_spec
+
+FEW_GROUPS = 10  # for the test
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     tested, own = config["segmentation"]["test_size"], parts["segmentation"]
     given = own if split_is_given(config) else None
     if given:
-        room, tested = given[0], tested or given[1]
+        room, tested = given[0], taken_of_test_part(config) or given[1]
     else:
         room = sum(own) - tested if own else None
     unlabelled = {
@@ -184,6 +187,7 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
         lines.append(said)
         lines += [f"{name}: {line}" for line in listing.report()]
         if name == "segmentation":
+            lines += _groups(config, listing)
             lines += void_classes(config["segmentation"]["classes"])
         heads = Heads.read(listing.images, listing.masks)
         read = decide(heads, listing.mask_values, listing.colours, LOOKED_AT)
@@ -196,6 +200,29 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
             tested = len(same_files(labelled.images_in(TEST), listing.images)) if labelled.parts else "some"
             lines.append(f"{name}: {len(both)} labelled images, {tested} for the test, are among its images")
     return lines + scales(whites) + _fits(fits)
+
+
+def _groups(config: Mapping[str, Any], listing: Listing) -> list[str]:
+    """Lines on a study's groups where a split is given, which need not keep them, or where few are for the test."""
+    section = config["segmentation"]
+    if "group" not in section:
+        return []
+    names = [name_below(path, Path(section["images"])) for path in listing.images]
+    groups = Groups.read(names, section["group"])
+    tested = groups.within(listing.parts, TEST)
+    lines = []
+    if section.get("split"):
+        lines.append(f"segmentation: {groups.said()}")
+        if both := sorted(groups.within(listing.parts, TRAIN) & tested):
+            lines.append(
+                f"segmentation: {len(both)} groups are in both parts of segmentation.split: {few(both)}; a model "
+                "scores too well on images of a group that it was trained on"
+            )
+    if len(tested) < FEW_GROUPS:
+        lines.append(
+            f"segmentation: {len(tested)} groups in the test part: intervals are over groups, and wide with so few"
+        )
+    return lines
 
 
 def _fits(fits: Mapping[str, str]) -> list[str]:

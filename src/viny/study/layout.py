@@ -19,6 +19,7 @@ from viny.study.grid import (
     Arm,
     Cell,
     Encoder,
+    Reference,
     cells,
     failing_pair,
     has_arms,
@@ -50,6 +51,11 @@ TRAINED = {
 }
 START = {"weights": "starts/{start}/encoder.safetensors", "record": "starts/{start}/encoder.json"}
 TUNING = "tuning/{cell}.json"
+REFERENCE = {  # of a U-Net: its metrics, confusion matrices and learning curve
+    "record": "references/{reference}.json",
+    "confusion": "references/{reference}.npz",
+    "curve": "references/{reference}.csv",
+}
 METRICS = "metrics/{cell}.json"
 CONFUSION = "metrics/{cell}.npz"
 SCORES = "scores/{cell}.csv"  # of each test image
@@ -81,6 +87,7 @@ ARMS_TABLES = ("arms.csv", "arms.md", "arm_decisions.csv")  # where there are se
 ARMS_FIGURES = ("arms",)
 HELD_OUT_TABLES = ("held_out.csv", "held_out.md")  # where pre-training holds images out
 HELD_OUT_FIGURES = ("held_out",)
+REFERENCES_TABLES = ("references.csv", "references.md")  # where there are references
 REPRESENTATIONS_TABLES = (
     *(f"{name}.{kind}" for name in ("geometry", "table2", "harm_correlation") for kind in ("csv", "md")),
     "harm.csv",
@@ -119,7 +126,8 @@ def held_out_curves(config: Mapping[str, Any]) -> bool:
 
 
 def statistics_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
-    return STATISTICS_TABLES + ARMS_TABLES * has_arms(config) + HELD_OUT_TABLES * held_out_curves(config)
+    further = ARMS_TABLES * has_arms(config) + HELD_OUT_TABLES * held_out_curves(config)
+    return STATISTICS_TABLES + further + REFERENCES_TABLES * bool(config.get("references"))
 
 
 def statistics_figures(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -128,7 +136,7 @@ def statistics_figures(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def figure_names(config: Mapping[str, Any]) -> list[str]:
     """The figures of the study itself, below figures/."""
-    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation"]
+    names = ["pipeline", "miou_curves", "miou_difference", "learning_curves", "segmentation", "worst"]
     names += ["failures"] if failing_pair(config) else []
     return [*names, "reconstructions"] if reconstructed(config) else names
 
@@ -197,6 +205,16 @@ def split_files(config: Mapping[str, Any]) -> list[Path]:
 def metrics_file(root: Path, cell: Cell) -> Path:
     """A cell's metrics; its confusion matrices are beside them as npz."""
     return root / METRICS.format(cell=cell.name)
+
+
+def reference_file(root: Path, reference: Reference, what: str) -> Path:
+    """The record, the confusion matrices or the curve of a reference."""
+    return root / REFERENCE[what].format(reference=reference.name)
+
+
+def reference_split(reference: Reference) -> tuple[str, str]:
+    """Part and subset of a reference's images, which are those of the cells beside it."""
+    return "finetune", subset(reference.finetune_size, reference.seed)
 
 
 def geometry_file(root: Path, encoder: Encoder) -> Path:

@@ -78,6 +78,14 @@ def _text(path: str | Path) -> str:
     return data.decode("utf-8-sig").replace("\r\n", "\n")
 
 
+def parse_config(text: str) -> Any:
+    """The value of a study file's text, which nobody has checked yet; errors are those of `json` and `yaml`."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except json.JSONDecodeError:
+        return yaml.load(text, Loader=_StudyLoader)
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """Parse a study file (YAML, or JSON, which is tried first, since YAML takes 1e-3 for text).
 
@@ -85,11 +93,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         InputError: missing, not YAML, with a key given twice or with code, not a mapping, or absurdly large.
     """
     try:
-        text = _text(path)
-        try:
-            value = json.loads(text, object_pairs_hook=_each_once)
-        except json.JSONDecodeError:
-            value = yaml.load(text, Loader=_StudyLoader)
+        value = parse_config(_text(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such study file") from error
     except InputError:

@@ -8,10 +8,11 @@ from typing import Any
 
 from viny.data.masks import mask_coding
 from viny.learning.settings import TRAIN_KEYS
+from viny.learning.unet_settings import RATE
 from viny.study.arms import SECTIONS, is_published, pretrain_packs, schedule, settings_of
 from viny.study.comparable import differences_from_paper
 from viny.study.config import resolve
-from viny.study.grid import BASE, RANDOM, STUDY, Arm, Cell, Encoder, arms, has_arms
+from viny.study.grid import BASE, RANDOM, STUDY, Arm, Cell, Encoder, Reference, arms, has_arms
 from viny.study.layout import Training, held_out_curves, parse_subset, task_of_subset
 
 
@@ -44,7 +45,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         # The same images in the same order, so that the test images can be left out, and with room for crops.
         judged = {"size": same["size"], "fit": same.get("fit", "stretch")}
         masks = {} if same["source"] == "synthetic" else {"masks_judged": judged}
-        return {key: value for key, value in same.items() if key != "fit"} | {"size": size, "resize": resize, **masks}
+        plain = {key: value for key, value in same.items() if key not in ("fit", "tiles")}
+        return plain | {"size": size, "resize": resize, **masks}
     spec = {"source": section["source"], "size": size, "resize": resize}
     if section["source"] == "synthetic":
         made = config["synthetic"]
@@ -54,6 +56,8 @@ def pack_spec(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         spec["listing"] = listing
     if unlabelled is None and section["fit"] != "stretch":
         spec["fit"] = section["fit"]
+    if name == "segmentation" and section.get("tiles", 1) > 1:
+        spec["tiles"] = section["tiles"]
     if section["source"] == "folder":
         return spec | _folder_spec(config, "pretrain" if unlabelled else name, section)
     if section["source"] == "imagenet" and unlabelled is None:
@@ -79,6 +83,9 @@ def _folder_spec(config: Mapping[str, Any], name: str, section: Mapping[str, Any
         spec = {"holds": "classes", "held_out": section["held_out"]}
     if name != "pretrain":
         spec["split"] = section.get("split", "")
+    if name == "segmentation" and "group" in section and not spec["split"]:
+        spec["group"] = {"pattern": section["group"], "test_size": section["test_size"]}
+        spec["group"]["split_seed"] = config["split_seed"]
     return spec
 
 
@@ -95,7 +102,7 @@ def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int, variant: str = STUDY) -> dict[str, Any]:
     section = settings_of(config, Arm(variant=variant))["pretrain"]
     held_out = section.get("held_out", 0)
-    spared = {"spared": config["segmentation"]["test_size"], "given": split_is_given(config)}
+    spared = {"spared": taken_of_test_part(config), "given": split_is_given(config)}
     return {
         "kind": "pretrain",
         "size": size,
@@ -115,14 +122,25 @@ def finetune_split_spec(config: Mapping[str, Any], size: int, seed: int) -> dict
         "split_seed": config["split_seed"],
         "subsets": config["switches"]["subsets"],
         "test_set": config["switches"]["test_set"],
-        "test_size": config["segmentation"]["test_size"],
+        "test_size": taken_of_test_part(config),
         "given": split_is_given(config),
     }
 
 
 def split_is_given(config: Mapping[str, Any]) -> bool:
-    """Whether a file, or their folders, say which labelled images are for training and which for testing."""
-    return bool(config["segmentation"].get("split"))
+    """Whether a file, their folders or groups say which labelled images are for training and which for testing."""
+    return any(config["segmentation"].get(key) for key in ("split", "group"))
+
+
+def taken_of_test_part(config: Mapping[str, Any]) -> int:
+    """How many test images splits take; 0 for all of the test part that is given, as whole groups are."""
+    section = config["segmentation"]
+    return 0 if "group" in section and not section.get("split") else section["test_size"]
+
+
+def group_spec(config: Mapping[str, Any]) -> dict[str, str]:
+    """The study's `segmentation.group`, if it has one, for the stages that must know it besides the pack."""
+    return {key: config["segmentation"][key] for key in ("group",) if key in config["segmentation"]}
 
 
 def task_split_spec(config: Mapping[str, Any], task: str, images: int | None = None) -> dict[str, Any]:
@@ -137,7 +155,7 @@ def task_split_spec(config: Mapping[str, Any], task: str, images: int | None = N
         "pool": config["switches"]["pets_pool"],
         "test_set": config["switches"]["test_set"],
         "split_seed": config["split_seed"],
-        "test_size": config["segmentation"]["test_size"],
+        "test_size": taken_of_test_part(config),
         "given": split_is_given(config),
     }
 
@@ -228,7 +246,7 @@ def is_tuned(settings: Mapping[str, Any]) -> bool:
 
 def tune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that the scores of a cell's rates depend on, except its data and its parent's weights."""
-    return {**finetune_spec(config, cell), "stage": "tune"}
+    return {**finetune_spec(config, cell), "stage": "tune", **group_spec(config)}
 
 
 def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, Any]:
@@ -267,6 +285,25 @@ def evaluate_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "cell": cell.as_dict(),
         "contrast": settings["finetune"]["contrast"],
         "split_seed": config["split_seed"],
+        **group_spec(config),
+        **_compute(config),
+    }
+
+
+def reference_spec(config: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
+    """Everything that a reference depends on, except its data: as the first arm's fine-tunings, but for the rate."""
+    settings = settings_of(config, arms(config)[0])
+    return {
+        "stage": "reference",
+        "study": config["study"],
+        "note": config["note"],
+        "protocol": config["protocol"],
+        "switches": dict(settings["switches"]),
+        "cell": reference.as_dict(),
+        "image_size": settings["model"]["image_size"],
+        "train": _train(settings["finetune"]) | {"lr": RATE},
+        "contrast": settings["finetune"]["contrast"],
+        "split_seed": config["split_seed"],
         **_compute(config),
     }
 
@@ -298,7 +335,12 @@ def statistics_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     first = settings_of(config, arms(config)[0])
     found = {"grid": config["grid"], "model": first["model"], "note": config["note"], **_arms(config)}
     found |= {"tuned": True} if is_tuned(first) else {}
+    found |= _references(config)
     return found | ({"held_out": True} if held_out_curves(config) else {})
+
+
+def _references(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"references": True} if config.get("references") else {}
 
 
 def _arms(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,6 +441,7 @@ def figures_spec(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "grid": config["grid"],
         "note": config["note"],
+        **_references(config),
         "examples": config["figures"]["examples"],
         "mask_ratio": config["pretrain"]["mask_ratio"],
         "pipeline": {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from viny.data.decoding import MEMORY
+from viny.learning import unet_settings
 from viny.learning.settings import (
     BATCH,
     IN_MEMORY,
@@ -19,7 +20,7 @@ from viny.learning.settings import (
     tuned_epochs,
 )
 from viny.study.arms import schedule, settings_of
-from viny.study.grid import BASE, Arm, Cell
+from viny.study.grid import BASE, Arm, Cell, arms
 from viny.study.layout import Training
 from viny.study.specs import mask_class_count
 
@@ -57,9 +58,10 @@ def parameters(model: ModelSettings) -> int:
     return tokens + embedding + model.depth * block + 2 * dim
 
 
-def pack_bytes(images: int, side: int, masks: bool) -> int:
-    """Bytes of a pack of that many square images, with or without masks; see `viny.data.pack`."""
+def pack_bytes(images: int, side: int, masks: bool, tiles: int = 1) -> int:
+    """Bytes of a pack of that many square images, with or without masks and images for tiles; see `viny.data.pack`."""
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
+    row += 3 * (tiles * side) ** 2 + HASH if tiles > 1 else 0
     return images * (row + masks * (side**2 + HASH + OWN_MASK))
 
 
@@ -183,6 +185,24 @@ def _tuning(settings: Mapping[str, Any], images: int, epochs: int, trainings: in
     return replace(trained, operations=trained.operations + tokens.operations // TRAINING)
 
 
+def reference_workload(config: Mapping[str, Any], labels: int, tested: int | None = None) -> Workload:
+    """The U-Net beside the cells of a label size: its training, and its evaluation on the test images.
+
+    Args:
+        config: resolved settings.
+        labels: labelled images.
+        tested: test images, if `segmentation.test_size` does not say how many.
+    """
+    settings = settings_of(config, arms(config)[0])
+    section, side, classes = settings["finetune"], settings["model"]["image_size"], mask_class_count(config)
+    passes, tested = labels * section["epochs"], tested or config["segmentation"]["test_size"]
+    held = 1.5 * min(labels * side**2 * 4, IN_MEMORY)
+    shown = max(min(section["batch_size"], labels), batch_of_masks(classes) // TRAINING)
+    memory = BASE_MB + math.ceil((held + shown * (unet_settings.activation_bytes(side) + 16 * classes * side**2)) / 1e6)
+    forward = unet_settings.forward_operations(side, classes)
+    return _looking_at(Workload(passes, passes * TRAINING * forward, memory, forward=forward), tested)
+
+
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
     """Any training; `images` are those of each intermediate task, None if unknown."""
     if isinstance(training.key, Cell):
@@ -202,6 +222,8 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
     """
     config = settings_of(config, arm)
     images = images or config["segmentation"]["test_size"]
+    if (tiles := config["segmentation"].get("tiles", 1)) > 1:
+        images *= 1 + (2 * tiles - 1) ** 2
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)

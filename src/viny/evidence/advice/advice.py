@@ -23,6 +23,21 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of the short advice.
+
+    Attributes:
+        key: 'arms', 'best', 'pre-training', 'labels', 'task', 'references', 'next' or 'warning'.
+        label: what it is about, in a word or two.
+        text: what is said.
+    """
+
+    key: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """Statements under a heading."""
 
@@ -43,6 +58,7 @@ class Advice:
         seeds: how many the grid has.
         test_images: how many there are; one number unless the test set moves.
         target: points of mIoU, see `advise`.
+        short: the same in few words.
         sections: in reading order; the first is the summary.
     """
 
@@ -53,6 +69,7 @@ class Advice:
     seeds: int
     test_images: list[int]
     target: float
+    short: list[Line]
     sections: list[Section]
 
 
@@ -65,7 +82,8 @@ def as_dict(advice: Advice) -> dict[str, Any]:
     Returns:
         Its attributes; an item's data are beside its text.
     """
-    about = {key: getattr(advice, key) for key in Advice.__dataclass_fields__ if key != "sections"}
+    about = {key: getattr(advice, key) for key in Advice.__dataclass_fields__ if key not in ("short", "sections")}
+    about["short"] = [vars(line) for line in advice.short]
     sections = [
         {"key": part.key, "heading": part.heading, "items": [{"text": item.text, **item.data} for item in part.items]}
         for part in advice.sections
@@ -89,17 +107,25 @@ def title(advice: Advice) -> str:
     return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {images} test images"
 
 
-def as_text(advice: Advice, width: int = 100) -> str:
+LONG = "`--long` for all."
+
+
+def as_text(advice: Advice, width: int = 100, long: bool = False) -> str:
     """Advice as plain text.
 
     Args:
         advice: from `advise`.
         width: of a line, in characters.
+        long: all sections, in place of 150 words at most.
 
     Returns:
         Wrapped lines; each heading has a line to itself, after a blank line.
     """
     lines = [title(advice)]
+    if not long:
+        wrapper = textwrap.TextWrapper(width, "", "  ", break_long_words=False, break_on_hyphens=False)
+        said = [wrapper.fill(f"{line.label}: {line.text}") for line in advice.short]
+        return "\n".join([*lines, "", *said, "", LONG]) + "\n"
     for section in advice.sections:
         if section.items:
             lines += ["", section.heading]

@@ -13,6 +13,7 @@ import numpy as np
 
 from viny.evidence.advice.advice import Advice, Item, Section
 from viny.evidence.advice.best import best_items, constant_items, find_best
+from viny.evidence.advice.brief import brief_lines
 from viny.evidence.advice.effects import (
     pretraining_answer,
     pretraining_items,
@@ -23,6 +24,7 @@ from viny.evidence.advice.facts import TARGET, gather_facts
 from viny.evidence.advice.labels import label_advice
 from viny.evidence.advice.prices import Wish, price_items
 from viny.evidence.advice.proposals import proposal_items
+from viny.evidence.advice.references import better_model, reference_items
 from viny.evidence.advice.starts import arm_items, evaluated_cells
 from viny.evidence.advice.warnings import outdated_items, warning_items
 from viny.evidence.statistics.crossed import ALPHA, LEVEL
@@ -63,13 +65,17 @@ def advise(
     pretraining, tasks = facts.decided("pre-training"), facts.decided("task")
     best = find_best(facts)
     labels = label_advice(facts, best)
+    references = reference_items(facts)
+    constant = constant_items(facts, best)
+    proposals = proposal_items(facts, best, pretraining, labels, tasks)
+    warnings = [*better_model(references), *warning_items(facts, best)]
     sections = [
         Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),
         *([Section("prices", "What the target costs", price_items(facts, wish))] if wish else []),
         Section("tasks", "What each intermediate task did", task_items(facts)),
-        Section("next", "What would settle the rest", proposal_items(facts, best, pretraining, labels, tasks)),
-        Section("warnings", "Warnings", warning_items(facts, best)),
+        Section("next", "What would settle the rest", proposals),
+        Section("warnings", "Warnings", warnings),
         Section("reading", "How to read this", _reading(target)),
     ]
     answers = [
@@ -78,7 +84,7 @@ def advise(
         Item(f"Will the intermediate task hurt? {tasks_answer(facts)}", {"question": "task"}),
     ]
     arms = arm_items(root, config)
-    summary = [*outdated_items(facts), *arms, *best_items(best), *constant_items(facts, best), *answers]
+    summary = [*outdated_items(facts), *arms, *best_items(best), *references, *constant, *answers]
     every, there = evaluated_cells(root, config)
     return Advice(
         study=config["study"],
@@ -88,6 +94,7 @@ def advise(
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
         target=target,
+        short=brief_lines(facts, best, labels, arms, references, proposals, [*constant, *warnings]),
         sections=[Section("summary", "In short", summary), *sections],
     )
 

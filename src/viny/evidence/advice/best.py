@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import NEAR, Facts, listed, start_words
 from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
-from viny.evidence.statistics.crossed import LEAST_SEEDS, read_confusion
+from viny.evidence.statistics.crossed import ALPHA, LEAST_SEEDS, read_confusion
 from viny.evidence.tables import GROUP
-from viny.evidence.verdicts import bare
+from viny.evidence.verdicts import bare, holm
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class Best:
         rows: its rows of `Facts.frame`, one for each seed.
         leads: its lead over each other cell, paired within seeds, likewise; keyed by the three attributes that
             identify a cell, the highest mean first.
+        alike: the cells that it cannot be told from, after Holm's correction over all others.
     """
 
     pretrain_size: int
@@ -35,6 +36,18 @@ class Best:
     level: Mapping[str, Any]
     rows: pd.DataFrame
     leads: Mapping[tuple[int, str, int], Mapping[str, Any]]
+    alike: Sequence[tuple[int, str, int]]
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return self.pretrain_size, self.intermediate, self.finetune_size
+
+    @property
+    def words(self) -> str:
+        """Which cell it is, and its mIoU."""
+        level = self.level
+        interval = "one seed, no interval" if level["n"] < 2 else f"{bare(level['low'])} to {bare(level['high'])}"
+        return f"{_cell_words(*self.key)}, with {bare(level['mean'])} % mIoU ({interval})"
 
 
 def find_best(facts: Facts) -> Best:
@@ -42,22 +55,21 @@ def find_best(facts: Facts) -> Best:
     means = facts.frame.groupby(GROUP)["miou"].mean().sort_values(ascending=False, kind="stable")
     here, *others = (tuple(cell) for cell in means.index)
     leads = facts.runs.contrasts(facts.runs.weights(*({here: 1.0, cell: -1.0} for cell in others)))
+    ahead = (holm(leads.p) <= ALPHA) & (leads.low > 0)
     return Best(
         *here,
         level=facts.runs.contrasts(facts.runs.weights({here: 1.0})).at(),
         rows=facts.frame.set_index(GROUP).loc[[here]],
         leads={cell: leads.at(place) for place, cell in enumerate(others)},
+        alike=[cell for cell, told in zip(others, ahead, strict=True) if not told],
     )
 
 
 def best_items(best: Best) -> list[Item]:
     """The best cell, its mIoU, the cells that cannot be told from it, and its name in other commands."""
     level, others = best.level, len(best.leads)
-    here = (best.pretrain_size, best.intermediate, best.finetune_size)
-    # One seed cannot tell any two cells apart.
-    alike = [_cell_words(*cell) for cell, lead in best.leads.items() if not (lead["n"] > 1 and lead["low"] > 0)]
-    interval = "one seed, no interval" if level["n"] < 2 else f"{bare(level['low'])} to {bare(level['high'])}"
-    text = f"Best on the test images: {_cell_words(*here)}, with {bare(level['mean'])} % mIoU ({interval})."
+    alike = [_cell_words(*cell) for cell in best.alike]
+    text = f"Best on the test images: {best.words}."
     if level["n"] < 2 and others:
         text += f" One seed tells none of the {others} other cells from it."
     elif alike:
@@ -65,11 +77,11 @@ def best_items(best: Best) -> list[Item]:
     elif others:
         text += f" It is above each of the {others} other cells."
     if others:
-        text += " (Not corrected for so many comparisons, and the best of many looks better than it is.)"
+        text += " (After Holm's correction; and the best of many looks better than it is.)"
     rows = best.rows.sort_values("seed")
     name, seeds = rows["cell"].iloc[0], [int(seed) for seed in rows["seed"]]
     text += f" `viny predict` and `viny export` take it as `{name}` (its seeds: {', '.join(map(str, seeds))})."
-    data = dict(zip(GROUP, here, strict=True)) | {key: level[key] for key in ("n", "mean", "low", "high")}
+    data = dict(zip(GROUP, best.key, strict=True)) | {key: level[key] for key in ("n", "mean", "low", "high")}
     return [Item(text, data | {"cell": name, "seeds": seeds, "not_told_from_it": alike, "others": others})]
 
 

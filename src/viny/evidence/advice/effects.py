@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from viny.evidence.advice.advice import Item
-from viny.evidence.advice.facts import Facts, interval_words, start_words, undecided
+from viny.evidence.advice.facts import Facts, interval_words, start_words
+from viny.evidence.advice.trial import as_keys
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
+from viny.evidence.verdicts import Question, answer
 
 # Pre-training
 
@@ -26,64 +29,68 @@ def pretraining_items(facts: Facts) -> list[Item]:
         return [Item(_pretraining_not_asked(facts), {"asked": False})]
     items = [Item(decision.sentence, decision.as_dict()) for decision in decisions]
     largest = decisions[-1]
-    worth = transfer(facts.runs)
+    worth = transfer(facts.runs, decisions=facts.decisions)
     worth = worth[(worth["pretrain_size"] == largest.what) & (worth["intermediate"] == "none")]
     start = sorted(facts.curve(0, "none")["finetune_size"].unique())
     for row in largest.cells.to_dict("records"):
         labels = int(row["finetune_size"])
         mine = worth[worth["finetune_size"] == labels].iloc[0]
-        text = f"With {labels:,} labels: {interval_words(row)}; {_in_labels(mine, labels, start, undecided(row))}."
+        text = f"With {labels:,} labels: {interval_words(row)}; {_in_labels(mine, labels, start)}."
         data = {"pretrain_size": largest.what, "finetune_size": labels}
         data |= {key: row[key] for key in ("n", "mean", "low", "high")}
         data |= {"labels_worth": mine["labels_worth"], "ratio": mine["ratio"], "censored": mine["censored"]}
         items.append(Item(text, data | {"ratio_low": mine["low"], "ratio_high": mine["high"]}))
-    known = largest.cells.dropna(subset="low")
-    if (known["low"] > 0).any() and (known["high"] < 0).any():
-        text = "It depends on the labels: intervals are clear of zero on both sides, so the average says little."
-        items.append(Item(text))
+    cells = zip(largest.question.cells, largest.question.weights, strict=True)
+    alone = [Question("cell", cell, "", "cell", [cell], [weights]) for cell, weights in cells]
+    if {"up", "down"} <= {one.verdict for one in answer(facts.runs, alone, facts.target / 100)}:
+        text = "It depends on the labels: it helps with some numbers of them and hurts with others, after Holm's "
+        items.append(Item(f"{text}correction over {len(alone)}, so the average says little."))
     return [*items, _more_images(facts), *_lengths(facts)]
 
 
 def _pretraining_not_asked(facts: Facts) -> str:
     if not facts.sizes:
-        size = facts.pool("pretrain") or "<your unlabelled images>"
-        return f"Not asked by this study; add `grid.pretrain_sizes: [0, {size}]`."
+        size = facts.at_hand.limits(facts.study).get("pretrain")
+        size = size and size - facts.config["pretrain"].get("held_out", 0)
+        return f"Not asked by this study{_add(facts, 'pretrain_sizes', [0, size] if size else [])}."
     if 0 not in facts.grid["pretrain_sizes"]:
         sizes = [0, *facts.grid["pretrain_sizes"]]
-        return f"Not asked by this study: no random start to compare with; add `grid.pretrain_sizes: {sizes}`."
+        return f"Not asked by this study: no random start to compare with{_add(facts, 'pretrain_sizes', sizes)}."
     if "none" not in facts.grid["intermediates"]:
-        return "Not asked by this study: every cell has a task; add `none` to `grid.intermediates`."
+        tasks = ["none", *facts.grid["intermediates"]]
+        return f"Not asked by this study: every cell has a task{_add(facts, 'intermediates', tasks)}."
     return "Not known yet: no seed has a cell with and one without pre-training."
 
 
-def _in_labels(row: pd.Series, labels: int, start: Sequence[int], may_be_zero: bool) -> str:
+def _add(facts: Facts, axis: str, values: Sequence[Any]) -> str:
+    """What to add to the grid, after a semicolon; without values that `viny check` would accept, only where."""
+    change = {"grid": {axis: list(values)}}
+    if not values or facts.refused(change):
+        return f"; add to `grid.{axis}`"
+    return f"; add {as_keys(change)}"
+
+
+def _in_labels(row: pd.Series, labels: int, start: Sequence[int]) -> str:
     """How many labels a random start would need for the same mIoU, in words.
 
     Args:
         row: from `transfer`.
         labels: how many the pre-trained cell has.
         start: label sizes of the random start, in ascending order.
-        may_be_zero: whether the interval of the difference in mIoU includes zero.
     """
     if len(start) < 2:
         return "what that is in labels is not known, as the random start has one label size"
     if str(row["verdict"]).startswith(NOT_TOLD):
         return str(row["verdict"])
-    if may_be_zero and row["censored"]:
-        return NOT_TOLD
     if row["censored"] == "beyond":
         worth = f"more than {start[-1]:,}"
     elif row["censored"] == "below":
         worth = f"fewer than {start[0]:,}"
     else:
         worth = f"{row['labels_worth']:,.0f}"
-    if pd.isna(row["low"]) and pd.isna(row["high"]):
-        interval = "one seed, no interval"
-    else:
-        low = f"fewer than {start[0]:,}" if pd.isna(row["low"]) else f"{row['low'] * labels:,.0f}"
-        high = f"more than {start[-1]:,}" if pd.isna(row["high"]) else f"{row['high'] * labels:,.0f}"
-        interval = f"{low} to {high}"
-    return f"they do what {worth} would from a random start ({interval})"
+    low = f"fewer than {start[0]:,}" if pd.isna(row["low"]) else f"{row['low'] * labels:,.0f}"
+    high = f"more than {start[-1]:,}" if pd.isna(row["high"]) else f"{row['high'] * labels:,.0f}"
+    return f"they do what {worth} would from a random start ({low} to {high})"
 
 
 def _more_images(facts: Facts) -> Item:
@@ -148,7 +155,8 @@ def _tasks_not_asked(facts: Facts) -> str:
     if not facts.tasks:
         return "Not asked by this study; add a task, as `grid.intermediates: [none, <task>]`."
     if "none" not in facts.grid["intermediates"]:
-        return "Not asked by this study: no cell is without a task; add `none` to `grid.intermediates`."
+        tasks = ["none", *facts.grid["intermediates"]]
+        return f"Not asked by this study: no cell is without a task{_add(facts, 'intermediates', tasks)}."
     return "Not known yet: no seed has a cell with and one without a task."
 
 

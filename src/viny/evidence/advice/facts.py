@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from viny.evidence.advice.trainings import Trainings, measured_on_others, on_images, read_record
+from viny.evidence.advice.trial import AtHand, images_at_hand
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
@@ -61,6 +62,7 @@ class Facts:
             pre-trainings whose held-out loss rises.
         steps_per_epoch: of pre-training, by size.
         short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`; likewise.
+        at_hand: the images that there are.
     """
 
     root: Path
@@ -84,10 +86,15 @@ class Facts:
     falling: Mapping[tuple[str, int | str], float]
     steps_per_epoch: Mapping[int, int]
     short: Mapping[int, int]
+    at_hand: AtHand
 
     @property
     def grid(self) -> Mapping[str, Any]:
         return self.config["grid"]
+
+    def refused(self, change: Mapping[str, Any]) -> bool:
+        """Whether `viny check` would refuse the study's settings with a change."""
+        return bool(self.at_hand.refusal(self.study, change))
 
     def cells_with(self, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
         """The cells of the arm under a changed grid."""
@@ -187,6 +194,7 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         },
         steps_per_epoch=steps_per_epoch,
         short={size: n for size, n in steps.items() if n < LEAST_STEPS and size not in rising},
+        at_hand=images_at_hand(study, root),
     )
 
 

@@ -14,10 +14,9 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import EXCESS, Facts, interval_words, start_words, undecided
-from viny.evidence.statistics.crossed import Runs, step
 from viny.evidence.statistics.fits import AVERAGE, MODELS, fits
 from viny.evidence.statistics.gains import marginal_gains
-from viny.evidence.verdicts import Decision, answer, in_points, label_question, span
+from viny.evidence.verdicts import Decision, answer, label_question, span
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,7 @@ class _Doubling:
         pretrain_size, intermediate: whose curve it is.
         smaller, larger: labels at both ends of the last doubling.
         last: what it brought, a row of `marginal_gains`.
-        trend: how that compares with the first doubling, in words; empty if it cannot be compared.
+        trend: how that compares with the doubling before, in words; empty if it cannot be compared.
         fit: mean, low and high of the next doubling as the averaged fits foretell it; None if there are too few sizes.
         words: the same in words, or why not.
     """
@@ -96,14 +95,14 @@ def label_advice(facts: Facts, best: Best) -> LabelAdvice:
     curves = [curve for curve in dict.fromkeys(curves) if facts.curve(*curve)["finetune_size"].nunique() > 1]
     if not curves:
         asked = len(facts.grid["finetune_sizes"]) > 1
-        words = f"Not asked by this study: one number of labels; add `grid.finetune_sizes: {more_labels(facts)}`."
+        words = f"Not asked by this study: one number of labels{_other_labels(facts)}."
         if asked:
             words = "Not known yet: no curve has cells of two numbers of labels."
         return LabelAdvice([Item(words, {"asked": False})], words, [], foreseen=asked)
     items, answer, effects, foreseen = [], "", [], True
     gains, forms = marginal_gains(facts.runs), fits(facts.runs)
     for curve in curves:
-        doubling = _last_doubling(facts.runs, gains, forms, *curve)
+        doubling = _last_doubling(facts, gains, forms, *curve)
         tail = f" {doubling.foretold}" if doubling.fit else ""
         data = _data(doubling)
         if not effects:  # the best cell's curve, or the next one if no seed has both of its sizes
@@ -125,7 +124,7 @@ def more_labels(facts: Facts) -> list[int]:
     """The grid's label sizes and further ones: as many as a fit needs, but at least one.
 
     A further size doubles the largest, as far as there are labelled images besides the test images; otherwise it
-    halves the widest gap. If neither gives a new size, there are fewer.
+    halves the widest gap. If neither gives a new size, there are fewer; and none if `viny check` would refuse them.
 
     Args:
         facts: the study's.
@@ -136,8 +135,8 @@ def more_labels(facts: Facts) -> list[int]:
     Raises:
         InputError: a damaged pack manifest.
     """
-    sizes, pool = sorted(facts.grid["finetune_sizes"]), facts.pool("segmentation")
-    most = np.inf if pool is None else pool - facts.test_images[-1]
+    sizes, room = sorted(facts.grid["finetune_sizes"]), facts.at_hand.room(facts.study)
+    most = np.inf if room is None else room
     wanted = max(len(sizes) + 1, MODELS["log-linear"].parameters + 2)
     while len(sizes) < wanted:
         largest = int(min(2 * sizes[-1], most))
@@ -147,38 +146,33 @@ def more_labels(facts: Facts) -> list[int]:
         if further < 1 or further in sizes:
             break
         sizes = sorted([*sizes, further])
-    return sizes
+    return sorted(facts.grid["finetune_sizes"]) if facts.refused({"grid": {"finetune_sizes": sizes}}) else sizes
 
 
-def _last_doubling(runs: Runs, gains: pd.DataFrame, forms: pd.DataFrame, size: int, task: str) -> _Doubling:
+def _other_labels(facts: Facts) -> str:
+    sizes, there = more_labels(facts), facts.grid["finetune_sizes"]
+    if len(sizes) == len(there):
+        return ""
+    less = "" if max(sizes) > max(there) else ", fewer ones, as no more labelled images are left"
+    return f"; add `grid.finetune_sizes: {sizes}`{less}"
+
+
+def _last_doubling(facts: Facts, gains: pd.DataFrame, forms: pd.DataFrame, size: int, task: str) -> _Doubling:
     """The last doubling of a curve, from the tables of all curves."""
     steps = gains[(gains["along"] == "labels") & (gains["intermediate"] == task) & (gains["pretrain_size"] == size)]
     forms = forms[(forms["intermediate"] == task) & (forms["pretrain_size"] == size)]
     last = steps.iloc[-1].to_dict()
     small, large = int(last["smaller"]), int(last["larger"])
     average = forms.set_index("model").loc[AVERAGE]
-    return _Doubling(size, task, small, large, last, _trend(runs, steps), *_foretell(average))
+    return _Doubling(size, task, small, large, last, _trend(facts, size, task), *_foretell(average))
 
 
-def _trend(runs: Runs, steps: pd.DataFrame) -> str:
-    """Whether the gain per doubling falls along a curve: the last against the first, paired within seeds."""
-    if len(steps) < 2:
-        return ""
-    first, last = (
-        runs.weights(
-            step(
-                (row.pretrain_size, row.intermediate, row.smaller),
-                (row.pretrain_size, row.intermediate, row.larger),
-                math.log2(row.larger / row.smaller),
-            )
-        )
-        for row in (steps.iloc[0], steps.iloc[-1])
-    )
-    row = runs.contrasts(last - first).at()
-    if math.isnan(row["low"]):
-        return ""
-    falls = "less than" if row["high"] < 0 else "more than" if row["low"] > 0 else "not told from"
-    return f", {falls} the first doubling (change {in_points(row['mean'])}, {span(row['low'], row['high'])})"
+def _trend(facts: Facts, size: int, task: str) -> str:
+    """Whether the gain per doubling falls along a curve, as the study decides it; empty if that is not asked."""
+    for found in facts.decided("labels fall"):
+        if task == "none" and found.what == size and not math.isnan(found.low):
+            return f"; against the doubling before, it {found.words} ({span(found.low, found.high)})"
+    return ""
 
 
 def _foretell(average: Mapping[str, Any]) -> tuple[dict[str, float] | None, str]:

@@ -13,11 +13,14 @@ from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import EXCESS, LEAST_STEPS, Facts
 from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
+from viny.evidence.advice.trial import as_command, as_keys, keys
 from viny.evidence.power.simulate import Simulation, more_seeds
 from viny.evidence.power.truth import from_runs
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
+from viny.learning.settings import moved_milestones
 from viny.runtime.units import duration
+from viny.study.config import merge
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
 LEAST_CHANCE = 0.01  # of a proposal, so that none has no price
@@ -50,10 +53,12 @@ def proposal_items(
             needs.setdefault(max(seeds, len(facts.grid["seeds"]) + 1), []).append(effect)
         remarks.append(remark)
     # The fewest seeds that settle something, and as many as settle all that seeds can.
+    seeds_for = []
     for n in sorted({min(needs), max(needs)}) if needs else []:
         settled = [effect for seeds, effects in needs.items() if seeds <= n for effect in effects]
-        proposals.append(_more_seeds(facts, best, n, settled))
+        seeds_for.append(_more_seeds(facts, best, n, settled))
     further = (
+        *seeds_for,
         _further_labels(facts, best, labels.foreseen),
         _further_images(facts, pretraining),
         _further_tests(facts, still_open),
@@ -103,17 +108,21 @@ def _proposal(
     tasks: Iterable[str],
     chances: Sequence[float] = (),
     **grid: Sequence[Any],
-) -> Item:
-    """A change to the grid, its new cells and trainings, and what they cost.
+) -> Item | None:
+    """A change to the grid, its new cells and trainings, and what they cost; None if `viny check` would refuse it.
 
     Args:
         facts: the study's.
-        change: the change, in words.
+        change: the change, in words; empty for that of `grid`.
         settles: the questions that it settles.
         tasks: the intermediate tasks that these questions need.
         chances: that each question is decided then; NaN where not known. None are said if empty.
         grid: what changes in the grid.
     """
+    setting = {"grid": {axis: list(values) for axis, values in grid.items()}} if grid else {}
+    if setting and facts.refused(setting):
+        return None
+    change = change or as_keys(setting)
     every = facts.grid["intermediates"]
     alone = [task for task in every if task in set(tasks)]
     new, trainings, seconds = _cost(facts, grid)
@@ -127,7 +136,16 @@ def _proposal(
         text += f" With `grid.intermediates: [{', '.join(alone)}]`, whose tables then show no other, {less} cells and "
         text += f"{_takes(seconds)}."
         data["alone"] = {"intermediates": alone, "new_cells": less, "trainings": trainings, "seconds": seconds}
-    return Item(text, data)
+    return _with_command(facts, Item(text, data), setting)
+
+
+def _with_command(facts: Facts, item: Item, setting: Mapping[str, Any]) -> Item:
+    """A proposal with its settings, the command that tries them, and what it takes in words."""
+    data = item.data | {"takes": _takes(item.data["seconds"])}
+    if not setting:
+        return Item(item.text, data)
+    command = as_command(facts.config["study"], setting)
+    return Item(f"{item.text} Try: `{command}`.", data | {"set": keys(setting), "command": command})
 
 
 def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, float | None]:
@@ -137,13 +155,13 @@ def _cost(facts: Facts, grid: Mapping[str, Sequence[Any]]) -> tuple[int, int, fl
     return len(new), *facts.trainings.cost(new)
 
 
-def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -> Item:
+def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -> Item | None:
     seeds = more_seeds(facts.grid["seeds"], n)
     tasks = ["none", *(str(effect.what) for effect in settled if effect.kind == "task")]
     tasks += [best.intermediate for effect in settled if effect.kind == "labels"]
     chances = [chance_with(facts.runs, effect, n, facts.target / 100) for effect in settled]
     names = [effect.name for effect in settled]
-    return _proposal(facts, f"`grid.seeds: {seeds}`", names, tasks, chances, seeds=seeds)
+    return _proposal(facts, "", names, tasks, chances, seeds=seeds)
 
 
 def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
@@ -183,11 +201,12 @@ def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
     sizes = more_labels(facts)
     if foreseen or len(sizes) == len(facts.grid["finetune_sizes"]):
         return None
-    change, tasks = f"`grid.finetune_sizes: {sizes}`", ["none", best.intermediate]
-    item = _proposal(facts, change, ["what further labels bring"], tasks, finetune_sizes=sizes)
-    if sizes[-1] > max(facts.grid["finetune_sizes"]):
+    more = sizes[-1] > max(facts.grid["finetune_sizes"])
+    settles = ["what further labels bring" if more else "how mIoU grows with labels"]
+    item = _proposal(facts, "", settles, ["none", best.intermediate], finetune_sizes=sizes)
+    if more or item is None:
         return item
-    text = " Beside the test images too few labelled ones are left to go beyond; label more for that."
+    text = " These are fewer: besides the test images too few labelled ones are left to go beyond; label more for that."
     return Item(f"{item.text}{text}", item.data)
 
 
@@ -195,13 +214,17 @@ def _further_images(facts: Facts, pretraining: Sequence[Decision]) -> Item | Non
     """A second pre-train size, if there is only one and it does not cost mIoU."""
     if len(facts.sizes) != 1 or not pretraining or pretraining[0].verdict == "down":
         return None
-    pool, size = facts.pool("pretrain"), 2 * facts.sizes[0]
-    size = min(size, pool) if pool else size
-    if size < EXCESS * facts.sizes[0]:
-        size = facts.sizes[0] // 2
+    pool, size = facts.at_hand.limits(facts.study).get("pretrain"), 2 * facts.sizes[0]
+    size = min(size, pool - facts.config["pretrain"].get("held_out", 0)) if pool else size
+    more = size >= EXCESS * facts.sizes[0]
+    size = size if more else facts.sizes[0] // 2
+    if not size:
+        return None
     sizes = sorted({*facts.grid["pretrain_sizes"], size})
-    settles = ["what a doubling of unlabelled images brings"]
-    return _proposal(facts, f"`grid.pretrain_sizes: {sizes}`", settles, ["none"], pretrain_sizes=sizes)
+    item = _proposal(facts, "", ["what a doubling of unlabelled images brings"], ["none"], pretrain_sizes=sizes)
+    if more or item is None:
+        return item
+    return Item(f"{item.text} That is fewer images: there are no more of them.", item.data)
 
 
 def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
@@ -214,15 +237,39 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     # The noise falls with the square root of the number of images.
     wanted = math.ceil(max(tests * (e.half_images / min(goal, e.half_images / 2)) ** 2 for e in noisy))
     trainings, seconds = facts.trainings.anew(facts.cells)
-    pool = facts.pool("segmentation")
-    change = f"`segmentation.test_size: {wanted}`"
+    fits = _most_tests(facts, wanted)
     names = [effect.name for effect in noisy]
-    said, chances = _with_chances(names, _chances(facts, noisy, wanted))
-    text = f"{change}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
-    if pool is not None and wanted + max(facts.grid["finetune_sizes"]) > pool:
-        text += f" There are {pool:,} labelled images in all, too few; label more test images."
+    if fits < EXCESS * tests:  # which the images at hand cannot settle, but labelling can
+        change = f"label {wanted - tests:,} more test images, for {wanted:,} in all"
+        setting, fits = {}, wanted
+    else:
+        setting = {"segmentation": {"test_size": fits}}
+        change = as_keys(setting)
+    said, chances = _with_chances(names, _chances(facts, noisy, fits))
+    text = f"{_capital(change)}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
+    if setting and fits < wanted:
+        text += f" It would take {wanted:,}; no more labelled images are left, so label more."
     data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
-    return Item(text, data | {"seconds": seconds, "chances": chances})
+    return _with_command(facts, Item(text, data | {"seconds": seconds, "chances": chances}), setting)
+
+
+def _most_tests(facts: Facts, wanted: int) -> int:
+    """As many test images as `viny check` would accept, up to so many."""
+
+    def fits(tests: int) -> bool:
+        return not facts.refused({"segmentation": {"test_size": tests}})
+
+    low, high = facts.test_images[-1], wanted
+    if fits(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _chances(facts: Facts, effects: Sequence[Decision], tests: int) -> list[float]:
@@ -249,13 +296,22 @@ def _longer(facts: Facts) -> list[Item]:
         return []
     times = {key: n / _section(facts, key)["epochs"] for key, n in epochs.items()}
     anew, trainings, seconds = facts.trainings.longer(facts.cells, times)
-    keys = ", ".join(f"`{key}: {n}`" for key, n in epochs.items())
-    moved = any(_section(facts, key)["milestones"] for key in epochs)
-    along = " and milestones moved along" if moved else ""
-    text = f"Train longer first, as verdicts may turn, with {keys}{along}: {counted(anew, 'cell')} anew, "
+    setting: dict[str, Any] = {}
+    for key, n in epochs.items():
+        section = _section(facts, key)
+        inner: dict[str, Any] = {"epochs": n}
+        if section["milestones"]:
+            inner["milestones"] = moved_milestones(section["milestones"], section["epochs"], n)
+        for name in reversed(key.split(".")[:-1]):
+            inner = {name: inner}
+        setting = merge(setting, inner)
+    if facts.refused(setting):
+        return []
+    change = as_keys(setting)
+    text = f"Train longer first, as verdicts may turn, with {change}: {counted(anew, 'cell')} anew, "
     text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
-    data = {"change": keys, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
-    return [Item(text, data | {"seconds": seconds, "epochs": epochs})]
+    data = {"change": change, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
+    return [_with_command(facts, Item(text, data | {"seconds": seconds, "epochs": epochs}), setting)]
 
 
 def _section(facts: Facts, key: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from viny.evidence.statistics.arms import KEY, Arms, arms_table
 from viny.evidence.statistics.costs import arm_costs
 from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.tables import read_metrics, with_arms
+from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
 from viny.study.grid import Cell, cells, has_arms
 from viny.study.layout import metrics_file
@@ -42,9 +44,19 @@ def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
         spent = None
     said = arm_decisions(runs, about, arms_table(runs, about, spent))
     items = [
-        Item(row["sentence"], {"kind": row["kind"], "labels": row["what"]})
+        Item(row["sentence"], {"kind": row["kind"], "labels": row["what"]} | _brief(row))
         for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records")
     ]
     first = about.words(*about.base, 0)
     alone = f"All that follows is about one arm alone, {first}, with and without pre-training and tasks."
     return [*items, Item(alone, {"start": about.base[0], "variant": about.base[1]})]
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, str]:
+    """The best arm in few words; empty for other rows."""
+    if row["kind"] != BEST:
+        return {}
+    interval = "one seed" if math.isnan(row["low"]) else f"{bare(row['low'])} to {bare(row['high'])}"
+    further = str(row["reason"]).partition(". ")[0].partition(":")[0]
+    said = f"{row['name'][:1].upper()}{row['name'][1:]} with {int(row['what']):,} labels: {bare(row['mean'])} %"
+    return {"brief": f"{said} ({interval}). {further}".strip().rstrip(".") + "."}

@@ -17,7 +17,7 @@ from viny.runtime.errors import InputError
 
 
 def warning_items(facts: Facts, best: Best) -> list[Item]:
-    """The weaknesses of a study's numbers.
+    """The weaknesses of a study's numbers, the most important first.
 
     Args:
         facts: the study's.
@@ -33,12 +33,12 @@ def warning_items(facts: Facts, best: Best) -> list[Item]:
         *outdated_items(facts),
         *_missing(facts),
         *_few_seeds(facts),
-        *_small_test_set(facts, best),
-        *_switches(facts),
-        *_duplicates(facts),
-        *_classes(facts),
         *_short_pretraining(facts),
         *_falling(facts),
+        *_duplicates(facts),
+        *_small_test_set(facts, best),
+        *_classes(facts),
+        *_switches(facts),
         *_note(facts),
     ]
 
@@ -66,7 +66,7 @@ def _few_seeds(facts: Facts) -> list[Item]:
         return []
     text = "One seed: no interval anywhere, and any difference may be chance."
     if seeds == 2:
-        text = "Two seeds: their spread is hardly known, so intervals are very wide, and some are left out."
+        text = "Two seeds: their spread is hardly known, so that intervals are very wide."
     return [Item(text, {"seeds": seeds})]
 
 

@@ -285,7 +285,9 @@ def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", m
     return drawn
 
 
-def size_legend(figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str) -> None:
-    """One legend of the pre-train sizes for all panels; `bars` says what the bars are."""
+def size_legend(
+    figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str, others: Sequence[Line2D] = ()
+) -> None:
+    """One legend of the pre-train sizes for all panels, and of other lines; `bars` says what the bars are."""
     handles = [Line2D([], [], label=f"{size:,}", **style) for size, style in styles.items()]
-    legend(figure, handles, f"Pre-training images\n({bars})")
+    legend(figure, [*handles, *others], f"Pre-training images\n({bars})")

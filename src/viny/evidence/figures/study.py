@@ -18,21 +18,28 @@ from viny.data.masks import IGNORE
 from viny.evidence.figures import kit, means
 from viny.evidence.statistics.crossed import Runs
 from viny.runtime.errors import InputError
+from viny.runtime.text import visible
 
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
 BESIDE = 1.05  # inches beside images, for what a row shows
 COLUMNS = 5  # images beside one another
+REFERENCES = {  # lines without marks, as they are none of the study's
+    "unet": {"color": "0.45", "linestyle": "--", "linewidth": 1.1, "marker": ""},
+    "constant": {"color": "0.45", "linestyle": ":", "linewidth": 1.1, "marker": ""},
+}
+IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}
 NO_TASK = "This study has no intermediate task, so there is no difference to show."
 NO_PAIR = "No seed was run both with and without an intermediate task."
 
 
 @kit.in_style
-def miou_curves(runs: Runs, note: str = "") -> Figure:
+def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> Figure:
     """mIoU against labels: a panel per intermediate task, 'none' first; a line per pre-train size; 95 % intervals.
 
     Args:
         runs: the study's.
         note: printed under the figure.
+        references: grey lines in every panel, keys (name, labels); none: no such lines.
     """
     table = means.of_cells(runs)
     if table.empty:
@@ -45,13 +52,25 @@ def miou_curves(runs: Runs, note: str = "") -> Figure:
             line = line.sort_values("finetune_size")
             x = kit.aside(size, styles, labels) * line["finetune_size"]
             kit.bars(axes, x, line, label=f"{size}", **styles[size])
+        for name, line in _reference_lines(references).items():
+            axes.plot(line["finetune_size"], 100 * line["mean"], **REFERENCES[name], zorder=1, label="_reference")
         axes.set_title(kit.task_title(task))
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
-    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]))
+    others = [Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in _reference_lines(references)]
+    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), others)
     kit.add_note(figure, note)
     return figure
+
+
+def _reference_lines(runs: Runs | None) -> dict[str, pd.DataFrame]:
+    """The means of each reference against labels: finetune_size and mean."""
+    if runs is None:
+        return {}
+    table = pd.DataFrame(runs.keys, columns=["reference", "finetune_size"])
+    table["mean"] = runs.contrasts(np.eye(len(runs.keys))).mean
+    return {name: line.sort_values("finetune_size") for name, line in table.groupby("reference", sort=False)}
 
 
 @kit.in_style
@@ -197,16 +216,18 @@ def segmentations(
     classes: Sequence[str],
     note: str = "",
     title: str = "",
+    names: Sequence[str] = (),
 ) -> Figure:
     """A column per image: the image, its true segmentation, and below what each model predicts.
 
     Args:
         images: [N, H, W, 3] floats in [0, 1].
         truth: [N, H, W] ints, indices into `classes`, or IGNORE, which is grey.
-        predictions: of the models; always a class.
+        predictions: of the models; grey where they are IGNORE.
         classes: names; a class's colour depends on its index alone.
         note: printed under the figure.
         title: above the figure.
+        names: of the images, above each; none: not shown.
     """
     rows = {"Truth": truth} | {prediction.title: prediction.labels for prediction in predictions}
     for name, labels in rows.items():
@@ -217,7 +238,7 @@ def segmentations(
     columns = min(len(images), COLUMNS)
     blocks = -(-len(images) // columns)  # of further images, below
     labelled = sum(prediction.miou is not None for prediction in predictions)
-    above = 0.4 + 0.2 * blocks * labelled + 0.15 * bool(title)
+    above = 0.4 + (0.2 * labelled + 0.3 * bool(names)) * blocks + 0.15 * bool(title)
     figure, panels = kit.image_grid(blocks * (1 + len(rows)), columns, BESIDE, above)
     values = {prediction.title: prediction.miou for prediction in predictions}
     for i, axes in enumerate(
@@ -228,6 +249,8 @@ def segmentations(
                 each.remove()
             continue
         axes[0].imshow(np.clip(images[i], 0, 1))
+        if names:  # text in dollar signs would be taken for a formula
+            axes[0].set_title(_in_lines(names[i]), size=6, pad=2, parse_math=False)
         for each, (name, labels) in zip(axes[1:], rows.items(), strict=True):
             # A pixel of IGNORE, 255, lies above the last class, however many there are.
             each.imshow(labels[i], cmap=colour_map, vmin=-0.5, vmax=len(classes) - 0.5, interpolation="nearest")
@@ -243,6 +266,13 @@ def segmentations(
     kit.legend(figure, [Patch(facecolor=colour, label=name, **edge) for colour, name in shown], title, most=4)
     kit.add_note(figure, note)
     return figure
+
+
+def _in_lines(name: str, letters: int = 13, lines: int = 3) -> str:
+    """An image's name in narrow lines; of a long one, the end."""
+    most = letters * lines
+    name = visible(name if len(name) <= most else f"…{name[1 - most :]}")
+    return "\n".join(name[at : at + letters] for at in range(0, len(name), letters))
 
 
 def _parse(label: str) -> dict[str, str | int]:

@@ -59,6 +59,7 @@ PICTURES = {
     },
     "What it looks like": {
         "segmentation": "Columns of a test image, its true mask and the masks that the models predict.",
+        "worst": "Columns of a test image by name, its true mask, the predicted one, and its score.",
         "failures": "Columns of a test image, its true mask, and the masks predicted without and with the task.",
         "reconstructions": "Rows of a test image, its unmasked patches, and what the model paints into the rest.",
     },

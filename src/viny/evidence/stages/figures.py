@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
 from viny.evidence.metrics import iou, miou_of_images
-from viny.evidence.statistics.crossed import read_confusion, read_runs
+from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs
+from viny.evidence.statistics.references import reference_scores
 from viny.evidence.summary import Summary
-from viny.evidence.tables import read_metrics
+from viny.evidence.tables import GROUP, read_metrics
 from viny.learning.machine import Machine
 from viny.learning.model import patchify, unpatchify
 from viny.learning.objectives import SimMIM, draw_patch_mask
@@ -39,8 +41,17 @@ from viny.learning.weights import (
 )
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
-from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, shown_cells
-from viny.study.layout import chain, metrics_file, pack_manifest, split_record, summarised, training_of, trainings
+from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, references, shown_cells
+from viny.study.layout import (
+    chain,
+    metrics_file,
+    pack_manifest,
+    reference_file,
+    split_record,
+    summarised,
+    training_of,
+    trainings,
+)
 
 
 def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path, threads: int = 1) -> None:
@@ -60,7 +71,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     trained = trainings(every)
     curves = [(training.stage, training.name, training.file(root, "curve")) for training in trained]
     manifest, split = pack_manifest(root, "segmentation"), split_record(root, *chain(shown[-1])[-1].split)
-    models = [chain(cell)[-1].file(root, "record") for cell in shown]
+    models = [chain(cell)[-1].file(root, "record") for cell in every]  # the best of which is shown too
     if most := reconstructed(spec):
         encoder = training_of(most).file(root, "record")
         models.append(encoder)
@@ -68,16 +79,20 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary = Summary("figures", spec, root)
     summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics), *(curve for *_, curve in curves))
     summary.reads(manifest, split, split.with_suffix(".npz"), *records, *map(weights_beside, models))
+    files = [reference_file(root, one, what) for one in references(spec) for what in ("record", "confusion")]
+    summary.reads(*files)
 
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
     kit.save(pipeline.pipeline(_steps(spec, root, frame), note), drawn / "pipeline")
-    kit.save(study.miou_curves(runs, note), drawn / "miou_curves")
+    others = crossed(reference_scores(spec, root)[0]) if references(spec) else None
+    kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
     tested = _Tested.read(spec, manifest, split, machine)
     picked = tested.varied(spec["examples"])
     kit.save(_segmentation(root, shown, tested, picked, note), drawn / "segmentation")
+    kit.save(_worst(root, every, frame, tested, spec["examples"], note), drawn / "worst")
     if pair := failing_pair(spec):
         kit.save(_failures(root, pair, tested, spec["examples"], note), drawn / "failures")
     if most:
@@ -189,6 +204,27 @@ def _failures(root: Path, pair: tuple[Cell, Cell], tested: _Tested, count: int, 
     title = f"{start}, {labels:,} labels, seed {pair[0].seed}: {pair[1].intermediate}\n"
     title += f"lowers mIoU on {lower} of {len(known):,} test images; the worst"
     return study.segmentations(tested.images(worst), truth, rows, tested.classes, note, title)
+
+
+def _worst(root: Path, every: Sequence[Cell], frame: pd.DataFrame, tested: _Tested, count: int, note: str) -> Figure:
+    """The test images on which the best cell scores lowest, over its seeds, and what its first seed predicts."""
+    best = frame.groupby(GROUP, sort=False)["miou"].mean().idxmax()
+    cells = [cell for cell in every if (cell.pretrain_size, cell.intermediate, cell.finetune_size) == best]
+    by_seed = [_miou_of_images(metrics_file(root, cell).with_suffix(".npz"), tested.test) for cell in cells]
+    miou = pd.DataFrame(by_seed).mean().to_numpy()
+    worst = np.argsort(miou, kind="stable")[: min(count, np.isfinite(miou).sum())]  # NaN comes last
+    if not len(worst):
+        return kit.say("No test image has a pixel with a class.", note)
+    truth, guess = tested.predicted(root, cells[0], worst)
+    rows = [Prediction(f"Predicted\n(seed {cells[0].seed})", np.where(truth == IGNORE, IGNORE, guess), miou[worst])]
+    size, task = cells[0].pretrain_size, cells[0].intermediate
+    start = f"{size:,} pre-training images" if size else "random start"
+    task = "" if task == "none" else f", {task}"
+    title = f"{start}{task}, {cells[0].finetune_size:,} labels: the worst\nof {np.isfinite(miou).sum():,} test images"
+    names = [tested.pack.name(row) for row in tested.test[worst].tolist()]
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])  # says nothing about any of them
+    names = [os.path.relpath(name, folder or ".") for name in names]
+    return study.segmentations(tested.images(worst), truth, rows, tested.classes, note, title, names)
 
 
 def _miou_of_images(path: Path, test: np.ndarray) -> np.ndarray:

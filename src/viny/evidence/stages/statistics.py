@@ -13,13 +13,23 @@ from viny.evidence.statistics import pages
 from viny.evidence.statistics.arm_pages import write_arms, write_held_out
 from viny.evidence.statistics.arms import KEY, Arms
 from viny.evidence.statistics.costs import arm_costs, chain_costs
-from viny.evidence.statistics.crossed import read_runs
+from viny.evidence.statistics.crossed import read_runs, read_scores
 from viny.evidence.statistics.held_out import read_curves
+from viny.evidence.statistics.references import reference_scores, write_references
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics, with_arms
 from viny.learning.settings import ModelSettings
-from viny.study.grid import base_cells, cells, has_arms
-from viny.study.layout import TUNING, Training, chain, held_out_curves, metrics_file, summarised, trainings
+from viny.study.grid import base_cells, cells, has_arms, references
+from viny.study.layout import (
+    TUNING,
+    Training,
+    chain,
+    held_out_curves,
+    metrics_file,
+    reference_file,
+    summarised,
+    trainings,
+)
 
 
 def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -47,6 +57,10 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         "transfer": effects.transfer(tables["transfer"], runs, note),
         "costs": effects.cost(tables["costs"], runs, note),
     }
+    if others := references(spec):
+        summary.reads(*(reference_file(root, one, what) for one in others for what in ("record", "confusion")))
+        frame = read_metrics(paths)
+        write_references(frame, read_scores(frame, root / "metrics"), *reference_scores(spec, root), out / "tables")
     if has_arms(spec) or held_out_curves(spec):
         drawn |= _arms(spec, root, out, summary)
     for name, figure in drawn.items():

@@ -16,6 +16,7 @@ from viny.evidence.tables import (
     check_cells,
     in_order,
 )
+from viny.evidence.verdicts import UNKNOWN, Decision, Question, answer, decide, in_points, span, told
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed
@@ -190,7 +191,12 @@ def _front(cost: pd.Series, benefit: pd.Series) -> np.ndarray:
     return ~(no_worse & better).any(1) & np.isfinite(c)
 
 
-def next_step(frame: pd.DataFrame, runs: Runs, chain: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def next_step(
+    frame: pd.DataFrame,
+    runs: Runs,
+    chain: Mapping[str, Mapping[str, Any]],
+    decisions: Sequence[Decision] | None = None,
+) -> pd.DataFrame:
     """Where should the next hour, or the next 500 labels, go from each point of the front?
 
     The moves from a point go to the next number of labels, to the next number of pre-training images and, if it has
@@ -200,13 +206,16 @@ def next_step(frame: pd.DataFrame, runs: Runs, chain: Mapping[str, Mapping[str, 
         frame: what `tables.read_metrics` returns.
         runs: its mIoU, see `crossed.read_runs`.
         chain: as in `costs`.
+        decisions: what the study decides; None to decide it here.
 
     Returns:
         One row per move from a point of the Pareto front of mIoU against operations: the point and its
         miou; move; the point it leads to (to_ columns); n seeds; gain in mIoU with low and high, its 95 % interval
         over seeds and test images (empty for one seed); further_labels, further_pretrain_images, further_hours
         (empty unless both ran on one device), further_operations (FLOP); gain_per_hour and gain_per_500_labels,
-        each with _low and _high, empty if nothing more is spent; words. Gains are fractions.
+        each with _low and _high, empty if nothing more is spent; words, which give a rate only where the gain is told
+        (Holm's correction over the table), and what the study decides over all cells is the same (`verdicts.told`).
+        Gains are fractions.
 
     Raises:
         InputError: as for `costs`.
@@ -225,8 +234,33 @@ def next_step(frame: pd.DataFrame, runs: Runs, chain: Mapping[str, Mapping[str, 
         {"n": int(n), "gain": mean, "low": low, "high": high}
         for n, mean, low, high in zip(gains.n, gains.mean, gains.low, gains.high, strict=True)
     ]
-    rows = [_step(*move, gain, spent) for move, gain in zip(moves, each, strict=True) if gain["n"]]
+    verdicts = _verdicts(runs, moves, decide(runs) if decisions is None else decisions)
+    rows = [
+        _step(*move, gain, spent, verdicts.get(move[:2], "undecided"))
+        for move, gain in zip(moves, each, strict=True)
+        if gain["n"]
+    ]
     return pd.DataFrame(rows, columns=STEPS)
+
+
+def _verdicts(
+    runs: Runs, moves: Sequence[tuple[Any, Any, str]], decisions: Sequence[Decision]
+) -> dict[tuple[Any, Any], str]:
+    """What may be said of moves from one cell to another."""
+    asked = [Question("cell", (here, there), "", "cell", [there[::2]], [step(here, there)]) for here, there, _ in moves]
+    over_all = {(decision.kind, decision.what): decision for decision in decisions}
+    return {one.what: told(one, over_all.get(_asked_over_all(*one.what, decisions))) for one in answer(runs, asked)}
+
+
+def _asked_over_all(here: Any, there: Any, decisions: Sequence[Decision]) -> tuple[str, Any] | None:
+    """The kind and subject of the study's question that a move is a part of; None if it is none."""
+    if here[1] != there[1]:
+        return "task", there[1]
+    if here[0] != there[0]:
+        return ("images", there[0]) if here[0] else ("pre-training", there[0])
+    weights = {(*here[:2], here[2]), (*there[:2], there[2])}
+    part = any(d.kind == "labels" and d.what == here[0] and set(d.question.weights[0]) == weights for d in decisions)
+    return ("labels", here[0]) if part else None
 
 
 def _moves(here: tuple[int, str, int], cells: list[tuple[int, str, int]]) -> list[tuple[str, tuple[int, str, int]]]:
@@ -247,6 +281,7 @@ def _step(
     move: str,
     gain: Mapping[str, float],
     spent: pd.DataFrame,
+    verdict: str,
 ) -> dict[str, Any]:
     """A row of `next_step`."""
     before, after = spent.loc[here], spent.loc[there]
@@ -260,20 +295,23 @@ def _step(
     for name, spend in units.items():
         for end, value in (("", row["gain"]), ("_low", row["low"]), ("_high", row["high"])):
             row[name + end] = value / spend if spend > 0 else np.nan
-    return row | {"words": _step_in_words(row, one_device)}
+    return row | {"words": _step_in_words(row, one_device, verdict)}
 
 
-def _step_in_words(row: Mapping[str, Any], one_device: bool) -> str:
-    def span(name: str, unit: str) -> str:
-        low, high = row["low" if name == "gain" else f"{name}_low"], row["high" if name == "gain" else f"{name}_high"]
-        interval = f" ({100 * low:+.2f} to {100 * high:+.2f})" if low == low else " (one seed, no interval)"
-        return f"{100 * row[name]:+.2f}{interval} {unit}"
+def _step_in_words(row: Mapping[str, Any], one_device: bool, verdict: str) -> str:
+    def rate(name: str, unit: str) -> str:
+        return f"{in_points(row[name])} ({span(row[f'{name}_low'], row[f'{name}_high'])}) {unit}"
 
-    said = [span("gain", "points")]
-    if row["further_labels"]:
-        said.append(span("gain_per_500_labels", f"a further {LABELS_STEP} labels"))
+    interval = "one seed, no interval" if np.isnan(row["low"]) else span(row["low"], row["high"])
+    said = [f"{in_points(row['gain'])} points ({interval})"]
+    known = verdict in ("up", "down")  # of a gain that cannot be told there is no rate either
+    said += [] if known else [f"what it brings {UNKNOWN}" if verdict == "undecided" else "as good as nothing"]
+    if known and row["further_labels"]:
+        said.append(rate("gain_per_500_labels", f"a further {LABELS_STEP} labels"))
     if row["further_hours"] >= LEAST_HOURS:
-        said.append(span("gain_per_hour", f"a further hour, at the rate of these {row['further_hours']:.2g} hours"))
+        hours = f"{row['further_hours']:.2g} hours"
+        here = f"a further hour, at the rate of these {hours}"
+        said.append(rate("gain_per_hour", here) if known else f"it takes {hours} more")
     elif row["further_hours"] > 0:
         said.append(f"it takes {3600 * row['further_hours']:.0f} s more, too few to tell of an hour")
     elif one_device and row["further_hours"] == row["further_hours"]:

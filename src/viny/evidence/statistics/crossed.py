@@ -3,13 +3,14 @@
 A study is a sample of seeds, each with its own initialisation, subsets and order of images, and every model is tested
 on one sample of images. The two are crossed: all models of a seed share its draws, all models share the test images. So
 the variance of a weighted sum of cells has a part from each (`Runs.contrasts`): more seeds alone do not make it small.
+Where a study says which images belong together (`segmentation.group`), groups stand for images everywhere here.
 
 Every interval, test and figure of a study takes its numbers from here. Values are fractions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +113,10 @@ class Runs:
         keys: of the C cells; for a study's mIoU (pretrain_size, intermediate, finetune_size).
         seeds: S of them.
         values: [S, C], fractions; NaN where a cell was not run.
-        moved: [S, C, N], how far each test image moves that value, see `influence`; 0 for images
-            that it was not tested on, NaN where that is not known. None if it is known of no cell.
-        tested: bool [C, N], which images a cell was tested on; None: all of them.
+        moved: [S, C, N], how far each test image, or each group of them in a study with groups, moves that value, see
+            `influence`; 0 for those that it was not tested on, NaN where that is not known. None if it is known of no
+            cell.
+        tested: bool [C, N], which images or groups a cell was tested on; None: all of them.
         covariance: [C, C], in place of `moved`, what the cells' means share over draws of the test images; for made
             studies, whose images are none.
         pictures: number of test images that `covariance` is of.
@@ -377,7 +379,14 @@ def _freedom(here: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] = GROUP) -> Runs:
-    """A study's mIoU, seed by seed, with the influence of each test image.
+    """A study's mIoU, seed by seed, with the influence of each test image: `crossed` of `read_scores`."""
+    return crossed(read_scores(frame, metrics_dir, by))
+
+
+def read_scores(
+    frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] = GROUP
+) -> dict[tuple[int, Hashable], Score]:
+    """A study's mIoU, model by model, with the influence of each test image.
 
     Args:
         frame: what `tables.read_metrics` returns.
@@ -386,38 +395,91 @@ def read_runs(frame: pd.DataFrame, metrics_dir: Path | None, by: Sequence[str] =
         by: the columns whose values are a cell's key.
 
     Returns:
-        Cells in the frame's order; keys are (pretrain_size, intermediate, finetune_size), unless `by` has others.
+        The scores in the frame's order, by seed and (pretrain_size, intermediate, finetune_size), or what `by` says.
 
     Raises:
         InputError: cells of several studies, a cell twice, or a damaged file.
     """
     check_cells(frame, [*by, "seed"])
     frame = frame.dropna(subset="miou")
-    keys = list(dict.fromkeys(frame[[*by]].itertuples(index=False, name=None)))
-    seeds = sorted(int(seed) for seed in frame["seed"].unique())
-    values = np.full((len(seeds), len(keys)), np.nan)
-    row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
-    found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    scores: dict[tuple[int, Hashable], Score] = {}
     for cell in frame.to_dict("records"):
-        here = row[cell["seed"]], column[tuple(cell[name] for name in by)]
-        values[here] = cell["miou"]
         path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
-        if path is not None and path.is_file():
-            confusion, indices = read_confusion(path)
-            found[here] = influence(confusion, cell["miou_is"]), indices
-    if not found:
+        key = int(cell["seed"]), tuple(cell[name] for name in by)
+        scores[key] = Score.read(cell["miou"], cell["miou_is"], path)
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The mIoU of one model.
+
+    Attributes:
+        miou: a fraction.
+        moved: [N], how far each test image moves it, see `influence`; None if that is not known.
+        indices: [N], these images.
+        groups: [N], the number of each one's group; None in a study without groups.
+    """
+
+    miou: float
+    moved: np.ndarray | None = None
+    indices: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, miou: float, kind: str, path: Path | None) -> Score:
+        """A mIoU of a kind, with the influences that the confusion matrices in a file give, if there is one.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if path is None or not path.is_file():
+            return cls(miou)
+        confusion, indices, groups = _read(path)
+        return cls(miou, influence(confusion, kind), indices, groups)
+
+    def over_groups(self, group_of: Mapping[int, int]) -> Score:
+        """With the groups of images in place of images, by each image's group; one without is its own."""
+        if self.moved is None or self.indices is None:
+            return self
+        return Score(self.miou, *by_group(self.moved, [group_of.get(row, -1 - row) for row in self.indices.tolist()]))
+
+
+def crossed(scores: Mapping[tuple[int, Hashable], Score]) -> Runs:
+    """Runs of the scores of some models.
+
+    Args:
+        scores: by seed, and by the key of the cell.
+
+    Returns:
+        Cells in the order in which their keys come first.
+    """
+    group_of: dict[int, int] = {}
+    for score in scores.values():
+        if score.groups is not None and score.indices is not None:
+            group_of |= dict(zip(score.indices.tolist(), score.groups.tolist(), strict=True))
+    if group_of:
+        scores = {key: score.over_groups(group_of) for key, score in scores.items()}
+    keys = list(dict.fromkeys(key for _, key in scores))
+    seeds = sorted({seed for seed, _ in scores})
+    row, column = {seed: i for i, seed in enumerate(seeds)}, {key: i for i, key in enumerate(keys)}
+    values = np.full((len(seeds), len(keys)), np.nan)
+    places = {(row[seed], column[key]): score for (seed, key), score in scores.items()}
+    for here, score in places.items():
+        values[here] = score.miou
+    known = [score.indices for score in scores.values() if score.indices is not None]
+    if not known:
         return Runs(keys, seeds, values)
-    every = np.unique(np.concatenate([indices for _, indices in found.values()]))
+    every = np.unique(np.concatenate(known))
     moved = np.zeros((len(seeds), len(keys), len(every)))
     tested = np.zeros((len(keys), len(every)), bool)
-    for here in zip(*np.nonzero(np.isfinite(values)), strict=True):
-        if here not in found:
+    for here, score in places.items():
+        if score.indices is None:
             moved[here] = np.nan
             continue
-        influences, indices = found[here]
-        places = np.searchsorted(every, indices)
-        moved[(*here, places)] = influences
-        tested[here[1], places] = True
+        at = np.searchsorted(every, score.indices)
+        moved[(*here, at)] = score.moved
+        tested[here[1], at] = True
     return Runs(keys, seeds, values, moved, tested)
 
 
@@ -447,19 +509,36 @@ def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
     return ((hit - hit.sum(0) / total * union) / total).sum(1) / max(1, there.sum())
 
 
+def by_group(influences: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of images' influences [N] over the images of each group, [G], and the groups, ascending [G].
+
+    Images of one film or patient are alike, so their groups are what was drawn: the sums give the variance that is
+    robust to clusters (Liang and Zeger 1986).
+    """
+    found, place = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    return np.bincount(place, influences, len(found)), found
+
+
 def read_confusion(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices [N, C, C] of a cell's test images, true class first, and the images' indices [N].
 
     Raises:
         InputError: the file is damaged or holds something else.
     """
-    confusion, indices = load_arrays(path, "confusion matrices", ("confusion", "indices")).values()
-    if confusion.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+    confusion, indices, _ = _read(path)
+    return confusion, indices
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """What `read_confusion` returns, and the number of each image's group [N]; None in a study without groups."""
+    arrays = load_arrays(path, "confusion matrices", ("confusion", "indices"), ("groups",))
+    confusion, indices, groups = arrays["confusion"], arrays["indices"], arrays.get("groups")
+    if {array.dtype.kind for array in arrays.values()} - {"i", "u"}:
         raise InputError(f"{path}: not whole numbers; evaluate its cell again")
     square = confusion.ndim == 3 and confusion.shape[1] == confusion.shape[2]
-    if not square or indices.shape != confusion.shape[:1]:
+    if not square or indices.shape != confusion.shape[:1] or (groups is not None and groups.shape != indices.shape):
         raise InputError(
-            f"{path}: confusion {confusion.shape} and indices {indices.shape}; "
-            "expected [N, C, C] and [N]: evaluate its cell again"
+            f"{path}: confusion {confusion.shape}, indices {indices.shape} and groups, if any; "
+            "expected [N, C, C], [N] and [N]: evaluate its cell again"
         )
-    return confusion, indices
+    return confusion, indices, groups

@@ -50,12 +50,13 @@ def write_statistics(
     """
     frame = read_metrics(metric_paths)
     runs = read_runs(frame, Path(confusion_dir))
+    decisions = decide(runs)
     tables = {
-        "decisions": decisions_table(decide(runs)),
+        "decisions": decisions_table(decisions),
         "effects": effects(runs),
         "marginal_gains": marginal_gains(runs),
         "fits": fits(runs),
-        "transfer": transfer(runs),
+        "transfer": transfer(runs, decisions=decisions),
         "costs": costs(frame, chain) if chain is not None else pd.DataFrame(columns=COSTS),
     }
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
@@ -66,7 +67,7 @@ def write_statistics(
         "effects": _effects_page(tables["effects"]),
         "fits": _fits_page(tables["fits"]),
         "transfer": _transfer_page(tables["transfer"]),
-        "next_steps": _steps_page(None if chain is None else next_step(frame, runs, chain)),
+        "next_steps": _steps_page(None if chain is None else next_step(frame, runs, chain, decisions)),
     }
     for name, (title, words, body) in pages.items():
         write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}")

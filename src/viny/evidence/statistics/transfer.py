@@ -12,13 +12,15 @@ import pandas as pd
 from viny.evidence.statistics.crossed import ALPHA, LEVEL, Runs, step
 from viny.evidence.statistics.fits import TINY
 from viny.evidence.tables import GROUP, in_order
-from viny.evidence.verdicts import holm, in_points, p_in_words, verdicts_of
+from viny.evidence.verdicts import Decision, Question, answer, decide, holm, in_points, p_in_words, told
 
 TRANSFER = [*GROUP, "miou", "n", "labels_worth", "ratio", "low", "high", "censored", "verdict"]
 NOT_TOLD = "what that is in labels cannot be told"
 
 
-def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def transfer(
+    runs: Runs, draws: int = 2_000, seed: int = 0, decisions: Sequence[Decision] | None = None
+) -> pd.DataFrame:
     """Effective data transferred (Hernandez et al. 2021): how many labels is pre-training worth?
 
     It is worth the labels that a random start (no pre-training, no intermediate task) needs for the same mIoU. They
@@ -29,13 +31,16 @@ def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
         runs: a study's mIoU, see `crossed.read_runs`.
         draws: of the cells' means.
         seed: of the draws.
+        decisions: what the study decides; None to decide it here.
 
     Returns:
         One row per cell that is not a random start: miou, its mean; n seeds; labels_worth, the labels of a random
         start with that mIoU; ratio, labels_worth / finetune_size, below 1 where pre-training hurts; low and high,
         its 95 % interval, quantiles of `Runs.draws`, with an end outside the curve left empty; censored, 'beyond' if
         mIoU is above the whole curve, so that labels_worth and ratio are lower bounds, 'below' if it is below the
-        whole curve, so that they are upper bounds, otherwise empty; verdict in words. Empty without a random start;
+        whole curve, so that they are upper bounds, otherwise empty; verdict in words, which gives a number of labels
+        only where the cell is told from a random start with as many (Holm's correction over the table), and what the
+        study decides over all cells is the same (see `verdicts.told`). Empty without a random start;
         no labels_worth where its curve falls.
     """
     start = sorted(key for key in runs.keys if key[:2] == (0, "none"))
@@ -49,10 +54,7 @@ def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
     drawn = runs.draws(draws, seed).clip(0, 1)
     worths, over, under = _labels_worth(sizes, drawn[:, curve], drawn[:, cells], counts[curve])
     over, under, tail = over.mean(0), under.mean(0), (1 - LEVEL) / 2
-    paired = [step((0, "none", key[2]), key) if (0, "none", key[2]) in start else {} for key in others]
-    gains = runs.contrasts(runs.weights(*paired))
-    gains.p[[not weights for weights in paired]] = np.nan  # no question
-    named = np.isin(verdicts_of(gains)[1], ["up", "down"])
+    verdicts = _verdicts(runs, others, decide(runs) if decisions is None else decisions)
     rows = []
     for i, key in enumerate(others):
         row: dict[str, Any] = dict(zip(GROUP, key, strict=True)) | {"miou": means[cells[i]], "n": counts[cells[i]]}
@@ -68,10 +70,26 @@ def transfer(runs: Runs, draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
             # A quantile cut off at the far end of the curve is not a bound; one at the near end is.
             low, high = np.nan if under[i] > tail else low, np.nan if over[i] > tail else high
         row |= {"low": low, "high": high}
-        # The paired difference has an interval of its own; if the cell is censored, the ratio says less.
-        undecided = not (paired[i] and (gains.low[i] > 0 or gains.high[i] < 0))
-        rows.append(row | {"verdict": _worth(row, bool(supported), len(start), undecided, bool(named[i]))})
+        rows.append(row | {"verdict": _worth(row, bool(supported), len(start), verdicts.get(key, "undecided"))})
     return in_order(pd.DataFrame(rows, columns=TRANSFER))
+
+
+def _verdicts(runs: Runs, others: Sequence[Any], decisions: Sequence[Decision]) -> dict[Any, str]:
+    """What may be said of cells against a random start with as many labels."""
+    there = set(runs.keys)
+    asked = [
+        Question("cell", key, "", "cell", [key[::2]], [{key: 1.0, (0, "none", key[2]): -1.0}])
+        for key in others
+        if (0, "none", key[2]) in there
+    ]
+    over_all = {(decision.kind, decision.what): decision for decision in decisions}
+    found = {}
+    for one in answer(runs, asked):
+        size, task, _ = one.what
+        # Pre-training and a task together are no question that the study decides over all cells.
+        kind = ("pre-training", size) if task == "none" else ("task by size", f"{task} 0") if not size else None
+        found[one.what] = told(one, over_all.get(kind) if kind else None)
+    return found
 
 
 def falls(runs: Runs, curve: Sequence[Hashable]) -> str:
@@ -130,34 +148,34 @@ def _isotonic(curves: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(there, least, -np.inf).max(1)
 
 
-def _worth(row: Mapping[str, Any], supported: bool, sizes: int, undecided: bool, named: bool) -> str:
+def _worth(row: Mapping[str, Any], supported: bool, sizes: int, verdict: str) -> str:
     """A row of `transfer` in words.
 
     Args:
         row: of the table.
         supported: whether it has an interval.
         sizes: of the random start's curve.
-        undecided: whether the paired difference from a random start may be zero.
-        named: whether it is named, up or down, after Holm's correction over the table.
+        verdict: what may be said of its mIoU against that of a random start.
     """
-    ratio = f"{row['ratio']:.2g}"
     if sizes < 2:
         return "the random start was run at one size, so there is no curve to compare with"
+    if not supported:
+        return f"{NOT_TOLD}: one seed gives no interval"
+    low, high = row["low"], row["high"]
+    if verdict not in ("up", "down") or (np.isnan(low) and np.isnan(high)):
+        return NOT_TOLD
+    ratio = f"{row['ratio']:.2g}"
     if row["censored"] == "beyond":
         words = f"worth at least {ratio} times its labels, beyond the random start's curve"
     elif row["censored"] == "below":
         words = f"worth at most {ratio} times its labels, below the random start's curve"
     else:
         words = f"worth {ratio} times its labels"
-    if not supported:
-        return f"{words}; one seed gives no interval"
-    low, high = row["low"], row["high"]
-    if (np.isnan(low) and np.isnan(high)) or (undecided and row["censored"]):
-        return NOT_TOLD
+    if row["intermediate"] != "none":  # of both together, which is no answer about the task
+        return f"{words}{', pre-training and task together' if row['pretrain_size'] else ''}"
     # At an end of the curve the clipped interval touches 1 and lies wholly on that side.
-    if named and (high < 1 or (high < 1 + TINY and row["censored"] == "below")):
+    if verdict == "down" and (high < 1 or (high < 1 + TINY and row["censored"] == "below")):
         return f"hurts, {words}"
-    if named and (low > 1 or (low > 1 - TINY and row["censored"] == "beyond")):
+    if verdict == "up" and (low > 1 or (low > 1 - TINY and row["censored"] == "beyond")):
         return f"helps, {words}"
-    ends = f"{low:.2g}" if low == low else "below the curve", f"{high:.2g}" if high == high else "beyond the curve"
-    return f"{words} ({ends[0]} to {ends[1]}), help or harm undecided"
+    return NOT_TOLD

@@ -14,10 +14,11 @@ from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
-from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack
+from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack, references
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import out_of_date, to_do
+from viny.study.unanswered import Unanswered, as_lines, unanswered
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
@@ -103,6 +104,7 @@ def plan(
         "job_start_seconds": rates.start,
         "share_of_cores": rates.share,
         "further": further(forecast),
+        "unanswered": [asdict(one) for one in unanswered(config, images)],
         "notes": _notes(config, images, rates, sum(job.is_done(root) for job in left) if stale else 0),
     }
 
@@ -151,6 +153,7 @@ def price_arms(config: Mapping[str, Any], all_jobs: list[Job], spent: Mapping[Ke
         mine = list(dict.fromkeys(cell for (whose, *_), cell in places(config).items() if whose == arm))
         todo = [("evaluate", cell.name) for cell in mine]
         todo += [("geometry", one.name) for one in encoders(config, mine)]
+        todo += [("reference", one.name) for one in references(config) if arm == arms(config)[0]]
         own: list[Job] = []
         while todo:
             key = todo.pop()
@@ -292,7 +295,8 @@ def show(planned: Mapping[str, Any]) -> None:
     ]
     out.print("\nWhat more would add, besides packs:")
     out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
-    out.print("\n" + "\n".join(f"- {note}" for note in planned["notes"]))
+    said = as_lines(Unanswered(**one) for one in planned["unanswered"])
+    out.print("\n" + "\n".join([*said, *[""] * bool(said), *(f"- {note}" for note in planned["notes"])]))
 
 
 def _show_arms(planned: Mapping[str, Any]) -> None:

@@ -89,6 +89,8 @@ def kind_of_forward(job: Job) -> str:
 def _kind_of_training(spec: Mapping[str, Any]) -> str:
     keys = ("model", "device", "precision", "target", "pooling", "segmentation_loss")
     picked = {key: spec.get(key) for key in keys} | {"mixed": bool(spec.get("mixup"))}
+    if spec["stage"] == "reference":  # a U-Net, whose loss a switch says
+        picked |= {"model": spec["image_size"], "segmentation_loss": spec["switches"]["segmentation_loss"]}
     picked["stage"] = "finetune" if spec["stage"] == "tune" else spec["stage"]
     if spec.get("encoder") == "frozen":
         picked |= {"encoder": "frozen", "epochs": spec["train"]["epochs"]}  # over which the tokens' cost is spread
@@ -133,8 +135,9 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
         if not job.is_done(root):
             continue
         took = seconds_of(job, root)
-        if job.stage == "tune":
-            rate = _rate_of_tuning(job, root, threads, device)
+        if job.stage in ("tune", "reference"):
+            read = _rate_of_tuning if job.stage == "tune" else _rate_of_reference
+            rate = read(job, root, threads, device)
             if rate is not None:
                 first.setdefault(kind(job), job)
                 seen.setdefault(kind(job), []).append(rate)
@@ -179,6 +182,21 @@ def _rate_of_tuning(job: Job, root: Path, threads: int, device: str) -> tuple[fl
             return None
         passes, seconds = (sum(one[key] for one in record["rates"]) for key in ("image_passes", "seconds"))
         return (passes / seconds, run.get("host")) if passes > 0 else None
+    except (AttributeError, InputError, LookupError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _rate_of_reference(job: Job, root: Path, threads: int, device: str) -> tuple[float, str | None] | None:
+    """Images per second of a finished reference, and where it ran; None if it does not tell, or was another's."""
+    try:
+        record = read_json(root / job.record, "a reference")
+        run = record["provenance"]
+        if _kind_of_training(record["spec"]) != kind(job) or run["threads"] != threads:
+            return None
+        if device != "auto" and not run["device"].startswith(device):
+            return None
+        rate = run["image_passes"] / run["training_seconds"]
+        return (rate, run.get("host")) if rate > 0 else None
     except (AttributeError, InputError, LookupError, TypeError, ZeroDivisionError):
         return None
 
@@ -233,7 +251,7 @@ def rates_measured(
             continue
         if job.stage in TRAINS:
             tunes = job.stage in ("finetune", "tune")
-            images = labels if tunes else job.work.passes // job.spec["train"]["epochs"]
+            images = labels if tunes or job.stage == "reference" else job.work.passes // job.spec["train"]["epochs"]
             pixels = next(by_key[key].spec["size"] for key in job.needs if key[0] == "pack")
             spec = {**job.spec, "stage": "finetune"} if tunes else job.spec
             steps[name] = Step(name, spec, max(1, images), pixels, classes=classes)

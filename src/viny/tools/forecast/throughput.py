@@ -227,8 +227,12 @@ def _training(step: Step, threads: int) -> Run:
     from viny.learning.run import Run as TrainingRun
     from viny.learning.settings import TrainSettings
     from viny.learning.stages import STAGES
-    from viny.learning.train import fit
     from viny.learning.weights import new_encoder
+
+    if step.spec["stage"] == "reference":
+        from viny.evidence.reference import fit, model_and_batches
+    else:
+        from viny.learning.train import fit
 
     spec = step.spec
     machine = Machine.choose(spec["device"], spec["precision"], threads)
@@ -239,6 +243,8 @@ def _training(step: Step, threads: int) -> Run:
     pack = _made(step, step.images if _is_short(step) else (QUEUED if on_gpu else 2) * size)
 
     def made() -> tuple[Any, Any]:
+        if spec["stage"] == "reference":
+            return model_and_batches(spec, pack, np.arange(len(pack)), machine.device)
         make, encoder = STAGES[spec["stage"]], new_encoder(spec["model"], 0)
         return make(spec, encoder, pack, np.arange(len(pack)), machine.device)
 

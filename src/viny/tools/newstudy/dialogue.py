@@ -13,18 +13,20 @@ from typing import Any
 from viny.data.coco import convert
 from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, is_void, value_name, value_number
+from viny.data.parts import group_pattern
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
-from viny.runtime.gpus import visible_gpus
 from viny.study.absent import absent_report
 from viny.study.config import resolve
 from viny.study.reading import read_config
-from viny.tools.newstudy.budgets import BUDGETS
+from viny.study.unanswered import as_lines, unanswered
 from viny.tools.newstudy.class_lists import NAME
 from viny.tools.newstudy.look import Inspection, Request, inspect
-from viny.tools.newstudy.study_file import unanswered, write
+from viny.tools.newstudy.sizing import for_minutes
+from viny.tools.newstudy.study_file import images_of, study_text, write
 from viny.tools.terminal import console, table
 
+MINUTES = 20  # that are proposed: an answer in a quarter of an hour, with the look at it
 SHOWN = 25  # mask values that are listed, or asked for
 # Folder names that are offered as answers.
 IMAGES = ("images", "imgs", "img")
@@ -39,6 +41,8 @@ def init(
     folder: Path = Path("studies"),
     force: bool = False,
     reply: Callable[[str], str] = input,
+    minutes: float | None = None,
+    rate: float | None = None,
 ) -> None:
     """Write a study file and a contact sheet for a user's own folders, and say what was found.
 
@@ -50,6 +54,8 @@ def init(
         folder: for the study file and the contact sheet.
         force: whether these, and masks made from COCO annotations, may be replaced.
         reply: asks a question and returns the answer.
+        minutes: that the study may take on this machine; None for one that has all the time it needs.
+        rate: see `machine.Machine`.
 
     Raises:
         InputError: something needed is unknown or missing, or a file exists already.
@@ -68,6 +74,8 @@ def init(
         raise InputError(f"{' and '.join(there)}: there already; choose another name, or replace with --force")
     if asking:
         given = ask_for_rest(given, coco is not None, reply)
+        if minutes is None:
+            minutes = ask(reply, "Minutes that the study may take on this machine", str(MINUTES), _minutes)
     if coco:
         if given.get("classes") or given.get("ignore"):
             raise InputError("--coco: its categories name the classes; leave --classes and --ignore out")
@@ -76,25 +84,39 @@ def init(
         given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
         print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
     found = inspect(Request(**given))
+    sequences = found.sequences
     if asking and len(found.coding.classes) <= SHOWN:
         named, ignored = ask_names(found, reply, every=not given.get("classes"))
         if named != found.coding.classes or {*ignored} != {*found.coding.ignore}:
             found = inspect(replace(found.wanted, classes=named, ignore=ignored))
-    write(found, study, sheet)
-    report(found, study, sheet, absent_report(resolve(read_config(study))))
+    if asking and sequences:
+        print(f"  {sequences.said}")
+        text = "What images that belong together have in common, a pattern, folder or none"
+        group = ask(reply, text, found.wanted.group or "none", _group)
+        if group != found.wanted.group:
+            found = inspect(replace(found.wanted, group=group))
+    text = study_text(found)
+    sized = []
+    if minutes is not None:
+        found, text, line = for_minutes(found, minutes, rate)
+        sized = [line]
+    write(found, study, sheet, text)
+    config = resolve(read_config(study))
+    report(found, study, sheet, absent_report(config), [*sized, *as_lines(unanswered(config, images_of(found)))])
 
 
-def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()) -> None:
-    """Print what was found, more notes on it, and what comes next."""
+def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = (), about: Sequence[str] = ()) -> None:
+    """Print what was found, more notes on it, lines about the study, and what comes next."""
     looked, name = found.looked, found.wanted.name
     counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
     model = found.model
     sides = [f"{width} x {height}" for height, width in found.shapes[found.shapes.prod(1).argsort()][[0, -1]]]
     print(f"{name}: {'; '.join(counted)}")
+    size, patch = model["image_size"], model["patch_size"]
     print(
-        f"  images   {' to '.join(dict.fromkeys(sides))} pixels (width x height); seen at "
-        f"{model['image_size']} x {model['image_size']} in patches of {model['patch_size']}"
+        f"  images   {' to '.join(dict.fromkeys(sides))} pixels (width x height); seen at {size} x {size}, "
+        f"{size // patch} x {size // patch} patches of {patch} pixels"
     )
     kinds = "colours" if found.values.colours else "values"
     print(f"  masks    {kinds} in {len(found.values.of):,} of {found.pairs:,} masks, spread evenly over all:")
@@ -109,8 +131,10 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     console().print(table(("           value", "class", "masks", "of pixels"), rows[:SHOWN], right=(2, 3)))
     if len(rows) > SHOWN:
         print(f"           and {len(rows) - SHOWN} more, in {study}")
-    for line in (*found.notes, *more, *unanswered(found)):
+    for line in (*found.notes, *more):
         print(f"  note     {line}")
+    for line in ("", *about) if about else ():
+        print(line)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"\n{sheet}: check that masks and names fit\n{study}: change names and sizes here\n\nNext:")
     for command in (
@@ -140,7 +164,7 @@ def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[st
 
 
 def ask_for_rest(given: Mapping[str, Any], coco: bool, reply: Callable[[str], str]) -> dict[str, Any]:
-    """Ask for the folders and the budget that are not given."""
+    """Ask for the folders that are not given."""
     out = dict(given)
     if "images" not in out:
         out["images"] = ask(reply, "Folder of images that have masks", _likely(IMAGES), _folder)
@@ -155,9 +179,6 @@ def ask_for_rest(given: Mapping[str, Any], coco: bool, reply: Callable[[str], st
         while (path := ask(reply, text, "none", _folder_or_none)) is not None:
             out["tasks"][_task_name(path)] = path
             text = "Another one"
-    if "budget" not in out:
-        words = "; ".join(f"{name}: {budget.said}" for name, budget in BUDGETS.items())
-        out["budget"] = ask(reply, f"Size ({words})", "medium" if visible_gpus() else "small", _budget)
     return out
 
 
@@ -186,6 +207,13 @@ def ask_names(
     return coding.classes, coding.ignore
 
 
+def _group(text: str) -> str:
+    if text == "none":
+        return ""
+    group_pattern(text)
+    return text
+
+
 def _class_name(text: str) -> str:
     if not (NAME.fullmatch(text) or is_void(text)):
         raise InputError(
@@ -206,10 +234,14 @@ def _folder_or_none(text: str) -> Path | None:
     return None if text == "none" else _folder(text)
 
 
-def _budget(text: str) -> str:
-    if text not in BUDGETS:
-        raise InputError(f"expected {', '.join(BUDGETS)}")
-    return text
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise InputError("expected a number of minutes above 0")
+    return minutes
 
 
 def _task_name(folder: Path) -> str:

@@ -16,7 +16,7 @@ from viny.data.folders import check_missing, check_some, composed, few, list_bel
 from viny.data.masks import IGNORE, value_name
 from viny.data.pack import TEST, TRAIN
 from viny.data.pairs import Pairs, guess_suffix, pair
-from viny.data.parts import BY_FOLDERS, own_split, split_by_file, split_by_folders
+from viny.data.parts import BY_FOLDERS, Groups, own_split, split_by_file, split_by_folders
 from viny.data.sources import Listing, beside, kept_split, list_folder, pooled_split
 from viny.data.survey import (
     LEAST,
@@ -33,15 +33,16 @@ from viny.data.unusable import by_reason, unusable
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
+from viny.tools.newstudy.sequences import Found, find_sequences
 
 SHOWN = 16  # images on the contact sheet
 FIT = "stretch"  # of every source: it scored higher than bars at any aspect ratio, see benchmarks/NOTES.md
 PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
-FEW_TESTS = 100  # images
 RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 MOST = 65535  # the greatest value of a mask that may be a class
+SPLIT_SEED = 42  # the default of studies
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -58,6 +59,7 @@ class Request:
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
         mask_suffix: see `viny.data.pairs.pair`; None: guessed.
         split: file with lines of image,part, or `folders.BY_FOLDERS`; None: the latter if there are such folders.
+        group: as `segmentation.group`; empty for none; None: by the images' names, if neighbours look alike.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.
     """
@@ -72,6 +74,7 @@ class Request:
     ignore: Sequence[int | str] = ()
     mask_suffix: str | None = None
     split: Path | None = None
+    group: str | None = None
     budget: str | None = None
     image_size: int = 0
     patch_size: int = 0
@@ -82,9 +85,11 @@ class Inspection:
     """What is in the folders.
 
     Attributes:
-        wanted: the request, with the mask suffix, the budget and the split filled in.
+        wanted: the request, with the mask suffix, the budget, the split and the group filled in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
+        grouped: images for the test in whole groups; 0 without groups, or if a split is given.
+        sequences: groups that the images' names suggest.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         values, coding, looked: of the masks looked at.
@@ -100,6 +105,8 @@ class Inspection:
     pairs: int
     train: int
     test: int
+    grouped: int
+    sequences: Found | None
     shapes: np.ndarray
     model: dict[str, int]
     values: Values
@@ -119,6 +126,11 @@ class Inspection:
     @property
     def held_out(self) -> int:
         """Images to hold out for the test, if neither a file nor folders give them."""
+        return 0 if self.test else self.grouped or self.test_size
+
+    @property
+    def test_size(self) -> int:
+        """How many images to ask for as the test; whole groups may have more."""
         return 0 if self.test else held_out_of(self.train)
 
 
@@ -151,7 +163,7 @@ def inspect(wanted: Request) -> Inspection:
     given = str(split or "")
     kept = kept_split(pairs.names, given)
     notes += [kept] * bool(kept) + pooled_split(pairs.names, given) + beside(wanted.images, given)
-    model = _model(wanted, shapes)
+    model = model_for(wanted, shapes)
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
     colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
@@ -201,15 +213,33 @@ def inspect(wanted: Request) -> Inspection:
             lost += of_task.pairs
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
-    if 0 < (tested := test or held_out_of(train)) < FEW_TESTS:
-        notes.append(
-            f"{tested} test images: the luck of their draw hides small effects; {FEW_TESTS} or more are better"
-        )
+    sequences, grouped = None, 0
+    if wanted.group is None:
+        sequences = None if split else find_sequences(pairs.names, pairs.images)
+        wanted = replace(wanted, group="")
+    if sequences:
+        decided = sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
+        advice = "they are split together; --group none splits image by image"
+        if not decided:
+            advice = f"they are split image by image; --group '{sequences.pattern}' keeps a group together"
+        wanted = replace(wanted, group=sequences.pattern if decided else "")
+        notes.append(f"{sequences.said}: {advice}")
+    if wanted.group:
+        groups = Groups.read(pairs.names, wanted.group)
+        if not split:
+            divided = groups.parts(held_out_of(train), SPLIT_SEED)
+            grouped, tested_groups = divided.count(TEST), len(groups.within(divided, TEST))
+            notes.append(
+                f"{groups.said()}; {tested_groups} are for the test, with {grouped} images: intervals are over groups, "
+                "not images"
+            )
     return Inspection(
         wanted=wanted,
         pairs=count,
         train=train,
         test=test,
+        grouped=grouped,
+        sequences=sequences,
         shapes=shapes,
         model=model,
         values=values,
@@ -222,6 +252,15 @@ def inspect(wanted: Request) -> Inspection:
         tasks=tasks,
         notes=notes,
     )
+
+
+def _can_part(names: Sequence[str], pattern: str, test_size: int) -> bool:
+    """Whether groups give a test part and leave at least half of the images to train on."""
+    try:
+        parts = Groups.read(names, pattern).parts(test_size, SPLIT_SEED)
+    except InputError:
+        return False
+    return 2 * parts.count(TRAIN) >= len(parts)
 
 
 def _check_values(values: Values, heads: Heads, wanted: Request) -> None:
@@ -312,7 +351,7 @@ def _suffix(wanted: Request) -> str:
     return guess_suffix(stems, [s for s, rest in behind.items() if rest and not rest.isdigit()])
 
 
-def _model(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
+def model_for(wanted: Request, shapes: np.ndarray) -> dict[str, int]:
     """Dimensions of the model for images of these shapes, int [N, 2]."""
     budget = BUDGETS[wanted.budget or "small"]
     size = wanted.image_size
@@ -351,6 +390,7 @@ def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> 
         notes.append(f"rare classes, whose IoU will say little: {few(rare)}")
     if small:
         notes.append(
-            f"small at {size} x {size} pixels, in patches of {patch} x {patch}: {few(small)}; --image-size may help"
+            f"small at {size} x {size} pixels, in patches of {patch} x {patch} pixels: {few(small)}; --image-size may "
+            "help"
         )
     return notes

@@ -23,6 +23,8 @@ from viny.runtime.gpus import visible_gpus
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.grid import cells
+from viny.study.inventory import Images
+from viny.study.unanswered import as_lines, unanswered
 from viny.tools.newstudy.budgets import ladder, training_lines
 from viny.tools.newstudy.look import FIT, Inspection
 
@@ -74,7 +76,8 @@ def study_text(found: Inspection) -> str:
     body = "\n".join(_body(found)) + "\n"
     config = resolve(yaml.safe_load(body))
     check_sizes(config, {"pretrain": found.unlabelled, "segmentation": found.pairs})
-    return "\n".join(_header(found, config)) + "\n" + body
+    made = ["# Made by viny init; viny plan tells the hours.", "# Every key, its unit and its default: docs/config.md"]
+    return "\n".join([*about(config, images_of(found)), *made, body])
 
 
 def _section(name: str, about: str, rows: Sequence[tuple[Any, Any, str]], indent: str = "") -> list[str]:
@@ -98,7 +101,6 @@ def _body(found: Inspection) -> list[str]:
     if {*spatial} & {*found.tasks}:
         raise InputError(f"--task {SPATIAL}: --spatial's task has that name too; choose another")
     model = ModelSettings(**found.model)
-    kind = "a smaller ViNy" if budget.model else "ViNy"
     rows = [
         (
             "pretrain_sizes",
@@ -109,14 +111,14 @@ def _body(found: Inspection) -> list[str]:
         ("finetune_sizes", grid["finetune_sizes"], f"labelled images of {found.train - found.held_out:,} to train on"),
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
     ]
-    lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {kind}.')}"]
+    lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {budget.said}.')}"]
     if found.looked.refused or found.bad_unlabelled or found.unusable or found.missing:
         lines.append("on_bad_image: skip # some files cannot be used; packing lists them")
     counts = [len(values) for _, values, _ in rows]
-    lines += ["", *_section("grid", f"{' x '.join(map(str, counts))} = {math.prod(counts)} cells", rows), ""]
+    lines += ["", *_section("grid", cells_in_words(counts), rows), ""]
     side = model.image_size // model.patch_size
     rows = [(key, value, MODEL[key]) for key, value in found.model.items()]
-    lines += [*_section("model", f"{side} x {side} patches", rows), ""]
+    lines += [*_section("model", f"{side} x {side} patches of {model.patch_size} pixels", rows), ""]
     if wanted.unlabelled:
         rows = [("source", "folder", ""), ("path", _path(wanted.unlabelled), f"{found.unlabelled:,} images")]
         rows += training_lines(*budget.pretrain, max(grid["pretrain_sizes"]), 1, 0.8)
@@ -155,6 +157,8 @@ def _segmentation(found: Inspection) -> list[str]:
     rows = [("fit", FIT, f"whole, to squares; width / height is {aspects}")]
     if coding.ignore:
         rows.append(("ignore", coding.ignore, "values without a class: nothing is learnt there and nothing counted"))
+    if wanted.group:
+        rows.append(("group", wanted.group, "images with the same are all for training or all for testing"))
     if wanted.split:
         by_folders = wanted.split == Path(BY_FOLDERS)
         split = BY_FOLDERS if by_folders else _path(wanted.split)
@@ -164,12 +168,20 @@ def _segmentation(found: Inspection) -> list[str]:
             ("test_size", 0, "all of it"),
         ]
     else:
-        rows.append(("test_size", found.held_out, "images, held out from all training; every evaluation uses them"))
+        whole = f", in whole groups: {found.held_out}" if wanted.group else ""
+        rows.append(
+            ("test_size", found.test_size, f"images, held out from all training{whole}; every evaluation uses them")
+        )
     return lines + _section("", "", rows)[1:]
 
 
-def _header(found: Inspection, config: Mapping[str, Any]) -> list[str]:
-    """What the study asks, what it cannot answer, and its arithmetic."""
+def cells_in_words(counts: Sequence[int]) -> str:
+    """The arithmetic of a grid whose axes have so many values."""
+    return f"{' x '.join(map(str, counts))} = {math.prod(counts)} cells"
+
+
+def about(config: Mapping[str, Any], images: Images) -> list[str]:
+    """Comments on what a study asks, its arithmetic, and what it cannot answer."""
     grid = config["grid"]
     starts, seeds, tasks = (len(grid[key]) for key in ("pretrain_sizes", "seeds", "intermediates"))
     asked, stages = [], []
@@ -178,8 +190,7 @@ def _header(found: Inspection, config: Mapping[str, Any]) -> list[str]:
         stages.append(("pre-training", seeds, sum(grid["pretrain_sizes"]), config["pretrain"]["epochs"]))
     for name, task in config["intermediate"].items():
         asked.append(f"the task {name}")
-        images = found.tasks[name].parts.count(TRAIN) if name in found.tasks else found.train - found.held_out
-        stages.append((name, starts * seeds, images, task["epochs"]))
+        stages.append((name, starts * seeds, images.trained[name] or 0, task["epochs"]))
     asked.append(f"{min(grid['finetune_sizes']):,} to {max(grid['finetune_sizes']):,} labelled images")
     stages.append(("fine-tuning", starts * seeds * tasks, sum(grid["finetune_sizes"]), config["finetune"]["epochs"]))
     total = sum(a * b * c for _, a, b, c in stages)
@@ -188,9 +199,7 @@ def _header(found: Inspection, config: Mapping[str, Any]) -> list[str]:
         f"# What {', '.join(asked[:-1])}{' and ' if asked[1:] else ''}{asked[-1]} are worth.",
         f"# {len(cells(config))} cells; about {many(total)} image passes, as trainings x images x epochs:",
         *sums,
-        "# Made by viny init; viny plan tells the hours.",
-        *(f"# {line}" for line in unanswered(found)),
-        "# Every key, its unit and its default: docs/config.md",
+        *(f"# {line}" for line in as_lines(unanswered(config, images))),
     ]
 
 
@@ -199,30 +208,33 @@ def many(count: float) -> str:
     return f"{count / 1e6:.3g} million" if count >= 1e6 else f"{count:,.0f}"
 
 
-def unanswered(found: Inspection) -> list[str]:
-    """What a study of these data cannot tell, one line each."""
-    lines = []
-    if not found.unlabelled:
-        lines.append(
-            "No unlabelled images, so nothing on what pre-training is worth; viny init --unlabelled FOLDER asks it."
-        )
-    if not found.tasks and not found.wanted.spatial:
-        lines.append("No intermediate task, so nothing on whether one helps; --task NAME=FOLDER or --spatial asks it.")
-    return lines
+def steps_in_words(section: Mapping[str, Any], images: int) -> str:
+    """How long a training is."""
+    return f"{section['epochs'] * math.ceil(images / section['batch_size']):,} steps with {images:,} images"
 
 
-def write(found: Inspection, study: Path, sheet: Path) -> None:
-    """Write the study file and its contact sheet.
+def images_of(found: Inspection) -> Images:
+    """What `count_images` says of a study of what was found, without another look."""
+    tested, room = found.test + found.held_out, found.train - found.held_out
+    trained = {name: listing.parts.count(TRAIN) for name, listing in found.tasks.items()}
+    packed = {name: len(listing.images) for name, listing in found.tasks.items()}
+    if found.wanted.spatial:
+        trained[SPATIAL], packed[SPATIAL] = room, found.pairs
+    held_out = {name: packed[name] - trained[name] for name in trained}
+    unlabelled = {"pretrain": found.unlabelled - found.bad_unlabelled or None}
+    given = (found.train, found.test) if found.test else None
+    return Images(
+        {**unlabelled, "segmentation": found.pairs, **packed}, unlabelled, trained, held_out, room, tested, given
+    )
 
-    Raises:
-        InputError: as for `study_text`.
-    """
+
+def write(found: Inspection, study: Path, sheet: Path, text: str) -> None:
+    """Write the study file and its contact sheet."""
     from viny.tools.newstudy.contact_sheet import (  # takes seconds, which no question should wait for
         contact_sheet,
         write_contact_sheet,
     )
 
-    text = study_text(found)
     looked, size = found.looked, found.model["image_size"]
     title = f"{found.wanted.name}: {len(looked.images)} of {found.pairs:,} images as training sees them, {size} px"
     figure = contact_sheet(looked.images, looked.masks, looked.names, found.coding.names, looked.shares, title)

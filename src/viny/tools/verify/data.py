@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import FILES, open_pack, verify_pack
+import numpy as np
+
+from viny.data.folders import few
+from viny.data.pack import FILES, Pack, open_pack, verify_pack
+from viny.data.parts import Groups
 from viny.data.splits import LISTS, lists_of
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, read_json
@@ -195,3 +199,15 @@ def check_split(book: Book, part: str, subset: str) -> None:
                 if count != len(lists[which]):
                     raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {again}")
             book.index_lists[part, subset] = lists
+            _check_groups(book, path, pack, lists)
+
+
+def _check_groups(book: Book, path: Path, pack: Pack, lists: Mapping[str, np.ndarray]) -> None:
+    """Check that no group of labelled images is in both lists of a split, if the study splits by groups."""
+    section = (book.config or {}).get("segmentation", {})
+    if "group" not in section or section.get("split") or pack.manifest.get("mask_classes") is None:
+        return
+    groups = np.array(Groups.read(pack.names, section["group"]).of)
+    if both := np.intersect1d(*(groups[lists[name]] for name in LISTS)).tolist():
+        again = f"delete {path.name} and its index lists and rerun the workflow"
+        book.add(WRONG, path, f"groups of segmentation.group in both lists: {few(both)}; expected none; {again}")

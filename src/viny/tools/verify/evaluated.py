@@ -9,21 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from viny.evidence.metrics import (
-    classes_in,
-    classes_lacking,
-    image_scores,
-    own_size_summary,
-    scores_text,
-    summarise,
-)
+from viny.evidence.constant import constant_answer, with_miou
+from viny.evidence.metrics import classes_in, classes_lacking, image_scores, own_size_summary, scores_text
 from viny.evidence.tables import cell_row
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study import layout, specs
-from viny.study.grid import Cell, Encoder, encoders, probe_size
-from viny.study.layout import Training
+from viny.study.grid import Cell, Encoder, Reference, encoders, probe_size
 from viny.tools.verify.book import AGAIN, Book, require_run_keys
 from viny.tools.verify.report import MISSING, NOTE, WRONG
 
@@ -75,7 +68,43 @@ def check_metrics(book: Book, cell: Cell) -> None:
     if present and own:
         with book.about(confusion):
             if book.stated(confusion, value.get("outputs"), path, AGAIN):
-                _check_confusion(book, confusion, path, scores, training, value)
+                _check_confusion(book, confusion, path, scores, training.pack, training.split, value)
+
+
+def check_reference(book: Book, reference: Reference) -> None:
+    """Check a reference against the settings, its data and its confusion matrices.
+
+    Args:
+        book: the study's; the check of its split has run.
+        reference: the one whose record is checked.
+    """
+    path, confusion, curve = (layout.reference_file(book.root, reference, what) for what in layout.REFERENCE)
+    book.expected |= {path, confusion, curve}
+    if not any(one.exists() for one in (path, confusion, curve)):
+        book.add(MISSING, path, "expected the reference's metrics, found no such file; run the workflow")
+        return
+    present = book.there(confusion, "confusion matrices")
+    drawn = book.there(curve, "the learning curve of a reference")
+    value = book.json(path, "a reference")
+    if value is None:
+        return
+    own, split = False, layout.reference_split(reference)
+    with book.about(path):
+        own = book.agree(path, "cell", reference.as_dict(), value["cell"], AGAIN)
+        if not own:
+            return
+        book.same_pack(path, "segmentation", value["hashes"], "pack", AGAIN)
+        book.same_split(path, split, value["hashes"], "split", AGAIN)
+        book.agree(path, "train", value["spec"]["train"], value["train"], AGAIN)
+        if book.config is not None:
+            _check_asked(book, "reference", path, specs.reference_spec(book.config, reference), value)
+    if drawn and own:
+        with book.about(curve):
+            book.stated(curve, value.get("outputs"), path, AGAIN)
+    if present and own:
+        with book.about(confusion):
+            if book.stated(confusion, value.get("outputs"), path, AGAIN):
+                _check_confusion(book, confusion, path, None, "segmentation", split, value)
 
 
 def _check_asked(book: Book, stage: str, path: Path, spec: Mapping[str, Any], value: Mapping[str, Any]) -> None:
@@ -98,7 +127,13 @@ def _check_asked(book: Book, stage: str, path: Path, spec: Mapping[str, Any], va
 
 
 def _check_confusion(
-    book: Book, path: Path, metrics: Path, scores: Path | None, training: Training, value: Mapping[str, Any]
+    book: Book,
+    path: Path,
+    metrics: Path,
+    scores: Path | None,
+    pack: str,
+    split: tuple[str, str],
+    value: Mapping[str, Any],
 ) -> None:
     """Check confusion matrices against the metrics and scores that follow from them, and the split's test images.
 
@@ -113,27 +148,32 @@ def _check_confusion(
             f"expected matrices of {value['test_images']} images, found {len(confusion)} for {len(indices)} "
             f"indices; {AGAIN}"
         )
-    lists = book.index_lists.get(training.split)
+    lists = book.index_lists.get(split)
     if lists is not None and not np.array_equal(indices, lists["test"]):
-        raise InputError(f"expected the test images of split {'/'.join(training.split)}, found others; {AGAIN}")
-    manifest = book.manifest(training.pack)
+        raise InputError(f"expected the test images of split {'/'.join(split)}, found others; {AGAIN}")
+    manifest = book.manifest(pack)
     if manifest is None:
         return
-    expected = summarise(confusion, manifest["mask_classes"], manifest.get("border_class"))
-    expected["miou"] = expected[f"miou_{value['miou_is']}"]
+    names, border = manifest["mask_classes"], manifest.get("border_class")
+    expected = with_miou(confusion, names, border, value["miou_is"])
+    if "constant" in value:
+        answer = names.index(value["constant"]["class"])
+        constant = with_miou(constant_answer(confusion, answer), names, border, value["miou_is"])
+        expected_answer = {"class": names[answer], "index": answer, "metrics": constant}
+        book.agree(metrics, "constant", expected_answer, value["constant"], f"as {path.name} gives them; {AGAIN}")
     if counts is not None:
         expected |= own_size_summary(counts)
     if "classes" in value:  # metrics of before 2026-11-26 do not say
-        classes = classes_in(confusion, manifest["mask_classes"])
-        if lists is not None and training.pack in book.packs:
-            if training.split not in book.lacking:  # the cells of a split share it
-                book.lacking[training.split] = classes_lacking(book.packs[training.pack], lists["train"])
-            classes["not_in_training"] = book.lacking[training.split]
+        classes = classes_in(confusion, names)
+        if lists is not None and pack in book.packs:
+            if split not in book.lacking:  # the cells of a split share it
+                book.lacking[split] = classes_lacking(book.packs[pack], lists["train"])
+            classes["not_in_training"] = book.lacking[split]
         book.agree(metrics, "classes", classes, {key: value["classes"][key] for key in classes}, AGAIN)
     book.agree(metrics, "metrics", expected, value["metrics"], f"as {path.name} gives them; {AGAIN}")
     book.agree(metrics, "miou_is", value["switches"]["miou"], value["miou_is"], AGAIN)
-    if scores is not None and scores.is_file() and training.pack in book.packs:
-        rows = scores_text(image_scores(book.packs[training.pack], indices, confusion, counts)).splitlines()
+    if scores is not None and scores.is_file() and pack in book.packs:
+        rows = scores_text(image_scores(book.packs[pack], indices, confusion, counts)).splitlines()
         found = scores.read_text(encoding="utf-8").splitlines()
         line = next((at for at, both in enumerate(zip_longest(rows, found)) if both[0] != both[1]), None)
         if line is not None:

@@ -26,7 +26,13 @@ from viny.study.grid import Cell
 from viny.study.saved import saved_study, study_file
 from viny.tools.verify.book import Book
 from viny.tools.verify.data import check_pack, check_sources, check_split
-from viny.tools.verify.evaluated import check_any_geometry, check_codes, check_geometry, check_metrics
+from viny.tools.verify.evaluated import (
+    check_any_geometry,
+    check_codes,
+    check_geometry,
+    check_metrics,
+    check_reference,
+)
 from viny.tools.verify.report import MISSING, NOTE, WRONG, Report
 from viny.tools.verify.summaries import check_age, check_summary
 from viny.tools.verify.trainings import check_start, check_training, check_tuning
@@ -116,6 +122,14 @@ def _is_tuned(book: Book, cell: Cell) -> bool:
     return specs.is_tuned(settings_of(book.config, cell.arm))
 
 
+def _references(book: Book) -> list[grid.Reference]:
+    """The references of a study, by the settings or else by the files that are there."""
+    if book.config is not None:
+        return grid.references(book.config)
+    names = sorted({path.stem for path in (book.root / layout.REFERENCE["record"]).parent.glob("*.*")})
+    return [found for name in names if (found := grid.Reference.parse(name))]
+
+
 def _check_settings(book: Book) -> None:
     """Take the study's own settings if the user gave none, or else compare them with those given."""
     path = study_file(book.root)
@@ -172,6 +186,8 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
         checks.append((training.file(root, "record"), partial(check_training, book, training)))
     for cell in cells:
         checks.append((layout.metrics_file(root, cell), partial(check_metrics, book, cell)))
+    for reference in _references(book):
+        checks.append((layout.reference_file(root, reference, "record"), partial(check_reference, book, reference)))
     if book.config is not None:
         for encoder in grid.encoders(book.config):
             checks.append((layout.geometry_file(root, encoder), partial(check_geometry, book, encoder)))

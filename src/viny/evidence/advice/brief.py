@@ -1,0 +1,103 @@
+"""The advice in few words: the best cell, an answer to each question, one next step and one warning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from viny.evidence.advice.advice import Item, Line
+from viny.evidence.advice.best import Best
+from viny.evidence.advice.effects import pretraining_answer, tasks_answer
+from viny.evidence.advice.facts import Facts
+from viny.evidence.advice.labels import LabelAdvice
+from viny.evidence.statistics.crossed import counted
+from viny.evidence.verdicts import Decision
+
+WORDS = 130  # of all lines together; a title and a last line come on top
+SHARE = {"arms": 34, "best": 28, "pre-training": 26, "labels": 30, "task": 40, "references": 30, "next": 34}
+SHARE |= {"warning": 30}  # words of a line at most
+TOLD = 2  # tasks that are spelled out
+
+
+def brief_lines(
+    facts: Facts,
+    best: Best,
+    labels: LabelAdvice,
+    arms: Sequence[Item],
+    references: Sequence[Item],
+    proposals: Sequence[Item],
+    warnings: Sequence[Item],
+) -> list[Line]:
+    """The short advice, of at most `WORDS` words.
+
+    Args:
+        facts: the study's.
+        best: its best cell.
+        labels: the advice on labels.
+        arms: what is said of all arms; of one alone there is none.
+        references: how the study's models compare with simple ones.
+        proposals: what would settle the rest, the best first.
+        warnings: the most important first.
+    """
+    pretraining = facts.decided("pre-training")
+    lines = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
+    lines.append(Line("best", "Best of the first arm" if lines else "Best", f"{_upper(best.words)}."))
+    lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
+    lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
+    lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
+    lines += [Line("references", "Other models", item.text) for item in references[-1:]]
+    lines.append(Line("next", "Next", _next(proposals)))
+    lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]
+    return fitted(lines)
+
+
+def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
+    """Lines of no more words than `most` in all, the longest ones cut; a command is never cut."""
+    lines = [Line(line.key, line.label, _cut(line.text, SHARE.get(line.key, most))) for line in lines]
+    while (over := sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most) > 0:
+        at = max((i for i, line in enumerate(lines) if line.key != "next"), key=lambda i: len(lines[i].text.split()))
+        length = len(lines[at].text.split())
+        lines[at] = Line(lines[at].key, lines[at].label, _cut(lines[at].text, max(5, length - min(over, 5))))
+        if length <= 5:
+            break
+    return lines
+
+
+def _cut(text: str, most: int) -> str:
+    words = text.split()
+    return text if len(words) <= most else f"{' '.join(words[: most - 1])} ..." if "`" not in text else text
+
+
+def _line(key: str, label: str, decisions: Sequence[Decision], otherwise: str) -> Line:
+    return Line(key, label, decisions[0].short if decisions else _first_sentence(otherwise))
+
+
+def _tasks(decisions: Sequence[Decision]) -> str:
+    """Tasks that are decided first, and how many others there are."""
+    order = sorted(decisions, key=lambda one: one.verdict == "undecided")
+    said = [one.short for one in order[:TOLD]]
+    left = order[TOLD:]
+    open_ = sum(one.verdict == "undecided" for one in left)
+    if left:
+        told = f"{counted(len(left), 'other task')}, {open_} of them open." if open_ else ""
+        said.append(told or f"{counted(len(left), 'other task')} decided too.")
+    return " ".join(said)
+
+
+def _next(proposals: Sequence[Item]) -> str:
+    item = next((item for item in proposals if "rank" in item.data), None)
+    if item is None:
+        return "Nothing that this study asks is open that a larger grid would settle."
+    data: Mapping[str, object] = item.data
+    command = f"`{data['command']}`" if "command" in data else _upper(str(data["change"]))
+    what = ", ".join(map(str, item.data["settles"]))
+    first = "train longer, " if "epochs" in data else ""
+    return f"{_upper(first)}{command} ({data['takes']}), for {_cut(what.rstrip(','), 12)}."
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?]) (?=[A-Z`])", text, maxsplit=1)[0]
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

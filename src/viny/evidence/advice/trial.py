@@ -1,0 +1,134 @@
+"""Whether `viny check` would accept a proposal, and how it is written as a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viny.data.pack import TRAIN
+from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
+from viny.study.arms import pretrain_packs, settings_of
+from viny.study.checks import check_sizes
+from viny.study.config import merge, resolve
+from viny.study.inventory import count_images
+from viny.study.layout import IMAGES, pack_manifest
+from viny.study.specs import split_is_given
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """The images of a study.
+
+    Attributes:
+        packed: how many each pack holds; None if unknown.
+        given: labelled images for training and for testing, where a file or their folders give them.
+    """
+
+    packed: Mapping[str, int | None]
+    given: tuple[int, int] | None = None
+
+    def limits(self, config: Mapping[str, Any]) -> dict[str, int | None]:
+        """What `check_sizes` needs to know about some settings of the study."""
+        labelled = self.packed.get("segmentation")
+        room = None if labelled is None else labelled - config["segmentation"]["test_size"]
+        found = dict(self.packed)
+        if self.given:
+            room, found["train"], found["test"] = self.given[0], *self.given
+        for name, arm in pretrain_packs(config).items():
+            if settings_of(config, arm)["pretrain"]["source"] == "segmentation":
+                found[name] = room
+        return found
+
+    def room(self, config: Mapping[str, Any]) -> int | None:
+        """Labelled images besides the test images; None if unknown."""
+        limits = self.limits(config)
+        if "train" in limits:
+            return limits["train"]
+        labelled = limits.get("segmentation")
+        return None if labelled is None else labelled - config["segmentation"]["test_size"]
+
+    def refusal(self, config: Mapping[str, Any], change: Mapping[str, Any]) -> str:
+        """Why `viny check` would refuse settings with a change; empty if it would not.
+
+        Args:
+            config: resolved settings.
+            change: of some of them, as a study file has them.
+        """
+        try:
+            changed = resolve(merge(config, change))
+            check_sizes(changed, self.limits(changed))
+        except InputError as error:
+            return str(error)
+        return ""
+
+
+def images_at_hand(config: Mapping[str, Any], root: Path) -> AtHand:
+    """The images of a study, by its packs or, where they are not there, by its data sets.
+
+    A study that does not fit what is found now says nothing: its data have gone or changed.
+
+    Args:
+        config: resolved settings.
+        root: the study's folder.
+    """
+    packs = ["segmentation", *pretrain_packs(config)]
+    counts = {name: _count(pack_manifest(root, name)) for name in packs}
+    given = _given(root) if split_is_given(config) else None
+    if None in counts.values() or (given is None and split_is_given(config)):
+        with suppress(InputError, OSError):
+            images = count_images(config, root)
+            counts = {name: images.packed.get(name) if n is None else n for name, n in counts.items()}
+            given = given or images.given
+    found = AtHand(counts, given)
+    return AtHand({}) if found.refusal(config, {}) else found
+
+
+def _count(path: Path) -> int | None:
+    try:
+        count = read_json(path, "a pack manifest").get("count")
+    except (InputError, OSError, AttributeError):
+        return None
+    return count if isinstance(count, int) else None
+
+
+def _given(root: Path) -> tuple[int, int] | None:
+    """Images of the training and of the test part that the labelled images' pack says."""
+    try:
+        parts = np.load((root / IMAGES.format(pack="segmentation")).resolve().with_name("parts.npy"))
+    except (OSError, ValueError):
+        return None
+    training = int((parts == TRAIN).sum())
+    return training, len(parts) - training
+
+
+def keys(change: Mapping[str, Any]) -> dict[str, Any]:
+    """A change of nested settings by dotted key."""
+    found = {}
+    for key, value in change.items():
+        inner = keys(value) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{key}.{rest}".rstrip("."): one for rest, one in inner.items()}
+    return found
+
+
+def as_keys(change: Mapping[str, Any]) -> str:
+    """A change as its lines of a study file."""
+    return ", ".join(f"`{key}: {_yaml(value, ', ')}`" for key, value in keys(change).items())
+
+
+def as_command(study: str, change: Mapping[str, Any]) -> str:
+    """The command that says what a changed study would take, for a study file of the study's own name."""
+    given = " ".join(f"--set '{key}={_yaml(value, ',')}'" for key, value in keys(change).items())
+    return f"viny plan studies/{study}.yaml {given}"
+
+
+def _yaml(value: Any, between: str) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{between.join(_yaml(one, between) for one in value)}]"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,210 @@
+"""Should one use the study's model at all? Its best cells against a small U-Net from scratch and a constant answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from viny.evidence.constant import constant_answer
+from viny.evidence.statistics.crossed import Score, counted, crossed, influence, read_confusion
+from viny.evidence.statistics.effects import INTERVALS
+from viny.evidence.tables import about_numbers, to_markdown, write_csv
+from viny.evidence.verdicts import (
+    MARGIN,
+    UNKNOWN,
+    Decision,
+    Question,
+    answer,
+    bare,
+    in_points,
+    span,
+    start_in_words,
+    target_words,
+)
+from viny.runtime.files import read_sealed, write_text
+from viny.runtime.text import markdown
+from viny.study.grid import references
+from viny.study.layout import reference_file
+
+CONSTANT, UNET = "constant", "unet"
+COLUMNS = [
+    *("reference", "name", "finetune_size", "n", "mean", "low", "high", "parameters", "best", "cells"),
+    *("lead", "lead_low", "lead_high", "p_holm", "verdict", "words", "sentence"),
+]
+
+Key = tuple[str, int]  # of a reference: CONSTANT or UNET, labels
+
+
+def reference_scores(spec: Mapping[str, Any], root: Path) -> tuple[dict[tuple[int, Key], Score], dict[Key, Any]]:
+    """The mIoU of a study's references, and what else is to be said of them.
+
+    Args:
+        spec: resolved settings, or a stage's own.
+        root: the study's folder.
+
+    Returns:
+        The scores by seed and `Key`. And for each key a set: the classes that are the commonest in the training masks
+        of any seed, or the U-Net's number of parameters.
+
+    Raises:
+        InputError: a missing or damaged file.
+    """
+    scores: dict[tuple[int, Key], Score] = {}
+    about: dict[Key, set[Any]] = {}
+    for one in references(spec):
+        record = read_sealed(reference_file(root, one, "record"), "a reference")
+        confusion, indices = read_confusion(reference_file(root, one, "confusion"))
+        constant, kind = record["constant"], record["miou_is"]
+        everywhere = constant_answer(confusion, constant["index"])
+        found = {
+            CONSTANT: (constant["metrics"]["miou"], everywhere, constant["class"]),
+            UNET: (record["metrics"]["miou"], confusion, record["parameters"]),
+        }
+        for name, (miou, matrices, said) in found.items():
+            if miou is not None:
+                key = name, one.finetune_size
+                scores[one.seed, key] = Score(miou, influence(matrices, kind), indices)
+                about.setdefault(key, set()).add(said)
+    return scores, about
+
+
+def references_table(
+    cells: Mapping[tuple[int, Hashable], Score],
+    scores: Mapping[tuple[int, Key], Score],
+    about: Mapping[Key, Any],
+    margin: float = MARGIN,
+) -> pd.DataFrame:
+    """References beside the best cell with as many labels.
+
+    The best cell has the highest mean of its label size, so it looks better than it is. All cells of that size are
+    compared with the reference, with Holm's (1979) correction over them: that the best one is better has to be clear
+    for one that was picked among so many; that it is worse, only for itself.
+
+    Args:
+        cells: of the first arm, by seed and (pretrain_size, intermediate, finetune_size), see `crossed.read_scores`.
+        scores, about: from `reference_scores`.
+        margin: see `verdicts.answer`.
+
+    Returns:
+        One row per reference and label size, the constant answer first: reference ('constant' or 'unet'), name,
+        finetune_size; n seeds, mean with low and high, its 95 % interval over seeds and test images; parameters, of the
+        U-Net; best, the best cell in words, of so many cells; lead, how far it is ahead of the reference, paired by
+        seed, with lead_low and lead_high; p_holm, verdict ('up', 'down', 'small' or 'undecided') and words of that;
+        sentence, all of it. Fractions.
+    """
+    runs, rows = crossed({**cells, **scores}), []
+    every = list(dict.fromkeys(key for _, key in cells))
+    for key in sorted(about, key=lambda key: (key[0] != CONSTANT, key[1])):
+        kind, labels = key
+        mine = [cell for cell in every if cell[2] == labels]
+        asked = [Question("reference", cell, "", "cell", [cell[::2]], [{cell: 1.0, key: -1.0}], kind) for cell in mine]
+        decisions = answer(runs, asked, margin)
+        if not decisions:
+            continue
+        means = runs.contrasts(runs.weights(*({decision.what: 1.0} for decision in decisions))).mean
+        lead = decisions[int(means.argmax())]
+        found = runs.contrasts(runs.weights({key: 1.0})).at()
+        row = {"reference": kind, "name": _name(kind, about[key]), "finetune_size": labels}
+        row |= {name: found[name] for name in ("n", "mean", "low", "high")}
+        row |= {"parameters": max(about[key]) if kind == UNET else 0, "best": _cell(lead.what), "cells": len(decisions)}
+        row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high, "p_holm": lead.p_holm}
+        row |= {"verdict": lead.verdict, "words": lead.words.replace(kind, row["name"])}
+        rows.append(row | {"sentence": _sentence(row, lead, margin)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _name(kind: str, about: set[Any]) -> str:
+    if kind == UNET:
+        return "a small U-Net from scratch"
+    return f"every pixel called {' or '.join(sorted(about))}"
+
+
+def _cell(key: tuple[int, str, int]) -> str:
+    size, task, _ = key
+    return start_in_words(size) + ("" if task == "none" else f", the task {task}")
+
+
+ADVICE = {
+    (UNET, "up"): "this model is worth its while",
+    (UNET, "down"): "use it rather than this model",
+    (UNET, "small"): "use whichever costs less",
+    (UNET, "undecided"): f"which one to use {UNKNOWN}",
+    (CONSTANT, "up"): "the model has learnt from its labels",
+    (CONSTANT, "down"): "the model is worse than none; look at the masks and the rates",
+    (CONSTANT, "small"): "the model has learnt next to nothing",
+    (CONSTANT, "undecided"): f"whether the model has learnt anything {UNKNOWN}",
+}
+
+
+def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
+    """A row in words."""
+    size = f" ({row['parameters'] / 1e6:.2f} M parameters)" if row["reference"] == UNET else ""
+    reached = f"{100 * row['mean']:.1f} %{_between(row['low'], row['high'])}"
+    best = f"the best of {counted(row['cells'], 'cell')}" if row["cells"] > 1 else "the study's cell"
+    gap, side = f"{100 * abs(lead.mean):.1f} points", "below" if lead.mean > 0 else "above"
+    if lead.verdict in ("up", "down"):
+        low, high = sorted((abs(lead.low), abs(lead.high)))  # both of one sign
+        apart = f"{gap} {side} {best}{_between(low, high)}"
+    elif lead.verdict == "small":
+        apart = f"within {target_words(100 * margin)} of {best}"
+    else:
+        ends = "" if math.isnan(lead.low) else f" (cell minus reference {span(lead.low, lead.high)})"
+        apart = f"{gap} {side} {best}{ends}"
+    verb = "reaches" if row["reference"] == UNET else "gives"
+    said = f"With {row['finetune_size']:,} labels {row['name']}{size} {verb} {reached}, {apart}"
+    why = ""
+    if lead.verdict == "undecided" and lead.low > 0:
+        why = f", as the best of {row['cells']} looks better than it is"
+    elif math.isnan(lead.low):
+        why = f" ({lead.reason})"
+    return f"{said}: {ADVICE[row['reference'], lead.verdict]}{why}."
+
+
+def _between(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def write_references(
+    frame: pd.DataFrame,
+    cells: Mapping[tuple[int, Hashable], Score],
+    scores: Mapping[tuple[int, Key], Score],
+    about: Mapping[Key, Any],
+    out_dir: Path,
+) -> pd.DataFrame:
+    """Write references.csv and references.md; returns what `references_table` does.
+
+    Args:
+        frame: what `tables.read_metrics` returns of the cells.
+        cells, scores, about: see `references_table`.
+        out_dir: folder for the tables; made if missing.
+    """
+    table = references_table(cells, scores, about)
+    write_csv(table.assign(**dict(frame.iloc[0][["study", "protocol", "note"]])), out_dir / "references.csv")
+    rows = [
+        {
+            "Reference": row["name"],
+            "Labels": row["finetune_size"],
+            "Runs": row["n"],
+            "mIoU, %": bare(row["mean"]) + _between(row["low"], row["high"]),
+            "Best cell": row["best"],
+            "Best cell minus reference": in_points(row["lead"])
+            + ("" if math.isnan(row["lead_low"]) else f" ({span(row['lead_low'], row['lead_high'])})"),
+        }
+        for row in table.to_dict("records")
+    ]
+    lines = "".join(f"- {markdown(sentence)}\n" for sentence in reversed(table["sentence"].tolist()))
+    body = to_markdown(pd.DataFrame(rows)) if rows else ""
+    text = f"# Should one use this model at all?\n\n{about_numbers(frame)}\n\n{lines}\n{_WORDS}\n\n{body}"
+    write_text(out_dir / "references.md", text)
+    return table
+
+
+_WORDS = (
+    "The U-Net has the same labels, splits, image order, passes, augmentation and loss as the fine-tunings, and its "
+    "own learning rate; it has seen no other image. mIoU in percent, differences in percentage points, paired by seed. "
+    f"{INTERVALS.format(over='cells of a label size, of which the best was picked')}"
+)

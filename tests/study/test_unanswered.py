@@ -1,0 +1,108 @@
+"""What a study as set cannot answer: each question is open exactly while the setting behind it is too small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jsonschema")
+
+from viny.cli import main
+from viny.study import unanswered as module
+from viny.study.config import merge, resolve
+from viny.study.inventory import count_images
+from viny.study.reading import read_config
+from viny.study.unanswered import as_lines, unanswered
+
+ROOT = Path(__file__).parents[2]
+FULL = {
+    "study": "x",
+    "grid": {
+        "pretrain_sizes": [0, 320, 640],
+        "intermediates": ["none", "scenes"],
+        "finetune_sizes": [20, 40, 80, 160],
+        "seeds": [0, 1, 2],
+    },
+    "pretrain": {"source": "synthetic", "batch_size": 32, "epochs": 1000, "milestones": []},
+    "intermediate": {"scenes": {"epochs": 2, "milestones": []}},
+    "segmentation": {"source": "synthetic", "test_size": 100},
+    "finetune": {"batch_size": 16, "epochs": 150, "milestones": []},
+}
+
+
+def questions(**changes: Any) -> list[str]:
+    config = resolve(merge(FULL, changes))
+    return [one.question for one in unanswered(config, count_images(config, Path("nowhere")))]
+
+
+def test_a_study_with_all_that_answers_take_leaves_no_question_open() -> None:
+    assert questions() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "question"),
+    [
+        ({"grid": {"pretrain_sizes": [0]}}, module.PRETRAINING),
+        ({"grid": {"pretrain_sizes": [320, 640]}}, module.PRETRAINING),
+        ({"grid": {"pretrain_sizes": [0, 640]}}, module.MORE_IMAGES),
+        ({"pretrain": {"epochs": 999}}, module.MORE_IMAGES),  # the largest size still has enough steps
+        ({"grid": {"intermediates": ["none"]}}, module.TASKS),
+        ({"grid": {"intermediates": ["scenes"]}}, module.TASKS),
+        ({"finetune": {"epochs": 149}}, module.FINETUNING),
+        ({"grid": {"finetune_sizes": [40, 80, 160]}}, module.MORE_LABELS),
+        ({"grid": {"seeds": [0, 1]}}, module.SURE),
+        ({"segmentation": {"test_size": 99}}, module.SMALL),
+    ],
+)
+def test_each_question_is_open_once_its_setting_is_too_small(changes: dict[str, Any], question: str) -> None:
+    assert questions(**changes) == [question]
+
+
+def test_with_few_steps_a_no_on_pretraining_does_not_count() -> None:
+    assert questions(pretrain={"epochs": 499}) == [module.PRETRAINING]
+    assert questions(pretrain={"epochs": 500, "budget": "steps"}) == []
+
+
+def test_the_remedy_of_a_short_training_is_enough() -> None:
+    config = resolve(merge(FULL, {"pretrain": {"epochs": 77}, "finetune": {"epochs": 13}}))
+    found = unanswered(config, count_images(config, Path("nowhere")))
+    remedies = [one.remedy.removesuffix(" or more").split(": ") for one in found]
+    assert [key for key, _ in remedies] == ["pretrain.epochs", "finetune.epochs"]
+    for by, left in ((0, [module.MORE_IMAGES]), (-1, [module.PRETRAINING, module.FINETUNING])):
+        mended = {key.partition(".")[0]: {"epochs": int(value) + by} for key, value in remedies}
+        assert questions(**mended) == left
+
+
+def test_of_arms_those_are_named_whose_trainings_are_too_short() -> None:
+    grid = {"variants": ["study", "quick"]}
+    quick = {"quick": {"finetune": {"epochs": 3}, "pretrain": {"epochs": 3}}}
+    config = resolve(merge(FULL, {"grid": grid, "variants": quick}))
+    found = unanswered(config, count_images(config, Path("nowhere")))
+    assert [one.question for one in found] == [module.PRETRAINING, module.FINETUNING]
+    assert all("(random, quick)" in one.why and "variants.quick." in one.remedy for one in found)
+
+
+def test_published_weights_answer_whether_to_pre_train() -> None:
+    grid = {"pretrain_sizes": [0], "starts": ["random", "tiny"]}
+    starts = {"tiny": {"timm": "vit_tiny_patch16_224"}}
+    assert questions(grid=grid, starts=starts, model={"image_size": 32}) == []
+
+
+def test_the_paper_s_study_leaves_nothing_open_and_the_mini_is_told_in_a_line_each() -> None:
+    said = {}
+    for name in ("paper", "mini"):
+        config = resolve(read_config(ROOT / "studies" / f"{name}.yaml"))
+        said[name] = as_lines(unanswered(config, count_images(config, Path("nowhere"))))
+    assert said["paper"] == []
+    assert len(said["mini"]) == 6 and all("\n" not in line and len(line) < 160 for line in said["mini"])
+
+
+def test_check_and_plan_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = str(ROOT / "studies" / "mini.yaml")
+    for command in (["check", study], ["plan", study, "--rate", "100"]):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert module.PRETRAINING in said and "pretrain.epochs: 40 or more" in said.replace("\n", " ")
