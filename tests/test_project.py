@@ -39,6 +39,40 @@ def test_pins_cover_what_the_package_declares() -> None:
     assert names <= {line.split("==")[0] for line in pins(REPOSITORY / "envs" / "viny.txt")}
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == version
+    assert f'__version__ = "{version}"' in (REPOSITORY / "src" / "viny" / "__init__.py").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (REPOSITORY / "docs" / "releases.md").read_text(encoding="utf-8")
+    assert f"\n    Version {version}\n" in section("labels")
+
+
+def section(name: str) -> str:
+    """A section of the Apptainer definition."""
+    text = (REPOSITORY / "envs" / "viny.def").read_text(encoding="utf-8")
+    found = re.search(rf"^%{name}(\n.*?)(?=^%|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def test_the_containers_definition_copies_what_it_installs_and_its_test_passes_here(tmp_path: Path) -> None:
+    copied = dict(line.split() for line in section("files").strip().splitlines())
+    assert all((REPOSITORY / source).exists() for source in copied)
+    installed = re.findall(r"/opt/viny\S*", section("post"))
+    assert {*installed} <= {*copied.values(), "/opt/viny"}
+    needed = re.findall(
+        r'^(?:readme = |license-files = \[)"(\S+?)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert len(needed) == 2 and {*needed} <= {*copied}
+    # Not `pip check`: an environment for tests may hold more than its pins.
+    commands = [line for line in section("test").splitlines() if "pip check" not in line]
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    env = {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src"), "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-euc", "\n".join(commands)], check=True, timeout=120, env=env, cwd=tmp_path)
+
+
 def test_library_does_not_know_snakemake() -> None:
     code = (
         "import sys, pkgutil, importlib, viny\n"
