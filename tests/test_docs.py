@@ -265,7 +265,7 @@ def test_the_worked_example_is_shown_as_its_commands_print_it(
             continue
         printed = {shape(line) for line in said(command, capsys, "--rate", "200")}
         for line in lines:
-            # With few images for pre-training, and at another rate, the study is another, which other questions stay open in.
+            # With fewer images and at another rate other questions stay open.
             if "What this study cannot answer" not in line and not re.match(r"  (\w+ )+\w+\? ", line):
                 assert shape(line) in printed, line
                 compared += 1

@@ -57,7 +57,7 @@ def section(name: str) -> str:
     return found[1]
 
 
-def test_the_containers_definition_copies_what_it_installs_and_its_test_passes_here(tmp_path: Path) -> None:
+def test_the_containers_definition_copies_what_it_installs() -> None:
     copied = dict(line.split() for line in section("files").strip().splitlines())
     assert all((REPOSITORY / source).exists() for source in copied)
     installed = re.findall(r"/opt/viny\S*", section("post"))
@@ -66,11 +66,6 @@ def test_the_containers_definition_copies_what_it_installs_and_its_test_passes_h
         r'^(?:readme = |license-files = \[)"(\S+?)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE
     )
     assert len(needed) == 2 and {*needed} <= {*copied}
-    # Not `pip check`: an environment for tests may hold more than its pins.
-    commands = [line for line in section("test").splitlines() if "pip check" not in line]
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    env = {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src"), "HOME": str(tmp_path)}
-    subprocess.run(["bash", "-euc", "\n".join(commands)], check=True, timeout=120, env=env, cwd=tmp_path)
 
 
 def test_library_does_not_know_snakemake() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def found(root: Path) -> Found:
 
 def stages(found: dict[tuple[str, str], str]) -> set[str]:
     return {stage for stage, _ in found}
+
+
+def test_references_switched_on_in_a_finished_study_are_trained_and_nothing_else(root: Path, found: Found) -> None:
+    stale = found(references=True)
+    assert stages(stale) == {"statistics", "figures"}
+    left = Counter(job.stage for job in to_do(graph(root, {"references": True}), root, stale))
+    assert left == {"reference": 4, "statistics": 1, "figures": 1, "report": 1}
 
 
 def test_a_finished_study_belongs_to_itself(found: Found) -> None:

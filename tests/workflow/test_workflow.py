@@ -81,6 +81,7 @@ def test_paper_grid_shares_its_stages(tmp_path: Path) -> None:
         "intermediate": 12,
         "finetune": 144,
         "evaluate": 144,
+        "reference": 18,
         "duplicates": 1,
         "geometry": 3 + 9 + 12,
         **SUMS,

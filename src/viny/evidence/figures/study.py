@@ -24,7 +24,7 @@ STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "fine
 BESIDE = 1.05  # inches beside images, for what a row shows
 COLUMNS = 5  # images beside one another
 REFERENCES = {  # lines without marks, as they are none of the study's
-    "unet": {"color": "0.45", "linestyle": "--", "linewidth": 1.1, "marker": ""},
+    "unet": {"color": "0.45", "linestyle": "-.", "linewidth": 1.1, "marker": ""},
     "constant": {"color": "0.45", "linestyle": ":", "linewidth": 1.1, "marker": ""},
 }
 IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}
@@ -58,7 +58,8 @@ def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> F
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
-    others = [Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in _reference_lines(references)]
+    there = _reference_lines(references)
+    others = [Line2D([], [], **style, label=IN_WORDS[name]) for name, style in REFERENCES.items() if name in there]
     kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), others)
     kit.add_note(figure, note)
     return figure
@@ -70,7 +71,7 @@ def _reference_lines(runs: Runs | None) -> dict[str, pd.DataFrame]:
         return {}
     table = pd.DataFrame(runs.keys, columns=["reference", "finetune_size"])
     table["mean"] = runs.contrasts(np.eye(len(runs.keys))).mean
-    return {name: line.sort_values("finetune_size") for name, line in table.groupby("reference", sort=False)}
+    return {name: line.sort_values("finetune_size") for name, line in table.groupby("reference")}
 
 
 @kit.in_style

@@ -152,7 +152,8 @@ def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
     elif lead.verdict == "small":
         apart = f"within {target_words(100 * margin)} of {best}"
     else:
-        ends = "" if math.isnan(lead.low) else f" (cell minus reference {span(lead.low, lead.high)})"
+        between = f"{100 * lead.low:+.1f} to {100 * lead.high:+.1f}"
+        ends = "" if math.isnan(lead.low) else f" (cell minus reference {between})"
         apart = f"{gap} {side} {best}{ends}"
     verb = "reaches" if row["reference"] == UNET else "gives"
     said = f"With {row['finetune_size']:,} labels {row['name']}{size} {verb} {reached}, {apart}"
