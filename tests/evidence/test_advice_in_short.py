@@ -16,7 +16,7 @@ from test_advice import LONG, make, packed
 
 from viny.cli import main
 from viny.evidence.advice.advice import Advice, Line, as_dict, as_text
-from viny.evidence.advice.adviser import advise
+from viny.evidence.advice.adviser import advise, sources
 from viny.evidence.advice.brief import WORDS, fitted
 from viny.evidence.statistics.pages import write_statistics
 from viny.study.checks import check_sizes
@@ -143,7 +143,7 @@ def test_it_is_short_true_and_what_it_proposes_passes_check(tmp_path: Path, shap
 
 
 def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path) -> None:
-    config = make(tmp_path, lambda cell: 0.5 + 0.01 * cell.seed, seeds=[0, 1], **LONG)
+    config = make(tmp_path, lambda cell: 0.5 + 0.01 * cell.seed, seeds=[0, 1], references=True, **LONG)
     table = tmp_path / "tables" / "references.csv"
     table.parent.mkdir()
     rows = [
@@ -157,6 +157,10 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     assert lines["references"] == "A unet with 16 labels gets 60 %."
     assert lines["warning"].startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
+    # The table of references that were switched off is left behind.
+    off = merge(config, {"references": False})
+    assert "A constant with 16 labels" not in as_text(advise(tmp_path, off), long=True)
+    assert table in sources(tmp_path, config) and table not in sources(tmp_path, off)
     table.unlink()
     packed(tmp_path, config, lambda cell: cell.seed == 1 and cell.finetune_size == 8)
     lines = {line.key: line.text for line in advise(tmp_path).short}

@@ -117,6 +117,7 @@ def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
     metrics = [metrics_file(root, cell) for cell in every]
     trained = trainings(every)
     tunings = [root / TUNING.format(cell=cell.name) for cell in every]
+    tables = ["duplicates.csv", *(["references.csv"] if config.get("references") else [])]
     return [
         *metrics,
         *(path.with_suffix(".npz") for path in metrics),
@@ -124,7 +125,7 @@ def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
         *(path for path in tunings if path.is_file()),
         *(chain(cell)[-1].file(root, "record") for cell in every if is_tuned(settings_of(config, cell.arm))),
         *(pack_manifest(root, name) for name in ("segmentation", *pretrain_packs(config), *config["intermediate"])),
-        *(root / TABLE.format(name=name) for name in ("duplicates.csv", "references.csv")),
+        *(root / TABLE.format(name=name) for name in tables),
     ]
 
 

@@ -21,7 +21,7 @@ def reference_items(facts: Facts) -> list[Item]:
         InputError: the table is damaged.
     """
     path = facts.root / TABLE.format(name="references.csv")
-    if not path.is_file():
+    if not facts.study.get("references") or not path.is_file():  # one that was switched off left its table behind
         return []
     try:
         table = pd.read_csv(path)
