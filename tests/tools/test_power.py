@@ -210,6 +210,17 @@ def test_the_noise_of_an_earlier_study_is_found_again() -> None:
     assert 39 < found.df < 39 * len(KEYS)
 
 
+def test_as_many_images_in_groups_say_no_more_than_their_groups() -> None:
+    rng = np.random.default_rng(3)
+    moved = rng.standard_normal((2, len(KEYS), 12)) / 100
+    values = rng.standard_normal((2, len(KEYS))) / 100
+    alone, grouped = (from_runs(Runs(KEYS, [0, 1], values, moved, of_each=n), "it") for n in (1.0, 8.0))
+    assert (alone.pictures, grouped.pictures) == (12, 96)
+    for noise in ("of_images", "of_both"):  # 96 images in groups of 8 to come are as noisy as these 12 groups
+        mine, theirs = (getattr(one, noise).scaled(1 / one.pictures) for one in (grouped, alone))
+        assert mine.parts == pytest.approx(theirs.parts)
+
+
 def test_noise_that_falls_with_the_labels_falls_in_the_study_to_come() -> None:
     rng = np.random.default_rng(2)
     scale = np.array([240 / labels for *_, labels in KEYS])

@@ -213,7 +213,11 @@ def _covariance(apart: np.ndarray) -> np.ndarray:
 
 
 def _of_images(runs: Runs, keys: Sequence[Key]) -> tuple[Shared | None, Shared | None, float]:
-    """Noise of one test image, the part that differs from seed to seed, and how many images there are."""
+    """Noise of one test image, the part that differs from seed to seed, and how many images there are.
+
+    Where images belong to groups, whose sums `Runs` holds, so many images of a study to come are taken to have groups
+    as large: the noise of one is then that of a group, shared among its images as if they were alike.
+    """
     if runs.moved is None:
         return None, None, PAPER_IMAGES
     known = np.isfinite(runs.moved[..., 0]) & np.isfinite(runs.values)  # [S, C]
@@ -222,7 +226,8 @@ def _of_images(runs: Runs, keys: Sequence[Key]) -> tuple[Shared | None, Shared |
         return None, None, PAPER_IMAGES
     tested = np.ones((len(keys), runs.moved.shape[-1]), bool) if runs.tested is None else runs.tested
     tested, mine = tested[whole].astype(float), [key for key, take in zip(keys, whole, strict=True) if take]
-    scores = runs.moved[:, whole] * tested.sum(1)[:, None]  # [S, C, N]
+    # [S, C, N]; a group's sum is of as many images, and the variance over images is that over groups times these.
+    scores = runs.moved[:, whole] * tested.sum(1)[:, None] * np.sqrt(runs.of_each)
     mean, common = scores.mean(0), tested @ tested.T
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.full(common.shape, np.nan)
@@ -232,7 +237,7 @@ def _of_images(runs: Runs, keys: Sequence[Key]) -> tuple[Shared | None, Shared |
         over_images = mean @ mean.T / common
     of_both = Shared.fitted(np.where(common > 1, both, np.nan), mine) if len(scores) >= LEAST_SEEDS else Shared({})
     over_images = np.where(common > 1, over_images - np.nan_to_num(both) / len(scores), np.nan)
-    return Shared.fitted(over_images, mine), of_both, float(tested.sum(1).mean())
+    return Shared.fitted(over_images, mine), of_both, runs.of_each * float(tested.sum(1).mean())
 
 
 def _by_labels(variance: np.ndarray, keys: Sequence[Key], freedom: int) -> tuple[float, float]:

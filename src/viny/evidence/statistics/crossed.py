@@ -120,6 +120,7 @@ class Runs:
         covariance: [C, C], in place of `moved`, what the cells' means share over draws of the test images; for made
             studies, whose images are none.
         pictures: number of test images that `covariance` is of.
+        of_each: test images in a group, on average; 1 without groups.
     """
 
     keys: Sequence[Hashable]
@@ -129,6 +130,7 @@ class Runs:
     tested: np.ndarray | None = None
     covariance: np.ndarray | None = None
     pictures: int = 0
+    of_each: float = 1.0
 
     @cached_property
     def place(self) -> dict[Hashable, int]:
@@ -458,7 +460,10 @@ def crossed(scores: Mapping[tuple[int, Hashable], Score]) -> Runs:
     for score in scores.values():
         if score.groups is not None and score.indices is not None:
             group_of |= dict(zip(score.indices.tolist(), score.groups.tolist(), strict=True))
+    of_each = 1.0
     if group_of:
+        every = {row for score in scores.values() if score.indices is not None for row in score.indices.tolist()}
+        of_each = len(every) / len({group_of.get(row, -1 - row) for row in every})
         scores = {key: score.over_groups(group_of) for key, score in scores.items()}
     keys = list(dict.fromkeys(key for _, key in scores))
     seeds = sorted({seed for seed, _ in scores})
@@ -480,7 +485,7 @@ def crossed(scores: Mapping[tuple[int, Hashable], Score]) -> Runs:
         at = np.searchsorted(every, score.indices)
         moved[(*here, at)] = score.moved
         tested[here[1], at] = True
-    return Runs(keys, seeds, values, moved, tested)
+    return Runs(keys, seeds, values, moved, tested, of_each=of_each)
 
 
 def influence(confusion: np.ndarray, kind: str) -> np.ndarray:
