@@ -18,6 +18,7 @@ from viny.data.pack import TEST, TRAIN, open_pack
 from viny.data.packing import build_pack
 from viny.data.parts import ALONE, Groups, group_pattern
 from viny.data.splits import finetune_split, pretrain_split, read_split, task_split, write_split
+from viny.evidence.advice.trial import images_at_hand
 from viny.learning.tuning import divided
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
@@ -180,6 +181,17 @@ def test_too_few_groups_are_refused(tmp_path: Path) -> None:
         count_images(study_of(tmp_path), tmp_path / "none")
 
 
+@pytest.mark.parametrize("split", ["", "split.csv"])
+def test_a_pattern_that_matches_no_image_is_refused(tmp_path: Path, split: str) -> None:
+    films(tmp_path, 3, 4)
+    lines = [f"film{i}_{at:03d}.png,{'test' if i else 'train'}" for i in range(3) for at in range(4)]
+    (tmp_path / "split.csv").write_text("\n".join(["image,part", *lines]))
+    given_split = {"split": str(tmp_path / split)} if split else {}
+    config = study_of(tmp_path, group=r"(scan\d)_", test_size=4, **given_split)
+    with pytest.raises(InputError, match=r"segmentation\.group: .* none of the 12 images.*such as 'film0_000'"):
+        folder_report(config, count_images(config, tmp_path / "results").listings)
+
+
 def test_groups_do_not_go_with_a_moving_test_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"leave segmentation\.group out"):
         resolve(
@@ -210,14 +222,17 @@ def test_a_whole_study_keeps_groups_apart_and_verify_sees_where_one_is_not(
     films(tmp_path, 8, 4)
     monkeypatch.chdir(tmp_path)
     own = {"source": "folder", "images": "images", "masks": "masks", "classes": 2, "group": FRAMES, "test_size": 8}
-    grid = {"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [12]}
-    tune = {"lr": [0.002, 0.004], "share": 0.4}
-    root = finished_study(tmp_path, {"grid": grid, "segmentation": own, "tune": tune})
+    grid = {"pretrain_sizes": [12], "intermediates": ["none"], "finetune_sizes": [12]}
+    stages = {"pretrain": {"source": "segmentation", "held_out": 6}, "tune": {"lr": [0.002, 0.004], "share": 0.4}}
+    root = finished_study(tmp_path, {"grid": grid, "segmentation": own, **stages})
     assert main(["verify", str(root)]) == 0
     capsys.readouterr()
     config = saved_study(root)
     pack = open_pack(root / "packs" / "segmentation" / "manifest.json")
     groups = Groups.read(pack.names, FRAMES).indices
+    # 8 films of 4: beside 12 test images 20 are left, enough for pre-training; beside 13, which take 4 films, 16 are.
+    tried = [images_at_hand(config, root).refusal(config, {"segmentation": {"test_size": n}}) for n in (12, 13, 99)]
+    assert [bool(refused) for refused in tried] == [False, True, True]
     cell = cells(config)[0]
     with np.load(root / "metrics" / f"{cell.name}.npz") as f:
         assert np.array_equal(f["groups"], groups[f["indices"]]) and len(np.unique(f["groups"])) == 2

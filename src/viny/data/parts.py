@@ -344,6 +344,19 @@ class Groups:
         """How many images the pattern does not match."""
         return sum(group.startswith(ALONE) for group in self.of)
 
+    def check(self, text: str) -> None:
+        """Refuse a pattern `text` that matches no image at all, so that nothing would be kept together.
+
+        Raises:
+            InputError: it does not match any.
+        """
+        if self.of and self.unmatched == len(self.of):
+            name = min(self.of).removeprefix(ALONE)
+            raise InputError(
+                f"segmentation.group: {text!a} is found in none of the {len(self.of):,} images' names without their "
+                f"endings, such as {name.rpartition('.')[0] or name!a}; mend it, or leave it out"
+            )
+
     def said(self) -> str:
         """How many groups there are, in words."""
         sizes = Counter(group for group in self.of if not group.startswith(ALONE))
@@ -374,9 +387,10 @@ class Groups:
             tested.append(group)
             count += sizes[group]
         if len(tested) == len(order):
+            groups = f"{len(order)} group{'s' * (len(order) > 1)}"
             raise InputError(
-                f"segmentation.group: {len(self.of)} images in {len(order)} groups do not give {test_size} test images "
-                f"in {LEAST_GROUPS} or more groups and a group to train on; take a smaller segmentation.test_size, a "
+                f"segmentation.group: {len(self.of)} images in {groups} do not give {test_size} test images in "
+                f"{LEAST_GROUPS} or more groups and a group to train on; take a smaller segmentation.test_size, a "
                 "pattern with more groups, or none"
             )
         held_out = set(tested)

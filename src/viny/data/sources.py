@@ -352,6 +352,7 @@ def list_folder(spec: Mapping[str, Any]) -> Listing:
     out.kept = kept_split(pairs.names, spec["split"])
     if group := spec.get("group"):
         groups = Groups.read(pairs.names, group["pattern"])
+        groups.check(group["pattern"])
         out.parts = groups.parts(group["test_size"], group["split_seed"])
         tested = len(groups.within(out.parts, TEST))
         out.kept = f"{groups.said()}; {tested:,} of them are for the test, with {out.parts.count(TEST):,} images"

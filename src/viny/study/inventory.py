@@ -209,6 +209,7 @@ def _groups(config: Mapping[str, Any], listing: Listing) -> list[str]:
         return []
     names = [name_below(path, Path(section["images"])) for path in listing.images]
     groups = Groups.read(names, section["group"])
+    groups.check(section["group"])
     tested = groups.within(listing.parts, TEST)
     lines = []
     if section.get("split"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from viny.data.pack import TRAIN
+from viny.data.pack import TEST, TRAIN, open_pack
+from viny.data.parts import Groups
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.arms import pretrain_packs, settings_of
@@ -19,7 +20,7 @@ from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve
 from viny.study.inventory import count_images
 from viny.study.layout import IMAGES, pack_manifest
-from viny.study.specs import split_is_given
+from viny.study.specs import pack_spec, split_is_given
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,28 @@ class AtHand:
 
     Attributes:
         packed: how many each pack holds; None if unknown.
-        given: labelled images for training and for testing, where a file or their folders give them.
+        given: labelled images for training and for testing, where a file, their folders or groups give them.
+        names: of the labelled images, where groups give the parts, which then follow from other settings too.
     """
 
     packed: Mapping[str, int | None]
     given: tuple[int, int] | None = None
+    names: Sequence[str] = ()
 
     def limits(self, config: Mapping[str, Any]) -> dict[str, int | None]:
-        """What `check_sizes` needs to know about some settings of the study."""
-        labelled = self.packed.get("segmentation")
-        room = None if labelled is None else labelled - config["segmentation"]["test_size"]
-        found = dict(self.packed)
-        if self.given:
-            room, found["train"], found["test"] = self.given[0], *self.given
+        """What `check_sizes` needs to know about some settings of the study.
+
+        Raises:
+            InputError: there are too few groups for so many test images.
+        """
+        section, labelled = config["segmentation"], self.packed.get("segmentation")
+        room = None if labelled is None else labelled - section["test_size"]
+        found, given = dict(self.packed), self.given
+        if self.names:
+            parts = Groups.read(self.names, section["group"]).parts(section["test_size"], config["split_seed"])
+            given = parts.count(TRAIN), parts.count(TEST)
+        if given:
+            room, found["train"], found["test"] = given[0], *given
         for name, arm in pretrain_packs(config).items():
             if settings_of(config, arm)["pretrain"]["source"] == "segmentation":
                 found[name] = room
@@ -86,7 +96,7 @@ def images_at_hand(config: Mapping[str, Any], root: Path) -> AtHand:
             images = count_images(config, root)
             counts = {name: images.packed.get(name) if n is None else n for name, n in counts.items()}
             given = given or images.given
-    found = AtHand(counts, given)
+    found = AtHand(counts, given, _names(root) if "group" in pack_spec(config, "segmentation") else ())
     return AtHand({}) if found.refusal(config, {}) else found
 
 
@@ -106,6 +116,14 @@ def _given(root: Path) -> tuple[int, int] | None:
         return None
     training = int((parts == TRAIN).sum())
     return training, len(parts) - training
+
+
+def _names(root: Path) -> list[str]:
+    """The labelled images by name, as their pack has them; none before it is made."""
+    try:
+        return open_pack(pack_manifest(root, "segmentation")).names
+    except (InputError, OSError):
+        return []
 
 
 def keys(change: Mapping[str, Any]) -> dict[str, Any]:

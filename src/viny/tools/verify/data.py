@@ -199,15 +199,16 @@ def check_split(book: Book, part: str, subset: str) -> None:
                 if count != len(lists[which]):
                     raise InputError(f"parts.{which}.count: expected {len(lists[which])}, found {count}; {again}")
             book.index_lists[part, subset] = lists
-            _check_groups(book, path, pack, lists)
+            if part != "pretrain":  # whose held-out images are drawn one by one
+                _check_groups(book, path, name, pack, lists)
 
 
-def _check_groups(book: Book, path: Path, pack: Pack, lists: Mapping[str, np.ndarray]) -> None:
-    """Check that no group of labelled images is in both lists of a split, if the study splits by groups."""
-    section = (book.config or {}).get("segmentation", {})
-    if "group" not in section or section.get("split") or pack.manifest.get("mask_classes") is None:
+def _check_groups(book: Book, path: Path, name: str, pack: Pack, lists: Mapping[str, np.ndarray]) -> None:
+    """Check that no group of labelled images is in both lists of a split, if the pack was made by groups."""
+    group = specs.pack_spec(book.config, name).get("group") if book.config is not None else None
+    if group is None:
         return
-    groups = np.array(Groups.read(pack.names, section["group"]).of)
-    if both := np.intersect1d(*(groups[lists[name]] for name in LISTS)).tolist():
+    groups = np.array(Groups.read(pack.names, group["pattern"]).of)
+    if both := np.intersect1d(*(groups[lists[which]] for which in LISTS)).tolist():
         again = f"delete {path.name} and its index lists and rerun the workflow"
         book.add(WRONG, path, f"groups of segmentation.group in both lists: {few(both)}; expected none; {again}")
