@@ -459,7 +459,7 @@ def test_the_best_cell_has_the_name_that_other_commands_take(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("level", "spread", "words"),
-    [(0.4, 0.0, "is near"), (0.6, 0.3, "cannot be told from"), (0.6, 0.01, None)],
+    [(0.5, 0.0, "is near"), (0.4, 0.0, "is no better than"), (0.6, 0.3, "cannot be told from"), (0.6, 0.01, None)],
 )
 def test_a_best_model_no_better_than_a_constant_answer_is_said_to_be(
     tmp_path: Path, level: float, spread: float, words: str | None

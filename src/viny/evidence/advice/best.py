@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import NEAR, Facts, listed, start_words
+from viny.evidence.constant import constant_answer
 from viny.evidence.metrics import mean_iou_dataset, mean_iou_per_image
 from viny.evidence.statistics.crossed import ALPHA, LEAST_SEEDS, read_confusion
 from viny.evidence.tables import GROUP
@@ -105,12 +105,10 @@ def constant_items(facts: Facts, best: Best) -> list[Item]:
     confusion, _ = read_confusion(path)
     pixels = confusion.sum(2)  # [N, C], of each true class
     most = int(pixels.sum(0).argmax())
-    constant = np.zeros_like(confusion)
-    constant[:, :, most] = pixels
     mean_iou = mean_iou_per_image if row["miou_is"] == "per_image" else mean_iou_dataset
-    miou = mean_iou(constant, list(range(pixels.shape[1])))
+    miou = mean_iou(constant_answer(confusion, most), list(range(pixels.shape[1])))
     if best.level["mean"] - miou < NEAR * (1 - miou):
-        words = "is near"
+        words = "is near" if best.level["mean"] > miou else "is no better than"
     elif best.level["n"] >= LEAST_SEEDS and best.level["low"] <= miou:
         words = "cannot be told from"
     else:
