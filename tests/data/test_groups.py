@@ -263,6 +263,7 @@ def test_frames_are_found_and_split_together(tmp_path: Path, name: str, pattern:
     found = inspect(Request("mine", tmp_path / "images", tmp_path / "masks"))
     assert found.wanted.group == pattern and found.grouped % 6 == 0
     assert any("neighbours look alike" in note and "--group none" in note for note in found.notes)
+    assert inspect(found.wanted).notes == found.notes  # as with another model, or after questions
     (tmp_path / "mine.yaml").write_text(study_text(found))
     assert main(["check", str(tmp_path / "mine.yaml")]) == 0
     assert f"group: {pattern}" in study_text(found) or f"group: '{pattern}'" in study_text(found)

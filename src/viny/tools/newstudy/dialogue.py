@@ -84,12 +84,11 @@ def init(
         given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
         print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
     found = inspect(Request(**given))
-    sequences = found.sequences
     if asking and len(found.coding.classes) <= SHOWN:
         named, ignored = ask_names(found, reply, every=not given.get("classes"))
         if named != found.coding.classes or {*ignored} != {*found.coding.ignore}:
             found = inspect(replace(found.wanted, classes=named, ignore=ignored))
-    if asking and found.wanted.group and sequences:
+    if asking and found.wanted.group and (sequences := found.wanted.sequences):
         print(f"  {sequences.said}")
         text = "What images that belong together have in common, a pattern, folder or none"
         found = ask(reply, text, found.wanted.group, partial(_grouped, found))

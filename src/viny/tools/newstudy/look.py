@@ -62,6 +62,7 @@ class Request:
         group: as `segmentation.group`; empty for none; None: by the images' names, if neighbours look alike.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.
+        sequences: groups that the images' names suggest, if that was looked at before.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Request:
     budget: str | None = None
     image_size: int = 0
     patch_size: int = 0
+    sequences: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,10 @@ class Inspection:
     """What is in the folders.
 
     Attributes:
-        wanted: the request, with the mask suffix, the budget, the split and the group filled in.
+        wanted: the request, with the mask suffix, the budget, the split, the group and the sequences filled in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
         grouped: images for the test in whole groups; 0 without groups, or if a split is given.
-        sequences: groups that the images' names suggest.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         values, coding, looked: of the masks looked at.
@@ -106,7 +107,6 @@ class Inspection:
     train: int
     test: int
     grouped: int
-    sequences: Found | None
     shapes: np.ndarray
     model: dict[str, int]
     values: Values
@@ -213,19 +213,19 @@ def inspect(wanted: Request) -> Inspection:
             lost += of_task.pairs
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
-    sequences, grouped = None, 0
+    grouped = 0
     if wanted.group is None:
         sequences = None if split else find_sequences(pairs.names, pairs.images)
-        wanted = replace(wanted, group="")
-    if sequences:
-        decided = sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
+        decided = sequences and sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
+        wanted = replace(wanted, group=sequences.pattern if sequences and decided else "", sequences=sequences)
+    if (sequences := wanted.sequences) and wanted.group in ("", sequences.pattern):
         advice = "they are split together; --group none splits image by image"
-        if not decided:
+        if not wanted.group:
             advice = f"they are split image by image; --group '{sequences.pattern}' keeps a group together"
-        wanted = replace(wanted, group=sequences.pattern if decided else "")
         notes.append(f"{sequences.said}: {advice}")
     if wanted.group:
         groups = Groups.read(pairs.names, wanted.group)
+        groups.check(wanted.group)
         if not split:
             divided = groups.parts(held_out_of(train), SPLIT_SEED)
             grouped, tested_groups = divided.count(TEST), len(groups.within(divided, TEST))
@@ -239,7 +239,6 @@ def inspect(wanted: Request) -> Inspection:
         train=train,
         test=test,
         grouped=grouped,
-        sequences=sequences,
         shapes=shapes,
         model=model,
         values=values,
