@@ -1,8 +1,8 @@
 """Which way to make squares of long pictures scores best at the pictures' own size: stretch, pad or crop.
 
 Strips are cut from real Pets, all lying or some standing, and one small ViNy is fine-tuned from random weights for each
-way and seed, on the same images in the same order. Its predictions on the test images are mapped back to each strip and
-counted there, every pixel of a picture and none of a bar. Prints a Markdown table and writes JSON.
+way and seed, on the same images in the same order. Its scores of the test images are brought to each strip's own size,
+and its classes counted there: every pixel of a picture and none of a bar. Prints a Markdown table and writes JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from viny.data.masks import IGNORE, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
 from viny.data.splits import finetune_split, permutation
-from viny.evidence.evaluate import predict
+from viny.evidence.evaluate import tested
+from viny.evidence.metrics import own_size_summary
 from viny.learning.batches import LabelledAugmentation, mask_batches
 from viny.learning.machine import Machine
 from viny.learning.model import ViNy
@@ -36,7 +37,6 @@ from viny.learning.train import fit as train
 from viny.runtime.provenance import processor_name
 from viny.runtime.seeds import derive
 from viny.tools.newstudy.budgets import SMALL_VINY
-from viny.tools.trained.predict import at_original_size
 
 FITS = ("stretch", "pad", "crop")
 SHAPES = {"lying": (16 / 9,), "lying and standing": (16 / 9, 9 / 16)}  # width / height, in turn
@@ -68,7 +68,7 @@ def strips(data: Path, folder: Path, aspects: tuple[float, ...], count: int) -> 
 
 
 def scored(folder: Path, fit: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """mIoU of one fine-tuning over all pixels of the test pictures at their own size, and at that of the model."""
+    """mIoU of one fine-tuning over all pixels of the test pictures at their own size."""
     pack = open_pack(folder / fit / "manifest.json")
     split = finetune_split(pack, args.labels, seed, 42, "per_seed", "fixed", args.tests)
     machine = Machine.choose("cpu", "auto", args.threads)
@@ -79,15 +79,8 @@ def scored(folder: Path, fit: str, seed: int, args: argparse.Namespace) -> dict[
     batches = mask_batches(pack, split["train"], LabelledAugmentation(0.3, True), machine.device)
     with silence():
         train(Run(objective, batches, args.labels, settings, seed, "finetune", folder / "curve.csv"), machine)
-    _, guess = predict(objective.eval(), pack, split["test"], True, None, machine)
-    hit, union = np.zeros((2, len(CLASSES)))
-    for row, square in zip(split["test"].tolist(), guess.numpy(), strict=True):
-        truth = np.asarray(Image.open(folder / "masks" / Path(pack.names[row]).name)) - 1
-        found = at_original_size(square, *truth.shape, fit)  # IGNORE beside a centre crop: nothing found there
-        for at in range(len(CLASSES)):
-            hit[at] += ((truth == at) & (found == at)).sum()
-            union[at] += ((truth == at) | (found == at)).sum()
-    return {"fit": fit, "seed": seed, "miou": 100 * float((hit / union).mean())}
+    counts = tested(objective.eval(), pack, split["test"], True, None, machine).own  # beside a centre crop: none found
+    return {"fit": fit, "seed": seed, "miou": 100 * own_size_summary(counts)["own_size_miou_dataset"]}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
+SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (REPOSITORY / folder).glob("*.py"))
 
 
 def pins(path: Path) -> list[str]:
@@ -182,3 +184,13 @@ def test_text_is_read_and_written_as_utf_8() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             called = re.search(r"\b(open|read_text|write_text)\(", line)
             assert not called or "encoding=" in line, (path, line)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_import_what_the_library_has(script: Path) -> None:
+    """No test runs benchmarks, which take minutes."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "viny":
+            module = importlib.import_module(node.module)
+            for name in (one.name for one in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (node.module, name)
