@@ -119,8 +119,12 @@ def tested(
     normalised: bool | Normalisation,
     draws: Draws | None,
     machine: Machine,
+    own_size: bool = True,
 ) -> Tested:
     """Predict some images of a pack and count right and wrong pixels; arguments as of `scored`.
+
+    Args:
+        own_size: whether to count at the images' own size too.
 
     Raises:
         InputError: a row of the pack is damaged.
@@ -134,7 +138,7 @@ def tested(
     confusion, own = [], []
     for positions, truth, scores in scored(model, pack, indices, normalised, draws, machine):
         confusion.append(confusion_matrices(truth, greatest(scores), model.classes).cpu().numpy().astype(np.int32))
-        if pack.own_masks is None:
+        if pack.own_masks is None or not own_size:
             continue
         if draws is not None:
             scores = flip(scores, draws.at(positions).flips)  # back, as the image is

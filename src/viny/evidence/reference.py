@@ -21,15 +21,14 @@ from viny.data.augment import Draws
 from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.constant import commonest, constant_answer, with_miou
-from viny.evidence.evaluate import draws_of_test_images, predict
+from viny.evidence.evaluate import draws_of_test_images, tested
 from viny.evidence.metrics import classes_in, classes_lacking
 from viny.learning.batches import Batches, LabelledAugmentation, mask_batches
 from viny.learning.checkpoint import Checkpoints, Progress
 from viny.learning.machine import Machine
 from viny.learning.model import count_parameters
 from viny.learning.run import Run, Step, epoch_order
-from viny.learning.scores import confusion_matrices
-from viny.learning.settings import TrainSettings, batch_of_masks
+from viny.learning.settings import TrainSettings
 from viny.learning.stages import CHECKPOINT_MINUTES
 from viny.learning.train import step_by_step
 from viny.learning.unet import UNet
@@ -184,7 +183,8 @@ def _train(
             "leave it out with 'references: false'"
         ) from error
     names, border = pack.manifest["mask_classes"], pack.manifest.get("border_class")
-    matrices = _matrices(spec, model.eval(), pack, test, machine)
+    draws, normalised = draws_of_test_images(spec, len(test)), spec["switches"]["normalise_finetune"]
+    matrices = tested(model.eval(), pack, test, normalised, draws, machine, own_size=False).confusion
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, confusion=matrices, indices=test)
     kind, common = spec["switches"]["miou"], commonest(pack, train)
@@ -226,16 +226,3 @@ def _train(
         f"{spec['cell']['name']}: mIoU {100 * found['miou']:.2f} %; all pixels {names[common]}: "
         f"{100 * constant['miou']:.2f} %"
     )
-
-
-def _matrices(spec: Mapping[str, Any], model: Any, pack: Pack, test: np.ndarray, machine: Machine) -> np.ndarray:
-    """Confusion matrices [N, C, C] of the test images."""
-    draws = draws_of_test_images(spec, len(test))
-    normalised = spec["switches"]["normalise_finetune"]
-    truth, guess = predict(model, pack, test, normalised, draws, machine)
-    at_once = batch_of_masks(model.classes)
-    parts = [
-        confusion_matrices(t, g, model.classes).numpy().astype(np.int32)
-        for t, g in zip(truth.split(at_once), guess.split(at_once), strict=True)
-    ]
-    return np.concatenate(parts)
