@@ -23,7 +23,7 @@ from viny.learning.tuning import divided
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study import specs
-from viny.study.config import resolve
+from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.inventory import count_images, folder_report
 from viny.study.reading import read_config
@@ -309,3 +309,20 @@ def test_groups_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         init({"name": "mine"}, force=True, minutes=20, rate=1000, reply=reply)
         assert any("belong together" in question and NUMBERED in question for question in asked)
         assert read_config(Path("studies/mine.yaml"))["segmentation"].get("group") == group
+
+
+# Not of groups, but of the same folders
+
+
+def test_only_images_that_become_squares_in_another_way_are_said_to(tmp_path: Path) -> None:
+    films(tmp_path, 3, 4)
+    for at in range(4):
+        path = tmp_path / "kinds" / f"kind{at % 2}" / f"{at}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame(0, at, True)).save(path)
+    config = study_of(tmp_path, fit="pad", group=FRAMES, test_size=4)
+    config = merge(config, {"pretrain": {"source": "folder", "path": str(tmp_path / "images")}})
+    config = merge(config, {"intermediate": {"spatial": {"source": "folder", "path": str(tmp_path / "kinds")}}})
+    config["intermediate"]["spatial"] |= {"target": "image"}
+    (said,) = (line for line in folder_report(resolve(config)) if "other shapes" in line)
+    assert said.startswith("segmentation.fit: pad, but spatial stretch:")  # crops for pre-training keep their shapes

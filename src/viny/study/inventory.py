@@ -173,7 +173,8 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
             listing = (listed or {}).get(name) or list_source(spec)
         except MissingError:
             continue
-        fits[name] = spec.get("fit", "stretch")
+        if name not in pretrain_packs(config):  # whose crops have the shapes of the originals
+            fits[name] = spec.get("fit", "stretch")
         if spec["source"] != "folder":
             lines += [f"{name}: {line}" for line in listing.report()]
             continue
