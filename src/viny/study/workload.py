@@ -223,7 +223,7 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
     config = settings_of(config, arm)
     images = images or config["segmentation"]["test_size"]
     if (tiles := config["segmentation"].get("tiles", 1)) > 1:
-        images *= 1 + (2 * tiles - 1) ** 2
+        images *= 2 + (2 * tiles - 1) ** 2  # the whole image as it is and as small as a tile, see `own_size.tiled`
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)
