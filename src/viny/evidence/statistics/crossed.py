@@ -406,7 +406,7 @@ def read_scores(
     for cell in frame.to_dict("records"):
         path = None if metrics_dir is None else metrics_dir / f"{cell['cell']}.npz"
         key = int(cell["seed"]), tuple(cell[name] for name in by)
-        scores[key] = Score.read(cell["miou"], cell["miou_is"], path)
+        scores[key] = Score.read(cell["miou"], cell.get("miou_is", ""), path)
     return scores
 
 

@@ -152,9 +152,8 @@ def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
     elif lead.verdict == "small":
         apart = f"within {target_words(100 * margin)} of {best}"
     else:
-        between = f"{100 * lead.low:+.1f} to {100 * lead.high:+.1f}"
-        ends = "" if math.isnan(lead.low) else f" (cell minus reference {between})"
-        apart = f"{gap} {side} {best}{ends}"
+        ends = (lead.low, lead.high) if lead.mean > 0 else (-lead.high, -lead.low)  # in the direction that is said
+        apart = f"{gap} {side} {best}{_between(*ends)}"
     verb = "reaches" if row["reference"] == UNET else "gives"
     said = f"With {row['finetune_size']:,} labels {row['name']}{size} {verb} {reached}, {apart}"
     why = ""
