@@ -90,9 +90,10 @@ def main() -> None:
             print(f"{block[0]}: exit code {code} after {(time.time() - began) / 60:.1f} minutes\n", flush=True)
             continue
         for line in block:
-            said = run(line.replace("CELL", best), folder)
-            if found := re.search(r"`(pre-\S+_seed-\d+)`", said):
-                best = found[1]
+            run(line.replace("CELL", best), folder)
+            if line.startswith("viny advise"):
+                said = run(f"{line} --long", folder)
+                best = next(iter(re.findall(r"`(pre-\S+_seed-\d+)`", said)), best)
 
 
 def progress(folder: Path) -> float:
