@@ -76,16 +76,19 @@ class _Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(wrong[1], known, n=1)
             message = f"no command is called '{wrong[1]}'" + (f"; did you mean '{close[0]}'?" if close else "")
             message += " `viny --help` lists all"
-        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            close = difflib.get_close_matches(unknown[1], self.flags, n=1)
-            message += f"; did you mean {close[0]}?" if close else ""
         super().error(message)
 
-    @property
-    def flags(self) -> list[str]:
-        """Those of all commands: when an unknown argument is refused, argparse has forgotten the command."""
-        commands = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
-        return sorted({flag for p in (self, *commands) for flag in p._option_string_actions})
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what the command does not know, with what it does know."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+            command = commands[0][found.command] if commands else self
+            wrong = next((one for one in unknown if one.startswith("-")), unknown[0]).partition("=")[0]
+            close = difflib.get_close_matches(wrong, sorted(command._option_string_actions), n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; `{command.prog} --help` lists what it takes"
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
 
 
 class Log:

@@ -21,7 +21,20 @@ from viny.commands.common import load
 from viny.runtime.fingerprint import ENTRY
 
 ROOT = Path(__file__).parents[2]
-PEOPLE = ("check", "init", "predict", "export", "plan", "power", "status", "advise", "mirror", "verify", "audit")
+PEOPLE = (
+    "check",
+    "init",
+    "resize",
+    "predict",
+    "export",
+    "plan",
+    "power",
+    "status",
+    "advise",
+    "mirror",
+    "verify",
+    "audit",
+)
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -81,7 +94,9 @@ def test_a_rule_names_the_files_of_its_stage(stage: str) -> None:
         (["stauts"], "no command is called 'stauts'; did you mean 'status'?"),
         (["xyzzy"], "no command is called 'xyzzy' `viny --help` lists all"),
         (["init", "x", "--unlabeled", "y"], "unrecognized arguments: --unlabeled y; did you mean --unlabelled?"),
-        (["check", "a.yaml", "--shwo"], "did you mean --show?"),
+        (["check", "a.yaml", "--shwo"], "viny check: error: unrecognized arguments: --shwo; did you mean --show?"),
+        (["status", "a", "--set", "note=x"], "unrecognized arguments: --set note=x; `viny status --help` lists"),
+        (["status", "a", "--json=1", "--rate=3"], "--json"),
     ],
 )
 def test_a_slip_is_answered_with_what_may_be_meant(
@@ -93,6 +108,44 @@ def test_a_slip_is_answered_with_what_may_be_meant(
     said = capsys.readouterr().err
     assert words in said
     assert "pretrain" not in said
+
+
+@pytest.mark.parametrize("name", ["advise", "verify"])
+def test_changed_settings_are_those_of_named_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "results/none", "--set", "note=x"]) == BAD_INPUT
+    assert "name these with --study" in capsys.readouterr().err
+
+
+def test_check_takes_the_changes_that_plan_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = str(ROOT / "tests" / "tiny.yaml")
+    assert main(["check", tiny, "--set", "grid.seeds=[0, 1, 2]"]) == 0
+    assert "24 cells" in capsys.readouterr().out
+    assert main(["check", tiny, "--set", "finetune.milestones=[3]"]) == BAD_INPUT
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_what_is_suggested_is_a_flag_of_that_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever flag of another command was given."""
+    mine = set(commands()[name]._option_string_actions)
+    for other in sorted({flag for one in commands().values() for flag in one._option_string_actions} - mine):
+        hint = re.search(r"did you mean (--?\S+)\?", refused(name, other, capsys))
+        assert hint is None or hint[1] in mine - {other}
+
+
+def refused(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a flag that a command does not know, after arguments that it needs."""
+    needs = [one for one in commands()[name]._actions if one.required]
+    given = [
+        piece
+        for one in needs
+        for piece in [
+            *one.option_strings[:1],
+            *["1" for _ in range(max(1, one.nargs if isinstance(one.nargs, int) else 1))],
+        ]
+    ]
+    with pytest.raises(SystemExit):
+        parser().parse_args([name, *given, flag])
+    return capsys.readouterr().err
 
 
 def test_names_complete_in_a_shell(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_study import finished_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,13 +17,17 @@ from viny.cli import main
 from viny.data.pack import TEST, TRAIN, open_pack
 from viny.data.packing import build_pack
 from viny.data.parts import ALONE, Groups, group_pattern
-from viny.data.splits import finetune_split, pretrain_split, task_split
+from viny.data.splits import finetune_split, pretrain_split, read_split, task_split, write_split
 from viny.learning.tuning import divided
 from viny.runtime.errors import InputError
+from viny.runtime.files import read_json
 from viny.study import specs
 from viny.study.config import resolve
 from viny.study.grid import cells
 from viny.study.inventory import count_images, folder_report
+from viny.study.reading import read_config
+from viny.study.saved import saved_study
+from viny.tools.newstudy.dialogue import init
 from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.sequences import NUMBERED, TILED, find_sequences
 from viny.tools.newstudy.study_file import study_text
@@ -199,6 +204,33 @@ def test_rates_are_tuned_on_other_groups_than_trained_on() -> None:
     assert len(train) == len(kept) == 1
 
 
+def test_a_whole_study_keeps_groups_apart_and_verify_sees_where_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    films(tmp_path, 8, 4)
+    monkeypatch.chdir(tmp_path)
+    own = {"source": "folder", "images": "images", "masks": "masks", "classes": 2, "group": FRAMES, "test_size": 8}
+    grid = {"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [12]}
+    tune = {"lr": [0.002, 0.004], "share": 0.4}
+    root = finished_study(tmp_path, {"grid": grid, "segmentation": own, "tune": tune})
+    assert main(["verify", str(root)]) == 0
+    capsys.readouterr()
+    config = saved_study(root)
+    pack = open_pack(root / "packs" / "segmentation" / "manifest.json")
+    groups = Groups.read(pack.names, FRAMES).indices
+    cell = cells(config)[0]
+    with np.load(root / "metrics" / f"{cell.name}.npz") as f:
+        assert np.array_equal(f["groups"], groups[f["indices"]]) and len(np.unique(f["groups"])) == 2
+    # A split by another hand, with seals and hashes of its own, that parts a film.
+    record = root / "splits" / "finetune" / "size-12_seed-0.json"
+    split = read_split(record, record.with_suffix(".npz"), pack)
+    split["train"][0], split["test"][0] = split["test"][0], split["train"][0]
+    old = read_json(record, "a record")
+    write_split(record, record.with_suffix(".npz"), split, {key: old[key] for key in ("spec", "pack_sha256")})
+    assert main(["verify", str(root)]) != 0
+    assert "groups of segmentation.group in both lists: film" in capsys.readouterr().out
+
+
 # Found by viny init
 
 
@@ -237,8 +269,27 @@ def test_tiles_of_a_scan_belong_to_the_scan(tmp_path: Path) -> None:
     for scan in range(4):
         for at in range(12):
             path = tmp_path / f"scan{'abcd'[scan]}_x{at // 4}_y{at % 4}.png"
-            Image.fromarray(frame(scan, at)).save(path)
+            Image.fromarray(frame(scan, at, alike=False)).save(path)
     paths = sorted(tmp_path.iterdir())
     found = find_sequences([path.name for path in paths], paths)
     assert found.pattern == TILED and found.decided
     assert set(Groups.read([path.name for path in paths], TILED).of) == {f"scan{letter}_x" for letter in "abcd"}
+
+
+def test_groups_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films(tmp_path, 8, 6)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, group in (("", NUMBERED), ("none", None), ("folder", None)):
+        asked: list[str] = []
+
+        def reply(question: str, asked: list[str] = asked, answer: str = answer) -> str:
+            asked.append(question)
+            known = "images" if "images that have" in question else "masks" if "their masks" in question else ""
+            if "belong together" not in question:
+                return known
+            return answer if sum("belong together" in one for one in asked) == 1 else "none"
+
+        init({"name": "mine"}, force=True, minutes=20, rate=1000, reply=reply)
+        assert any("belong together" in question and NUMBERED in question for question in asked)
+        assert read_config(Path("studies/mine.yaml"))["segmentation"].get("group") == group

@@ -16,7 +16,6 @@ from viny.evidence.paper.claims import CLAIMS
 from viny.evidence.paper.comparisons import Cells
 from viny.evidence.paper.scorecard import COMPARED, write_scorecard
 from viny.evidence.paper.words import Found
-from viny.evidence.report.answers import answers
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.pages import write_statistics
 from viny.evidence.verdicts import MARGIN, decide
@@ -102,13 +101,14 @@ def test_tables_report_scorecard_and_advice_use_the_same_words(tmp_path: Path, s
     write_statistics(paths, tmp_path / "metrics", None, tables)
     decisions = pd.read_csv(tables / "decisions.csv", dtype={"what": str})
     told = {(row["kind"], row["what"]): row for row in decisions.to_dict("records")}
-    on_page = {effect["name"]: effect["words"] for answer in answers(decisions) for effect in answer["effects"]}
-    sections = {section["key"]: section["items"] for section in as_dict(advise(tmp_path))["sections"]}
+    advised = as_dict(advise(tmp_path))
+    on_page = {line["key"]: line["text"] for line in advised["short"]}
+    sections = {section["key"]: section["items"] for section in advised["sections"]}
     summary = " ".join(item["text"] for item in sections["summary"])
     for key, section in (("pre-training", "pretraining"), ("task", "tasks")):
         row = told[key, "24" if key == "pre-training" else "scenes"]
         name = row["name"][0].upper() + row["name"][1:]
-        assert on_page[name] == row["words"]
+        assert on_page[key].startswith(f"{name} {row['words']}: ")
         assert row["sentence"] in summary
         advised = sections[section][0]
         assert (advised["words"], advised["sentence"]) == (row["words"], row["sentence"])

@@ -260,6 +260,26 @@ def test_a_study_is_read_with_each_cells_own_images(tmp_path: Path) -> None:
     assert np.isfinite(runs.contrasts(np.array([[1.0, -1.0]])).se_images).all()
 
 
+def test_groups_stand_for_images_so_that_copies_of_an_image_bring_no_certainty(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(10), []
+    images = rng.integers(5, 500, (8, 2, 2))
+    for seed in range(3):
+        once = images + rng.integers(0, 4, (8, 2, 2))
+        for kind, copies in (("once", 1), ("copied", 5), ("grouped", 5)):
+            arrays = {"confusion": once.repeat(copies, 0), "indices": np.arange(8 * copies)}
+            if kind == "grouped":
+                arrays["groups"] = np.arange(8).repeat(copies) + 100
+            (tmp_path / kind).mkdir(exist_ok=True)
+            np.savez(tmp_path / kind / f"{seed}.npz", **arrays)
+        rows.append((0, "none", 8, seed, str(seed), float(np.nanmean(iou(once.sum(0)))), "dataset"))
+    frame = pd.DataFrame(rows, columns=[*KEYS, "cell", "miou", "miou_is"])
+    found = {
+        kind: read_runs(frame, tmp_path / kind).contrasts(np.eye(1)).at() for kind in ("once", "copied", "grouped")
+    }
+    assert found["grouped"] == pytest.approx(found["once"])
+    assert found["copied"]["se_images"] < 0.6 * found["once"]["se_images"]
+
+
 def test_cells_without_confusion_matrices_have_intervals_over_seeds_alone(tmp_path: Path) -> None:
     frame = cells(tmp_path, lacking="16-5")
     found = read_runs(frame, tmp_path).contrasts(np.eye(2))
@@ -275,6 +295,7 @@ def test_cells_without_confusion_matrices_have_intervals_over_seeds_alone(tmp_pa
         ({"confusion": np.ones((4, 2, 3), int), "indices": np.arange(4)}, r"expected \[N, C, C\]"),
         ({"confusion": np.ones((4, 2, 2), int), "indices": np.arange(3)}, r"expected \[N, C, C\]"),
         ({"confusion": np.ones((4, 2, 2), int)}, "indices"),
+        ({"confusion": np.ones((4, 2, 2), int), "indices": np.arange(4), "groups": np.arange(3)}, "groups"),
     ],
 )
 def test_damaged_matrices_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str) -> None:

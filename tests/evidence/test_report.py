@@ -15,9 +15,9 @@ from PIL import Image
 pytest.importorskip("jsonschema")
 
 from viny.evidence.report import page
-from viny.evidence.report.answers import answers
+from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import means, miou_table
-from viny.evidence.report.words import counted, images_of, listed, percent, points, words
+from viny.evidence.report.words import code, counted, images_of, listed, percent, points, words
 from viny.evidence.statistics.crossed import Runs
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
@@ -76,30 +76,22 @@ def test_a_table_knows_its_numbers_and_shows_no_nan() -> None:
     assert made["rows"] == [["a", "1.5"], ["", "−2.0"]]
 
 
-def test_answers_are_those_of_the_largest_sizes_and_of_every_task() -> None:
-    rows = [("pre-training", 400), ("pre-training", 4000), ("labels", 0), ("images", 4000), ("interaction", "scenes")]
-    rows += [("task", "scenes"), ("task", "other")]
-    made = answers(pd.DataFrame([decision(*row) for row in rows]))
-    names = [[effect["name"] for effect in part["effects"]] for part in made]
-    wanted = [["pre-training 4000"], ["images 4000", "labels 0"], ["task scenes", "task other"]]
-    assert names == [[f"The {name}" for name in part] for part in wanted]
-    first = made[0]["effects"][0]
-    assert first["words"] == "does something"
-    assert (first["value"], first["interval"]) == ("−1.23", "−2.23 to −0.23")
+def test_every_class_has_a_row_for_the_best_cell_and_its_start() -> None:
+    rows = [(24, "none", 8, 0.5, 0.2), (24, "none", 8, 0.7, 0.4), (0, "none", 8, 0.1, None), (0, "none", 16, 0.9, 0.9)]
+    frame = pd.DataFrame(rows, columns=["pretrain_size", "intermediate", "finetune_size", "iou_cat", "iou_dog"])
+    frame = frame.assign(iou_yak=np.nan, not_in_test="yak", not_in_training="")
+    made = class_table(frame, (24, "none", 8))
+    assert [column["about"] for column in made["columns"]] == ["24 images, 8 labels", "random start, 8 labels"]
+    assert {row["name"]: row["values"] for row in made["rows"]} == {
+        "cat": [{"mean": "60.0", "span": "50.0 to 70.0"}, {"mean": "10.0", "span": "one seed"}],
+        "dog": [{"mean": "30.0", "span": "20.0 to 40.0"}, "not defined"],
+        "yak": ["in no test mask"] * 2,
+    }
+    assert len(class_table(frame, (0, "none", 16))["columns"]) == 1
 
 
-def test_an_answer_says_what_it_lacks() -> None:
-    made = answers(pd.DataFrame([decision("task", "scenes", known=False)]))
-    assert made[2]["effects"][0]["interval"] == "no interval"
-    assert [bool(part["effects"]) for part in made] == [False, False, True]
-    assert "random start" in made[0]["missing"]
-
-
-def test_diminishing_returns_say_how_the_last_doubling_compares_with_the_one_before() -> None:
-    rows = [decision("labels", 0), decision("labels fall", 0), decision("labels fall", 24), decision("images", 40)]
-    images, labels = answers(pd.DataFrame(rows))[1]["effects"]
-    assert labels["before"] == "The labels fall 0 does something: −1.23 (−2.23 to −0.23)"
-    assert images["before"] == ""
+def test_code_is_marked_and_all_else_escaped() -> None:
+    assert str(code("set `a: [-1]` <b>, -2")) == "set <code>a: [-1]</code> &lt;b&gt;, −2"
 
 
 def test_means_have_three_intervals() -> None:
@@ -143,7 +135,8 @@ def study(tmp_path: Path) -> tuple[dict[str, Any], Path]:
     every, root = cells(config), tmp_path / "tiny"
     for i, cell in enumerate(every):
         value = {"study": "tiny", "protocol": "sound", "cell": cell.as_dict(), "miou_is": "dataset", "test_images": 9,
-                 "parameters": 7, "metrics": {"miou": 0.5 + i / 100, "pixel_accuracy": 0.7}, "provenance": {},
+                 "parameters": 7, "metrics": {"miou": 0.5 + i / 100, "pixel_accuracy": 0.7, "iou_yak": 0.5},
+                 "provenance": {},
                  "classes": {"not_in_test": ["<dog>"], "not_in_training": ["yak"]}}  # fmt: skip
         write_json(metrics_file(root, cell), value)
     for training in trainings(every):
@@ -178,7 +171,17 @@ def shown(text: str) -> str:
 def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -> None:
     text = written(study)
     said = " ".join(shown(text).split())
-    assert said.index("The pre-training 24 does something") < said.index("mIoU in percent") < said.index("It <helps>")
+    parts = [
+        "Pre-training on 24 images",
+        "mIoU in percent",
+        "IoU of each class",
+        "Warnings",
+        "Next steps",
+        "It <helps>",
+    ]
+    assert [said.index(part) for part in parts] == sorted(said.index(part) for part in parts)
+    assert said.count("Synthetic </p>") == 1  # the note
+    assert "The pre-training 24 does something" in said
     assert "The task scenes does something: −1.23 points." in said
     assert "−1.04 (−2.61 to +0.52)" in said
     assert "Of the paper's 2 numbers: 2 does not hold here." in said

@@ -85,9 +85,10 @@ def test_nothing_is_wider_than_the_page(opened: browser.Page) -> None:
 def test_the_answers_are_in_the_first_screen(opened: browser.Page, study: Path, size: tuple[int, int]) -> None:
     assert opened.ask("document.querySelector('#answers').getBoundingClientRect().bottom") <= size[1]
     said = opened.ask("document.querySelector('#answers').innerText")
-    assert said.count("?") == 3
+    assert opened.ask("document.querySelectorAll('#answers p').length") >= 6
+    assert len(said.split()) <= 150
     decisions = pd.read_csv(study / "tables" / "decisions.csv")
-    for kind in ("pre-training", "images", "labels", "task"):
+    for kind in ("pre-training", "task"):
         row = decisions[decisions["kind"] == kind].iloc[-1]
         assert f"{row['name'][1:]} {row['words']}" in said, kind
         assert f"{100 * row['mean']:+.2f}".replace("-", "−") in said, kind
@@ -101,7 +102,7 @@ def test_a_page_with_arms_fits_and_opens_to_what_is_behind_each_mean(
     summarise(root, config)
     page.problems.clear()
     page.open(root / "report.html", *size, touch=size is PHONE)
-    assert page.ask("document.querySelector('#best h2').innerText") == "Should I pre-train, or take published weights?"
+    assert page.ask("document.querySelector('#answers b').innerText") == "Which arm"
     page.ask("document.querySelectorAll('details').forEach(e => { e.open = true })")
     assert page.ask("document.scrollingElement.scrollWidth") <= page.ask("innerWidth")
     assert page.ask(OUTSIDE) == []
@@ -113,6 +114,7 @@ def test_a_page_with_arms_fits_and_opens_to_what_is_behind_each_mean(
 
 def test_letters_in_figures_are_readable(opened: browser.Page, study: Path) -> None:
     """Letters of 8 points are shown at 9 CSS pixels or more."""
+    opened.ask("document.querySelectorAll('details').forEach(e => { e.open = true })")
     shown = opened.ask(
         "[...document.querySelectorAll('figure img')].map(e => [e.parentElement.parentElement.id, e.width])"
     )

@@ -590,7 +590,9 @@ def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: P
     made(tmp_path, grey([0, 255]))
     text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     assert "pretrain_sizes: [0]" in text
-    assert "nothing on what pre-training is worth" in text and "nothing on whether one helps" in text
+    assert (
+        "Is pre-training worth it? No cell is pre-trained" in text and "a task in between help? There is none" in text
+    )
 
 
 @pytest.mark.parametrize("count", [10, 11, 17, 30, 50, 99, 200, 737, 7349, 123_456])
@@ -693,7 +695,7 @@ def test_a_class_that_is_lost_at_the_packed_size_is_said(tmp_path: Path) -> None
     found = inspect(Request("mine", Path("images"), Path("masks")))
     (note,) = [note for note in found.notes if "class_2 (lost in 10 of 10 masks)" in note]
     side = found.model["patch_size"]
-    assert f"in patches of {side} x {side}: " in note and "--image-size" in note
+    assert f"in patches of {side} x {side} pixels: " in note and "--image-size" in note
     assert found.looked.masks_with.tolist() == [10, 10, 0]
 
 
@@ -737,13 +739,14 @@ def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
 ) -> None:
     made(tmp_path, grey([0, 255]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    #                name    images masks unlabelled task budget  value 0  255
+    #                name    images masks unlabelled task minutes  value 0  255
     reply = answers("bad name", "own", "nowhere", "", "", "", "", "huge", "", "ground", "")
-    init({}, reply=reply)
+    init({}, reply=reply, rate=100.0)
     config = study("own")
     assert config["segmentation"]["classes"] == {"0": "ground", "255": "object"}
-    assert config["segmentation"]["images"] == "images" and config["model"]["depth"] == 6
-    assert "no such folder" in capsys.readouterr().out
+    assert config["segmentation"]["images"] == "images"
+    said = capsys.readouterr().out
+    assert "no such folder" in said and "expected a number of minutes" in said and "Sized for 20 minutes" in said
     assert all(question.endswith("]: ") for question in reply.asked)
 
 
@@ -754,7 +757,7 @@ def test_an_answer_can_ignore_a_value_but_not_all_but_one(
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word)
-    init({"name": "mine"}, reply=reply)
+    init({"name": "mine"}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
     assert "expected two classes or more" in capsys.readouterr().out
@@ -768,7 +771,7 @@ def test_a_name_for_no_class_is_asked_about(
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     reply = answers("images", "masks", "", "", "", answer)
-    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, reply=reply)
+    init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["ignore"] == ignored and section["classes"].get("11") == (answer or None)
 

@@ -269,6 +269,18 @@ def test_finished_jobs_tell_their_rate_and_nothing_is_measured(
     assert {step.what for step in asked} == {"train", "evaluate", "pack"}
 
 
+def test_finished_jobs_tell_the_rate_of_a_quiet_machine(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Whatever share of the cores other work left them."""
+    finished_trainings(tiny, tmp_path, {"pretrain": [20, 20]}, share_of_cores=0.25)
+    found = rates_seen(all_jobs(tiny), tmp_path, 1, "cpu")
+    assert list(found.images.values()) == [80] and found.past == 0.25
+    assert found.beside == pytest.approx(5 * 0.25)
+    assert found.known[0]["from"] == "2 finished jobs on here while other work had 75 % of the cores"
+    for unknown in (None, 0, 7):
+        finished_trainings(tiny, tmp_path, {"pretrain": [20, 20]}, share_of_cores=unknown)
+        assert list(rates_seen(all_jobs(tiny), tmp_path, 1, "cpu").images.values()) == [20]
+
+
 @pytest.mark.parametrize(
     "other",
     [{"run": {"threads": 2}}, {"run": {"device": "cuda"}}, {"config": {"model": {"depth": 3}}}],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -23,7 +24,11 @@ pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the libra
 import psutil
 
 from viny.runtime.claims import Claim
+from viny.study.config import resolve
+from viny.study.reading import read_config
 from viny.study.saved import write_study
+from viny.tools.forecast.plan import plan
+from viny.tools.status.state import Watcher
 
 pytestmark = pytest.mark.slow
 
@@ -290,6 +295,63 @@ def test_snakemake_s_notes_lost_before_an_edit(project: Project) -> None:
     shutil.rmtree(project.folder / ".snakemake")
     project.edit("evidence/metrics.py", "return float(np.nan_to_num(", "return 0.5 * float(np.nan_to_num(")
     assert project.planned() == BELOW_EVALUATE
+
+
+# What a study may be told to be, each with a file that may be lost, cut short or left by another study.
+EDITS: list[dict[str, Any]] = [
+    {"finetune__epochs": 4},
+    {"finetune__batch_size": 4, "note": "Another note."},
+    {"pretrain__epochs": 3},
+    {"grid__seeds": [0, 1]},
+    {"grid__seeds": [1]},
+    {"grid__finetune_sizes": [8, 12]},
+    {"grid__pretrain_sizes": [0]},
+    {"grid__intermediates": ["none", "scenes"]},
+    {"segmentation__test_size": 9},
+    {"geometry": {"encoders": "all", "images": 5, "probe_images": 6}},
+    {"protocol": "paper"},
+    {"switches": {"class_token": "always"}},
+    {"compute": {**STUDY["compute"], "train_threads": 2}},
+    {"compute": {**STUDY["compute"], "precision": "bfloat16"}},
+    {"synthetic__segmentation": 29},
+    {"figures__examples": 1},
+    {"model__depth": 3},
+    {"pack_store": "elsewhere"},
+    {"split_seed": 5},
+    {},
+]
+
+
+def test_plan_and_status_say_what_a_run_does(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over edits of settings and of files, whatever Snakemake has noted of the jobs."""
+    monkeypatch.chdir(project.folder)
+    draw = random.Random(0)
+    files = sorted(path for path in project.root.rglob("*") if path.is_file() and path.suffix != ".log")
+    files = [path for path in files if not {"benchmarks", "logs", "packs"}.intersection(path.parts)]
+    notes = [path for path in (project.folder / ".snakemake" / "metadata").rglob("*") if path.is_file()]
+    draw.shuffle(EDITS)
+    for at, edit in enumerate(EDITS[:12]):
+        project.write(**edit)
+        path = draw.choice(files)
+        kept = path.read_bytes()
+        damage = draw.choice(["none", "lost", "cut"] if path.suffix == ".json" else ["none", "lost"])
+        if damage == "lost":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(kept[: len(kept) // 2])
+        if at == 6:  # those of the jobs before ones that a kill cut off
+            for note in draw.sample(notes, len(notes) // 2):
+                note.write_text(json.dumps({**json.loads(note.read_text()), "params": ["'of another time'"]}))
+                cut_off = project.folder / ".snakemake" / "incomplete" / note.relative_to(notes[0].parent)
+                cut_off.touch()
+        config = resolve(read_config(Path("study.yaml")))
+        rows = plan(config, Path("results"), Path(config["pack_store"]), cores=2, rate=1e3)["stages"]
+        said = {row["stage"]: row["to_do"] for row in rows if row["to_do"]}
+        assert said == project.planned(), (edit, path, damage)
+        if set(edit) <= {"note"} or not edit:
+            counts = Watcher(project.root).look().stages
+            assert {stage: n for stage, one in counts.items() if (n := one.total() - one["done"])} == said
+        path.write_bytes(kept)
 
 
 def test_results_restored_from_a_backup(project: Project) -> None:

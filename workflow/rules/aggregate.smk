@@ -162,6 +162,13 @@ rule report:
     input:
         tables=[*TABLES, *STATISTICS, *REPRESENTATIONS, *SCORECARD, *DUPLICATES],
         figures=[*FIGURES, *STATISTICS_FIGURES, *REPRESENTATIONS_FIGURES],
+        # What its advice reads.
+        metrics=expand(METRICS, cell=CELLS),
+        confusion=ancient(expand(CONFUSION, cell=CELLS)),
+        runs=ancient(of_all_trainings("run")),
+        curves=of_all_trainings("curve"),
+        manifest=rules.finetune.input.manifest,
+        tuned=TUNINGS,
     output:
         page=REPORT,
         record=summary_of("report"),

@@ -45,6 +45,14 @@ def inside(path, default):
         return default
 
 
+def set_inside(path, value):
+    """Set an attribute of the workflow by its dotted path, unless this Snakemake does not have it."""
+    of, _, name = path.rpartition(".")
+    holder = inside(of, None)
+    if hasattr(holder, name):
+        setattr(holder, name, value)
+
+
 def say(text):
     """Print a message to standard error; what a terminal would obey in it is written out."""
     print(visible(text), file=sys.stderr)

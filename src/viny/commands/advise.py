@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viny.commands.common import People, not_negative, positive, settings_of
+from viny.commands.common import People, changes, not_negative, other_settings, positive
 from viny.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add(people: People) -> None:
     )
     p.add_argument("root", type=Path, help="the study's folder, results/<study>")
     p.add_argument("--study", type=Path, nargs="+", help="YAML files of its settings (default: its study.json)")
+    changes(p)
     p.add_argument(
         "--target",
         type=positive(float),
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if any(prices) and args.reach is None:
         raise InputError("a price needs --reach, the mIoU in percent that is to be reached")
     wish = None if args.reach is None else Wish(args.reach / 100, args.chance / 100, *prices)
-    config = settings_of(args.study) if args.study else None
+    config = other_settings(args)
     advice = advise(args.root, config, args.target, args.minutes_per_mask, wish)
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))

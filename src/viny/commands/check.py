@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.commands.common import People, settings_of
+from viny.commands.common import People, settings_of, study_files
 
 
 def add(people: People) -> None:
@@ -18,8 +18,9 @@ def add(people: People) -> None:
         "Check study files and say what they expand to.",
         "viny check studies/mini.yaml",
         "viny check studies/mini.yaml --show    # every default filled in",
+        "viny check studies/mini.yaml --set finetune.epochs=60    # would that be valid?",
     )
-    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
+    study_files(p)
     p.add_argument("--show", action="store_true", help="print the settings with every default filled in")
 
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from viny.study.specs import pack_spec
     from viny.study.unanswered import as_lines, unanswered
 
-    config = settings_of(args.study)
+    config = settings_of(args.study, args.set)
     if args.show:
         import yaml
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from viny.runtime.errors import InputError
+
 # 0 done, 1 the job failed or results are not sound, 2 the input is at fault, 128 + n stopped by signal n.
 FAILED, BAD_INPUT, SIGNALLED = 1, 2, 128
 EXIT_CODES = (
@@ -115,9 +117,14 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
     return resolve(raw)
 
 
-def study_and_changes(p: argparse.ArgumentParser) -> None:
-    """Add the arguments of a command on a study that may have run in part: its files, changes to them, its results."""
+def study_files(p: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command on study files: these, and changes to them."""
     p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
+    changes(p)
+
+
+def changes(p: argparse.ArgumentParser) -> None:
+    """Add the argument that changes settings of study files."""
     p.add_argument(
         "--set",
         type=change,
@@ -126,7 +133,21 @@ def study_and_changes(p: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a setting, such as data_root=data or 'grid.finetune_sizes=[60, 120]'; may be repeated",
     )
+
+
+def study_and_changes(p: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command on a study that may have run in part: its files, changes to them, its results."""
+    study_files(p)
     p.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+
+
+def other_settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings that --study and --set give a command on results; None for those of the results themselves."""
+    if args.study:
+        return settings_of(args.study, args.set)
+    if args.set:
+        raise InputError("--set changes what a study's files say; name these with --study")
+    return None
 
 
 def cell_and_outputs(p: argparse.ArgumentParser) -> None:

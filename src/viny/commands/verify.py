@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from viny.commands.common import FAILED, People, settings_of
+from viny.commands.common import FAILED, People, changes, other_settings
 
 
 def add(people: People) -> None:
@@ -20,6 +20,7 @@ def add(people: People) -> None:
     )
     p.add_argument("root", type=Path, help="the study's folder, results/<study>")
     p.add_argument("--study", type=Path, nargs="+", help="YAML files to check it against (default: its study.json)")
+    changes(p)
     p.add_argument("--store", type=Path, help="folder of packs, for a study that was moved (default: as it is linked)")
     p.add_argument("--json", action="store_true", help="print the findings as JSON")
 
@@ -27,7 +28,7 @@ def add(people: People) -> None:
 def run(args: argparse.Namespace) -> int:
     from viny.tools.verify.verifier import verify_study
 
-    report = verify_study(args.root, settings_of(args.study) if args.study else None, args.store)
+    report = verify_study(args.root, other_settings(args), args.store)
     if args.json:
         print(json.dumps(report.as_dict(), indent=1))
     else:

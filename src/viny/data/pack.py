@@ -59,13 +59,6 @@ ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
 }
 CONTENTS = "contents.txt"
 TEXTS = ("names.txt", CONTENTS)
-# How pictures of any aspect ratio became squares, in a manifest's words, by `viny.data.decoding.squared`'s.
-ASPECTS = {
-    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
-    "the original's geometry",
-    "crop": "the centre square",
-    "pad": "the whole picture in a square with bars, which masks ignore",
-}
 OWN_MASKS = "own_masks.bin"
 FILES = (*TEXTS, OWN_MASKS)  # that a pack may have besides its arrays
 NEEDED = ("images", "images.sums", "files.sums", "images.phash", "shapes")

@@ -23,7 +23,6 @@ from viny.data.decoding import GREY, BadFileError, decode, decode_mask, perceptu
 from viny.data.masks import BACKGROUNDS
 from viny.data.pack import (
     ARRAYS,
-    ASPECTS,
     BY_ROW,
     CONTENTS,
     FILES,
@@ -41,6 +40,12 @@ from viny.runtime.processes import remove_leftovers, unfinished
 from viny.runtime.provenance import Provenance
 
 T = TypeVar("T")
+ASPECTS = {
+    "stretch": "stretched to a square; shapes.npy keeps the original height and width, and random crops are drawn in "
+    "the original's geometry",
+    "crop": "the centre square",
+    "pad": "the whole picture in a square with bars, which masks ignore",
+}
 CHUNK = 64  # images per thread at a time
 SHOWN = 10  # bad files that an error lists
 AGAIN = "give the same command again once nothing writes there"

@@ -87,7 +87,7 @@ def _tune(
     machine = Machine.choose(spec["device"], spec["precision"], threads)
     pack = open_pack(inputs.manifest, node_local=True)
     images = read_split(inputs.split, inputs.indices, pack)["train"]
-    groups = Groups.read(pack.names, spec["group"]).indices[images] if "group" in spec else None
+    groups = Groups.read(pack.names, spec["tune"]["group"]).indices[images] if "group" in spec["tune"] else None
     train, validation = divided(images, spec["tune"]["validation"], spec["cell"]["seed"], groups)
     rates, about = [], {}
     for lr in spec["tune"]["lr"]:

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from viny.runtime.load import share_of_cores
+
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = (
     "torch",
@@ -113,7 +115,7 @@ class Provenance:
         return self._started.isoformat(timespec="seconds")
 
     def finish(self, *, device: str = "cpu", **more: Any) -> dict[str, Any]:
-        """What, where, when, how long (seconds), and peak resident and GPU memory (MB).
+        """What, where, when, how long (seconds), the share of the cores, and peak resident and GPU memory (MB).
 
         Args:
             device: where the job computed, as PyTorch names it.
@@ -138,6 +140,8 @@ class Provenance:
             "device_name": gpu_name or processor,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._began, 3),
+            # Where a GPU computes, the threads' time says nothing.
+            "share_of_cores": None if device.startswith("cuda") else _known(lambda: round(share_of_cores(), 3)),
             "peak_memory_mb": _known(_peak_memory),
             "peak_gpu_memory_mb": gpu_peak,
             **more,

@@ -22,6 +22,7 @@ PROVENANCE = {
     "training_seconds": NUMBER,
     "threads": int,
     "stacked": NUMBER,
+    "share_of_cores": (*NUMBER, NoneType),
     "packages": {"*": str},
     "earlier_attempts": list,
     **dict.fromkeys(("device_name", "device", "precision", "started", "ended"), str),

@@ -230,7 +230,7 @@ def _summaries(
     ]
     if measured:
         made.append(summary("representations", [*measured, *evaluated]))
-    summary("report", made)
+    summary("report", [*made, *evaluated, *trained, *tunings, pack("segmentation")])
 
 
 def up_to(all_jobs: Iterable[Job], targets: Iterable[str]) -> set[Key]:

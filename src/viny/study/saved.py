@@ -53,7 +53,8 @@ def read_study(root: Path) -> dict[str, Any]:
         there = sorted(p.parent.name for p in root.parent.glob("*/study.json"))
         known = f"; in {root.parent} are {', '.join(there)}" if there else ""
         raise InputError(
-            f"{path}: no such file; expected a study's settings, which its run writes: "
+            f"{path}: no such file; expected a study's settings, which its run writes once it has read the "
+            f"images (if that has just begun, look again soon): "
             f"snakemake --cores all --configfile studies/<study>.yaml{known}"
         )
     try:

@@ -234,7 +234,7 @@ def finetune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "normalise": switches["normalise_finetune"],
         "class_token": _class_token_after(settings, cell.intermediate),
         **({"encoder": "frozen"} if section.get("encoder") == "frozen" else {}),
-        **({"tune": dict(settings["tune"])} if is_tuned(settings) else {}),
+        **({"tune": dict(settings["tune"]) | group_spec(config)} if is_tuned(settings) else {}),
         **_compute(config),
     }
 
@@ -246,7 +246,7 @@ def is_tuned(settings: Mapping[str, Any]) -> bool:
 
 def tune_spec(config: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Everything that the scores of a cell's rates depend on, except its data and its parent's weights."""
-    return {**finetune_spec(config, cell), "stage": "tune", **group_spec(config)}
+    return {**finetune_spec(config, cell), "stage": "tune"}
 
 
 def training_spec(config: Mapping[str, Any], training: Training) -> dict[str, Any]:
@@ -407,10 +407,9 @@ def scorecard_spec(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def report_spec(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report depends on besides the results."""
-    keys = ("study", "note", "protocol", "grid", "model", "geometry", "pretrain", "segmentation")
-    first = settings_of(config, arms(config)[0])
-    return {**{key: first[key] for key in keys}, **_arms(config)}
+    """What the report depends on besides the results: what it advises may need any setting but those of the machine."""
+    machine = ("compute", "pack_store", "listings")
+    return {**{key: value for key, value in config.items() if key not in machine}, **_arms(config)}
 
 
 def tables_spec(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, file_sha256, read_sealed
 from viny.runtime.fingerprint import code_fingerprint
-from viny.study.graph import SUMMARIES, TRAININGS, Job, Key
+from viny.study.graph import SUMMARIES, TRAININGS, Job, Key, jobs
+from viny.study.inventory import Images
 from viny.study.layout import IMAGES
 from viny.study.specs import source_of
 
@@ -92,6 +94,42 @@ def _weights_metadata(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a run of a study has to do.
+
+    Attributes:
+        jobs: all of the study's.
+        stale: those whose outputs exist but do not belong to the study as it is now, and why.
+        left: those that a run does.
+    """
+
+    jobs: list[Job]
+    stale: dict[Key, str]
+    left: list[Job]
+
+
+def what_to_do(
+    config: Mapping[str, Any],
+    images: Images,
+    root: Path,
+    store: Path | None = None,
+    records: JsonCache | None = None,
+) -> Todo:
+    """Which jobs a run would do: the one answer for the workflow and for the commands.
+
+    Args:
+        config: resolved settings with `listings`, see `viny.study.inventory.with_listings`.
+        images: from `viny.study.inventory.count_images`.
+        root: the study's folder, results/<study>, which need not exist.
+        store: folder of packs; None for the study's.
+        records: those read before, if this is called again and again.
+    """
+    all_jobs = jobs(config, images)
+    stale = out_of_date(all_jobs, root, store or Path(config["pack_store"]), records)
+    return Todo(all_jobs, stale, to_do(all_jobs, root, stale))
 
 
 def out_of_date(all_jobs: Iterable[Job], root: Path, store: Path, records: JsonCache | None = None) -> dict[Key, str]:
@@ -225,7 +263,7 @@ def to_do(all_jobs: Iterable[Job], root: Path, stale: Iterable[Key] = ()) -> lis
     """The jobs that a run would do, as far as the existing files tell.
 
     A job is done again if an output that the study or another job wants is missing, if it is out of date, or if a
-    job that it needs is done. File times may call for more; `snakemake -n` knows them.
+    job that it needs is done.
 
     Args:
         all_jobs: what `jobs` returns.

@@ -30,7 +30,12 @@ from viny.evidence.advice.warnings import outdated_items, warning_items
 from viny.evidence.statistics.crossed import ALPHA, LEVEL
 from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
 from viny.runtime.errors import InputError
+from viny.runtime.load import busy
+from viny.study.arms import pretrain_packs, settings_of
+from viny.study.grid import cells
+from viny.study.layout import TABLE, TUNING, chain, metrics_file, pack_manifest, trainings
 from viny.study.saved import saved_study
+from viny.study.specs import is_tuned
 
 
 def advise(
@@ -76,7 +81,7 @@ def advise(
         Section("tasks", "What each intermediate task did", task_items(facts)),
         Section("next", "What would settle the rest", proposals),
         Section("warnings", "Warnings", warnings),
-        Section("reading", "How to read this", _reading(target)),
+        Section("reading", "How to read this", _reading(target, facts.trainings.share)),
     ]
     answers = [
         Item(f"Is pre-training worth it? {pretraining_answer(facts)}", {"question": "pre-training"}),
@@ -99,7 +104,30 @@ def advise(
     )
 
 
-def _reading(target: float) -> list[Item]:
+def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files in a study's folder that `advise` may read; not all of them need be there.
+
+    Args:
+        root: the study's folder.
+        config: its resolved settings.
+    """
+    every = cells(config)
+    metrics = [metrics_file(root, cell) for cell in every]
+    trained = trainings(every)
+    tunings = [root / TUNING.format(cell=cell.name) for cell in every]
+    return [
+        *metrics,
+        *(path.with_suffix(".npz") for path in metrics),
+        *(training.file(root, what) for training in trained for what in ("run", "curve")),
+        *(path for path in tunings if path.is_file()),
+        *(chain(cell)[-1].file(root, "record") for cell in every if is_tuned(settings_of(config, cell.arm))),
+        *(pack_manifest(root, name) for name in ("segmentation", *pretrain_packs(config), *config["intermediate"])),
+        *(root / TABLE.format(name=name) for name in ("duplicates.csv", "references.csv")),
+    ]
+
+
+def _reading(target: float, share: float) -> list[Item]:
+    load = f", on a quiet machine (they ran {said})" if (said := busy(share)) else ""
     words = [
         f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds and test
         images, paired within seeds. About one in {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and
@@ -110,6 +138,6 @@ def _reading(target: float) -> list[Item]:
         f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
         Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
         stand in the order of questions that they can be expected to settle for the time, which is that of trainings one
-        after another, as measured here; chances are of the noise seen. `--target` sets another target.""",
+        after another, as measured here{load}; chances are of the noise seen. `--target` sets another target.""",
     ]
     return [Item(" ".join(text.split())) for text in words]

@@ -23,10 +23,9 @@ from viny.study.arms import schedule, settings_of
 from viny.study.config import merge, resolve
 from viny.study.grid import Cell, arms, base_cells
 from viny.study.layout import metrics_file, pack_manifest
+from viny.study.unanswered import LEAST_STEPS
 
 TARGET = 1.0  # points that an interval should reach on either side
-FEW_IMAGES = 100  # test images; fewer bring a warning
-LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
 FALLING = 0.05  # of the loss, from the second-last tenth of epochs to the last; a larger fall means no convergence
 RARE = 0.01  # IoU below which a class counts as missed; one that half of the cells miss is hardly ever found
 OFTEN = 0.25  # share of the cells; a class that this many miss is often missed

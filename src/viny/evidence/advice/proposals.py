@@ -10,7 +10,7 @@ import numpy as np
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
-from viny.evidence.advice.facts import EXCESS, LEAST_STEPS, Facts
+from viny.evidence.advice.facts import EXCESS, Facts
 from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
 from viny.evidence.advice.trial import as_command, as_keys, keys
@@ -21,6 +21,7 @@ from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seed
 from viny.learning.settings import moved_milestones
 from viny.runtime.units import duration
 from viny.study.config import merge
+from viny.study.unanswered import LEAST_STEPS
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
 LEAST_CHANCE = 0.01  # of a proposal, so that none has no price

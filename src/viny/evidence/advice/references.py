@@ -29,7 +29,7 @@ def reference_items(facts: Facts) -> list[Item]:
         # What is better than a constant answer is said last: it is the harder test.
         rows = rows.sort_values("reference", key=lambda names: names != CONSTANT, kind="stable")
         return [
-            Item(str(row["sentence"]), {"reference": row["reference"], "lead_high": float(row["lead_high"])})
+            Item(str(row["sentence"]), {"reference": row["reference"], "verdict": row["verdict"]})
             for row in rows.to_dict("records")
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -38,6 +38,6 @@ def reference_items(facts: Facts) -> list[Item]:
 
 def better_model(references: Sequence[Item]) -> list[Item]:
     """Whether something simple does better than the study's best cell."""
-    beaten = [item for item in references if item.data["lead_high"] < 0]
+    beaten = [item for item in references if item.data["verdict"] == "down"]
     text = "A simple reference does better, so this model may not be the one to use: "
     return [Item(text + item.text[:1].lower() + item.text[1:], item.data) for item in beaten[-1:]]

@@ -13,6 +13,7 @@ import pandas as pd
 from viny.evidence.statistics.held_out import held_out_table, read_curves
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
+from viny.runtime.load import share_in
 from viny.study.arms import schedule
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
@@ -75,6 +76,8 @@ def on_images(size: int) -> str:
 class Trainings:
     """The trainings of a study: how long the finished ones took, and how long others would take.
 
+    Seconds are those of a quiet machine: each training's times the share of the cores that other work left it.
+
     Args:
         root: the study's folder.
         config: its resolved settings.
@@ -103,8 +106,10 @@ class Trainings:
                 spent = [run.get(key) for key in ("training_seconds", "image_passes")]
                 if not all(isinstance(value, int | float) and 0 < value < np.inf for value in spent):
                     raise InputError(f"{path}: no training_seconds and image_passes above 0; run its training again")
-                rows.append((stage, what, *spent))
-        self.known = pd.DataFrame(rows, columns=["stage", "what", "seconds", "passes"])
+                share = share_in(run)
+                rows.append((stage, what, spent[0] * share, spent[1], share))
+        self.known = pd.DataFrame(rows, columns=["stage", "what", "seconds", "passes", "share"])
+        self.share = float(self.known["share"].median()) if rows else 1.0  # of the cores that they had
         self.like = self.known.groupby(["stage", "what"])["seconds"].mean().to_dict()
 
     def _trainings(self, some: Iterable[Cell]) -> dict[Path, tuple[str, int | str, int]]:

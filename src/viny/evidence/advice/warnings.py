@@ -9,11 +9,12 @@ from scipy import stats
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
-from viny.evidence.advice.facts import FALLING, FEW_IMAGES, LEAST_STEPS, OFTEN, RARE, Facts, listed
+from viny.evidence.advice.facts import FALLING, OFTEN, RARE, Facts, listed
 from viny.evidence.statistics.crossed import LEVEL
 from viny.evidence.tables import absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
+from viny.study.unanswered import FEW_IMAGES, LEAST_STEPS
 
 
 def warning_items(facts: Facts, best: Best) -> list[Item]:

@@ -1,4 +1,4 @@
-"""A study's report on one page: the answers with their uncertainty, mIoU, figures, scorecard, cost, provenance.
+"""A study's report on one page: the advice in short, mIoU, IoU by class, warnings, next steps; then all else, folded.
 
 It is made from the study's tables, metrics and figures and embeds its pictures, so that it can be sent as one file. It
 runs no script: what is shown on demand is HTML's popovers and CSS.
@@ -17,12 +17,14 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
+from viny.evidence.advice.advice import Advice, Item
+from viny.evidence.advice.adviser import advise, sources
 from viny.evidence.paper.words import AGAINST, IN_FAVOUR, estimate_in_words
 from viny.evidence.report import CAPTIONS
-from viny.evidence.report.answers import answers
 from viny.evidence.report.arms import arms_answer, cell_words
+from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import arms_table, miou_table
-from viny.evidence.report.words import capitalised, counted, images_of, listed, words
+from viny.evidence.report.words import capitalised, code, counted, images_of, listed, words
 from viny.evidence.statistics.arm_pages import held_out_words
 from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
@@ -31,8 +33,9 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import ARM, GROUP, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
-from viny.study.grid import base_cells, cells, has_arms
-from viny.study.layout import held_out_curves, metrics_file, trainings
+from viny.study.arms import settings_of
+from viny.study.grid import arms, base_cells, cells, has_arms
+from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metrics_file, summarised, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
@@ -98,6 +101,7 @@ class Section:
     lines: list[str] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -117,13 +121,16 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["words"] = words
+    environment.filters |= {"words": words, "code": code}
     text = environment.get_template("page.html.j2").render(
         study=spec["study"],
         setting=page.setting(),
         note=spec["note"],
         arms=page.arms(),
-        answers=answers(page.decisions),
+        advice=page.advice,
+        next_steps=page.proposals(),
+        warnings=page.warnings(),
+        classes=page.classes(),
         sentences=page.decisions["sentence"].tolist(),
         miou=page.miou(),
         about=page.about(),
@@ -150,9 +157,13 @@ def table(frame: pd.DataFrame, kind: str = "") -> dict[str, Any]:
 
 class _Page:
     def __init__(self, spec: Mapping[str, Any], root: Path, record: Summary) -> None:
-        self.spec, self.root, self.record = spec, root, record
+        self.root, self.record = root, record
+        self.settings = {key: value for key, value in spec.items() if key not in ("code", "arms")}
+        self.spec = settings_of(spec, arms(spec)[0])
         self.cells, self.base, self.several = cells(spec), base_cells(spec), has_arms(spec)
         self.arm_words = Arms.of(spec)
+        record.reads(*sources(root, self.settings))
+        self.advice: Advice = advise(root, self.settings)
         self.decisions = self._read("decisions")
         self.trained = [
             (training.stage, self._json(training.file(root, "run"), "the provenance of a training"))
@@ -172,6 +183,28 @@ class _Page:
         paths = [metrics_file(self.root, cell).with_suffix(".npz") for cell in self.cells]
         self.record.reads(*paths)
         return read_runs(with_arms(self.metrics), paths[0].parent, by=KEY if self.several else GROUP)
+
+    def section(self, key: str) -> list[Item]:
+        """The items of a section of the advice."""
+        return next(part.items for part in self.advice.sections if part.key == key)
+
+    def warnings(self) -> list[str]:
+        """What to keep in mind; the study's own note stands elsewhere."""
+        found = [item for item in self.section("summary") if "constant" in item.data] + self.section("warnings")
+        return [item.text for item in found if "note" not in item.data]
+
+    def proposals(self) -> list[str]:
+        """What would settle the rest, the best first."""
+        return [item.text.partition(". ")[2] for item in self.section("next") if "rank" in item.data]
+
+    def classes(self) -> dict[str, Any]:
+        """The table of IoU by class, of the best cell and of a random start with as many labels."""
+        best = next(item.data for item in self.section("summary") if "not_told_from_it" in item.data)
+        key = tuple(best[name] for name in GROUP)
+        frame = with_arms(self.metrics)
+        start, variant = self.arm_words.base
+        mine = frame[(frame["start"] == start) & (frame["variant"] == variant)]
+        return class_table(mine if self.several else frame, key)
 
     def miou(self) -> dict[str, Any]:
         """The table of mIoU, of every arm where there are several."""
@@ -234,6 +267,7 @@ class _Page:
             "name": name,
             "data": base64.b64encode(path.read_bytes()).decode(),
             "alt": alt,
+            "pdf": FIGURE.format(name=name, kind="pdf"),
             "caption": caption,
             "width": width,
             "height": height,
@@ -293,8 +327,16 @@ class _Page:
             found.append(self._scorecard())
         if not self.several:
             found[2:2] = self._held_out()  # after labels and pre-training
-        found += [self._cost(), self._training()]
-        return [section for section in found if section.figures or section.tables]
+        found += [self._cost(), self._training(), self._files()]
+        return [section for section in found if section.figures or section.tables or section.files]
+
+    def _files(self) -> Section:
+        """The files behind the page, from the study's folder."""
+        names = [path for stage in SUMMARIES if stage != "report" for path in summarised(stage, self.settings)]
+        names += [Path(SCORES.format(cell=cell.name)) for cell in self.cells]
+        shown = [path.as_posix() for path in names if path.suffix in (".csv", ".md")]
+        line = "Links work where this page lies in the study's folder. Each figure has its PDF beneath it."
+        return Section("Files", [line], files=[name for name in shown if (self.root / name).is_file()])
 
     def _cost(self) -> Section:
         """What the trainings took, by stage, and the figure of cost against benefit."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from viny.evidence.verdicts import in_points
 from viny.runtime.text import visible
 
@@ -27,6 +29,13 @@ def points(value: float) -> str:
 def words(text: str) -> str:
     """Text that may be shown, with minus signs for the hyphens of negative numbers."""
     return HYPHEN.sub("−", visible(str(text)))
+
+
+def code(text: str) -> Markup:
+    """Text with what stands between backticks as code, to be pasted as it is, and all else as `words`."""
+    parts = visible(text).split("`")
+    shown = [Markup("<code>{}</code>").format(part) if at % 2 else escape(words(part)) for at, part in enumerate(parts)]
+    return Markup("").join(shown)
 
 
 def capitalised(text: str) -> str:

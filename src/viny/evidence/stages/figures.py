@@ -18,7 +18,7 @@ from torch import Tensor
 from viny.data.augment import IMAGENET, Draws, denormalise, labelled_images, normalise
 from viny.data.decoding import inner_box
 from viny.data.masks import IGNORE
-from viny.data.pack import ASPECTS, Pack, open_pack
+from viny.data.pack import Pack, open_pack
 from viny.data.splits import read_split
 from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
@@ -159,7 +159,7 @@ class _Tested:
         truth, guess = (
             a.numpy() for a in predict(model, self.pack, rows, normalised, self._draws(places), self.machine)
         )
-        if self.pack.manifest["aspect"] == ASPECTS["pad"]:  # what a model says of bars is no prediction
+        if self.pack.manifest.get("fit") == "pad":  # what a model says of bars is no prediction
             for labels, shape in zip(guess, self.pack.shapes[rows], strict=True):
                 left, top, right, bottom = inner_box(*shape.tolist(), len(labels))
                 inside = labels[top:bottom, left:right].copy()

@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
+from viny.runtime.load import QUIET, busy
 from viny.runtime.units import duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
@@ -17,7 +18,7 @@ from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, job
 from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pack, references
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
-from viny.study.todo import out_of_date, to_do
+from viny.study.todo import what_to_do
 from viny.study.unanswered import Unanswered, as_lines, unanswered
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
@@ -26,7 +27,6 @@ from viny.tools.forecast.schedule import Resources, most_beside
 from viny.tools.terminal import console, table
 
 SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
-QUIET = 0.9  # of the cores; below this, other work is worth a note
 CHECKPOINTS = 3 * 3  # times the weights: two kept and one being written, each with Adam's two moments
 
 
@@ -64,8 +64,8 @@ def plan(
     check_sizes(config, images.limits)
     check_starts(config, root)
     config = with_listings(dict(config), root, read_files(config, images, root))
-    all_jobs = jobs(config, images)
-    stale = out_of_date(all_jobs, root, store)
+    todo = what_to_do(config, images, root, store)
+    all_jobs, stale, left = todo.jobs, todo.stale, todo.left
     place = Resources.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
         raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say with --rate how fast one is")
@@ -80,7 +80,6 @@ def plan(
         rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)
     forecast = Forecast(config, images, rates, store)
     spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in all_jobs}
-    left = to_do(all_jobs, root, stale)
     stages = [_row(stage, all_jobs, left, spent, forecast, root) for stage in STAGES]
     stages = [row for row in stages if row["jobs"]]
     total = {key: sum(row[key] or 0 for row in stages) for key in ("jobs", "done", "to_do", *SUMMED)}
@@ -250,12 +249,13 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
         )
     if rates.share < QUIET:
         notes.append(
-            f"other work had {100 * (1 - rates.share):.0f} % of the cores during the measurement, which is allowed "
-            f"for; if it goes on, what was measured takes {1 / rates.share:.1f} times as long"
+            f"measured {busy(rates.share)}, which is allowed for; if it goes on, jobs take {1 / rates.share:.1f} times "
+            "as long"
         )
+    if rates.past < QUIET:
+        notes.append(f"the finished jobs ran {busy(rates.past)}; forecasts are for a quiet machine all the same")
     notes.append(
-        "done: the files exist and are of the settings, code, images and weights there are now; `snakemake -n` says "
-        "what a run does"
+        "done: the files exist and are of the settings, code, images and weights there are now, as a run sees it"
     )
     return notes
 

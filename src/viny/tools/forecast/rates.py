@@ -14,6 +14,7 @@ from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
+from viny.runtime.load import busy, share_in
 from viny.runtime.shapes import NUMBERS
 from viny.study.graph import TRAININGS, TRAINS, Job, Key
 from viny.study.grid import BASE, Arm
@@ -34,6 +35,7 @@ class Rates:
         whole: seconds of a job of a stage, from finished jobs; such a stage needs no rate.
         known: for each kind, its name for people, its rate, and where that comes from.
         share: of the cores that a measurement got alongside other work; the rates are those of a quiet machine.
+        past: the same of the finished jobs, the median over them.
         a_pass: operations for each of the images of `images`, by kind of training or evaluation.
     """
 
@@ -43,6 +45,7 @@ class Rates:
     whole: dict[str, float] = field(default_factory=dict)
     known: list[dict[str, Any]] = field(default_factory=list)
     share: float = 1.0
+    past: float = 1.0
     a_pass: dict[str, float] = field(default_factory=dict)
 
     def learn(self, job: Job, images_per_second: float) -> None:
@@ -120,8 +123,18 @@ def seconds_of(job: Job, root: Path) -> float | None:
     return float(took) if type(took) in (int, float) and took >= 0 else None
 
 
+def _share_of(job: Job, root: Path) -> float:
+    """The share of the cores that a finished job had besides other work, by its record."""
+    try:
+        return share_in(read_json(root / job.record, "a record")["provenance"])
+    except (AttributeError, InputError, LookupError, TypeError):
+        return 1.0
+
+
 def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -> Rates:
-    """What a study's finished jobs tell about its speed: medians over the jobs of a kind.
+    """What a study's finished jobs tell about its speed on a quiet machine: medians over the jobs of a kind.
+
+    The seconds of each are taken times the share of the cores that other work left it, which its provenance says.
 
     Args:
         all_jobs: see `viny.study.graph.jobs`; a training counts if it had the same model, batch, precision and threads.
@@ -129,83 +142,80 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
         threads: of a job.
         device: 'cpu' or 'cuda' to leave out what ran elsewhere; 'auto' takes all.
     """
-    seen, beside, whole = {}, [], {}
+    seen, beside, whole, shares = {}, [], {}, []
     first: dict[str, Job] = {}  # of each kind
     for job in _by_kind(all_jobs):
         if not job.is_done(root):
             continue
         took = seconds_of(job, root)
         if job.stage in ("tune", "reference"):
-            read = _rate_of_tuning if job.stage == "tune" else _rate_of_reference
-            rate = read(job, root, threads, device)
+            rate = _rate_in_record(job, root, threads, device)
             if rate is not None:
+                shares.append(rate[2])
                 first.setdefault(kind(job), job)
                 seen.setdefault(kind(job), []).append(rate)
             continue
         if job.stage not in TRAININGS:
             if took is not None and job.stage != "pack":  # a pack may have been in the store already
-                whole.setdefault(kind(job), []).append(took)
+                shares.append(_share_of(job, root))
+                whole.setdefault(kind(job), []).append(took * shares[-1])
             continue
         try:
             run = read_json(root / job.outputs[3], "the provenance of a training")
             spec = read_json(root / job.outputs[1], "a weights record")["spec"]
             same = _kind_of_training(spec) == kind(job) and run["threads"] == threads
             if same and (device == "auto" or run["device"].startswith(device)):
-                rate = run["image_passes"] / run["training_seconds"]
+                share = share_in(run)
+                rate = run["image_passes"] / (run["training_seconds"] * share)
                 if rate <= 0:
                     continue
                 first.setdefault(kind(job), job)
-                seen.setdefault(kind(job), []).append((rate, run.get("host")))
+                seen.setdefault(kind(job), []).append((rate, run.get("host"), share))
+                shares.append(share)
                 # A stacked training's seconds are its share, and its job waited for the others.
                 if took is not None and run.get("stacked", 1) == 1 and not run["earlier_attempts"]:
-                    beside.append(max(0.0, took - run["training_seconds"]))
+                    beside.append(max(0.0, took - run["training_seconds"]) * share)
         except (InputError, LookupError, TypeError, ZeroDivisionError):
             continue  # no evidence; what is wrong there is for `viny verify` to say
     known = [_known(_title(first[name]), found) for name, found in seen.items()]
     medians = {name: statistics.median(found) for name, found in whole.items()}
-    rates = Rates(beside=statistics.median(beside) if beside else None, whole=medians, known=known)
+    rates = Rates(
+        beside=statistics.median(beside) if beside else None,
+        whole=medians,
+        known=known,
+        past=statistics.median(shares) if shares else 1.0,
+    )
     for name, one in zip(seen, known, strict=True):
         rates.learn(first[name], one["images_per_second"])
     return rates
 
 
-def _rate_of_tuning(job: Job, root: Path, threads: int, device: str) -> tuple[float, str | None] | None:
-    """Images per second of a finished tuning, and where it ran; None if it does not tell, or was another's."""
+def _rate_in_record(job: Job, root: Path, threads: int, device: str) -> tuple[float, str | None, float] | None:
+    """Images per second of a finished tuning or reference, where, and its share of the cores; None if unknown."""
     if job.spec.get("encoder") == "frozen":
         return None  # its tokens are spread over fewer epochs than a fine-tuning's
     try:
-        record = read_json(root / job.record, "a tuning")
+        record = read_json(root / job.record, "a record")
         run = record["provenance"]
         if _kind_of_training(record["spec"]) != kind(job) or run["threads"] != threads:
             return None
         if device != "auto" and not run["device"].startswith(device):
             return None
-        passes, seconds = (sum(one[key] for one in record["rates"]) for key in ("image_passes", "seconds"))
-        return (passes / seconds, run.get("host")) if passes > 0 else None
+        passes, seconds = run.get("image_passes"), run.get("training_seconds")
+        if job.stage == "tune":
+            passes, seconds = (sum(one[key] for one in record["rates"]) for key in ("image_passes", "seconds"))
+        share = share_in(run)
+        return (passes / (seconds * share), run.get("host"), share) if passes > 0 else None
     except (AttributeError, InputError, LookupError, TypeError, ZeroDivisionError):
         return None
 
 
-def _rate_of_reference(job: Job, root: Path, threads: int, device: str) -> tuple[float, str | None] | None:
-    """Images per second of a finished reference, and where it ran; None if it does not tell, or was another's."""
-    try:
-        record = read_json(root / job.record, "a reference")
-        run = record["provenance"]
-        if _kind_of_training(record["spec"]) != kind(job) or run["threads"] != threads:
-            return None
-        if device != "auto" and not run["device"].startswith(device):
-            return None
-        rate = run["image_passes"] / run["training_seconds"]
-        return (rate, run.get("host")) if rate > 0 else None
-    except (AttributeError, InputError, LookupError, TypeError, ZeroDivisionError):
-        return None
-
-
-def _known(title: str, found: list[tuple[float, str]]) -> dict[str, Any]:
-    hosts = sorted({host for _, host in found if host})
+def _known(title: str, found: list[tuple[float, str | None, float]]) -> dict[str, Any]:
+    hosts = sorted({host for _, host, _ in found if host})
     where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
     jobs_done = f"{len(found)} finished job{'s' * (len(found) > 1)}{where}"
-    return {"what": title, "images_per_second": statistics.median(rate for rate, _ in found), "from": jobs_done}
+    rate, share = (statistics.median(one[at] for one in found) for at in (0, 2))
+    return {"what": title, "images_per_second": rate, "from": f"{jobs_done} {busy(share)}".rstrip()}
 
 
 def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
@@ -237,8 +247,11 @@ def rates_measured(
         seconds: for all measurements together.
         unpacked: keys of the packs that are still to be made; some of their images are packed as a trial.
         seen: from `rates_seen`, which takes precedence.
+
+    Returns:
+        The rates, and how much of the cores other work leaves so many processes now.
     """
-    from viny.tools.forecast.throughput import Step, measure
+    from viny.tools.forecast.throughput import Step, measure, share_now
 
     steps: dict[str, Step] = {}
     first: dict[str, Job] = {}  # of each kind
@@ -261,9 +274,9 @@ def rates_measured(
         elif job.key in unpacked:
             steps[name] = Step(name, job.spec, 1, job.spec["size"], "pack")
         first[name] = job
-    if not steps:
-        return seen
     gpus = [] if config["compute"]["device"] == "cpu" else visible_gpus()
+    if not steps:
+        return seen if gpus else replace(seen, share=share_now(beside))
     with tempfile.TemporaryDirectory() as claims:
         environment = job_environment(gpus, config["compute"]["jobs_per_gpu"], Path(claims))
         threads = config["compute"]["train_threads"]

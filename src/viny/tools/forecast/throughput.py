@@ -22,6 +22,7 @@ from tqdm import tqdm
 from viny.learning.settings import batch_of_masks
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import take_gpu
+from viny.runtime.load import share_of_cores, time_run
 from viny.runtime.signals import end_with_parent
 
 LEAST = 3  # blocks of steps
@@ -118,6 +119,33 @@ def measure(
     return Throughput(medians | {name: medians[name] / share for name in packs}, statistics.median(starts), share)
 
 
+def share_now(processes: int, seconds: float = 1.0) -> float:
+    """The share of the cores that so many processes get beside the other work of this moment.
+
+    Args:
+        processes: side by side, as jobs will run.
+        seconds: for which they compute.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _wait_for_all, (context.Barrier(processes), os.getpid())) as pool:
+        return statistics.mean(_by_all(pool, processes, _busy, seconds))
+
+
+def _wait_for_all(barrier: Any, parent: int) -> None:
+    global _all
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _all = barrier
+
+
+def _busy(seconds: float) -> float:
+    _all.wait(TOGETHER)
+    before, end = time_run(), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return share_of_cores(before)
+
+
 def _by_all(pool: ProcessPoolExecutor, processes: int, call: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What each process of a pool returns; each takes one call, because it waits until all have theirs."""
     return [waiting.result() for waiting in [pool.submit(call, *arguments) for _ in range(processes)]]
@@ -132,30 +160,12 @@ def _begin(barrier: Any, launched: float, parent: int, environment: Mapping[str,
     take_gpu(environment)
     import viny.learning.stages  # noqa: F401
 
-    _all, _ready = barrier, (time.time() - launched) * share_of_cores((0, 0))
+    _all, _ready = barrier, (time.time() - launched) * share_of_cores()
 
 
 def _started() -> float:
     _all.wait(TOGETHER)
     return _ready
-
-
-def time_run() -> tuple[int, int]:
-    """Nanoseconds that this process's threads ran, and waited for a core; 0 if the kernel does not count."""
-    ran = waited = 0
-    for file in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            fields = file.read_text(encoding="ascii").split()
-        except OSError:
-            continue  # the thread has ended
-        ran, waited = ran + int(fields[0]), waited + int(fields[1])
-    return ran, waited
-
-
-def share_of_cores(before: tuple[int, int]) -> float:
-    """Share of the time since `before` (see `time_run`) in which threads that could run did."""
-    ran, waited = (now - then for now, then in zip(time_run(), before, strict=True))
-    return ran / (ran + waited) if ran > 0 and waited > 0 else 1.0
 
 
 def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float | None]:

@@ -7,13 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from viny.data.coco import convert
 from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, is_void, value_name, value_number
-from viny.data.parts import group_pattern
 from viny.data.survey import percent
 from viny.runtime.errors import InputError
 from viny.study.absent import absent_report
@@ -89,12 +89,10 @@ def init(
         named, ignored = ask_names(found, reply, every=not given.get("classes"))
         if named != found.coding.classes or {*ignored} != {*found.coding.ignore}:
             found = inspect(replace(found.wanted, classes=named, ignore=ignored))
-    if asking and sequences:
+    if asking and found.wanted.group and sequences:
         print(f"  {sequences.said}")
         text = "What images that belong together have in common, a pattern, folder or none"
-        group = ask(reply, text, found.wanted.group or "none", _group)
-        if group != found.wanted.group:
-            found = inspect(replace(found.wanted, group=group))
+        found = ask(reply, text, found.wanted.group, partial(_grouped, found))
     text = study_text(found)
     sized = []
     if minutes is not None:
@@ -207,11 +205,10 @@ def ask_names(
     return coding.classes, coding.ignore
 
 
-def _group(text: str) -> str:
-    if text == "none":
-        return ""
-    group_pattern(text)
-    return text
+def _grouped(found: Inspection, text: str) -> Inspection:
+    """What is found if images are split by these groups."""
+    group = "" if text == "none" else text
+    return found if group == found.wanted.group else inspect(replace(found.wanted, group=group))
 
 
 def _class_name(text: str) -> str:

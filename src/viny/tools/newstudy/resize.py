@@ -38,7 +38,7 @@ BISECTIONS = 7
 FULL = 0.9  # of the time; a study that takes this much of it stays as it is
 
 # Lengths of trainings: 0 the shortest, 0.5 as long as answers take but for pre-training, 1 for all, 2 the longest.
-HALF, ENOUGH, MOST = 0.5, 1.0, 2.0
+HALF, ENOUGH, LONG, MOST = 0.5, 1.0, 1.7, 2.0  # from LONG on, further seeds are worth more
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def fitted(raw: Mapping[str, Any], images: Images, price: Price, minutes: float,
         return Fit(changes, price(resolve(merge(raw, nested(changes)))))
 
     rungs = list(_rungs(config, images, answers))
-    plain = [rung for rung in rungs if rung.least < MOST]
-    if priced(plain[0], plain[0].most).hours > limit:
-        rungs = plain  # more seeds are only for a study whose trainings are as long as they get
+    plain = [rung for rung in rungs if rung.least < LONG]
+    if priced(plain[0], LONG).hours > limit:
+        rungs = plain
     for rung in rungs:
         best = priced(rung, rung.least)
         if best.hours > limit:
@@ -150,7 +150,7 @@ def _rungs(config: Mapping[str, Any], images: Images, answers: bool) -> Iterator
         "seeds": _seeds(grid["seeds"], max(len(grid["seeds"]), LEAST_SEEDS)),
     }
     for n in range(MOST_SEEDS, len(most["seeds"]), -1):
-        yield Rung({**most, "seeds": _seeds(most["seeds"], n)}, MOST, MOST)
+        yield Rung({**most, "seeds": _seeds(most["seeds"], n)}, LONG, MOST)
     now = dict(most)
     shapes = [dict(now)]
 

@@ -42,15 +42,16 @@ class Found:
 
     @property
     def decided(self) -> bool:
-        """Whether groups are kept together unless somebody says otherwise."""
-        return self.alike >= ALIKE
+        """Whether groups are kept together unless somebody says otherwise; tiles of a scan need not look alike."""
+        return self.pattern == TILED or self.alike >= ALIKE
 
 
 def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None:
     """The groups that images' names suggest, and whether neighbours in them look alike; None if names suggest none.
 
     A common beginning and a number suggest a group, if there are several such beginnings: a camera's counter has one.
-    So do numbers that fill grids, and folders. But classes are numbered too, so pictures decide.
+    So do folders. But classes are numbered too, so pictures decide. Two last numbers that fill a grid in most groups
+    are those of tiles, whatever the pictures show.
 
     Args:
         names: paths below the images' folder, with '/'.
@@ -73,8 +74,9 @@ def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None
         alike = _alike(images, ordered)
         sizes = sorted(map(len, several.values()))
         shown = few(f"{group or 'the folder itself'}" for group in sorted(several))
-        said = f"images' names make {len(several):,} groups of {sizes[0]} to {sizes[-1]} ({shown}), where neighbours "
-        tried.append(Found(pattern, alike, said + _words(alike)))
+        said = f"images' names make {len(several):,} groups of {sizes[0]} to {sizes[-1]} ({shown}), where "
+        said += "the last two numbers fill grids, as those of tiles do" if pattern == TILED else _words(alike)
+        tried.append(Found(pattern, alike, said))
         if tried[-1].decided:
             return tried[-1]
     return tried[0] if tried else None
@@ -82,9 +84,9 @@ def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None
 
 def _words(alike: float) -> str:
     if np.isnan(alike):
-        return "are too few to compare"
+        return "neighbours are too few to compare"
     more = "look alike" if alike >= ALIKE else "look hardly more alike than others"
-    return f"{more}: two neighbours are nearer than images of two groups in {100 * alike:.0f} % of comparisons"
+    return f"neighbours {more}: nearer than images of two groups in {100 * alike:.0f} % of comparisons"
 
 
 def _numbers(name: str) -> list[tuple[int, int | str]]:

@@ -47,7 +47,7 @@ def for_minutes(found: Inspection, minutes: float, rate: float | None) -> tuple[
     raws = {name: parse_config(text) for name, text in texts.items()}
     measured: set[str] = set()
     while True:
-        # By a typical machine, or by what was measured of another model, until the chosen one is measured.
+        # By what such a machine does, or what was measured of another model, until the chosen one is measured.
         for name, raw in raws.items():
             fit = fitted(raw, images, machine.hours, minutes, answers=name != [*raws][-1])
             if fit is not None:

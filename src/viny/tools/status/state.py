@@ -15,7 +15,7 @@ from viny.study.graph import SUMMARIES, TRAINS, Job, Key, jobs
 from viny.study.grid import cells
 from viny.study.inventory import changed_files, count_images, read_files, with_listings
 from viny.study.saved import saved_study, study_file
-from viny.study.todo import JsonCache, explain, out_of_date, to_do
+from viny.study.todo import JsonCache, explain, to_do, what_to_do
 from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import rates_seen, seconds_of
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, epochs_of, share_done, state_of
@@ -125,9 +125,9 @@ class Watcher:
         running, failed = [], []
         slurm = self._queue()
         alive = holder is not None or bool(slurm)
-        stale = out_of_date(self.jobs, root, Path(self.config["pack_store"]), self._records)
-        why = [*(f"{name}: {what}" for name, what in self.changed.items()), *explain(stale)]
-        left = to_do(self.jobs, root, {*stale, *(self._older_sums() if alive else ())})
+        todo = what_to_do(self.config, self.images, root, records=self._records)
+        why = [*(f"{name}: {what}" for name, what in self.changed.items()), *explain(todo.stale)]
+        left = to_do(self.jobs, root, {*todo.stale, *self._older_sums()}) if alive else todo.left
         keys = {job.key for job in left}
         done = [job for job in self.jobs if job.key not in keys]
         outdated = {job.key for job in left if job.is_done(root)}
@@ -215,7 +215,7 @@ class Watcher:
         seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
         for one in running:  # a stage's first job gives its rate while still running
             if one.images_per_second:
-                seen.learn(one.job, one.images_per_second)
+                seen.learn(one.job, one.images_per_second / seen.past)
         if not seen.images:
             return None
         forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
@@ -223,7 +223,7 @@ class Watcher:
         kept = self._kept(left, running)
         total = 0.0
         for job in left:
-            whole = forecast.seconds(job)
+            whole = forecast.seconds(job) / seen.past  # other work is taken to go on
             one = now.get(job.key)
             if one is not None and one.seconds_left is not None:
                 whole = one.seconds_left

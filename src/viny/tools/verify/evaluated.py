@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from viny.data.parts import Groups
 from viny.evidence.constant import constant_answer, with_miou
 from viny.evidence.metrics import classes_in, classes_lacking, image_scores, own_size_summary, scores_text
 from viny.evidence.tables import cell_row
@@ -143,6 +144,7 @@ def _check_confusion(
     with np.load(path, allow_pickle=False) as f:
         confusion, indices = f["confusion"].astype(np.int64), f["indices"]
         counts = f["own_size"] if "own_size" in f.files else None  # not of made images
+        groups = f["groups"] if "groups" in f.files else None
     if len(confusion) != len(indices) or len(indices) != value["test_images"]:
         raise InputError(
             f"expected matrices of {value['test_images']} images, found {len(confusion)} for {len(indices)} "
@@ -151,6 +153,11 @@ def _check_confusion(
     lists = book.index_lists.get(split)
     if lists is not None and not np.array_equal(indices, lists["test"]):
         raise InputError(f"expected the test images of split {'/'.join(split)}, found others; {AGAIN}")
+    group = (book.config or {}).get("segmentation", {}).get("group")
+    if group and scores is not None and pack in book.packs:  # references go by those of the cells
+        expected_groups = Groups.read(book.packs[pack].names, group).indices[indices]
+        if groups is None or not np.array_equal(groups, expected_groups):
+            raise InputError(f"expected the groups of the test images by segmentation.group, found others; {AGAIN}")
     manifest = book.manifest(pack)
     if manifest is None:
         return

@@ -1,0 +1,183 @@
+"""The short advice, its proposals and every other place that names a direction, over made studies of many shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_advice import LONG, make, packed
+
+from viny.cli import main
+from viny.evidence.advice.advice import Advice, Line, as_dict, as_text
+from viny.evidence.advice.adviser import advise
+from viny.evidence.advice.brief import WORDS, fitted
+from viny.evidence.statistics.pages import write_statistics
+from viny.study.checks import check_sizes
+from viny.study.config import merge, resolve
+from viny.study.grid import Cell, cells
+from viny.study.inventory import count_images
+from viny.study.layout import metrics_file
+
+MOST = 150  # words of the short advice
+SHAPES: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "one cell": {"grid": {"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [8]}, "seeds": [0]},
+    "no tasks": {"grid": {"intermediates": ["none"], "pretrain_sizes": [0, 6, 24], "finetune_sizes": [4, 8, 16, 32]}},
+    "one seed": {"seeds": [3]},
+    "no random start": {"grid": {"pretrain_sizes": [24]}},
+    "few images": {"images": 12, "noise": 0.3, "synthetic": {"segmentation": 30}},
+    "held out": {"synthetic": {"unlabelled": 30}, "pretrain": {"held_out": 3}},
+    "many tasks": {
+        "grid": {"intermediates": ["none", *(f"task_of_a_long_name_{i}" for i in range(5))]},
+        "intermediate": {
+            f"task_of_a_long_name_{i}": {"source": "synthetic", "epochs": 1, "milestones": []} for i in range(5)
+        },
+    },
+}
+
+
+def random_study(root: Path, shape: str, seed: int) -> dict[str, Any]:
+    """A study with effects that are drawn: some are there in some cells, some are not."""
+    rng = np.random.default_rng(seed)
+    gain, harm, spread = rng.normal(0, 0.04), rng.normal(0, 0.04), rng.choice([0.002, 0.01, 0.03])
+    noise = {}
+
+    def truth(cell: Cell) -> float:
+        key = cell.name
+        noise.setdefault(key, spread * rng.normal())
+        here = gain * (cell.finetune_size <= 8) * (cell.pretrain_size > 0) - harm * (cell.intermediate != "none")
+        return float(np.clip(0.4 + 0.02 * np.log2(cell.finetune_size) + here + noise[key], 0, 1))
+
+    return make(root, truth, **SHAPES[shape])
+
+
+def short(advice: Advice) -> str:
+    return " ".join(line.text for line in advice.short)
+
+
+def commands(advice: Advice) -> list[str]:
+    """Every command line of `viny plan` that the advice says, short or long."""
+    return re.findall(r"`viny plan ([^`]*)`", " ".join([as_text(advice, 10**6), as_text(advice, 10**6, long=True)]))
+
+
+def proposed(advice: Advice) -> list[dict[str, Any]]:
+    """Every change of the settings that the advice says, as a study file would have it."""
+    found = []
+    for command in commands(advice):
+        file, *rest = shlex.split(command)
+        assert file == "studies/tiny.yaml" and set(rest[::2]) == {"--set"}
+        change: dict[str, Any] = {}
+        for one in rest[1::2]:
+            key, value = one.split("=", 1)
+            inner: Any = yaml.safe_load(value)
+            for name in reversed(key.split(".")):
+                inner = {name: inner}
+            change = merge(change, inner)
+        found.append(change)
+    said = " ".join(item["text"] for part in as_dict(advice)["sections"] for item in part["items"])
+    for key, value in re.findall(r"add `grid\.(\w+): (\[[^\]]*\])`", said):
+        found.append({"grid": {key: yaml.safe_load(value)}})
+    return found
+
+
+DIRECTION = re.compile(r"\b(helps|hurts)\b(?! more)|(?<!or )\b(helps|hurts) more\b")
+RATE = "a further"
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_short_true_and_what_it_proposes_passes_check(tmp_path: Path, shape: str, seed: int) -> None:
+    config = random_study(tmp_path, shape, seed)
+    advice = advise(tmp_path)
+    # Short.
+    text = as_text(advice)
+    assert len(text.split()) <= MOST
+    assert text.endswith("`--long` for all.\n") and "nan" not in text.lower()
+    assert {"best", "pre-training", "labels", "task", "next"} <= {line.key for line in advice.short}
+    # What is proposed is accepted, and new.
+    for change in proposed(advice):
+        changed = resolve(merge(config, change))
+        check_sizes(changed, count_images(changed, tmp_path).limits)
+        assert changed != config
+        for axis, values in change.get("grid", {}).items():
+            assert set(config["grid"][axis]) < set(values)
+    # All say the same of an effect.
+    chain = {
+        cell.name: {"seconds": 3600.0 * (1 + cell.pretrain_size), "operations": 1e9 * cell.pretrain_size, "device": "d"}
+        for cell in cells(config)
+    }
+    tables = tmp_path / "tables"
+    paths = [metrics_file(tmp_path, cell) for cell in cells(config)]
+    decisions = write_statistics(paths, tmp_path / "metrics", chain, tables)["decisions"]
+    told = {(row["kind"], row["what"]): row for row in decisions.to_dict("records")}
+    lines = {line.key: line.text for line in advice.short}
+    for key, kind in (("pre-training", "pre-training"), ("task", "task")):
+        of_kind = [row for (kind_, _), row in told.items() if kind_ == kind]
+        if key == "pre-training":
+            of_kind = of_kind[-1:]
+        words = [row["words"] for row in of_kind]
+        assert bool(DIRECTION.search(lines[key])) <= any(DIRECTION.search(word) for word in words)
+        assert all(word in lines[key] for word in words[:1] if len(of_kind) == 1)
+    worth = pd.read_csv(tables / "transfer.csv", keep_default_na=False)
+    for row in worth.to_dict("records"):
+        if row["intermediate"] == "none" and re.match("helps|hurts|worth", row["verdict"]):
+            assert told["pre-training", str(row["pretrain_size"])]["words"].startswith(row["verdict"][:5])
+    in_labels = [item for part in as_dict(advice)["sections"] for item in part["items"] if "labels_worth" in item]
+    for item in in_labels:
+        decided = told["pre-training", str(item["pretrain_size"])]["verdict"] in ("up", "down")
+        assert decided or "they do what" not in item["text"]
+    for line in (tables / "next_steps.md").read_text().splitlines():
+        if line.startswith("- ") and RATE in line:
+            move = line.split("), ", 1)[1].partition(":")[0]
+            task = move.removeprefix("intermediate task ")
+            if task != move:
+                assert told["task", task]["verdict"] in ("up", "down")
+            assert "cannot be told" not in line
+
+
+def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path) -> None:
+    config = make(tmp_path, lambda cell: 0.5 + 0.01 * cell.seed, seeds=[0, 1], **LONG)
+    table = tmp_path / "tables" / "references.csv"
+    table.parent.mkdir()
+    rows = [
+        (name, size, f"A {name} with {size} labels gets 60 %.", "down")
+        for name in ("constant", "unet")
+        for size in (8, 16)
+    ]
+    pd.DataFrame(rows, columns=["reference", "finetune_size", "sentence", "verdict"]).to_csv(table, index=False)
+    advice = advise(tmp_path)
+    lines = {line.key: line.text for line in advice.short}
+    assert lines["references"] == "A unet with 16 labels gets 60 %."
+    assert lines["warning"].startswith("A simple reference does better")
+    assert "A constant with 16 labels" in as_text(advice, long=True)
+    table.unlink()
+    packed(tmp_path, config, lambda cell: cell.seed == 1 and cell.finetune_size == 8)
+    lines = {line.key: line.text for line in advise(tmp_path).short}
+    assert lines["warning"].startswith("4 of 16 cells were measured on other images")
+    assert lines["next"].startswith("Finish the grid (run the workflow again)")
+
+
+def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
+    lines = [Line(key, key, "word " * 200) for key in ("arms", "best", "task", "warning")]
+    command = f"`viny plan studies/a.yaml --set 'grid.seeds={list(range(20))}'` to settle it."
+    made = fitted([*lines, Line("next", "Next", command)])
+    assert made[-1].text == command
+    assert sum(len(f"{line.label}: {line.text}".split()) for line in made) <= WORDS
+
+
+def test_the_command_is_short_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, lambda cell: 0.5 + 0.01 * cell.seed)
+    assert main(["advise", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text == as_text(advise(tmp_path)) and len(text.split()) <= MOST
+    assert main(["advise", str(tmp_path), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert [line["text"] for line in value["short"]] == [line.text for line in advise(tmp_path).short]
+    assert {section["key"] for section in value["sections"]} >= {"summary", "next", "warnings", "reading"}
