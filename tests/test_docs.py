@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import yaml
 from PIL import Image
 from tiny_study import Study
 
-from viny.cli import parser
+from viny.cli import main, parser
 from viny.commands import stages
 from viny.data.packing import build_pack
 from viny.data.pairs import pair
@@ -207,6 +208,66 @@ def test_tables_have_the_documented_columns() -> None:
         said = {column for column in said if not column.startswith("_") and not column.endswith("*")}
         assert said, name
         assert said <= columns, (name, said - columns)
+
+
+def test_pages_for_newcomers_are_short() -> None:
+    assert len((DOCS / "own-data.md").read_text(encoding="utf-8").split()) <= 900
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 75
+    before = readme.split("](docs/figures/")[0]
+    assert before != readme and len(before.splitlines()) <= 20, "the first result and its picture on the first screen"
+    assert {"snakemake", "workflow"} <= {
+        *readme.lower().split()
+    }  # without them the workflow catalogue does not list it
+
+
+SHOWN = re.compile(r"^```\n(viny [^\n]+(?:\n[^\n]+)*?)\n```\n\n```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def outputs(page: Path) -> dict[str, list[str]]:
+    """The commands of a page, each alone in a block, and the lines of output that the next block shows of it."""
+    found = SHOWN.findall(page.read_text(encoding="utf-8"))
+    return {command: [line for line in text.splitlines() if line.strip("., ")] for command, text in found}
+
+
+def said(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    capsys.readouterr()
+    assert main([*shlex.split(command)[1:], *more]) == 0, command
+    return capsys.readouterr().out.splitlines()
+
+
+def test_chances_are_shown_as_the_command_prints_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (command, lines), *_ = [item for item in outputs(DOCS / "sizes.md").items() if item[0].startswith("viny power")]
+    assert len(lines) >= 6
+    assert {*lines} <= {*said(command, capsys)}
+
+
+def shape(line: str) -> str:
+    """A line but for its numbers and spaces, which the machine and the images make."""
+    return re.sub(r"[\d.,]+|\s+", "", re.sub(r"\b(min|h|s|kB|MB|GB|k|M|G|T)\b", "", line))
+
+
+@pytest.mark.slow
+def test_the_worked_example_is_shown_as_its_commands_print_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = [sys.executable, REPOSITORY / "examples" / "own_data.py", "data/own"]
+    subprocess.run([*script, "--unlabelled", "20", "--scenes", "6"], check=True, timeout=300)
+    compared = 0
+    for command, lines in outputs(DOCS / "own-data.md").items():
+        if command.split()[1] not in ("init", "plan"):
+            continue  # needs a study that has run, as benchmarks/worked_example.py has
+        printed = {shape(line) for line in said(command, capsys, "--rate", "200")}
+        for line in lines:
+            if re.match(r"  [A-Z][^?]+\? ", line):
+                continue  # with fewer images and at another rate other questions stay open
+            assert shape(line) in printed, line
+            compared += 1
+    assert compared > 15
 
 
 def edited(root: Path, diff: str) -> None:

@@ -39,6 +39,35 @@ def test_pins_cover_what_the_package_declares() -> None:
     assert names <= {line.split("==")[0] for line in pins(REPOSITORY / "envs" / "viny.txt")}
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == version
+    assert f'__version__ = "{version}"' in (REPOSITORY / "src" / "viny" / "__init__.py").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (REPOSITORY / "docs" / "releases.md").read_text(encoding="utf-8")
+    assert f"\n    Version {version}\n" in section("labels")
+
+
+def section(name: str) -> str:
+    """A section of the Apptainer definition."""
+    text = (REPOSITORY / "envs" / "viny.def").read_text(encoding="utf-8")
+    found = re.search(rf"^%{name}(\n.*?)(?=^%|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def test_the_containers_definition_copies_what_it_installs() -> None:
+    copied = dict(line.split() for line in section("files").strip().splitlines())
+    assert all((REPOSITORY / source).exists() for source in copied)
+    installed = re.findall(r"/opt/viny\S*", section("post"))
+    assert {*installed} <= {*copied.values(), "/opt/viny"}
+    needed = re.findall(
+        r'^(?:readme = |license-files = \[)"(\S+?)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert len(needed) == 2 and {*needed} <= {*copied}
+
+
 def test_library_does_not_know_snakemake() -> None:
     code = (
         "import sys, pkgutil, importlib, viny\n"
@@ -49,12 +78,13 @@ def test_library_does_not_know_snakemake() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_readme_shows_the_rule_graph_of_the_workflow(tmp_path: Path) -> None:
+def test_the_docs_show_the_rule_graph_of_the_workflow(tmp_path: Path) -> None:
     pytest.importorskip("snakemake", reason="drawing the graph needs Snakemake")
     command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", "--rulegraph", "mermaid-js"]
     command += ["--configfile", REPOSITORY / "studies" / "paper.yaml"]
     drawn = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120).stdout
-    shown = re.search(r"```mermaid\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    shown = re.search(r"```mermaid\n(.*?)```", page, re.DOTALL)
     assert shown is not None
     assert edges(shown[1]) == edges(drawn)
 

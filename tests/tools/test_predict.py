@@ -293,12 +293,15 @@ def test_tiles_show_the_model_a_larger_image(folder: Path, tmp_path: Path) -> No
     assert run(folder, tmp_path / "a.png", "--out", tmp_path / "none") == 0
     assert np.array_equal(pixels(tmp_path / "none" / "a_mask.png"), maps[1])
     assert (maps[1] != maps[2]).mean() > 0.1 and (maps[2] != maps[3]).mean() > 0.1
-    # The first tile's corner, which no other tile overlaps, is what the model alone says of it.
+    # In the first tile's corner, which no other tile overlaps, only it and the whole image have a say.
     cell = load_cell(folder)
     large = squared(Image.open(tmp_path / "a.png"), 48, "stretch", Image.Resampling.BILINEAR, 0)
     corner = np.asarray(large)[:24, :24].transpose(2, 0, 1)[None].copy()
     scores = predict.class_scores(cell, corner, Machine.choose("cpu", "float32", 1))
-    expected = torch.nn.functional.interpolate(scores, (48, 72), mode="bilinear")[0].argmax(0).numpy()
+    small = np.asarray(large).reshape(24, 2, 24, 2, 3).mean((1, 3)).round().astype(np.uint8).transpose(2, 0, 1)
+    whole = predict.class_scores(cell, small[None], Machine.choose("cpu", "float32", 1))
+    both = scores + torch.nn.functional.interpolate(whole, (48, 48), mode="bilinear")[..., :24, :24]
+    expected = torch.nn.functional.interpolate(both, (48, 72), mode="bilinear")[0].argmax(0).numpy()
     assert (maps[2][:22, :33] == expected[:22, :33]).mean() > 0.99  # but for rounding
 
 

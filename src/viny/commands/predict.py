@@ -26,7 +26,7 @@ def add(people: People) -> None:
     p.add_argument(
         "--tiles",
         type=positive(int),
-        help="show the model each image at so many times its size, in tiles that overlap (default: as in the study)",
+        help="show the model each image at so many times its size too, in overlapping tiles (default: as in the study)",
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to use (default auto)")
     p.add_argument(

@@ -74,14 +74,15 @@ def _places(length: int, shown: int, start: int, stop: int, side: int) -> tuple[
 
 @torch.inference_mode()
 def tiled(score: Callable[[np.ndarray], Tensor], images: np.ndarray, side: int) -> Tensor:
-    """Scores of images larger than the model's, from tiles that overlap by half.
+    """Scores of images larger than the model's: the mean of those of tiles and of those of the whole image.
 
-    Where tiles overlap, their scores are averaged with weights that fall linearly from a tile's centre to its edges, so
-    that no seams are seen.
+    Tiles overlap by half, and their scores are averaged with weights that fall linearly from a tile's centre to its
+    edges, so that no seams are seen. Tiles alone would show objects larger than they were in training and without what
+    is around them; the whole image, made as small as a tile by averaging pixels, has both right.
 
     Args:
         score: class scores, float [N, C, S, S], of tiles, uint8 [N, 3, S, S].
-        images: uint8 [B, 3, T, T]; T is a multiple of S.
+        images: uint8 [B, 3, T, T]; T = n S.
         side: of a tile, pixels (S).
 
     Returns:
@@ -93,7 +94,8 @@ def tiled(score: Callable[[np.ndarray], Tensor], images: np.ndarray, side: int) 
     starts = np.linspace(0, (count - 1) * side, 2 * count - 1).round().astype(int).tolist()
     ramp = 1 - (2 * (torch.arange(side) + 0.5) / side - 1).abs()
     window, found = ramp[:, None] * ramp, []
-    for image in images:
+    small = images.reshape(len(images), 3, side, count, side, count).mean((3, 5)).round().astype(np.uint8)
+    for image, whole in zip(images, score(small).float(), strict=True):
         total, weight = torch.zeros(()), torch.zeros(image.shape[1:])
         for top in starts:  # a row of tiles at a time
             rows = slice(top, top + side)
@@ -104,5 +106,6 @@ def tiled(score: Callable[[np.ndarray], Tensor], images: np.ndarray, side: int) 
             for left, tile in zip(starts, scores, strict=True):
                 total[:, rows, left : left + side] += window * tile
                 weight[rows, left : left + side] += window
-        found.append(total.div_(weight))
+        larger = F.interpolate(whole[None], image.shape[1:], mode="bilinear")[0]
+        found.append(total.div_(weight).add_(larger).div_(2))
     return torch.stack(found)

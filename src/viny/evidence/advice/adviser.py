@@ -73,7 +73,9 @@ def advise(
     references = reference_items(facts)
     constant = constant_items(facts, best)
     proposals = proposal_items(facts, best, pretraining, labels, tasks)
-    warnings = [*better_model(references), *warning_items(facts, best)]
+    # Models that stand for other images come before what they are worth.
+    stale = outdated_items(facts)
+    warnings = [*stale, *better_model(references), *warning_items(facts, best)[len(stale) :]]
     sections = [
         Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),
@@ -99,7 +101,7 @@ def advise(
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
         target=target,
-        short=brief_lines(facts, best, labels, arms, references, proposals, [*constant, *warnings]),
+        short=brief_lines(facts, best, labels, arms, references, proposals, _by_weight(constant, warnings)),
         sections=[Section("summary", "In short", summary), *sections],
     )
 
@@ -124,6 +126,12 @@ def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
         *(pack_manifest(root, name) for name in ("segmentation", *pretrain_packs(config), *config["intermediate"])),
         *(root / TABLE.format(name=name) for name in ("duplicates.csv", "references.csv")),
     ]
+
+
+def _by_weight(constant: list[Item], warnings: list[Item]) -> list[Item]:
+    """Warnings, the most important first, with that of a constant answer after those that it follows from."""
+    first = [item for item in warnings if {"outdated", "reference"} & item.data.keys()]
+    return [*first, *constant, *(item for item in warnings if item not in first)]
 
 
 def _reading(target: float, share: float) -> list[Item]:

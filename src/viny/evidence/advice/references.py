@@ -39,5 +39,5 @@ def reference_items(facts: Facts) -> list[Item]:
 def better_model(references: Sequence[Item]) -> list[Item]:
     """Whether something simple does better than the study's best cell."""
     beaten = [item for item in references if item.data["verdict"] == "down"]
-    text = "A simple reference does better, so this model may not be the one to use: "
-    return [Item(text + item.text[:1].lower() + item.text[1:], item.data) for item in beaten[-1:]]
+    text = "A simple reference does better, so this model may not be the one to use."
+    return [Item(f"{text} {item.text}", item.data) for item in beaten[-1:]]

@@ -72,9 +72,10 @@ def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None
             continue
         ordered = {group: sorted(rows, key=lambda row: _numbers(names[row])) for group, rows in several.items()}
         alike = _alike(images, ordered)
-        sizes = sorted(map(len, several.values()))
+        sizes = sorted({len(rows) for rows in several.values()})
+        ends = " to ".join(dict.fromkeys(map(str, (sizes[0], sizes[-1]))))
         shown = few(f"{group or 'the folder itself'}" for group in sorted(several))
-        said = f"images' names make {len(several):,} groups of {sizes[0]} to {sizes[-1]} ({shown}), where "
+        said = f"images' names make {len(several):,} groups of {ends} ({shown}), where "
         said += "the last two numbers fill grids, as those of tiles do" if pattern == TILED else _words(alike)
         tried.append(Found(pattern, alike, said))
         if tried[-1].decided:
