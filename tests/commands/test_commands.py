@@ -196,5 +196,5 @@ def test_a_folder_of_results_stands_for_its_settings(tmp_path: Path) -> None:
     change = {"grid": {"seeds": [0, 1, 2]}, "pretrain": {"epochs": 9, "milestones": [4]}}
     write_study(root, {**settings_of([file]), "listings": {"pretrain": ""}})
     assert settings_of([root], [change]) == settings_of([file], [change])
-    with pytest.raises(InputError, match="study.json: no such file"):
+    with pytest.raises(InputError, match=r"study\.json: no such file"):
         settings_of([tmp_path])
