@@ -39,7 +39,12 @@ def run(line: str, folder: Path) -> str:
     """What a command prints, errors too."""
     print(f"$ {line}", flush=True)
     done = subprocess.run(
-        shell(line), cwd=folder, env=surroundings(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        shell(line),
+        cwd=folder,
+        env=surroundings(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
     )
     print(done.stdout, flush=True)
     if done.returncode not in (0, 1):
@@ -85,19 +90,24 @@ def main() -> None:
             print(f"{block[0]}: exit code {code} after {(time.time() - began) / 60:.1f} minutes\n", flush=True)
             continue
         for line in block:
-            said = run(line.replace("CELL", best), folder)
-            if found := re.search(r"`(pre-\S+_seed-\d+)`", said):
-                best = found[1]
+            run(line.replace("CELL", best), folder)
+            if line.startswith("viny advise"):
+                said = run(f"{line} --long", folder)
+                best = next(iter(re.findall(r"`(pre-\S+_seed-\d+)`", said)), best)
 
 
 def progress(folder: Path) -> float:
     """The share of a run's training that is done."""
     said = subprocess.run(
-        shell("viny status results/mine --json"), cwd=folder, env=surroundings(folder), capture_output=True, text=True
+        shell("viny status results/mine --json"),
+        cwd=folder,
+        env=surroundings(folder),
+        capture_output=True,
+        encoding="utf-8",
     ).stdout
     try:
-        passes = json.loads(said)["image_passes"]
-        return passes["done"] / passes["all"]
+        state = json.loads(said)
+        return state["image_passes_done"] / state["image_passes"]
     except (ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0.0
 

@@ -250,6 +250,7 @@ def shape(line: str) -> str:
     return re.sub(r"[\d.,]+|\s+", "", re.sub(r"\b(min|h|s|kB|MB|GB|k|M|G|T)\b", "", line))
 
 
+@pytest.mark.slow
 def test_the_worked_example_is_shown_as_its_commands_print_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,17 +259,14 @@ def test_the_worked_example_is_shown_as_its_commands_print_it(
     subprocess.run([*script, "--unlabelled", "20", "--scenes", "6"], check=True, timeout=300)
     compared = 0
     for command, lines in outputs(DOCS / "own-data.md").items():
-        if command.split()[1] not in (
-            "init",
-            "plan",
-        ):  # the others need a study that has run: benchmarks/worked_example.py
-            continue
+        if command.split()[1] not in ("init", "plan"):
+            continue  # needs a study that has run, as benchmarks/worked_example.py has
         printed = {shape(line) for line in said(command, capsys, "--rate", "200")}
         for line in lines:
-            # With fewer images and at another rate other questions stay open.
-            if "What this study cannot answer" not in line and not re.match(r"  (\w+ )+\w+\? ", line):
-                assert shape(line) in printed, line
-                compared += 1
+            if re.match(r"  [A-Z][^?]+\? ", line):
+                continue  # with fewer images and at another rate other questions stay open
+            assert shape(line) in printed, line
+            compared += 1
     assert compared > 15
 
 

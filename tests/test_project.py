@@ -101,8 +101,9 @@ def edges(mermaid: str) -> set[tuple[str, str]]:
 
 def test_what_computes_no_tensor_starts_without_pytorch() -> None:
     modules = ["viny.cli", "viny.data.splits", "viny.evidence.duplicates", "viny.evidence.report.page"]
+    modules += ["viny.evidence.advice.adviser"]
     modules += [f"viny.evidence.stages.{name}" for name in ("representations", "scorecard", "statistics", "tables")]
-    modules += [f"viny.tools.{name}" for name in ("advice.adviser", "forecast.plan", "status.view", "verify.verifier")]
+    modules += [f"viny.tools.{name}" for name in ("forecast.plan", "status.view", "verify.verifier")]
     code = (
         "import importlib, sys\n"
         f"for name in {modules}:\n"

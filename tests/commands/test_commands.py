@@ -17,8 +17,10 @@ import pytest
 
 from viny.cli import BAD_INPUT, main, parser
 from viny.commands import stages
-from viny.commands.common import load
+from viny.commands.common import load, settings_of
+from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import ENTRY
+from viny.study.saved import write_study
 
 ROOT = Path(__file__).parents[2]
 PEOPLE = (
@@ -185,3 +187,14 @@ def test_data_that_is_not_there_yet_is_named(
     assert "segmentation: no images at nowhere yet; sizes are not checked" in said
     assert "intel: no images at nowhere/intel yet" in said
     assert "pretrain:" not in said  # no cell is pre-trained
+
+
+def test_a_folder_of_results_stands_for_its_settings(tmp_path: Path) -> None:
+    """What the advice proposes has to be pasted, wherever the study's file lies."""
+    file, root = ROOT / "tests" / "tiny.yaml", tmp_path / "tiny"
+    root.mkdir()
+    change = {"grid": {"seeds": [0, 1, 2]}, "pretrain": {"epochs": 9, "milestones": [4]}}
+    write_study(root, {**settings_of([file]), "listings": {"pretrain": ""}})
+    assert settings_of([root], [change]) == settings_of([file], [change])
+    with pytest.raises(InputError, match=r"study\.json: no such file"):
+        settings_of([tmp_path])

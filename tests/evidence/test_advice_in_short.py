@@ -170,7 +170,7 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
 
 def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
     lines = [Line(key, key, "word " * 200) for key in ("arms", "best", "task", "warning")]
-    command = f"`viny plan studies/a.yaml --set 'grid.seeds={list(range(20))}'` to settle it."
+    command = f"`viny plan results/a --set 'grid.seeds={list(range(20))}'` to settle it."
     made = fitted([*lines, Line("next", "Next", command)])
     assert made[-1].text == command
     assert sum(len(f"{line.label}: {line.text}".split()) for line in made) <= WORDS

@@ -368,3 +368,22 @@ def test_worst_images_carry_their_names_and_scores_and_ignored_pixels_are_no_err
     scores = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
     assert sorted(scores) == [f"{10 * i} %" for i in range(1, 8)]
     assert "ignored" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_only_the_pdf_has_the_study_s_note(tmp_path: Path) -> None:
+    """The report, which shows the PNGs, says the note once."""
+
+    @kit.in_style
+    def noted(*lines: str) -> Figure:
+        figure = kit.new_figure(1.0)
+        kit.add_note(figure, *lines)
+        return figure
+
+    for others in ([], ["Lines are cut."]):
+        figure = noted(*others, "Not comparable.")
+        height = figure.get_figheight()
+        kit.save(figure, tmp_path / "with")
+        assert figure.get_figheight() == height
+        kit.save(noted(*others, ""), tmp_path / "plain")
+        assert (tmp_path / "with.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+        assert (tmp_path / "with.pdf").read_bytes() != (tmp_path / "plain.pdf").read_bytes()

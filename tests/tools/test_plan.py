@@ -513,7 +513,7 @@ def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest
     assert main(["plan", str(STUDIES / "paper.yaml"), "--rate", "1400", "--gpus", "4", "--cores", "32"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert re.search(r"paper: 144 cells, 371 jobs, 371 of them to do", out)
+    assert re.search(r"paper: 144 cells, 389 jobs, 389 of them to do", out)
     assert "intel: no data set at data/intel; it is taken to have 20,000 images" in out
     assert "32 cores and 4 GPUs, in 4 stacks of up to 24 trainings" in out
     assert list(tmp_path.iterdir()) == []

@@ -107,19 +107,33 @@ def change(text: str) -> dict[str, Any]:
 
 
 def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The resolved settings of study files; later ones override earlier ones, and changes override all."""
+    """The resolved settings of study files; later ones override earlier ones, and changes override all.
+
+    A folder of results stands for the settings that its run wrote there.
+    """
     from viny.study.config import merge, resolve
     from viny.study.reading import read_config
+    from viny.study.saved import read_study
+
+    def read(path: Path) -> dict[str, Any]:
+        if not path.is_dir():
+            return read_config(path)
+        return {key: value for key, value in read_study(path).items() if key != "listings"}
 
     raw: dict[str, Any] = {}
-    for more in [*map(read_config, paths), *changes]:
+    for more in [*map(read, paths), *changes]:
         raw = merge(raw, more)
     return resolve(raw)
 
 
 def study_files(p: argparse.ArgumentParser) -> None:
     """Add the arguments of a command on study files: these, and changes to them."""
-    p.add_argument("study", type=Path, nargs="+", help="YAML files; later ones override earlier ones")
+    p.add_argument(
+        "study",
+        type=Path,
+        nargs="+",
+        help="YAML files; later ones override earlier ones; or results/<study>, for the settings of its run",
+    )
     changes(p)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LEVELS = 4  # sizes of the image that are looked at, where the image is large enough
-RATE = 1e-3  # of Adam; the best of 3e-4, 1e-3 and 3e-3 on Oxford-IIIT Pet at two label sizes, see docs/measured.md
+RATE = 1e-3  # of 3e-4, 1e-3 and 3e-3 the last two did alike on Oxford-IIIT Pet, see docs/measured.md
 
 
 def width(image_size: int) -> int:

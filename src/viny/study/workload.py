@@ -58,11 +58,19 @@ def parameters(model: ModelSettings) -> int:
     return tokens + embedding + model.depth * block + 2 * dim
 
 
-def pack_bytes(images: int, side: int, masks: bool, tiles: int = 1) -> int:
-    """Bytes of a pack of that many square images, with or without masks and images for tiles; see `viny.data.pack`."""
+def pack_bytes(images: int, side: int, masks: bool, own_size: bool = False, tiles: int = 1) -> int:
+    """Bytes of a pack of that many square images, see `viny.data.pack`.
+
+    Args:
+        images: how many.
+        side: of an image, pixels.
+        masks: whether it has masks.
+        own_size: whether these are kept at their own size too, as those of files are.
+        tiles: images for tiles have so many times the side.
+    """
     row = 3 * side**2 + 2 * HASH + 8 + 8 + 4 + 1  # pixels, two hashes, a perceptual one, shape, label, part
     row += 3 * (tiles * side) ** 2 + HASH if tiles > 1 else 0
-    return images * (row + masks * (side**2 + HASH + OWN_MASK))
+    return images * (row + masks * (side**2 + HASH + own_size * OWN_MASK))
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,9 @@ def as_keys(change: Mapping[str, Any]) -> str:
 
 
 def as_command(study: str, change: Mapping[str, Any]) -> str:
-    """The command that says what a changed study would take, for a study file of the study's own name."""
+    """The command that says what a changed study would take, by the settings that its run wrote."""
     given = " ".join(f"--set '{key}={_yaml(value, ',')}'" for key, value in keys(change).items())
-    return f"viny plan studies/{study}.yaml {given}"
+    return f"viny plan results/{study} {given}"
 
 
 def _yaml(value: Any, between: str) -> str:

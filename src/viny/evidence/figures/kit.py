@@ -6,10 +6,12 @@ That is readable at the full width of a phone's page, and printed as one column 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
+from weakref import WeakKeyDictionary
 
 import matplotlib as mpl
 import matplotlib.style
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 
 from viny.runtime.files import atomic_path
@@ -68,12 +71,18 @@ def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write stem.pdf and stem.png (200 dots per inch) whole or not at all; equal figures give equal files."""
+    """Write stem.pdf and stem.png (200 dots per inch) whole or not at all; equal figures give equal files.
+
+    The PNG, which the report shows, is without the study's note: the report says that once.
+    """
     stem = Path(stem)
     with mpl.style.context(STYLE, after_reset=True):
         for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
             # not with_suffix, which would cut a name at its last dot
-            with atomic_path(stem.with_name(f"{stem.name}.{kind}")) as tmp:
+            with (
+                atomic_path(stem.with_name(f"{stem.name}.{kind}")) as tmp,
+                _without_note(figure) if kind == "png" else nullcontext(),
+            ):
                 figure.savefig(tmp, format=kind, metadata=metadata)
 
 
@@ -120,17 +129,44 @@ def say(text: str, note: str) -> Figure:
 
 
 def add_note(figure: Figure, *lines: str) -> None:
-    """Print lines under a figure, wrapped to its width, and make the figure taller to fit."""
-    if not any(lines):
-        return
+    """Print lines under a figure, wrapped to its width, which grows to fit; the last is the study's note."""
     # The layout makes room for this label; it would not for free text.
     label = figure.supxlabel("", x=0.01, ha="left", size=8, color=GREY, parse_math=False)
+    _under[figure] = label, figure.get_figheight(), lines
+    _print_under(figure, lines)
+
+
+# Of each figure: the label under it, its height without any, in inches, and the lines.
+_under: WeakKeyDictionary[Figure, tuple[Text, float, tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def _print_under(figure: Figure, lines: Sequence[str]) -> None:
+    """Write lines into the label of a figure, and give the figure the height that they need."""
+    label, height, _ = _under[figure]
+    label.set_text("")
+    figure.set_figheight(height)
+    if not any(lines):
+        return
     for width in range(100, 20, -2):  # matplotlib's own wrapping takes dollar signs for formulas
         label.set_text("\n".join(textwrap.fill(line, width) for line in filter(None, lines)))
         extent = label.get_window_extent()
         if extent.x1 <= 0.99 * figure.bbox.x1:
             break
-    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+    figure.set_figheight(height + extent.height / figure.dpi)
+
+
+@contextmanager
+def _without_note(figure: Figure) -> Iterator[None]:
+    """A figure without the study's note, meanwhile."""
+    if figure not in _under:
+        yield
+        return
+    *others, _ = lines = _under[figure][2]
+    _print_under(figure, others)
+    try:
+        yield
+    finally:
+        _print_under(figure, lines)
 
 
 # Words

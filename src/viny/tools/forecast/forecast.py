@@ -110,7 +110,8 @@ class Forecast:
             if arm := pretrain_packs(self.config).get(job.name):
                 masks |= settings_of(self.config, arm)["pretrain"]["source"] == "segmentation"
             masks |= task is not None and (task["target"] != "image" or on_segmentation_data(self.config, job.name))
-            return pack_bytes(self.packed(job), job.spec["size"], masks, job.spec.get("tiles", 1))
+            of_files = job.spec["source"] != "synthetic"
+            return pack_bytes(self.packed(job), job.spec["size"], masks, of_files, job.spec.get("tiles", 1))
         return RESULTS.get(job.stage, 5e4) + self.weights(job)
 
     def all_bytes(self, some: Iterable[Job]) -> float:
