@@ -57,7 +57,7 @@ def stages(found: dict[tuple[str, str], str]) -> set[str]:
 
 def test_references_switched_on_in_a_finished_study_are_trained_and_nothing_else(root: Path, found: Found) -> None:
     stale = found(references=True)
-    assert stages(stale) == {"statistics", "figures"}
+    assert stages(stale) == {"statistics", "figures", "report"}
     left = Counter(job.stage for job in to_do(graph(root, {"references": True}), root, stale))
     assert left == {"reference": 4, "statistics": 1, "figures": 1, "report": 1}
 
