@@ -318,7 +318,7 @@ def test_table_report_and_words_agree(made: tuple[Path, dict[str, Any]]) -> None
     cell = dict(cell_words(row))
     assert cell["Tuned rate"] == "0.004, the highest tried"
     assert all(words in page for words in cell.values())
-    assert page.index("Should I pre-train, or take published weights?") < page.index("How much does pre-training buy?")
+    assert page.index("Should I pre-train, or take published weights?") < page.index("All that was compared")
 
 
 def test_the_page_links_the_files_of_every_arm(made: tuple[Path, dict[str, Any]]) -> None:
