@@ -72,7 +72,7 @@ def proposed(advice: Advice) -> list[dict[str, Any]]:
     found = []
     for command in commands(advice):
         file, *rest = shlex.split(command)
-        assert file == "studies/tiny.yaml" and set(rest[::2]) == {"--set"}
+        assert file == "results/tiny" and set(rest[::2]) == {"--set"}
         change: dict[str, Any] = {}
         for one in rest[1::2]:
             key, value = one.split("=", 1)
@@ -147,15 +147,17 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     table = tmp_path / "tables" / "references.csv"
     table.parent.mkdir()
     rows = [
-        (name, size, f"A {name} with {size} labels gets 60 %.", "down")
+        (name, size, f"A {name} with {size} labels gets 60 %.", "down", name, 0.6, -0.095)
         for name in ("constant", "unet")
         for size in (8, 16)
     ]
-    pd.DataFrame(rows, columns=["reference", "finetune_size", "sentence", "verdict"]).to_csv(table, index=False)
+    columns = ["reference", "finetune_size", "sentence", "verdict", "name", "mean", "lead"]
+    pd.DataFrame(rows, columns=columns).to_csv(table, index=False)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
-    assert lines["references"] == "A unet with 16 labels gets 60 %."
-    assert lines["warning"].startswith("A simple reference does better")
+    assert advice.short[0].key == "references"
+    assert lines["references"].startswith("Do not use it: unet has 60.0 % mIoU with 16 labels, 9.5 points more")
+    assert not lines.get("warning", "").startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
     # The table of references that were switched off is left behind.
     off = merge(config, {"references": False})

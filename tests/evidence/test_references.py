@@ -188,7 +188,7 @@ CELLS = {(0, "none", 8): 0.70, (24, "none", 8): 0.74, (24, "scenes", 8): 0.72, (
 
 @pytest.mark.parametrize(
     ("share", "verdict", "words"),
-    [(0.9, "down", "use it rather"), (0.5, "up", "worth its while"), (0.74, "undecided", "cannot be told")],
+    [(0.9, "down", "is the one to use"), (0.5, "up", "worth its while"), (0.74, "undecided", "cannot be told")],
 )
 def test_a_row_says_which_is_better_and_by_how_much(share: float, verdict: str, words: str) -> None:
     row = table(CELLS, {(UNET, 8): share}).iloc[0]

@@ -218,13 +218,11 @@ def test_the_report_is_one_whole_page_that_loads_nothing(finished: Path) -> None
     assert page.loaded == []
     assert not re.search(r"<script|@import|url\(|https?://", text)
     assert set(page.pictures) == {path.read_bytes() for path in (root / "figures").glob("*.png")}
-    assert page.linked == {
-        name
-        for path in (root / "metrics").glob("*.json")
-        for name in (f"metrics/{path.name}", f"finetune/{path.stem}/")
-        if (root / name).exists()
-    }
-    for heading in ("How much does pre-training buy?", "Does the task hurt?", "Cost", "Against the paper"):
+    cells = [path.stem for path in (root / "metrics").glob("*.json")]
+    assert {name for cell in cells for name in (f"metrics/{cell}.json", f"scores/{cell}.csv")} <= page.linked
+    assert {f"figures/{path.name}" for path in (root / "figures").glob("*.pdf")} <= page.linked
+    assert all((root / name).exists() for name in page.linked)
+    for heading in ("mIoU in percent", "Warnings", "Next steps", "Cost", "Against the paper"):
         assert heading in page.headings
     assert "Test study." in text
     card = pd.read_csv(root / "tables" / "scorecard.csv")

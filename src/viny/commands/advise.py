@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(as_dict(advice), indent=1, allow_nan=False))
     else:
-        # The price of a target was asked for, and stands in the long advice alone.
-        _show(advice, args.long or wish is not None)
+        # What prices were given for stands in the long advice alone.
+        _show(advice, args.long or wish is not None or args.minutes_per_mask is not None)
 
 
 def _show(advice: Advice, long: bool) -> None:

@@ -79,6 +79,17 @@ def finetuning_steps(settings: Mapping[str, Any], labels: int) -> int:
     return section["epochs"] * math.ceil(labels / section["batch_size"])
 
 
+def finetuning_epochs(settings: Mapping[str, Any], sizes: Collection[int]) -> int:
+    """The fewest epochs of fine-tuning that are long enough for these numbers of labels, by the settings of an arm."""
+    return math.ceil(settings["finetune"]["epochs"] / _length(settings, sizes))
+
+
+def _length(settings: Mapping[str, Any], sizes: Collection[int]) -> float:
+    """Steps of fine-tuning as a share of those needed."""
+    taken = (finetuning_steps(settings, labels) for labels in (min(sizes), max(sizes)))
+    return min(n / least for n, least in zip(taken, LEAST_FINETUNE_STEPS, strict=True))
+
+
 def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> list[Unanswered]:
     every = {size for some in sizes.values() for size in some}
     published = any(is_published(start) for start in config.get("starts", {}).values())
@@ -99,7 +110,8 @@ def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> l
         section = settings_of(config, arm)["pretrain"]
         epochs = math.ceil(section["epochs"] * LEAST_STEPS / n)
         why = (
-            f"A no would not count after {n:,} steps{_of(short, len(longest))}: fewer than {LEAST_STEPS:,} cost points"
+            f"A no would not be final after {n:,} steps{_of(short, len(longest))}: fewer than "
+            f"{LEAST_STEPS:,} have made results worse in some studies"
         )
         found.append(Unanswered(PRETRAINING, why, f"{_key(arm, 'pretrain.epochs')}: {epochs} or more"))
     used = sorted(every - {0})
@@ -123,10 +135,7 @@ def _tasks(tasks: list[str]) -> list[Unanswered]:
 
 
 def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> list[Unanswered]:
-    lengths: dict[Arm, float] = {}  # of the fine-tunings of each arm, as shares of what they need
-    for arm, some in sizes.items():
-        taken = (finetuning_steps(settings_of(config, arm), labels) for labels in (min(some), max(some)))
-        lengths[arm] = min(n / least for n, least in zip(taken, LEAST_FINETUNE_STEPS, strict=True))
+    lengths = {arm: _length(settings_of(config, arm), some) for arm, some in sizes.items()}
     short = [arm for arm, length in lengths.items() if length < 1]
     if not short:
         return []
@@ -134,7 +143,7 @@ def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> li
     settings = settings_of(config, arm)
     words = [f"{finetuning_steps(settings, n):,} steps on {n:,}" for n in sorted({min(sizes[arm]), max(sizes[arm])})]
     why = f"Fine-tuning{_of(short, len(lengths))} ends too early: {' and '.join(words)} labels"
-    epochs = math.ceil(settings["finetune"]["epochs"] / lengths[arm])
+    epochs = finetuning_epochs(settings, sizes[arm])
     return [Unanswered(FINETUNING, why, f"{_key(arm, 'finetune.epochs')}: {epochs} or more")]
 
 

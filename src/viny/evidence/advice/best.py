@@ -43,6 +43,11 @@ class Best:
         return self.pretrain_size, self.intermediate, self.finetune_size
 
     @property
+    def name(self) -> str:
+        """Its first seed, as other commands take it."""
+        return str(self.rows.sort_values("seed")["cell"].iloc[0])
+
+    @property
     def words(self) -> str:
         """Which cell it is, and its mIoU."""
         level = self.level

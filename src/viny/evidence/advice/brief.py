@@ -40,13 +40,18 @@ def brief_lines(
         warnings: the most important first.
     """
     pretraining = facts.decided("pre-training")
-    lines = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
-    lines.append(Line("best", "Best of the first arm" if lines else "Best", f"{_upper(best.words)}."))
+    beaten = [item for item in references if item.data["brief"]][-1:]
+    lines = [Line("references", "This model", item.data["brief"]) for item in beaten]
+    several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
+    label = "Best of the first arm" if several else "Best"
+    lines += [*several, Line("best", label, f"{_upper(best.words)}: `{best.name}`.")]
     lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
     lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
     lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
-    lines += [Line("references", "Other models", item.text) for item in references[-1:]]
-    lines.append(Line("next", "Next", _next(proposals)))
+    if not beaten:
+        lines += [Line("references", "Other models", item.text) for item in references[-1:]]
+    lines.append(Line("next", "To go on with it" if beaten else "Next", _next(proposals)))
+    warnings = [item for item in warnings if not item.data.get("brief")]  # which is said first
     lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]
     return fitted(lines)
 

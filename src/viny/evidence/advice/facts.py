@@ -5,6 +5,7 @@ Frames hold fractions; text gives percent and percentage points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.tables import read_metrics
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
 from viny.runtime.errors import InputError
-from viny.study.arms import schedule, settings_of
+from viny.study.arms import settings_of
 from viny.study.config import merge, resolve
 from viny.study.grid import Cell, arms, base_cells
 from viny.study.layout import metrics_file, pack_manifest
-from viny.study.unanswered import LEAST_STEPS
+from viny.study.unanswered import LEAST_STEPS, pretraining_steps
 
 TARGET = 1.0  # points that an interval should reach on either side
 FALLING = 0.05  # of the loss, from the second-last tenth of epochs to the last; a larger fall means no convergence
@@ -165,8 +166,8 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     rising = set(held_out["pretrain_size"][held_out["verdict"] == "rising"])
     falls = {key: float(np.median(drops)) for key, drops in trainings.drops().items()}
     sizes = sorted(size for size in config["grid"]["pretrain_sizes"] if size)
-    steps_per_epoch = {size: max(1, size // config["pretrain"]["batch_size"]) for size in sizes}
-    steps = {size: schedule(config, size)[0] * n for size, n in steps_per_epoch.items()}
+    steps_per_epoch = {size: math.ceil(size / config["pretrain"]["batch_size"]) for size in sizes}
+    steps = {size: pretraining_steps(config, size) for size in sizes}
     return Facts(
         root=root,
         study=study,

@@ -21,7 +21,7 @@ from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seed
 from viny.learning.settings import moved_milestones
 from viny.runtime.units import duration
 from viny.study.config import merge
-from viny.study.unanswered import LEAST_STEPS
+from viny.study.unanswered import LEAST_STEPS, finetuning_epochs
 
 ENOUGH_SEEDS = 3  # for a spread to plan with
 LEAST_CHANCE = 0.01  # of a proposal, so that none has no price
@@ -99,7 +99,7 @@ def _with_chances(names: Sequence[str], chances: Sequence[float]) -> tuple[str, 
 
 
 def _takes(seconds: float | None) -> str:
-    return "time not known" if seconds is None else f"about {duration(seconds)} of training"
+    return "time not known" if seconds is None else f"about {duration(seconds)} of training, one after another"
 
 
 def _proposal(
@@ -293,6 +293,10 @@ def _longer(facts: Facts) -> list[Item]:
     if facts.short:
         wanted = max(math.ceil(LEAST_STEPS / facts.steps_per_epoch[size]) for size in facts.short)
         epochs["pretrain.epochs"] = max(wanted, epochs.get("pretrain.epochs", 0))
+    if "finetune.epochs" in epochs:
+        epochs["finetune.epochs"] = max(
+            epochs["finetune.epochs"], finetuning_epochs(facts.config, facts.grid["finetune_sizes"])
+        )
     if not epochs:
         return []
     times = {key: n / _section(facts, key)["epochs"] for key, n in epochs.items()}

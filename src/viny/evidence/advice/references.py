@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -29,11 +30,21 @@ def reference_items(facts: Facts) -> list[Item]:
         # What is better than a constant answer is said last: it is the harder test.
         rows = rows.sort_values("reference", key=lambda names: names != CONSTANT, kind="stable")
         return [
-            Item(str(row["sentence"]), {"reference": row["reference"], "verdict": row["verdict"]})
+            Item(str(row["sentence"]), {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row)})
             for row in rows.to_dict("records")
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a table of references ({error}); delete it and run the workflow") from error
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    """A reference that is better than the study's best cell, in few words; empty for one that is not."""
+    if row["verdict"] != "down":
+        return ""
+    reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
+    labels = f"{int(row['finetune_size']):,} labels"
+    said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
+    return f"Worse than none: {said}." if row["reference"] == CONSTANT else f"Do not use it: {said}; take nnU-Net, say."
 
 
 def better_model(references: Sequence[Item]) -> list[Item]:

@@ -24,7 +24,7 @@ from viny.evidence.report import CAPTIONS
 from viny.evidence.report.arms import arms_answer, cell_words
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import arms_table, miou_table
-from viny.evidence.report.words import capitalised, code, counted, images_of, listed, words
+from viny.evidence.report.words import capitalised, code, counted, images_of, listed, percent, words
 from viny.evidence.statistics.arm_pages import held_out_words
 from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
@@ -39,6 +39,7 @@ from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metric
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
+TASKS = "The intermediate task"
 GEOMETRY = "The geometry of the patch tokens"
 # The figures of each section in reading order, each with what a reader who does not see it is told.
 PICTURES = {
@@ -50,7 +51,7 @@ PICTURES = {
         "returns": "Left, curves of mIoU against labels; right, the gain of each doubling of the labels.",
         "transfer": "Labels that a random start needs for the same mIoU, against those used.",
     },
-    "The intermediate task": {
+    TASKS: {
         "effects": "The change by each task in each cell, as points with intervals on both sides of zero.",
         "miou_difference": "Lines of the change by each task against labels, with standard errors, around zero.",
     },
@@ -86,9 +87,10 @@ READ = {
     "arms": (*KEY, *(f"{name}{end}" for name in COMPARED for end in COMPARISON), "rate", "rate_end", "hours", "device"),
     "arm_decisions": ("kind", "what", "name", "mean", "low", "high", "reason", "sentence"),
     "held_out": (*ARM, "pretrain_size", "words"),
+    "references": ("reference", "name", "finetune_size", "mean", "low", "high"),
 }
 TEXT = ("kind", "what", "name", "words", "sentence", "unit", "protocol", "verdict", "reason")
-TEXT += ("paper_verdict", "metric", *READ["tableA1"], *ARM, "intermediate", "device", "rate_end")
+TEXT += ("reference", "paper_verdict", "metric", *READ["tableA1"], *ARM, "intermediate", "device", "rate_end")
 TEXT += tuple(f"{name}_words" for name in COMPARED)
 AGAIN = "delete it and run the workflow, which writes it anew"
 
@@ -133,6 +135,7 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
         classes=page.classes(),
         sentences=page.decisions["sentence"].tolist(),
         miou=page.miou(),
+        others=page.others(),
         about=page.about(),
         sections=page.sections(),
         provenance=page.provenance(),
@@ -153,6 +156,10 @@ def table(frame: pd.DataFrame, kind: str = "") -> dict[str, Any]:
     columns = [{"name": name, "number": pd.api.types.is_numeric_dtype(frame[name])} for name in frame]
     rows = [["" if pd.isna(value) else words(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": columns, "rows": rows, "kind": kind}
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    return "one seed" if pd.isna(row["low"]) else f"{percent(row['low'])} to {percent(row['high'])}"
 
 
 class _Page:
@@ -212,6 +219,20 @@ class _Page:
             return miou_table(self.runs)
         more = {tuple(row[name] for name in KEY): cell_words(row) for row in self._read("arms").to_dict("records")}
         return arms_table(self.runs, self.arm_words, self.cells, more)
+
+    def others(self) -> list[dict[str, Any]]:
+        """Rows for the table of mIoU that are not of the study's model: each reference, where it has them."""
+        if not self.spec.get("references"):
+            return []
+        table = self._read("references")
+        labels = sorted({cell.finetune_size for cell in self.cells})
+        rows = []
+        for _, mine in table.groupby("reference", sort=False):
+            by_labels = {row["finetune_size"]: row for row in mine.to_dict("records")}
+            shown = [by_labels.get(n) for n in labels]
+            cells = [row and {"mean": percent(row["mean"]), "interval": _ends(row)} for row in shown]
+            rows.append({"name": capitalised(mine["name"].iloc[0]), "cells": cells})
+        return rows
 
     def arms(self) -> dict[str, Any] | None:
         """What is told of all arms, before the rest is about the first one; None if there is one."""
@@ -322,6 +343,7 @@ class _Page:
         found = [
             Section(heading, self._goes_with_harm() if heading == GEOMETRY else [], figures=self._figures(alts))
             for heading, alts in PICTURES.items()
+            if heading != TASKS or self.spec["grid"]["intermediates"] != ["none"]
         ]
         if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())

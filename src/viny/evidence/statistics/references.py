@@ -130,7 +130,7 @@ def _cell(key: tuple[int, str, int]) -> str:
 
 ADVICE = {
     (UNET, "up"): "this model is worth its while",
-    (UNET, "down"): "use it rather than this model",
+    (UNET, "down"): "a U-Net, such as nnU-Net's, is the one to use",
     (UNET, "small"): "use whichever costs less",
     (UNET, "undecided"): f"which one to use {UNKNOWN}",
     (CONSTANT, "up"): "the model has learnt from its labels",

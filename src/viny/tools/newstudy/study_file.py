@@ -111,7 +111,7 @@ def _body(found: Inspection) -> list[str]:
         ("finetune_sizes", grid["finetune_sizes"], f"labelled images of {found.train - found.held_out:,} to train on"),
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
     ]
-    lines = [f"study: {_yaml(wanted.name)}", f"note: {_yaml(f'{wanted.name}: own images, {budget.said}.')}"]
+    lines = [f"study: {_yaml(wanted.name)} # {budget.said}"]
     if found.looked.refused or found.bad_unlabelled or found.unusable or found.missing:
         lines.append("on_bad_image: skip # some files cannot be used; packing lists them")
     counts = [len(values) for _, values, _ in rows]

@@ -10,6 +10,7 @@ from typing import Any
 
 from viny.data.augment import Normalisation
 from viny.data.decoding import WHITES
+from viny.data.folders import few
 from viny.data.masks import IGNORE, mask_coding, value_name
 from viny.learning.objectives import Segmentation
 from viny.learning.weights import load_segmentation, shown_by
@@ -107,7 +108,7 @@ def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
     if not path.is_file():
         known = [p.parent.name for p in folder.parent.glob("*/model.json")]
         close = difflib.get_close_matches(folder.name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = f" Did you mean {close[0]}?" if close else f" There is {few(sorted(known))}." if known else ""
         raise InputError(
             f"{folder}: no fine-tuned model there; expected a folder results/<study>/finetune/<cell> with model.json, "
             f"or a cell's name and --root results/<study>.{hint}"
