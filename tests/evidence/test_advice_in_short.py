@@ -100,7 +100,10 @@ def test_it_is_short_true_and_what_it_proposes_passes_check(tmp_path: Path, shap
     text = as_text(advice)
     assert len(text.split()) <= MOST
     assert text.endswith("`--long` for all.\n") and "nan" not in text.lower()
-    assert {"best", "pre-training", "labels", "task", "next"} <= {line.key for line in advice.short}
+    lines = {line.key: line.text for line in advice.short}
+    assert {"best", "labels", "next"} <= set(lines)
+    for key, words in (("pre-training", "pre-training"), ("task", "intermediate task")):
+        assert (key in lines) != (words in lines.get("not asked", "").lower())
     # What is proposed is accepted, and new.
     for change in proposed(advice):
         changed = resolve(merge(config, change))

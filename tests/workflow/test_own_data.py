@@ -129,7 +129,9 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
         lacking = [f"class_{i}" for i in range(CLASSES) if i not in masks[lists[part]]]
         absent.append(f"segmentation: no pixel of {few(lacking)} in the {len(lists[part])} {words} masks as packed: ")
     said = viny(project, "check", "own.yaml").stdout.splitlines()
-    assert [line[: len(start)] for line, start in zip(said[4:-1], absent, strict=True)] == absent
+    left = said.index("What this study cannot answer as it is set:")
+    assert all(line.startswith("  ") for line in said[left + 1 : -1])
+    assert [line[: len(start)] for line, start in zip(said[4:left], absent, strict=True)] == absent
     assert [*said[:4], said[-1]] == [
         "pretrain: mine/unlabelled: 14 images",
         "segmentation: mine/images: 20 images with masks of 11 classes",
@@ -163,7 +165,7 @@ def test_new_labels_change_what_learns_from_them_alone(project: Path, tmp_path: 
     shutil.copytree(project, folder, symlinks=True)
     labelled(folder / "mine", 20)
     jobs = planned(folder, "--configfile", "own.yaml")
-    assert jobs == {"pack": 1, "split": 1, "finetune": 4, "evaluate": 4, "duplicates": 1, **_sums()}
+    assert jobs == {"pack": 1, "split": 1, "finetune": 4, "evaluate": 4, "reference": 1, "duplicates": 1, **_sums()}
 
 
 def test_a_study_whose_folders_are_gone_stays_done(project: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from viny.evidence.verdicts import Decision
 
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 26, "labels": 30, "task": 40, "references": 36, "next": 34}
-SHARE |= {"warning": 30}  # words of a line at most
+SHARE |= {"warning": 16}  # words of a line at most
 TOLD = 2  # tasks that are spelled out
 
 
@@ -45,9 +45,16 @@ def brief_lines(
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
     label = "Best of the first arm" if several else "Best"
     lines += [*several, Line("best", label, f"{_upper(best.words)}: `{best.name}`.")]
-    lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
+    asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
+    if facts.sizes:
+        lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
     lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
-    lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
+    if facts.tasks:
+        lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
+    if left := [name for name, some in asked.items() if not some]:
+        lines.append(Line("not asked", "Not asked", f"{_upper(' and '.join(left))}."))
+    if weakest := _weakest(best):
+        lines.append(Line("classes", "Weakest classes", weakest))
     if not beaten:
         lines += [Line("references", "Other models", item.text) for item in references[-1:]]
     lines.append(Line("next", "To go on with it" if beaten else "Next", _next(proposals)))
@@ -66,6 +73,16 @@ def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
         if length <= 5:
             break
     return lines
+
+
+def _weakest(best: Best) -> str:
+    """The classes that the best cell finds worst, where there are more than two, with their mean IoU over seeds."""
+    columns = [name for name in best.rows if name.startswith("iou_")]
+    means = best.rows[columns].mean().dropna().sort_values(kind="stable")
+    if len(means) <= 2:
+        return ""
+    said = (f"{name.removeprefix('iou_')} {100 * iou:.0f} %" for name, iou in means[:3].items())
+    return f"{', '.join(said)} IoU."
 
 
 def _cut(text: str, most: int) -> str:

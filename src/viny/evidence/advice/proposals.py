@@ -91,6 +91,7 @@ def expected(proposal: Mapping[str, Any]) -> float:
 def _with_chances(names: Sequence[str], chances: Sequence[float]) -> tuple[str, list[float | None]]:
     """Questions in words, each with its chance to be decided, and the chances; None where not known."""
     known = [None if math.isnan(chance) else chance for chance in chances]
+    names = [name.rstrip(",") for name in names]  # a name may be a clause of a sentence
     said = [
         name if chance is None else f"{name} (decided with a chance of {100 * chance:.0f} %)"
         for name, chance in zip(names, known, strict=True)
@@ -167,7 +168,7 @@ def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -
 
 def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     """How many seeds would settle an effect, or None if seeds would not, and a remark on it."""
-    name, half, images, goal = effect.name, effect.half, effect.half_images, facts.target / 100
+    name, half, images, goal = effect.name.rstrip(","), effect.half, effect.half_images, facts.target / 100
     if math.isnan(effect.low):
         seeds = ENOUGH_SEEDS if len(facts.grid["seeds"]) < ENOUGH_SEEDS else None
         text = f"{name}: {effect.reason}; {ENOUGH_SEEDS} seeds in every cell give one, and a spread to plan with."

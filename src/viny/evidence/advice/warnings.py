@@ -156,8 +156,8 @@ def _short_pretraining(facts: Facts) -> list[Item]:
         return []
     words = ", ".join(f"{n:,} steps on {size:,} images" for size, n in facts.short.items())
     text = (
-        f"Short pre-training: {words}. Fewer than {LEAST_STEPS:,} have made results worse in this project's own studies; "
-        "the paper took 35,000 or more. A longer one may turn the verdict."
+        f"Short pre-training: {words}. Fewer than {LEAST_STEPS:,} have made results worse in this project's own "
+        "studies; the paper took 35,000 or more. A longer one may turn the verdict."
     )
     return [Item(text, {"steps": facts.short})]
 

@@ -34,6 +34,9 @@ def class_table(frame: pd.DataFrame, best: Sequence[Any]) -> dict[str, Any]:
         if name in absent.get("not_in_test", ()):
             values = ["in no test mask"] * len(cells)
         shown.append({"name": name, "values": values})
+    first = rows[cells[0]]
+    # The weakest first; a class without IoU last.
+    shown.sort(key=lambda row: first[f"{OF_CLASS}{row['name']}"].mean())
     return {"columns": [_title(cell, cell == tuple(best)) for cell in cells], "rows": shown}
 
 

@@ -300,9 +300,11 @@ class _Page:
         grid = self.spec["grid"]
         tasks = [task for task in grid["intermediates"] if task != "none"]
         arms = [f"{axis} {listed(grid[axis])}, " for axis in ("starts", "variants") if axis in grid]
+        before = f"pre-training on {listed(grid['pretrain_sizes'])} {images_of(self.spec['pretrain'])}"
+        if not max(grid["pretrain_sizes"]):
+            before = "no pre-training"
         return (
-            f"{capitalised(''.join(arms))}{'p' if arms else 'P'}re-training on {listed(grid['pretrain_sizes'])} "
-            f"{images_of(self.spec['pretrain'])}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
+            f"{capitalised(''.join([*arms, before]))}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
             f"{listed(grid['finetune_sizes'])} labelled {images_of(self.spec['segmentation'])}, "
             f"{counted(len(grid['seeds']), 'seed')}."
         )

@@ -15,7 +15,7 @@ from viny.learning.settings import tuned_epochs
 from viny.runtime.claims import Claim
 from viny.runtime.files import last_lines
 from viny.runtime.processes import Owner
-from viny.study.graph import TRAININGS, TRAINS, Job
+from viny.study.graph import TRAINS, Job
 
 STARTING = 120.0  # seconds that a training may take from its first log line to claiming its work
 SCORE = "lr-*.json"  # among a tuning's checkpoints, of each rate that is scored; a folder for the one that is not
@@ -151,6 +151,6 @@ def _running(job: Job, root: Path, holder: Owner | None, words: list[str], silen
 
 def _told(job: Job, root: Path, holder: Owner | None) -> ProgressReport | None:
     """What the process that holds a training last said of it, or of the rate that a tuning tries; None if nothing."""
-    paths = [job.progress(root)] if job.stage in TRAININGS else job.checkpoints(root).glob(f"*/{PROGRESS}")
+    paths = job.checkpoints(root).glob(f"*/{PROGRESS}") if job.stage == "tune" else [job.progress(root)]
     found = [told for path in paths if (told := read_progress(path)) is not None and told.process == holder]
     return max(found, key=lambda told: told.written, default=None)
