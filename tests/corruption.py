@@ -61,7 +61,7 @@ def kind(path: Path, root: Path) -> str:
     below = path.relative_to(root)
     if below.parts[0] in ("tables", "figures", "summaries", "study.json", "report.html"):
         return below.as_posix()
-    if below.parts[0] in ("metrics", "geometry", "splits"):
+    if below.parts[0] in ("metrics", "scores", "geometry", "splits"):
         return f"{below.parts[0]}/*{below.suffix}"
     return f"{below.parts[0]}/*/{below.name}"
 
@@ -76,6 +76,8 @@ def unit(path: Path, root: Path) -> str:
         config = {"grid": {"pretrain_sizes": [24], "intermediates": ["none", "a"], "finetune_sizes": [8], "seeds": [0]}}
         if below in (*layout.summarised(stage, config), Path(layout.SUMMARY.format(stage=stage))):
             return stage
+    if below.parts[0] == "scores":
+        return f"metrics/{below.stem}"
     own = below.parts[0] in ("metrics", "geometry", "splits")
     return str(below.with_suffix("") if own else below.parent if len(below.parts) > 1 else below)
 

@@ -122,6 +122,8 @@ def test_it_is_short_true_and_what_it_proposes_passes_check(tmp_path: Path, shap
     told = {(row["kind"], row["what"]): row for row in decisions.to_dict("records")}
     lines = {line.key: line.text for line in advice.short}
     for key, kind in (("pre-training", "pre-training"), ("task", "task")):
+        if key not in lines:  # not asked
+            continue
         of_kind = [row for (kind_, _), row in told.items() if kind_ == kind]
         if key == "pre-training":
             of_kind = of_kind[-1:]
