@@ -78,7 +78,7 @@ def test_a_study_runs_to_its_report(site: Path, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     python(site, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", cwd=tmp_path, timeout=600)
     page = (tmp_path / "results" / "tiny" / "report.html").read_text(encoding="utf-8")
-    caption = (site / "viny" / "evidence" / "report" / "captions" / "effects.rst").read_text(encoding="utf-8")
+    caption = (site / "viny" / "evidence" / "report" / "captions" / "miou_curves.rst").read_text(encoding="utf-8")
     assert caption.split(".")[0] in page
     said = (tmp_path / "results" / "tiny" / "finetune" / "pre-24_mid-none_fine-8_seed-0" / "run.json").read_text()
     assert '"commit": null' in said  # of no checkout
