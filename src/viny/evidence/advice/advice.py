@@ -27,7 +27,8 @@ class Line:
     """A line of the short advice.
 
     Attributes:
-        key: 'arms', 'best', 'pre-training', 'labels', 'task', 'references', 'next' or 'warning'.
+        key: 'arms', 'best', 'pre-training', 'labels', 'task', 'not asked', 'classes', 'references', 'next' or
+            'warning'.
         label: what it is about, in a word or two.
         text: what is said.
     """

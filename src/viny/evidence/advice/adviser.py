@@ -91,7 +91,7 @@ def advise(
         Item(f"Will the intermediate task hurt? {tasks_answer(facts)}", {"question": "task"}),
     ]
     arms = arm_items(root, config)
-    summary = [*outdated_items(facts), *arms, *best_items(best), *references, *constant, *answers]
+    summary = [*stale, *arms, *best_items(best), *references, *constant, *answers]
     every, there = evaluated_cells(root, config)
     return Advice(
         study=config["study"],

@@ -27,12 +27,13 @@ from viny.evidence.tables import GROUP, read_metrics, with_arms
 from viny.evidence.verdicts import bare, in_points
 from viny.runtime.errors import InputError
 from viny.runtime.units import duration
-from viny.study.arms import SECTIONS, schedule, settings_of
+from viny.study.arms import SECTIONS, settings_of
 from viny.study.checks import check_sizes
 from viny.study.config import merge, resolve
 from viny.study.grid import Arm, arms, cells
 from viny.study.inventory import Images, count_images
 from viny.study.layout import metrics_file
+from viny.study.unanswered import pretraining_steps
 
 CHANCE = 0.9  # of reaching the target, unless asked otherwise
 LENGTH = ("budget", "epochs", "milestones")  # settings of the length of pre-training
@@ -123,9 +124,8 @@ def _by_length(facts: Facts) -> tuple[Runs, list[float] | None]:
     steps = {}
     for cell in every:
         section = settings_of(facts.study, cell.arm)
-        epochs = schedule(section, cell.pretrain_size)[0] if cell.pretrain_size else 0
-        a_epoch = math.ceil(cell.pretrain_size / section["pretrain"]["batch_size"])
-        steps[cell.pretrain_size, cell.intermediate, cell.finetune_size, cell.variant] = float(epochs * a_epoch)
+        taken = pretraining_steps(section, cell.pretrain_size) if cell.pretrain_size else 0
+        steps[cell.pretrain_size, cell.intermediate, cell.finetune_size, cell.variant] = float(taken)
     return runs, [steps[key] for key in runs.keys]  # type: ignore[index]
 
 
