@@ -32,7 +32,7 @@ from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.specs import pack_spec
 from viny.study.todo import to_do
-from viny.tools.forecast.forecast import AROUND, SET_UP, Forecast
+from viny.tools.forecast.forecast import AROUND, Forecast
 from viny.tools.forecast.plan import plan, show
 from viny.tools.forecast.rates import Rates, kind, rates_seen, rates_stated
 from viny.tools.forecast.schedule import SNAKEMAKE, Resources, makespan
@@ -408,7 +408,7 @@ def test_a_frozen_encoder_is_cheap_and_a_larger_model_is_not(tmp_path: Path, wit
     )
     jobs_of = {job.name: job for job in all_jobs(with_arms) if job.stage == "finetune"}
     seconds = [forecast.seconds(jobs_of[cell + suffix]) for suffix in ("_start-tiny", "_start-tiny_variant-frozen")]
-    beside = plan_rates.start + AROUND + SET_UP
+    beside = plan_rates.start + AROUND
     assert (seconds[1] - beside) / (seconds[0] - beside) == pytest.approx(frozen.operations / tiny.operations)
 
 

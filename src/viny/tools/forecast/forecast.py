@@ -17,13 +17,12 @@ from viny.study.specs import on_segmentation_data
 from viny.study.workload import UNKNOWN, pack_bytes, parameters
 from viny.tools.forecast.rates import START, Rates, kind, kind_of_forward, operations_a_pass
 
-AROUND = 0.8  # before and after such a job: shell, command line, the end of the process
-SET_UP = 1.3  # of a training, on top of both: pack, model, optimiser, first step, weights
+AROUND = 0.1  # before and after such a job: shell, the end of the process
 ALONE = {
-    **{"pack": 0.8, "start": 3.0, "split": 0.3, "duplicates": 0.4, "tables": 0.4, "figures": 4.5},
-    **{"statistics": 5.5, "representations": 6.5, "scorecard": 3.4, "report": 2.7},
+    **{"pack": 0.4, "start": 2.2, "split": 0.2, "duplicates": 0.2, "tables": 0.3, "figures": 4.4},
+    **{"statistics": 2.5, "representations": 3.7, "scorecard": 0.9, "report": 1.0},
 }
-PROBES = 2.1e-7  # of the geometry, for each number in the tokens of all layers
+PROBES = 1.6e-7  # of the geometry, for each number in the tokens of all layers
 PACKING = 220.0  # photographs per second and thread; only if there is no file to try
 # Bytes of a job's results besides weights: records, curve, confusion matrices, arrays, tables, figures.
 RESULTS = {"split": 13e3, **dict.fromkeys((*TRAINS, "start"), 5e3), "evaluate": 20e3, "geometry": 60e3}
@@ -64,7 +63,7 @@ class Forecast:
         if kind(job) in rates.whole:
             return rates.whole[kind(job)]
         if job.stage in TRAINS:
-            beside = pace * (START + AROUND + SET_UP) if rates.beside is None else rates.beside
+            beside = pace * (START + AROUND) if rates.beside is None else rates.beside
             tested = self._held_out(job) * operations_a_pass(job) / TRAINING
             return beside + (job.work.operations + tested) / self._speed(job)
         if job.stage == "evaluate":

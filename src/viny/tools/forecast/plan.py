@@ -74,7 +74,8 @@ def plan(
         rates = rates_stated(all_jobs, rate)
     else:
         seen = rates_seen(all_jobs, root, place.train_threads, device) if use_seen else Rates()
-        beside = min(place.beside, most_beside(all_jobs))
+        # Where more cores are asked for than are here, they are taken to be like those here.
+        beside = min(place.beside, Resources.of(config, None, gpus).beside, most_beside(all_jobs))
         packs = [job for job in all_jobs if job.stage == "pack" and not stored_pack(job, store).exists()]
         unpacked = {job.key for job in packs if job.key in stale or not (use_seen and job.is_done(root))}
         rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)

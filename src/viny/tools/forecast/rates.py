@@ -21,7 +21,7 @@ from viny.study.grid import BASE, Arm
 from viny.study.specs import mask_class_count
 
 # Seconds, measured where docs/speed.md was, two jobs side by side; if START is measured, the others scale with it.
-START = 1.2  # to start Python with PyTorch and the stages
+START = 1.0  # to start Python with PyTorch and the stages
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -96,6 +97,8 @@ def measure(
     rates: dict[str, list[float]] = {}
     shares: list[float] = []
     bar = tqdm(total=len(steps) + 1, desc="measuring", unit="step", disable=None, leave=False)
+    # The first start reads PyTorch from the disk, those of almost all jobs find it in memory.
+    subprocess.run([sys.executable, "-c", "import viny.learning.stages"], check=False, capture_output=True)
     arguments = (context.Barrier(processes), time.time(), os.getpid(), dict(environment or {}))
     try:
         with bar, ProcessPoolExecutor(processes, context, _begin, arguments) as pool:
