@@ -75,6 +75,17 @@ def test_the_remedy_of_a_short_training_is_enough() -> None:
         assert questions(**mended) == left
 
 
+def test_more_test_images_are_asked_for_only_where_they_are() -> None:
+    def remedy(count: int) -> str:
+        sections = {"segmentation": {"test_size": 50}, "synthetic": {"segmentation": count}}
+        config = resolve(merge(FULL, sections))
+        (found,) = unanswered(config, count_images(config, Path("nowhere")))
+        return found.remedy
+
+    assert remedy(260) == "100 or more in segmentation.test_size"
+    assert remedy(259).endswith("for which 260 labelled images are needed and 259 are here")
+
+
 def test_of_arms_those_are_named_whose_trainings_are_too_short() -> None:
     grid = {"variants": ["study", "quick"]}
     quick = {"quick": {"finetune": {"epochs": 3}, "pretrain": {"epochs": 3}}}

@@ -429,6 +429,37 @@ def test_names_of_pixels_without_a_class_are_ignored_and_said(
     assert set(np.unique(looked.masks).tolist()) == {0, 1, IGNORE}
 
 
+@pytest.mark.parametrize("where", ["masks", "."])
+def test_a_list_of_classes_beside_the_masks_is_said_and_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, where: str
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    (tmp_path / "classes.txt").write_text("the ground, a road and the rest\n")  # names no values, and is passed over
+    listed = tmp_path / where / "classes.csv"
+    listed.write_text("0,ground\n4,road\n11,void\n")
+    assert run() == 0
+    assert f"--classes-file {listed.relative_to(tmp_path)} takes its names" in capsys.readouterr().out
+    named = {0: "ground", 4: "road"}
+    assert study()["segmentation"]["classes"] != named
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    reply = answers("named", "images", "masks", "", "", "", "", "")  # the last two: the list, and void
+    init({}, rate=1000, reply=reply)
+    assert any(str(listed.relative_to(tmp_path)) in question for question in reply.asked)
+    section = yaml.safe_load((tmp_path / "studies" / "named.yaml").read_text())["segmentation"]
+    assert section["classes"] == named and section["ignore"] == [11]
+    assert run("--force", "--classes-file", str(listed)) == 0
+    assert "takes its names" not in capsys.readouterr().out
+
+
+def test_a_name_that_is_taken_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, grey([0, 255]), classes=2)
+    assert run() == 0
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    reply = answers("mine", "other", "images", "masks", "", "", "", "", "")
+    init({}, rate=1000, reply=reply)
+    assert (tmp_path / "studies" / "other.yaml").is_file()
+
+
 @pytest.mark.parametrize("name", ["VOID", "ignore", "Ignored", "unlabelled", "don't care", "no data", "void area", "-"])
 def test_names_for_no_class_are_known(name: str) -> None:
     assert is_void(name)

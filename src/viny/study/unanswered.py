@@ -58,7 +58,7 @@ def unanswered(config: Mapping[str, Any], images: Images) -> list[Unanswered]:
         *_finetuning(config, {arm: axis(2, arm) for arm in arms(config)}),
         *_labels(axis(2)),
         *_seeds(min(len(axis(3, arm)) for arm in arms(config))),
-        *_tests(images.tested),
+        *_tests(images.tested, images.room, max(axis(2))),
     ]
 
 
@@ -161,12 +161,15 @@ def _seeds(count: int) -> list[Unanswered]:
     return [Unanswered(SURE, why, f"grid.seeds: {list(range(LEAST_SEEDS))}")]
 
 
-def _tests(tested: int) -> list[Unanswered]:
+def _tests(tested: int, room: int | None, labels: int) -> list[Unanswered]:
     if tested >= FEW_IMAGES:
         return []
     half = 100 * 1.96 * SPREAD / math.sqrt(max(1, tested))
     why = f"The draw of {tested} test images moves an mIoU by ±{half:.0f} points or more"
-    return [Unanswered(SMALL, why, f"{FEW_IMAGES} or more in segmentation.test_size")]
+    remedy = f"{FEW_IMAGES} or more in segmentation.test_size"
+    if room is not None and tested + room < FEW_IMAGES + labels:
+        remedy += f", for which {FEW_IMAGES + labels} labelled images are needed and {tested + room} are here"
+    return [Unanswered(SMALL, why, remedy)]
 
 
 def _of(some: Collection[Arm], count: int) -> str:

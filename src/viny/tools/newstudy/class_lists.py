@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from viny.data.masks import MAX_CLASSES, is_void
@@ -16,6 +17,7 @@ COLOURS = ("name", "r", "g", "b")
 LABEL = re.compile(r"(.+):([0-9]{1,3}),([0-9]{1,3}),([0-9]{1,3}):[^:]*:[^:]*")  # CVAT's label:color_rgb:parts:actions
 NAME = re.compile(r"\w[\w .()/+-]{0,39}")  # as the schema of studies has it
 MOST_BYTES = 1 << 20
+FILES = ("classes.txt", "classes.csv", "_classes.csv", "labelmap.txt", "class_dict.csv")  # as people and tools call it
 
 
 def parse_classes(text: str) -> dict[int | str, str]:
@@ -55,6 +57,16 @@ def read_classes(path: Path) -> dict[int | str, str]:
     else:
         found = [_of_value(where, line, expected) for where, line in lines[first in HEADERS :]]
     return _named(found, str(path), expected)
+
+
+def beside(masks: Path) -> Path | None:
+    """A file in the folder of the masks, or in that around it, which names their values; None if there is none."""
+    for path in (folder / name for folder in (masks, masks.parent) for name in FILES):
+        if path.is_file():
+            with suppress(InputError):  # such a file may hold something else
+                read_classes(path)
+                return path
+    return None
 
 
 def _of_colour(where: str, line: str, expected: str) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from viny.study.absent import absent_report
 from viny.study.config import resolve
 from viny.study.reading import read_config
 from viny.study.unanswered import as_lines, unanswered
-from viny.tools.newstudy.class_lists import NAME
+from viny.tools.newstudy.class_lists import NAME, beside, read_classes
 from viny.tools.newstudy.look import Inspection, Request, inspect
 from viny.tools.newstudy.sizing import for_minutes
 from viny.tools.newstudy.study_file import images_of, study_text, write
@@ -66,12 +66,10 @@ def init(
     if lacking and not asking:
         flags = ", ".join("a NAME" if key == "name" else f"--{key}" for key in lacking)
         raise InputError(f"viny init needs {flags}; on a terminal it asks for what is not given")
+    free = partial(_free_name, folder=folder, force=force)
     if asking and "name" not in given:
-        given["name"] = ask(reply, "Name of the study", "mine", study_name)
-    study, sheet = (folder / f"{study_name(given['name'])}.{kind}" for kind in ("yaml", "png"))
-    there = [str(path) for path in (study, sheet) if path.exists()]
-    if there and not force:
-        raise InputError(f"{' and '.join(there)}: there already; choose another name, or replace with --force")
+        given["name"] = ask(reply, "Name of the study", "mine", free)
+    study, sheet = _files(free(given["name"]), folder)
     if asking:
         given = ask_for_rest(given, coco is not None, reply)
         if minutes is None:
@@ -83,6 +81,9 @@ def init(
         made = convert(coco, given["images"], given["masks"], panoptic, force)
         given |= {"classes": made.classes, "ignore": [IGNORE], "mask_suffix": ""}
         print("\n".join([f"{given['masks']}: {made.masks:,} masks of {coco}", *made.notes]))
+    listed = beside(given["masks"]) if not coco and not given.get("classes") else None
+    if asking and listed:
+        given["classes"] = ask(reply, "File that names the mask values", str(listed), _classes_or_none)
     found = inspect(Request(**given))
     if asking and len(found.coding.classes) <= SHOWN:
         named, ignored = ask_names(found, reply, every=not given.get("classes"))
@@ -93,13 +94,16 @@ def init(
         text = "What images that belong together have in common, a pattern, folder or none"
         found = ask(reply, text, found.wanted.group, partial(_grouped, found))
     text = study_text(found)
-    sized = []
+    sized, more = [], []
+    if listed and not found.wanted.classes:
+        more.append(f"{listed} names the mask values: --classes-file {listed} takes its names")
     if minutes is not None:
         found, text, line = for_minutes(found, minutes, rate)
         sized = [line]
     write(found, study, sheet, text)
     config = resolve(read_config(study))
-    report(found, study, sheet, absent_report(config), [*sized, *as_lines(unanswered(config, images_of(found)))])
+    more += absent_report(config)
+    report(found, study, sheet, more, [*sized, *as_lines(unanswered(config, images_of(found)))])
 
 
 def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = (), about: Sequence[str] = ()) -> None:
@@ -230,6 +234,10 @@ def _folder_or_none(text: str) -> Path | None:
     return None if text == "none" else _folder(text)
 
 
+def _classes_or_none(text: str) -> dict[int | str, str] | None:
+    return None if text == "none" else read_classes(Path(text).expanduser())
+
+
 def _minutes(text: str) -> float:
     try:
         minutes = float(text)
@@ -244,6 +252,18 @@ def _task_name(folder: Path) -> str:
     """A valid name for a task, from that of its folder."""
     name = re.sub(r"[^A-Za-z0-9_]", "_", folder.resolve().name)[:27]
     return name if re.match(r"[A-Za-z]", name) else f"task_{name}"
+
+
+def _files(name: str, folder: Path) -> tuple[Path, Path]:
+    """A study's file and its contact sheet."""
+    return folder / f"{name}.yaml", folder / f"{name}.png"
+
+
+def _free_name(text: str, folder: Path, force: bool) -> str:
+    there = [str(path) for path in _files(study_name(text), folder) if path.exists()]
+    if there and not force:
+        raise InputError(f"{' and '.join(there)}: there already; choose another name, or replace with --force")
+    return text
 
 
 def study_name(text: str) -> str:
