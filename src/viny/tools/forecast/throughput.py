@@ -30,7 +30,7 @@ LEAST = 3  # blocks of steps
 LONGEST = 6.0  # seconds for one kind of step: more would not tell more
 BLOCK = 0.2  # seconds; the kernel counts a thread's time in hundredths
 SHORT, EPOCHS = 16, 2  # a training with so few batches per epoch is timed by that many epochs
-QUEUED = 40  # batches of an epoch that is timed on a GPU
+QUEUED, GPU_STEPS = 40, 200  # batches of an epoch that is timed on a GPU at most, and of all such epochs at least
 AT_ONCE = 64  # images that are packed between two looks at the clock
 TOGETHER = 600.0  # seconds after which a process that the others wait for is given up on
 _all: Any = None  # the barrier at which the processes that measure side by side meet
@@ -181,12 +181,15 @@ def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float
         return _packing(step, seconds), None
     make = {"train": _training, "evaluate": _evaluation}[step.what]
     run = make(step, threads)
-    if step.what == "evaluate" or not _is_short(step) or step.spec.get("encoder") == "frozen":
-        run()  # for what is done once; short trainings leave their first epoch out themselves
+    # A run on a GPU forms its stack anew, which takes half a minute, and is long enough.
+    stacked = step.what == "train" and _machine(step, threads).device.type == "cuda"
+    least, block = (1, 0.0) if stacked else (LEAST, BLOCK)
+    if step.what == "evaluate" or not (stacked or _is_short(step)) or step.spec.get("encoder") == "frozen":
+        run()  # for what is done once; whole trainings leave their first epoch out themselves
     rates, shares, end = [], [], time.perf_counter() + seconds
-    while len(rates) < LEAST or time.perf_counter() < end:
+    while len(rates) < least or time.perf_counter() < end:
         before, images, spent = time_run(), 0, 0.0
-        while spent < BLOCK:
+        while not images or spent < block:
             done, took = run()
             images, spent = images + done, spent + took
         rates.append(images / spent)
@@ -226,6 +229,12 @@ def _timed(call: Callable[[], Any], images: int, device: Any) -> Run:
     return run
 
 
+def _machine(step: Step, threads: int) -> Any:
+    from viny.learning.machine import Machine
+
+    return Machine.choose(step.spec["device"], step.spec["precision"], threads)
+
+
 def _is_short(step: Step) -> bool:
     return step.images <= SHORT * step.spec["train"]["batch_size"]
 
@@ -235,7 +244,6 @@ def _training(step: Step, threads: int) -> Run:
     import torch
 
     from viny.learning.gradients import Gradients
-    from viny.learning.machine import Machine
     from viny.learning.optimizer import Adam
     from viny.learning.run import Run as TrainingRun
     from viny.learning.settings import TrainSettings
@@ -247,13 +255,14 @@ def _training(step: Step, threads: int) -> Run:
     else:
         from viny.learning.train import fit
 
-    spec = step.spec
-    machine = Machine.choose(spec["device"], spec["precision"], threads)
-    settings = replace(TrainSettings.of(spec["train"]), epochs=1 + EPOCHS, milestones=())
+    spec, machine = step.spec, _machine(step, threads)
+    settings = TrainSettings.of(spec["train"])
     size = min(settings.batch_size, step.images)
     on_gpu, frozen = machine.device.type == "cuda", spec.get("encoder") == "frozen"
     whole = _is_short(step) or on_gpu or frozen  # a GPU's steps are queued, and cannot be timed one by one
     pack = _made(step, step.images if _is_short(step) else (QUEUED if on_gpu else 2) * size)
+    epochs = max(EPOCHS, -(-GPU_STEPS * size // len(pack))) if on_gpu else EPOCHS
+    settings = replace(settings, epochs=1 + epochs, milestones=())
 
     def made() -> tuple[Any, Any]:
         if spec["stage"] == "reference":
@@ -273,9 +282,9 @@ def _training(step: Step, threads: int) -> Run:
                 curve = fit(TrainingRun(trained, its, len(pack), settings, 0, spec["stage"], path), machine).curve
             taken = curve[-1]["seconds"] - curve[0]["seconds"]
             if not frozen:
-                return EPOCHS * len(pack), taken
+                return epochs * len(pack), taken
             others = spec["train"]["epochs"] - 1
-            return (1 + others) * len(pack), curve[0]["seconds"] + others * taken / EPOCHS
+            return (1 + others) * len(pack), curve[0]["seconds"] + others * taken / epochs
 
         return run
     objective.to(machine.device).train()
@@ -296,11 +305,9 @@ def _evaluation(step: Step, threads: int) -> Run:
     import torch
 
     from viny.data.augment import labelled_images
-    from viny.learning.machine import Machine
     from viny.learning.weights import make_segmentation, new_encoder
 
-    spec = step.spec
-    machine = Machine.choose(spec["device"], spec["precision"], threads)
+    spec, machine = step.spec, _machine(step, threads)
     model = make_segmentation(spec, new_encoder(spec["model"], 0), step.classes).to(machine.device).eval()
     model.encoder.set_fused_attention(machine.fused_attention)
     count = min(batch_of_masks(step.classes), step.images)
