@@ -135,7 +135,7 @@ def test_what_answers_take_is_cut_in_the_documented_order() -> None:
     raw = merge(parse_config(TEXTS["config"]), {"grid": {"pretrain_sizes": [0, 2000, 4000]}})
     made = machine(raw)
     seen = []
-    for minutes in (2000, 50, 18, 9, 6, 4.5, 3.5):
+    for minutes in (2000, 50, 18, 9, 6, 4, 2.5):
         fit = fitted(raw, made.images, made.hours, minutes)
         assert fit is not None
         config = resolve(merge(raw, nested(fit.changes)))
@@ -286,11 +286,14 @@ def test_init_writes_a_study_for_the_minutes_and_resize_another(own: Path, capsy
 
 
 def test_what_was_there_is_never_lost(own: Path, capsys: Any) -> None:
+    (own / "results" / "demo").mkdir(parents=True)
+    (own / "results" / "demo" / "study.json").write_text("{}")
     text = TEXTS["config"].replace("\n", "\r\n")
     study = own / "demo.yaml"
     study.write_bytes(b"\xef\xbb\xbf" + text.encode())
     (own / "demo.yaml.bak").write_text("mine")
     assert main(["resize", "demo.yaml", "--minutes", "20", "--rate", str(RATE)]) == 0
+    assert "results/demo: what was trained with other sizes is out of date" in capsys.readouterr().out
     assert (own / "demo.yaml.bak").read_text() == "mine"
     assert (own / "demo.yaml.bak2").read_bytes() == b"\xef\xbb\xbf" + text.encode()
     new = study.read_bytes()

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"  {'.'.join(key)}: {before} -> {after}")
     if found.changed:
         print(f"What it held before: {keep_and_write(args.study, found.text)}")
+        if found.begun:
+            print(f"{found.begun}: what was trained with other sizes is out of date, as `viny plan {args.study}` shows")
     else:
         print("Its sizes stay as they are.")
     for line in as_lines(found.unanswered):

@@ -82,6 +82,7 @@ class Resized:
         changed: by path, the value before and after; the one before is the default where the file has none.
         before, hours: what the study took and takes, by forecast.
         unanswered: the questions that it leaves open.
+        begun: the folder of what the study has run already; None if it has not.
     """
 
     text: str
@@ -89,6 +90,7 @@ class Resized:
     before: float
     hours: float
     unanswered: list[Unanswered]
+    begun: Path | None
 
 
 def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -> Resized:
@@ -121,7 +123,8 @@ def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -
     after = resolve(parse_config(new))
     check_sizes(after, images.limits)
     changed = {key: (_at(config, key), value) for key, value in fit.changes.items()}
-    return Resized(new, changed, before, fit.hours, unanswered(after, images))
+    begun = root if (root / "study.json").exists() else None
+    return Resized(new, changed, before, fit.hours, unanswered(after, images), begun)
 
 
 def keep_and_write(path: Path, text: str) -> Path:
