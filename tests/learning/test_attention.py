@@ -71,6 +71,37 @@ def test_kernels_compile_for_an_h100_within_its_registers(
     tool = triton.knobs.nvidia.cuobjdump.path
     usage = subprocess.run([tool, "-res-usage", tmp_path / "kernel"], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"STACK:(\d+)", usage) == ["0"], usage  # the stack is where spilled registers go
+    tool = triton.knobs.nvidia.nvdisasm.path
+    code = subprocess.run([tool, tmp_path / "kernel"], capture_output=True, text=True, check=True).stdout
+    assert "EXIT" in code
+    assert not never_written(code)
+
+
+def never_written(code: str) -> set[str]:
+    """Uniform registers that are read though no instruction writes them: ptxas 12.8 has made addresses of such."""
+    read: set[str] = set()
+    written: set[str] = set()
+    for operation, operands in re.findall(r"^\s*/\*\w+\*/\s+(?:@\S+ )?([A-Z]\S*) ([^;]*);", code, re.MULTILINE):
+        first, _, rest = operands.partition(",")
+        if target := re.fullmatch(r"UR(\d+)", first.strip()):
+            wide = ".64" in operation or ".WIDE" in operation
+            written |= {f"UR{int(target[1]) + more}" for more in range(1 + wide)}
+        else:
+            rest = operands
+        read |= set(re.findall(r"\bUR\d+", re.sub(r"gdesc\[UR\d+\]", "", rest)))  # half a descriptor may be anything
+    return read - written
+
+
+def test_a_register_that_nothing_writes_is_found() -> None:
+    code = """
+        /*0030*/                   ULDC.64 UR28, c[0x0][0x210] ;
+        /*0040*/              @!P0 LDG.E.128 R8, desc[UR28][R58.64+0x30000] ;
+        /*0050*/                   HGMMA.64x16x16.F32.BF16 R56, gdesc[UR12].tnspA.tnspB, RZ, !UPT ;
+        /*1f80*/                   UIADD3 UR18, UP0, UR34, 0x20, URZ ;
+        /*1f90*/                   UIADD3.X UR19, UR29, -0x3ffffff0, URZ, UP0, !UPT ;
+        /*1fa0*/                   STS.128 [R56+UR18+0x6000], R8 ;
+    """
+    assert never_written(code) == {"UR34"}
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ bfloat16 for heads 64 wide, where none spills registers:
 |---|---|--:|--:|--:|--:|--:|
 | 64 | forward | 128 | 78 | 24 KiB | 6 | 480 |
 | 64 | backward | 128 | 114 | 32 KiB | 4 | 640 |
-| 65 | forward | 128 | 78 | 30 KiB | 6 | 824 |
-| 65 | backward | 128 | 144 | 46 KiB | 3 | 1,192 |
+| 65 | forward | 128 | 80 | 24 KiB | 6 | 1,160 |
+| 65 | backward | 128 | 163 | 32 KiB | 3 | 2,024 |
 | 128 | forward | 256 | 110 | 48 KiB | 2 | 640 |
 | 128 | backward | 256 | 172 | 80 KiB | 1 | 952 |
 
