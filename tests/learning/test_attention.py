@@ -18,6 +18,7 @@ from torch import Tensor
 from viny.learning import attention
 from viny.learning.attention import few_token_attention, launch_options, plain_attention, usable
 
+CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_triton = pytest.mark.skipif(not attention.TRITON, reason="Triton is not installed")
 
@@ -129,6 +130,28 @@ def test_what_the_kernels_cannot_do_is_said(
 def test_a_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "TRITON", False)
     assert usable(64, 64, CUDA) == "Triton is not installed"
+
+
+def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VINY_ATTENTION", "plain")
+    assert usable(64, 64, CUDA) == "VINY_ATTENTION=plain"
+
+
+def test_kernels_that_end_the_use_of_the_gpu_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's attention could not be used either."""
+
+    def illegal(*_: object) -> None:
+        raise RuntimeError(CUDA_ERROR)
+
+    monkeypatch.setattr(torch, "arange", lambda *_, **__: torch.zeros(64 * 17 * 3 * 2 * 16))
+    monkeypatch.setattr(attention, "few_token_attention", illegal)
+    attention._first_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert attention._first_run(17, 16, CUDA, torch.float32, 2) == f"RuntimeError: {CUDA_ERROR}"
+    attention._first_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    with pytest.raises(RuntimeError, match="VINY_ATTENTION=plain"):
+        attention._first_run(17, 16, CUDA, torch.float32, 2)
 
 
 MOVING = itertools.cycle([0.0, 0.0, 1e-3])
