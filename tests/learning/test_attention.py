@@ -18,6 +18,7 @@ from torch import Tensor
 from viny.learning import attention
 from viny.learning.attention import few_token_attention, launch_options, plain_attention, usable
 
+CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_triton = pytest.mark.skipif(not attention.TRITON, reason="Triton is not installed")
 
@@ -71,6 +72,37 @@ def test_kernels_compile_for_an_h100_within_its_registers(
     tool = triton.knobs.nvidia.cuobjdump.path
     usage = subprocess.run([tool, "-res-usage", tmp_path / "kernel"], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"STACK:(\d+)", usage) == ["0"], usage  # the stack is where spilled registers go
+    tool = triton.knobs.nvidia.nvdisasm.path
+    code = subprocess.run([tool, tmp_path / "kernel"], capture_output=True, text=True, check=True).stdout
+    assert "EXIT" in code
+    assert not never_written(code)
+
+
+def never_written(code: str) -> set[str]:
+    """Uniform registers that are read though no instruction writes them: ptxas 12.8 has made addresses of such."""
+    read: set[str] = set()
+    written: set[str] = set()
+    for operation, operands in re.findall(r"^\s*/\*\w+\*/\s+(?:@\S+ )?([A-Z]\S*) ([^;]*);", code, re.MULTILINE):
+        first, _, rest = operands.partition(",")
+        if target := re.fullmatch(r"UR(\d+)", first.strip()):
+            wide = ".64" in operation or ".WIDE" in operation
+            written |= {f"UR{int(target[1]) + more}" for more in range(1 + wide)}
+        else:
+            rest = operands
+        read |= set(re.findall(r"\bUR\d+", re.sub(r"gdesc\[UR\d+\]", "", rest)))  # half a descriptor may be anything
+    return read - written
+
+
+def test_a_register_that_nothing_writes_is_found() -> None:
+    code = """
+        /*0030*/                   ULDC.64 UR28, c[0x0][0x210] ;
+        /*0040*/              @!P0 LDG.E.128 R8, desc[UR28][R58.64+0x30000] ;
+        /*0050*/                   HGMMA.64x16x16.F32.BF16 R56, gdesc[UR12].tnspA.tnspB, RZ, !UPT ;
+        /*1f80*/                   UIADD3 UR18, UP0, UR34, 0x20, URZ ;
+        /*1f90*/                   UIADD3.X UR19, UR29, -0x3ffffff0, URZ, UP0, !UPT ;
+        /*1fa0*/                   STS.128 [R56+UR18+0x6000], R8 ;
+    """
+    assert never_written(code) == {"UR34"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +130,28 @@ def test_what_the_kernels_cannot_do_is_said(
 def test_a_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "TRITON", False)
     assert usable(64, 64, CUDA) == "Triton is not installed"
+
+
+def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VINY_ATTENTION", "plain")
+    assert usable(64, 64, CUDA) == "VINY_ATTENTION=plain"
+
+
+def test_kernels_that_end_the_use_of_the_gpu_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's attention could not be used either."""
+
+    def illegal(*_: object) -> None:
+        raise RuntimeError(CUDA_ERROR)
+
+    monkeypatch.setattr(torch, "arange", lambda *_, **__: torch.zeros(64 * 17 * 3 * 2 * 16))
+    monkeypatch.setattr(attention, "few_token_attention", illegal)
+    attention._first_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert attention._first_run(17, 16, CUDA, torch.float32, 2) == f"RuntimeError: {CUDA_ERROR}"
+    attention._first_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    with pytest.raises(RuntimeError, match="VINY_ATTENTION=plain"):
+        attention._first_run(17, 16, CUDA, torch.float32, 2)
 
 
 MOVING = itertools.cycle([0.0, 0.0, 1e-3])

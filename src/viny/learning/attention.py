@@ -14,8 +14,8 @@ bfloat16 for heads 64 wide, where none spills registers:
 |---|---|--:|--:|--:|--:|--:|
 | 64 | forward | 128 | 78 | 24 KiB | 6 | 480 |
 | 64 | backward | 128 | 114 | 32 KiB | 4 | 640 |
-| 65 | forward | 128 | 78 | 30 KiB | 6 | 824 |
-| 65 | backward | 128 | 144 | 46 KiB | 3 | 1,192 |
+| 65 | forward | 128 | 80 | 24 KiB | 6 | 1,160 |
+| 65 | backward | 128 | 163 | 32 KiB | 3 | 2,024 |
 | 128 | forward | 256 | 110 | 48 KiB | 2 | 640 |
 | 128 | backward | 256 | 172 | 80 KiB | 1 | 952 |
 
@@ -39,6 +39,7 @@ WIDTHS = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float32)
 IMAGES, RUNS = 64, 8  # of a first run: enough to fill a large GPU, and to meet threads that do not wait for each other
 TRITON = find_spec("triton") is not None
+SWITCH = "VINY_ATTENTION"  # "plain": not these kernels
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on the CPU, for tests
 
 
@@ -73,7 +74,12 @@ def usable(
 
     Returns:
         None if they should, or else the reason in words.
+
+    Raises:
+        RuntimeError: the first run left the process without its GPU, so that nothing else can be used either.
     """
+    if os.environ.get(SWITCH) == "plain":
+        return f"{SWITCH}=plain"
     if not TRITON:
         return "Triton is not installed"
     if device.type != "cuda":
@@ -106,6 +112,9 @@ def _first_run(tokens: int, width: int, device: torch.device, dtype: torch.dtype
     except torch.OutOfMemoryError:  # says nothing about the kernels
         raise
     except Exception as error:  # a missing compiler, a GPU that is too small or too old: Triton raises all sorts
+        if device.type == "cuda" and _lost(device):
+            said = "the project's attention kernels failed and took this process's GPU with them"
+            raise RuntimeError(f"{said}; {SWITCH}=plain does without them") from error
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     for ours, theirs in zip(runs[0], expected, strict=True):
         off = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -114,6 +123,15 @@ def _first_run(tokens: int, width: int, device: torch.device, dtype: torch.dtype
     if not all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True)):
         return "results that differ from one time to the next"
     return None
+
+
+def _lost(device: torch.device) -> bool:
+    """An illegal address ends a process's use of the GPU: each later call fails with the same error."""
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        return True
+    return False
 
 
 def _exact_attention(qkv: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 A tile of 16, 32, 64 or 128 rows holds all tokens; where there are fewer, the rest is masked. A tile of 64 also has room
 for one token more, such as a class token beside 64 patches, for which the tile would double and the scores quadruple.
-That last token gets two narrow tiles of scores, of 16 columns since tensor cores take no fewer, of which the first is
-used: one of its key with the tile's queries, one of its query with the tile's keys. The latter is transposed, so that a
-whole warp group can work on every product. Its score with itself is a product of two vectors.
+That last token's row and column of scores are vectors, of which sums and products in float32 make its results: no
+product of tensor cores is as narrow. (It had products of 16 columns. The ptxas 12.8 that comes with Triton 3.6 made of
+them a shared-memory address in a register that nothing had written: wrong results, or an illegal memory access.)
 
 In names, 12 is the tile's queries with the last token's key, 21 the last token's query with the tile's keys, 22 the
 last token's with its own.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NARROW = tl.constexpr(16)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -39,6 +38,16 @@ def _store(at, values, inside):
 @triton.jit
 def _vector(at):
     return tl.load(at).to(tl.float32)
+
+
+@triton.jit
+def _rows(matrix, vector):
+    return tl.sum(matrix.to(tl.float32) * vector[None, :], 1)
+
+
+@triton.jit
+def _columns(vector, matrix):
+    return tl.sum(vector[:, None] * matrix.to(tl.float32), 0)
 
 
 @triton.jit
@@ -69,44 +78,32 @@ def forward(
     q = _load(qkv + at, inside)
     k = _load(qkv + token + at, inside)
     v = _load(qkv + 2 * token + at, inside)
+
+    if tile < tokens:
+        last = qkv + tile * (3 * token) + columns
+        last_q, last_k, last_v = _vector(last), _vector(last + token), _vector(last + 2 * token)
+        scores12, scores21, scores22 = _rows(q, last_k), _rows(k, last_q), tl.sum(last_q * last_k)
+        top2 = tl.maximum(tl.max(scores21, 0), scores22) * scale
+        p21, p22 = tl.exp2(scores21 * scale - top2), tl.exp2(scores22 * scale - top2)
+        total2 = tl.sum(p21, 0) + p22
+        y2 = (_columns(p21, v) + p22 * last_v) * (1 / total2)
+        _store(out + tile * token + columns, y2, None)
+        tl.store(log_sums + tile, top2 + tl.log2(total2))
+
     scores = tl.dot(q, tl.trans(k), input_precision=precision)
     if tile > tokens:
         scores = tl.where(rows[None, :] < tokens, scores, float("-inf"))
     top = tl.max(scores, 1)
-
     if tile < tokens:
-        narrow = tile + tl.arange(0, NARROW)
-        in_row, in_column = narrow[:, None] < tokens, narrow[None, :] < tokens
-        at = narrow[:, None] * (3 * token) + columns[None, :]
-        q2 = _load(qkv + at, in_row)
-        k2 = _load(qkv + token + at, in_row)
-        v2 = _load(qkv + 2 * token + at, in_row)
-        scores12 = tl.dot(q, tl.trans(k2), input_precision=precision)
-        scores12 = tl.where(in_column, scores12, float("-inf"))
-        scores21 = tl.dot(k, tl.trans(q2), input_precision=precision)  # [keys, query]
-        scores21 = tl.where(in_column, scores21, float("-inf"))
-        last = qkv + tile * (3 * token) + columns
-        scores22 = tl.sum(_vector(last) * _vector(last + token))
-        top = tl.maximum(top, tl.max(scores12, 1))
-
+        top = tl.maximum(top, scores12)
     top *= scale
     p = tl.exp2(scores * scale - top[:, None])
     total = tl.sum(p, 1)
     y = tl.dot(p.to(q.dtype), v, input_precision=precision)
-
     if tile < tokens:
-        p12 = tl.exp2(scores12 * scale - top[:, None])
-        total += tl.sum(p12, 1)
-        y = tl.dot(p12.to(q.dtype), v2, y, input_precision=precision)
-        top2 = tl.maximum(tl.max(scores21), scores22) * scale
-        p21 = tl.exp2(scores21 * scale - top2)
-        p22 = tl.exp2(scores22 * scale - top2)
-        total2 = tl.sum(p21) + p22
-        y2 = tl.sum(tl.dot(tl.trans(v), p21.to(q.dtype), input_precision=precision), 1)
-        y2 = (y2 + _vector(last + 2 * token) * p22) * (1 / total2)
-        _store(out + tile * token + columns, y2, None)
-        tl.store(log_sums + tile, top2 + tl.log2(total2))
-
+        p12 = tl.exp2(scores12 * scale - top)
+        total += p12
+        y += p12[:, None] * _vector(last + 2 * token)[None, :]
     y *= (1 / total)[:, None]
     _store(out + rows[:, None] * token + columns[None, :], y, inside)
     if tile > tokens:
@@ -128,7 +125,8 @@ def backward(
     tile: tl.constexpr,
     precision: tl.constexpr,
 ):
-    # The order of the products keeps few of them in registers at a time.
+    # The order of the products keeps few of them in registers at a time. What is loaded anew, q and vectors of the last
+    # token, would take 70 more with Triton 3.6: 2 programs at a time, not 3.
     program = tl.program_id(0)
     image, head = (program // heads).to(tl.int64), program % heads
     token: tl.constexpr = heads * width
@@ -148,56 +146,44 @@ def backward(
     v = _load(qkv + 2 * token + at, inside)
     g = _load(gradient + rows[:, None] * token + columns[None, :], inside)
     log_sum = _load(log_sums + rows, inside_row)
+
+    if tile < tokens:
+        last, last_gradient = qkv + tile * (3 * token) + columns, gradient + tile * token + columns
+        last_out = out + tile * (3 * token) + columns
+        last_q, last_k, last_v = _vector(last), _vector(last + token), _vector(last + 2 * token)
+        last_g, log_sum2 = _vector(last_gradient), tl.load(log_sums + tile)
+        p12 = tl.exp2(_rows(q, last_k) * (scale * LOG2_E) - log_sum)
+        p22 = tl.exp2(tl.sum(last_q * last_k) * (scale * LOG2_E) - log_sum2)
+        _store(last_out + 2 * token, _columns(p12, g) + p22 * last_g, None)
+        dp12, dp21, dp22 = _rows(g, last_v), _rows(v, last_g), tl.sum(last_g * last_v)
+        p21 = tl.exp2(_rows(k, last_q) * (scale * LOG2_E) - log_sum2)
+        mean2 = tl.sum(p21 * dp21, 0) + p22 * dp22
+        ds21, ds22 = p21 * (dp21 - mean2) * scale, p22 * (dp22 - mean2) * scale
+        _store(last_out, _columns(ds21, k) + ds22 * last_k, None)
+
     p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=precision) * (scale * LOG2_E) - log_sum[:, None])
     if tile > tokens:
         p = tl.where(rows[None, :] < tokens, p, 0.0)
     dv = tl.dot(tl.trans(p.to(q.dtype)), g, input_precision=precision)
-
     if tile < tokens:
-        narrow = tile + tl.arange(0, NARROW)
-        in_row, in_column = narrow[:, None] < tokens, narrow[None, :] < tokens
-        at2 = narrow[:, None] * (3 * token) + columns[None, :]
-        q2 = _load(qkv + at2, in_row)
-        k2 = _load(qkv + token + at2, in_row)
-        v2 = _load(qkv + 2 * token + at2, in_row)
-        g2 = _load(gradient + narrow[:, None] * token + columns[None, :], in_row)
-        log_sum2 = tl.load(log_sums + tile)
-        last = qkv + tile * (3 * token) + columns
-        last_q, last_k, last_g = _vector(last), _vector(last + token), _vector(gradient + tile * token + columns)
-        p12 = tl.exp2(tl.dot(q, tl.trans(k2), input_precision=precision) * (scale * LOG2_E) - log_sum[:, None])
-        p12 = tl.where(in_column, p12, 0.0)
-        p21 = tl.exp2(tl.dot(k, tl.trans(q2), input_precision=precision) * (scale * LOG2_E) - log_sum2)
-        p21 = tl.where(in_column, p21, 0.0)
-        p22 = tl.exp2(tl.sum(last_q * last_k) * (scale * LOG2_E) - log_sum2)
-        dv = tl.dot(p21.to(q.dtype), g2, dv, input_precision=precision)
-        dv2 = tl.sum(tl.dot(tl.trans(g), p12.to(q.dtype), input_precision=precision), 1) + last_g * p22
-        _store(out + tile * (3 * token) + 2 * token + columns, dv2, None)
+        dv += p21[:, None] * _vector(last_gradient)[None, :]
     _store(out + 2 * token + at, dv, inside)
 
-    if tile < tokens:
-        dp21 = tl.dot(v, tl.trans(g2), input_precision=precision)
-        dp22 = tl.sum(last_g * _vector(last + 2 * token))
-        mean2 = tl.sum(p21 * dp21) + p22 * dp22
-        ds21 = (p21 * (dp21 - mean2) * scale).to(q.dtype)
-        ds22 = p22 * (dp22 - mean2) * scale
-        dq2 = tl.sum(tl.dot(tl.trans(k), ds21, input_precision=precision), 1) + last_k * ds22
-        _store(out + tile * (3 * token) + columns, dq2, None)
     dp = tl.dot(g, tl.trans(v), input_precision=precision)
     mean = tl.sum(p * dp, 1)
     if tile < tokens:
-        dp12 = tl.dot(g, tl.trans(v2), input_precision=precision)
-        mean += tl.sum(p12 * dp12, 1)
-        ds12 = (p12 * (dp12 - mean[:, None]) * scale).to(q.dtype)
+        mean += p12 * dp12
+        ds12 = p12 * (dp12 - mean) * scale
     ds = (p * (dp - mean[:, None]) * scale).to(q.dtype)
 
     dq = tl.dot(ds, k, input_precision=precision)
     if tile < tokens:
-        dq = tl.dot(ds12, k2, dq, input_precision=precision)
+        dq += ds12[:, None] * _vector(last + token)[None, :]
     _store(out + at, dq, inside)
 
     dk = tl.dot(tl.trans(ds), q, input_precision=precision)
     if tile < tokens:
-        dk = tl.dot(ds21, q2, dk, input_precision=precision)
-        dk2 = tl.sum(tl.dot(tl.trans(q), ds12, input_precision=precision), 1) + last_q * ds22
-        _store(out + tile * (3 * token) + token + columns, dk2, None)
+        dk += ds21[:, None] * _vector(last)[None, :]
     _store(out + token + at, dk, inside)
+    if tile < tokens:
+        _store(last_out + token, _columns(ds12, _load(qkv + at, inside)) + ds22 * _vector(last), None)
