@@ -223,7 +223,7 @@ def test_the_rate_of_a_stacked_training_is_that_of_its_share(tmp_path: Path, tin
 
 
 def test_the_longest_stage_goes_first() -> None:
-    short = [Job("evaluate", str(i), (), (), {}) for i in range(4)]
+    short = [Job("finetune", str(i), (), (), {}) for i in range(4)]
     long = Job("pretrain", "0", (), (), {})
     seconds = {**dict.fromkeys((job.key for job in short), 1.0), long.key: 4.0}
     assert makespan([*short, long], seconds, 2, lambda job: 1) == 4

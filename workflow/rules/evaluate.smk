@@ -19,6 +19,7 @@ rule evaluate:
         log_of("evaluate", "{cell}"),
     benchmark:
         benchmark_of("evaluate", "{cell}")
+    priority: 3  # seconds, and what a run that is not at its end has to show
     conda:
         PACKAGES
     threads: STUDY["compute"]["train_threads"]

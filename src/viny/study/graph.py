@@ -33,7 +33,8 @@ STAGES = (
     *("evaluate", "reference", "geometry", *SUMMARIES),
 )
 TRAINS = (*TRAININGS, "tune", "reference")  # stages whose time goes into training steps
-PRIORITIES = {"pack": 3, "split": 3, "start": 3, "pretrain": 2, "intermediate": 1}  # in the workflow; 0 for all others
+# In the workflow; 0 for all others.
+PRIORITIES = dict.fromkeys(("pack", "split", "start", "evaluate"), 3) | {"pretrain": 2, "intermediate": 1}
 
 Key = tuple[str, str]
 

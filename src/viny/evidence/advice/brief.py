@@ -40,7 +40,7 @@ def brief_lines(
         warnings: the most important first.
     """
     pretraining = facts.decided("pre-training")
-    beaten = [item for item in references if item.data["brief"]][-1:]
+    beaten = [item for item in references if item.data["verdict"] == "down"][-1:]
     lines = [Line("references", "This model", item.data["brief"]) for item in beaten]
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
     label = "Best of the first arm" if several else "Best"
@@ -56,7 +56,7 @@ def brief_lines(
     if weakest := _weakest(best):
         lines.append(Line("classes", "Weakest classes", weakest))
     if not beaten:
-        lines += [Line("references", "Other models", item.text) for item in references[-1:]]
+        lines += [Line("references", "Other models", item.data["brief"]) for item in references[-1:]]
     lines.append(Line("next", "To go on with it" if beaten else "Next", _next(proposals)))
     warnings = [item for item in warnings if not item.data.get("brief")]  # which is said first
     lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]

@@ -42,10 +42,10 @@ def proposal_items(
     Raises:
         InputError: a damaged pack manifest.
     """
-    proposals, remarks = [], []
+    first, remarks = [], []
     if facts.missing or facts.outdated:
         change = "finish the grid (run the workflow again)"
-        proposals.append(_proposal(facts, change, ["the gaps of this grid"], facts.grid["intermediates"]))
+        first.append(_proposal(facts, change, ["the gaps of this grid"], facts.grid["intermediates"]))
     still_open = [effect for effect in (*pretraining, *labels.effects, *tasks) if effect.verdict == "undecided"]
     needs: dict[int, list[Decision]] = {}
     for effect in still_open:
@@ -64,20 +64,15 @@ def proposal_items(
         _further_images(facts, pretraining),
         _further_tests(facts, still_open),
     )
-    proposals += [proposal for proposal in further if proposal]
 
     def price(item: Item) -> float:
-        """Seconds per question that is to be expected; missing cells come first, then a first interval; an unknown
-        time comes last.
-        """
-        if item.data["change"].startswith("finish"):
-            return -np.inf
+        """Seconds per question that is to be expected; a first interval comes first, an unknown time last."""
         if any(effect.name in item.data["settles"] and math.isnan(effect.low) for effect in still_open):
             return -1.0
         seconds = item.data["seconds"]
         return np.inf if seconds is None else max(seconds, 1.0) / max(LEAST_CHANCE, expected(item.data))
 
-    proposals = [*_longer(facts), *sorted(proposals, key=price)]
+    proposals = [*first, *_longer(facts), *sorted(filter(None, further), key=price)]
     numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
     return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
 

@@ -38,11 +38,12 @@ def reference_items(facts: Facts) -> list[Item]:
 
 
 def _brief(row: Mapping[str, Any]) -> str:
-    """A reference that is better than the study's best cell, in few words; empty for one that is not."""
-    if row["verdict"] != "down":
-        return ""
+    """How a reference compares with the study's best cell, in few words."""
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
     labels = f"{int(row['finetune_size']):,} labels"
+    if row["verdict"] != "down":
+        side, answer = "below" if row["lead"] > 0 else "above", str(row["sentence"]).rpartition(": ")[2]
+        return f"With {labels} {row['name']} has {reached} % mIoU, {ahead} points {side} the best cell: {answer}"
     said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
     return f"Worse than none: {said}." if row["reference"] == CONSTANT else f"Do not use it: {said}; take nnU-Net, say."
 

@@ -57,7 +57,9 @@ def _missing(facts: Facts) -> list[Item]:
     if not facts.missing:
         return []
     names = [cell.name for cell in facts.missing]
-    text = f"{len(names)} of {len(facts.cells)} cells are missing, so averages are over fewer: {listed(names)}."
+    text = (
+        f"{len(names)} of {len(facts.cells)} cells are missing, so averages are over fewer. They are {listed(names)}."
+    )
     return [Item(text, {"missing": names})]
 
 
