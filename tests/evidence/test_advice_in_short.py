@@ -161,9 +161,16 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
     assert advice.short[0].key == "references"
-    assert lines["references"].startswith("Do not use it: unet has 60.0 % mIoU with 16 labels, 9.5 points more")
+    assert lines["references"].startswith("Do not use it: unet has 60.0 % mIoU with 16 labels (60.0 with 8), 9.5 points")
     assert not lines.get("warning", "").startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
+    answer = "this model is worth its while."
+    better = [(*row[:2], f"{row[2][:-1]}: {answer}", "up", row[4], 0.6, 0.012) for row in rows]
+    pd.DataFrame(better, columns=columns).to_csv(table, index=False)
+    lines = {line.label: line.text for line in advise(tmp_path).short}
+    said = f"With 16 labels unet has 60.0 % mIoU, 1.2 points below the best cell: {answer}"
+    assert lines["Other models"] == said and "This model" not in lines
+    pd.DataFrame(rows, columns=columns).to_csv(table, index=False)
     # The table of references that were switched off is left behind.
     off = merge(config, {"references": False})
     assert "A constant with 16 labels" not in as_text(advise(tmp_path, off), long=True)

@@ -29,22 +29,26 @@ def reference_items(facts: Facts) -> list[Item]:
         rows = table[table["finetune_size"] == table["finetune_size"].max()]
         # What is better than a constant answer is said last: it is the harder test.
         rows = rows.sort_values("reference", key=lambda names: names != CONSTANT, kind="stable")
-        return [
-            Item(str(row["sentence"]), {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row)})
-            for row in rows.to_dict("records")
-        ]
+        found = []
+        for row in rows.to_dict("records"):
+            fewer = table[(table["reference"] == row["reference"]) & (table["finetune_size"] < row["finetune_size"])]
+            brief = _brief(row, fewer.sort_values("finetune_size").tail(1).to_dict("records"))
+            about = {"reference": row["reference"], "verdict": row["verdict"], "brief": brief}
+            found.append(Item(str(row["sentence"]), about))
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a table of references ({error}); delete it and run the workflow") from error
 
 
-def _brief(row: Mapping[str, Any]) -> str:
-    """How a reference compares with the study's best cell, in few words."""
+def _brief(row: Mapping[str, Any], fewer: Sequence[Mapping[str, Any]]) -> str:
+    """How a reference compares with the study's best cell, in few words, and what it reached with fewer labels."""
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
     labels = f"{int(row['finetune_size']):,} labels"
     if row["verdict"] != "down":
         side, answer = "below" if row["lead"] > 0 else "above", str(row["sentence"]).rpartition(": ")[2]
         return f"With {labels} {row['name']} has {reached} % mIoU, {ahead} points {side} the best cell: {answer}"
-    said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
+    before = "".join(f" ({100 * one['mean']:.1f} with {int(one['finetune_size']):,})" for one in fewer)
+    said = f"{row['name']} has {reached} % mIoU with {labels}{before}, {ahead} points more"
     return f"Worse than none: {said}." if row["reference"] == CONSTANT else f"Do not use it: {said}; take nnU-Net, say."
 
 
