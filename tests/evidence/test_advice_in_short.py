@@ -161,7 +161,9 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
     assert advice.short[0].key == "references"
-    assert lines["references"].startswith("Do not use it: unet has 60.0 % mIoU with 16 labels (60.0 with 8), 9.5 points")
+    assert lines["references"].startswith(
+        "Do not use it: unet has 60.0 % mIoU with 16 labels (60.0 with 8), 9.5 points"
+    )
     assert not lines.get("warning", "").startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
     answer = "this model is worth its while."

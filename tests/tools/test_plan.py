@@ -27,7 +27,7 @@ from viny.runtime.fingerprint import code_fingerprint
 from viny.study import grid, layout, workload
 from viny.study.arms import settings_of
 from viny.study.config import merge, resolve
-from viny.study.graph import TRAININGS, Job, jobs
+from viny.study.graph import PRIORITIES, TRAININGS, Job, jobs
 from viny.study.inventory import count_images
 from viny.study.reading import read_config
 from viny.study.specs import pack_spec
@@ -227,6 +227,15 @@ def test_the_longest_stage_goes_first() -> None:
     long = Job("pretrain", "0", (), (), {})
     seconds = {**dict.fromkeys((job.key for job in short), 1.0), long.key: 4.0}
     assert makespan([*short, long], seconds, 2, lambda job: 1) == 4
+
+
+def test_a_schedule_has_the_workflow_s_priorities() -> None:
+    text = "\n".join(path.read_text() for path in (STUDIES.parent / "workflow" / "rules").glob("*.smk"))
+    names, bodies = (re.split(r"^ *rule (\w+):$", text, flags=re.MULTILINE)[at::2] for at in (1, 2))
+    found = {
+        name: re.search(r"^ *priority: (\d+)", body, re.MULTILINE) for name, body in zip(names, bodies, strict=True)
+    }
+    assert {name: int(one[1]) for name, one in found.items() if one} == PRIORITIES
 
 
 def finished_trainings(config: dict[str, Any], root: Path, rates: dict[str, list[float]], **run: Any) -> None:
