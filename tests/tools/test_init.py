@@ -447,6 +447,10 @@ def test_a_list_of_classes_beside_the_masks_is_said_and_offered(
     assert any(str(listed.relative_to(tmp_path)) in question for question in reply.asked)
     section = yaml.safe_load((tmp_path / "studies" / "named.yaml").read_text())["segmentation"]
     assert section["classes"] == named and section["ignore"] == [11]
+    init({}, rate=1000, reply=answers("unnamed", "images", "masks", "", "", "", "none", "", "", ""))
+    capsys.readouterr()
+    section = yaml.safe_load((tmp_path / "studies" / "unnamed.yaml").read_text())["segmentation"]
+    assert len(section["classes"]) == 3
     assert run("--force", "--classes-file", str(listed)) == 0
     assert "takes its names" not in capsys.readouterr().out
 

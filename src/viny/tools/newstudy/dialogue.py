@@ -234,8 +234,8 @@ def _folder_or_none(text: str) -> Path | None:
     return None if text == "none" else _folder(text)
 
 
-def _classes_or_none(text: str) -> dict[int | str, str] | None:
-    return None if text == "none" else read_classes(Path(text).expanduser())
+def _classes_or_none(text: str) -> dict[int | str, str]:
+    return {} if text == "none" else read_classes(Path(text).expanduser())
 
 
 def _minutes(text: str) -> float:
