@@ -46,7 +46,8 @@ def _brief(row: Mapping[str, Any], fewer: Sequence[Mapping[str, Any]]) -> str:
     labels = f"{int(row['finetune_size']):,} labels"
     if row["verdict"] != "down":
         side, answer = "below" if row["lead"] > 0 else "above", str(row["sentence"]).rpartition(": ")[2]
-        return f"With {labels} {row['name']} has {reached} % mIoU, {ahead} points {side} the best cell: {answer}"
+        answer = answer[:1].upper() + answer[1:].rstrip(".")  # first, where nothing cuts it off
+        return f"{answer}: {row['name']} has {reached} % mIoU with {labels}, {ahead} points {side} the best."
     before = "".join(f" ({100 * one['mean']:.1f} with {int(one['finetune_size']):,})" for one in fewer)
     said = f"{row['name']} has {reached} % mIoU with {labels}{before}, {ahead} points more"
     return f"Worse than none: {said}." if row["reference"] == CONSTANT else f"Do not use it: {said}; take nnU-Net, say."
