@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,9 @@ from viny.runtime.errors import InputError
 from viny.runtime.gpus import take_gpu
 from viny.runtime.load import share_of_cores, time_run
 from viny.runtime.signals import end_with_parent
+
+if TYPE_CHECKING:  # it imports PyTorch, whose start is timed
+    from viny.learning.machine import Machine
 
 LEAST = 3  # blocks of steps
 LONGEST = 6.0  # seconds for one kind of step: more would not tell more
@@ -179,10 +182,12 @@ def _time(step: Step, threads: int, seconds: float) -> tuple[float | None, float
     _all.wait(TOGETHER)
     if step.what == "pack":
         return _packing(step, seconds), None
-    make = {"train": _training, "evaluate": _evaluation}[step.what]
-    run = make(step, threads)
+    from viny.learning.machine import Machine
+
+    machine = Machine.choose(step.spec["device"], step.spec["precision"], threads)
+    run = {"train": _training, "evaluate": _evaluation}[step.what](step, machine)
     # A run on a GPU forms its stack anew, which takes half a minute, and is long enough.
-    stacked = step.what == "train" and _machine(step, threads).device.type == "cuda"
+    stacked = step.what == "train" and machine.device.type == "cuda"
     least, block = (1, 0.0) if stacked else (LEAST, BLOCK)
     if step.what == "evaluate" or not (stacked or _is_short(step)) or step.spec.get("encoder") == "frozen":
         run()  # for what is done once; whole trainings leave their first epoch out themselves
@@ -229,17 +234,11 @@ def _timed(call: Callable[[], Any], images: int, device: Any) -> Run:
     return run
 
 
-def _machine(step: Step, threads: int) -> Any:
-    from viny.learning.machine import Machine
-
-    return Machine.choose(step.spec["device"], step.spec["precision"], threads)
-
-
 def _is_short(step: Step) -> bool:
     return step.images <= SHORT * step.spec["train"]["batch_size"]
 
 
-def _training(step: Step, threads: int) -> Run:
+def _training(step: Step, machine: Machine) -> Run:
     """Steps of a training, or whole epochs if these are so short that their ends matter."""
     import torch
 
@@ -255,7 +254,7 @@ def _training(step: Step, threads: int) -> Run:
     else:
         from viny.learning.train import fit
 
-    spec, machine = step.spec, _machine(step, threads)
+    spec = step.spec
     settings = TrainSettings.of(spec["train"])
     size = min(settings.batch_size, step.images)
     on_gpu, frozen = machine.device.type == "cuda", spec.get("encoder") == "frozen"
@@ -300,14 +299,14 @@ def _training(step: Step, threads: int) -> Run:
     return _timed(one, size, machine.device)
 
 
-def _evaluation(step: Step, threads: int) -> Run:
+def _evaluation(step: Step, machine: Machine) -> Run:
     """Forward passes of a fine-tuned model as an evaluation does them, with as many images at once."""
     import torch
 
     from viny.data.augment import labelled_images
     from viny.learning.weights import make_segmentation, new_encoder
 
-    spec, machine = step.spec, _machine(step, threads)
+    spec = step.spec
     model = make_segmentation(spec, new_encoder(spec["model"], 0), step.classes).to(machine.device).eval()
     model.encoder.set_fused_attention(machine.fused_attention)
     count = min(batch_of_masks(step.classes), step.images)

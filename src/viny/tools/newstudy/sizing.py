@@ -15,6 +15,7 @@ from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.inventory import Images, check_starts, count_images
 from viny.study.reading import parse_config, read_config
+from viny.study.saved import study_file
 from viny.study.unanswered import Unanswered, unanswered
 from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.edit import KeyPath, edited
@@ -123,7 +124,7 @@ def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -
     after = resolve(parse_config(new))
     check_sizes(after, images.limits)
     changed = {key: (_at(config, key), value) for key, value in fit.changes.items()}
-    begun = root if (root / "study.json").exists() else None
+    begun = root if study_file(root).exists() else None
     return Resized(new, changed, before, fit.hours, unanswered(after, images), begun)
 
 
