@@ -242,7 +242,15 @@ def test_chances_are_shown_as_the_command_prints_them(
     monkeypatch.chdir(REPOSITORY)
     (command, lines), *_ = [item for item in outputs(DOCS / "sizes.md").items() if item[0].startswith("viny power")]
     assert len(lines) >= 6
-    assert {*lines} <= {*said(command, capsys)}
+    printed = said(command, capsys)
+    for line in lines:  # a processor's rounding decides a simulated study or two otherwise
+        assert any(
+            shape(line) == shape(other) and numbers(line) == pytest.approx(numbers(other), abs=1) for other in printed
+        )
+
+
+def numbers(line: str) -> list[float]:
+    return [float(text.replace(",", "")) for text in re.findall(r"\d[\d,.]*", line)]
 
 
 def shape(line: str) -> str:

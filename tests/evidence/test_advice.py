@@ -504,6 +504,16 @@ def test_longer_trainings_come_first_where_some_are_not_converged(tmp_path: Path
     assert row["epochs"] == {"finetune.epochs": 300, "intermediate.scenes.epochs": 4}
 
 
+def test_a_loss_that_is_hardly_there_is_no_reason_to_train_longer(tmp_path: Path) -> None:
+    config = make(tmp_path, steps(0.0, 0.0, 0.02), **LONG)
+    for first, proposed in ((1.0, False), (0.01, True)):  # falling by 20 % at the end, of 0.003
+        loss = [first] + [0.003] * 17 + [0.0024, 0.0024]
+        for stage, folder in folders_of(tmp_path, config):
+            if stage == "finetune":
+                pd.DataFrame({"epoch": range(1, 21), "loss": loss}).to_csv(folder / "curve.csv", index=False)
+        assert any("epochs" in row for row in part(advise(tmp_path), "next")) == proposed
+
+
 def test_a_proposals_cells_and_seconds_are_those_of_its_trainings(tmp_path: Path) -> None:
     make(tmp_path, steps(0.0, 0.0, 0.02), seeds=[0, 1, 2])
     rows = [row for row in part(advise(tmp_path, target=3.0), "next") if "grid.seeds" in row.get("change", "")]

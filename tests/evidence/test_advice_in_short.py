@@ -147,31 +147,45 @@ def test_it_is_short_true_and_what_it_proposes_passes_check(tmp_path: Path, shap
             assert "cannot be told" not in line
 
 
+GAINED = {("constant", 8): "", ("constant", 16): "", ("unet", 8): "", ("unet", 16): "A doubling helps the U-Net."}
+
+
 def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path) -> None:
     config = make(tmp_path, lambda cell: 0.5 + 0.01 * cell.seed, seeds=[0, 1], references=True, **LONG)
     table = tmp_path / "tables" / "references.csv"
     table.parent.mkdir()
     rows = [
-        (name, size, f"A {name} with {size} labels gets 60 %.", "down", name, 0.6, -0.095)
+        (
+            name,
+            size,
+            f"A {name} with {size} labels gets 60 %.",
+            "down",
+            name,
+            0.6,
+            -0.095,
+            "take it",
+            GAINED[name, size],
+        )
         for name in ("constant", "unet")
         for size in (8, 16)
     ]
-    columns = ["reference", "finetune_size", "sentence", "verdict", "name", "mean", "lead"]
+    columns = ["reference", "finetune_size", "sentence", "verdict", "name", "mean", "lead", "answer", "gain_words"]
     pd.DataFrame(rows, columns=columns).to_csv(table, index=False)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
     assert advice.short[0].key == "references"
     assert lines["references"].startswith(
-        "Do not use it: unet has 60.0 % mIoU with 16 labels (60.0 with 8), 9.5 points"
+        "Do not use it: unet has 60.0 % mIoU with 16 labels, 9.5 points more, and is here as `unet_fine-16_seed-0`"
     )
+    assert lines["labels"] == "A doubling helps the U-Net."  # not the model that loses
     assert not lines.get("warning", "").startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
-    answer = "this model is worth its while."
-    better = [(*row[:2], f"{row[2][:-1]}: {answer}", "up", row[4], 0.6, 0.012) for row in rows]
+    better = [(*row[:3], "up", row[4], 0.6, 0.012, "this model is worth its while", row[8]) for row in rows]
     pd.DataFrame(better, columns=columns).to_csv(table, index=False)
     lines = {line.label: line.text for line in advise(tmp_path).short}
     said = "This model is worth its while: unet has 60.0 % mIoU with 16 labels, 1.2 points below the best."
     assert lines["Other models"] == said and "This model" not in lines
+    assert lines["More labels"] != "A doubling helps the U-Net."
     pd.DataFrame(rows, columns=columns).to_csv(table, index=False)
     # The table of references that were switched off is left behind.
     off = merge(config, {"references": False})
@@ -190,6 +204,12 @@ def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
     made = fitted([*lines, Line("next", "Next", command)])
     assert made[-1].text == command
     assert sum(len(f"{line.label}: {line.text}".split()) for line in made) <= WORDS
+
+
+def test_a_list_is_cut_between_its_parts() -> None:
+    text = "The loss was still falling at the end: pre-training by 9 %; fine-tuning on 8 labels by 12 %; and more of it"
+    (line,) = fitted([Line("warning", "Mind", text)])
+    assert line.text == "The loss was still falling at the end: pre-training by 9 % ..."
 
 
 def test_the_command_is_short_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

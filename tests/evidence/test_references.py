@@ -41,7 +41,8 @@ def trained(study: Study, leaf: str, threads: int = 1, **changes: Any) -> tuple[
     folder = study.root / leaf
     spec = merge(specs.reference_spec(study.config, ONE), changes)
     files = dict(zip(("manifest", "split", "indices"), inputs, strict=True))
-    files |= {name: folder / f"{name}.{end}" for name, end in (("confusion", "npz"), ("curve", "csv"))}
+    ends = {"weights": "safetensors", "confusion": "npz", "curve": "csv"}
+    files |= {name: folder / f"record.{end}" for name, end in ends.items()}
     reference.train_reference(
         spec, **files, record=folder / "record.json", checkpoints=folder / "checkpoints", threads=threads
     )
@@ -96,7 +97,7 @@ def test_its_images_come_in_the_order_and_with_the_draws_of_a_fine_tuning(
 
 def test_its_record_holds_what_its_matrices_give(study: Study, undisturbed: tuple[dict[str, Any], Path]) -> None:
     record, folder = undisturbed
-    with np.load(folder / "confusion.npz") as f:
+    with np.load(folder / "record.npz") as f:
         confusion = f["confusion"]
     truth = pixels(study, "test").reshape(len(confusion), -1)
     for image, matrix in zip(truth, confusion, strict=True):
@@ -104,7 +105,7 @@ def test_its_record_holds_what_its_matrices_give(study: Study, undisturbed: tupl
     hits = np.diagonal(confusion.sum(0))
     union = confusion.sum((0, 1)) + confusion.sum((0, 2)) - hits
     assert record["metrics"]["miou"] == pytest.approx((hits / union).mean())
-    assert len(pd.read_csv(folder / "curve.csv")) == 3
+    assert len(pd.read_csv(folder / "record.csv")) == 3
     assert not (folder / "checkpoints").exists()
     assert record["provenance"]["image_passes"] == 48
 
@@ -144,7 +145,7 @@ def test_a_stopped_one_goes_on_to_the_same_bits(
     expected, whole = undisturbed
     assert (record["metrics"], record["final_loss"]) == (expected["metrics"], expected["final_loss"])
     assert len(record["provenance"]["earlier_attempts"]) == 1
-    with np.load(folder / "confusion.npz") as mine, np.load(whole / "confusion.npz") as theirs:
+    with np.load(folder / "record.npz") as mine, np.load(whole / "record.npz") as theirs:
         assert np.array_equal(mine["confusion"], theirs["confusion"])
 
 
@@ -219,6 +220,19 @@ def test_the_best_of_many_has_to_be_clear_for_one_that_was_picked() -> None:
     one = table({(0, "none", 8): 0.7}, {(UNET, 8): 0.9}).iloc[0]  # a loss needs no such correction
     many = table({(size, "none", 8): 0.7 for size in range(30)}, {(UNET, 8): 0.9}).iloc[0]
     assert one["verdict"] == many["verdict"] == "down"
+
+
+def test_the_u_net_says_what_a_doubling_of_its_own_labels_brought() -> None:
+    mine = {**CELLS, (24, "none", 32): 0.9}
+    others = {(CONSTANT, 8): 0.4, (CONSTANT, 32): 0.4, (UNET, 8): 0.7, (UNET, 32): 0.9}
+    every = scores({**mine, **others})
+    gains = [(every[seed, (UNET, 32)].miou - every[seed, (UNET, 8)].miou) / 2 for seed in range(4)]  # two doublings
+    found = table(mine, others).set_index(["reference", "finetune_size"])
+    last = found.loc[UNET, 32]
+    assert last["gain"] == pytest.approx(np.mean(gains)) and last["gain_low"] < last["gain"] < last["gain_high"]
+    assert last["gain_words"].startswith("A doubling's worth of the labels, from 8 to 32 with the U-Net, helps: +")
+    assert found["gain"].count() == 1
+    assert table(mine, {(UNET, 8): 0.7})["gain_words"].isna().all()  # of one size no doubling is known
 
 
 def test_one_seed_tells_no_verdict() -> None:

@@ -99,8 +99,9 @@ def test_images_of_any_form_get_masks_of_their_own_size(folder: Path, tmp_path: 
         assert np.asarray(mask).shape == size
         shown = Image.open(f"{stem}_overlay.png")
         assert shown.width >= size[1] and shown.height > size[0]  # there is a legend below
-    table = pd.read_csv(out / "predictions.csv")
-    assert list(table.columns) == ["image", "mask", "height", "width", *(f"share_{name}" for name in NAMES)]
+    table, shares_of = pd.read_csv(out / "predictions.csv"), [f"share_{name}" for name in NAMES]
+    assert list(table.columns) == ["image", "mask", "used_for", "height", "width", *shares_of]
+    assert set(table["used_for"]) == {"unknown"}  # the study has no pack
     for row in table.to_dict("records"):
         mask = pixels(out / row["mask"])
         assert mask.shape == (row["height"], row["width"])

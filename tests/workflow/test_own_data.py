@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -112,10 +113,10 @@ def test_every_class_is_measured_and_ignored_pixels_are_not(project: Path) -> No
     assert "Against the paper" not in page
 
 
-def viny(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a person would; it must succeed and print no terminal colours."""
+def viny(folder: Path, *arguments: str, fails: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person would; it must succeed, or fail as it should, and print no terminal colours."""
     done = subprocess.run([sys.executable, "-m", "viny", *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.returncode == fails, done.stdout[-2000:] + done.stderr[-2000:]
     assert "\x1b" not in done.stdout
     return done
 
@@ -158,6 +159,42 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
             assert set(np.unique(np.asarray(found))) <= set(range(CLASSES))
     viny(project, "export", *cell, "--format", "timm", "--out", str(tmp_path / "own.safetensors"))
     assert (tmp_path / "own.safetensors.md").is_file()
+
+
+def test_the_u_net_beside_the_cells_predicts_and_is_exported(project: Path, tmp_path: Path) -> None:
+    cell = ("--root", "results/own", "--cell", "unet_fine-10_seed-0")
+    names = (project / "results/own/packs/segmentation/images.npy").resolve().with_name("names.txt").read_text().split("\n")
+    lists = np.load(project / "results/own/splits/finetune/size-10_seed-0.npz")
+    images = tmp_path / "images"
+    images.mkdir()
+    for use, rows in (("training", lists["train"]), ("test", lists["test"])):  # known by its bytes, not by its name
+        source = project / "mine" / "images" / names[rows[0]]
+        shutil.copy(source, images / f"{use}{source.suffix}")
+    Image.fromarray(render("segmentation", 99, 48, 0)[0].transpose(1, 2, 0)).save(images / "new.png")
+    said = viny(project, "predict", *cell, str(images), "--out", str(tmp_path / "masks")).stdout
+    assert "1 of them it was trained on" in said
+    table = pd.read_csv(tmp_path / "masks" / "predictions.csv", keep_default_na=False)
+    assert {Path(image).stem: use for image, use in zip(table["image"], table["used_for"], strict=True)} == {
+        "training": "training",
+        "test": "test",
+        "new": "",
+    }
+    refused = viny(project, "export", *cell, "--format", "timm", fails=2)
+    assert "--format onnx" in refused.stderr
+    viny(project, "export", *cell, "--format", "onnx", "--out", str(tmp_path / "unet.onnx"))
+    card = (tmp_path / "unet.onnx.md").read_text()
+    assert "A small U-Net from scratch" in card and "pre-training" not in card and "8 held-out images" in card
+
+
+def test_other_weights_of_the_u_net_are_found(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    weights = folder / "results" / "own" / "references" / "unet_fine-10_seed-0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = viny(folder, "verify", "results/own", fails=1)
+    assert f"{weights.name}: sha256, by unet_fine-10_seed-0.json: expected" in said.stdout
 
 
 def test_new_labels_change_what_learns_from_them_alone(project: Path, tmp_path: Path) -> None:

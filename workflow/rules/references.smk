@@ -1,5 +1,5 @@
 # in:  packs/segmentation, splits/finetune/size-<n>_seed-<s>
-# out: references/unet_fine-<n>_seed-<s>.{json,npz,csv}, unless the study has 'references: false'
+# out: references/unet_fine-<n>_seed-<s>.{json,safetensors,npz,csv}, unless the study has 'references: false'
 
 
 if REFERENCES:
@@ -29,5 +29,5 @@ if REFERENCES:
         shell:
             "exec python -m viny reference --spec {params.spec:q} --threads {threads}"
             " --manifest {input.manifest:q} --split {input.split:q} --indices {input.indices:q}"
-            " --record {output.record:q} --confusion {output.confusion:q} --curve {output.curve:q}"
-            " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
+            " --record {output.record:q} --weights {output.weights:q} --confusion {output.confusion:q}"
+            " --curve {output.curve:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -167,7 +167,9 @@ def other_settings(args: argparse.Namespace) -> dict[str, Any] | None:
 def cell_and_outputs(p: argparse.ArgumentParser) -> None:
     """Arguments of a command that takes a fine-tuned cell."""
     cell: Any = p.add_argument(
-        "--cell", required=True, help="results/<study>/finetune/<cell>, or just its name with --root"
+        "--cell",
+        required=True,
+        help="results/<study>/finetune/<cell>, or just its name, or that of a U-Net, with --root",
     )
     cell.completer = cell_names
     p.add_argument("--root", type=Path, help="the study's folder, results/<study>")
@@ -175,9 +177,11 @@ def cell_and_outputs(p: argparse.ArgumentParser) -> None:
 
 
 def cell_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """Completions for --cell: names if --root gives the study, otherwise folders."""
+    """Completions for --cell: names if --root gives the study, otherwise folders of cells."""
     if parsed_args.root is not None:
-        return sorted(path.parent.name for path in parsed_args.root.glob("finetune/*/model.json"))
+        from viny.study.layout import trained_models
+
+        return trained_models(parsed_args.root)
     from argcomplete.completers import DirectoriesCompleter
 
     found = sorted(str(path.parent) for path in Path("results").glob("*/finetune/*/model.json"))

@@ -16,7 +16,7 @@ def add(people: People) -> None:
     p = people.command(
         "predict",
         run,
-        "Predict masks for images with a fine-tuned cell: a mask and an overlay of each, at its own size, and a CSV.",
+        "Predict masks for images with a fine-tuned cell, or a U-Net beside it: masks, overlays and a CSV.",
         "viny predict --cell results/demo/finetune/pre-4000_mid-none_fine-240_seed-0 photo.jpg",
         "viny predict --root results/demo --cell pre-4000_mid-none_fine-240_seed-0 photos --out masks --json",
     )
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from viny.data.folders import list_below
     from viny.learning.machine import Machine
     from viny.tools.trained.cell import load_cell
-    from viny.tools.trained.predict import predict_files
+    from viny.tools.trained.predict import TRAINED_ON, predict_files
 
     cell = load_cell(args.cell, args.root)
     for path in args.images:
@@ -54,11 +54,24 @@ def run(args: argparse.Namespace) -> int:
     for error in refused:
         print(f"viny: {error}", file=sys.stderr)
     means = {name: float(frame[f"share_{name}"].mean()) for name in cell.classes} if len(frame) else {}
+    trained_on = int((frame["used_for"] == TRAINED_ON).sum())
     if args.json:
         bad = [{"image": str(error.path), "reason": error.reason} for error in refused]
-        said = {"cell": cell.name, "out": str(args.out), "images": len(frame), "mean_shares": means, "refused": bad}
+        said = {
+            "cell": cell.name,
+            "out": str(args.out),
+            "images": len(frame),
+            "trained_on": trained_on,
+            "mean_shares": means,
+            "refused": bad,
+        }
         print(json.dumps(said, indent=1))
     else:
         print(f"{args.out}: {len(frame)} images predicted, {len(refused)} refused")
         print("".join(f"  {name} {100 * share:.1f} % of the pixels\n" for name, share in means.items()), end="")
+        if trained_on:
+            print(
+                f"{trained_on} of them it was trained on: other images will not do as well "
+                f"(used_for in {args.out / 'predictions.csv'})"
+            )
     return FAILED if refused else 0

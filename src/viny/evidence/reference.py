@@ -32,6 +32,7 @@ from viny.learning.settings import TrainSettings
 from viny.learning.stages import CHECKPOINT_MINUTES
 from viny.learning.train import step_by_step
 from viny.learning.unet import UNet
+from viny.learning.weights import save_weights
 from viny.runtime.claims import claim_beside, claimed
 from viny.runtime.errors import TrainingError
 from viny.runtime.files import atomic_path, digest, file_sha256, read_sealed, write_sealed
@@ -95,6 +96,7 @@ def train_reference(
     split: Path,
     indices: Path,
     record: Path,
+    weights: Path,
     confusion: Path,
     curve: Path,
     checkpoints: Path | None = None,
@@ -103,7 +105,7 @@ def train_reference(
 ) -> None:
     """Train a small U-Net from scratch on a study's labelled images, and evaluate it on its test images.
 
-    Its weights are not kept. The record says too which class is the commonest in the training masks: the answer that
+    The record says too which class is the commonest in the training masks: the answer that
     takes no model. A stopped job goes on from its checkpoint.
 
     Args:
@@ -112,6 +114,7 @@ def train_reference(
         split: the split's record.
         indices: the split's index lists.
         record: JSON file to write, the metrics.
+        weights: safetensors file to write, beside the record.
         confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack.
         curve: CSV file to write, the learning curve.
         checkpoints: folder for checkpoints, from which a stopped job goes on; none: no checkpoints.
@@ -123,13 +126,13 @@ def train_reference(
         TrainingError: the loss diverged.
         Stopped: a stop signal arrived.
     """
-    files = (manifest, split, indices, record, confusion, curve)
+    files = (manifest, split, indices, record, weights, confusion, curve)
     if checkpoints is None:
         _train(spec, *files, None, threads)
         return
     # A job whose driver died may still be running when the next driver starts the same job.
     with claimed(claim_beside(checkpoints), "reference") as waited:
-        made = all(path.is_file() for path in (record, confusion, curve))
+        made = all(path.is_file() for path in (record, weights, confusion, curve))
         if waited and made and read_sealed(record, "a reference")["spec"] == dict(spec):
             print(f"reference: {record} already exists, made by another process meanwhile", flush=True)
             return
@@ -145,6 +148,7 @@ def _train(
     split: Path,
     indices: Path,
     record: Path,
+    weights: Path,
     confusion: Path,
     curve: Path,
     checkpoints: tuple[Path, float] | None,
@@ -156,10 +160,12 @@ def _train(
     lists = read_split(split, indices, pack)
     train, test, seed = lists["train"], lists["test"], spec["cell"]["seed"]
     model, batches = model_and_batches(spec, pack, train, machine.device)
+    names, border = pack.manifest["mask_classes"], pack.manifest.get("border_class")
     about = {
         "spec": dict(spec),
         "precision": machine.precision,
         "parameters": count_parameters(model),
+        "mask_classes": names,
         "pack_sha256": pack.sha256,
         "split_sha256": read_sealed(split, "a split record")["parts"]["train"]["sha256"],
     }
@@ -182,7 +188,6 @@ def _train(
             f"reference: the U-Net beside the study diverged ({str(error).partition(';')[0]}); check the images, or "
             "leave it out with 'references: false'"
         ) from error
-    names, border = pack.manifest["mask_classes"], pack.manifest.get("border_class")
     draws, normalised = draws_of_test_images(spec, len(test)), spec["switches"]["normalise_finetune"]
     matrices = tested(model.eval(), pack, test, normalised, draws, machine, own_size=False).confusion
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
@@ -198,17 +203,17 @@ def _train(
             "switches": spec["switches"],
             "note": spec["note"],
             "cell": spec["cell"],
-            "spec": dict(spec),
+            **about,
+            "weights_sha256": save_weights(weights, model.state_dict(), about),
             "metrics": found,
             "constant": {"class": names[common], "index": common, "metrics": constant},
             "classes": classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, train)},
             "miou_is": kind,
             "test_images": len(test),
             "images": len(train),
-            "parameters": about["parameters"],
             "final_loss": done.curve[-1]["loss"],
             "train": spec["train"],
-            "hashes": {"spec": digest(dict(spec)), "pack": pack.sha256, "split": about["split_sha256"]},
+            "hashes": {"spec": digest(dict(spec))},
             "outputs": {path.name: file_sha256(path) for path in (confusion, curve)},
             "provenance": provenance.finish(
                 device=str(machine.device),

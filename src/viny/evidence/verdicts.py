@@ -279,6 +279,11 @@ def _doubling(few: int, many: int) -> str:
     return "a doubling" if many == 2 * few else "a doubling's worth"
 
 
+def doubling_name(few: int, many: int, model: str) -> str:
+    """A doubling of the labels of a model, as a question's name."""
+    return f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {model},"
+
+
 def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple[int, int], Weights]]:
     """The last doubling of labels on a curve: its name, what it is of, and the difference."""
     labels = sorted(n for p, t, n in there if (p, t) == (size, task))
@@ -286,8 +291,11 @@ def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple
         return "", "", {}
     few, many = labels[-2:]
     start = start_in_words(size) + ("" if task == "none" else f" and the task {task}")
-    name = f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {start},"
-    return name, "curve", {(size, many): _per_doubling((size, task, few), (size, task, many), few, many)}
+    return (
+        doubling_name(few, many, start),
+        "curve",
+        {(size, many): _per_doubling((size, task, few), (size, task, many), few, many)},
+    )
 
 
 def label_question(keys: Sequence[Hashable], size: int, task: str) -> Question | None:

@@ -18,6 +18,7 @@ from viny.data.augment import Normalisation
 from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import ModelSettings
+from viny.learning.unet import UNet
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
@@ -61,6 +62,22 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     return model.eval(), record
 
 
+def load_unet(record_path: Path) -> tuple[UNet, dict[str, Any]]:
+    """The U-Net of a reference, ready to predict, and its record.
+
+    Raises:
+        InputError: as `read_weights`, or the weights are for another network than the record describes.
+    """
+    tensors, record = read_weights(record_path, "a reference")
+    spec = record["spec"]
+    try:
+        model = UNet(spec["image_size"], len(record["mask_classes"]), spec["switches"]["segmentation_loss"])
+        model.load_state_dict(tensors)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
+    return model.eval(), record
+
+
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Write tensors and JSON metadata as one safetensors file, whole or not at all; returns its sha256."""
     flat = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
@@ -94,13 +111,13 @@ def weights_beside(record: Path) -> Path:
     return record.with_suffix(".safetensors")
 
 
-def read_weights(record_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and their record, after checking the file's hash.
+def read_weights(record_path: Path, what: str = "a weights record") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and their record, which is `what`, after checking the file's hash.
 
     Raises:
         InputError: missing, damaged, or not the file that the record describes.
     """
-    record = read_sealed(record_path, "a weights record")
+    record = read_sealed(record_path, what)
     path = weights_beside(record_path)
     if not path.is_file():
         raise InputError(f"{path}: no such weights file, though {record_path} describes it; delete that and rerun")

@@ -73,7 +73,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "the record of a fine-tuned model": TRAINED,
     "the provenance of a training": PROVENANCE,
     "the metrics of an evaluated cell": EVALUATED,
-    "a reference": {**EVALUATED, "spec": dict, "constant": {"class": str, "index": int, "metrics": METRICS}},
+    "a reference": {
+        **TRAINED,
+        **EVALUATED,
+        "spec": {"cell": CELL, "image_size": int, "switches": {"normalise_finetune": bool, "segmentation_loss": str}},
+        "constant": {"class": str, "index": int, "metrics": METRICS},
+    },
     "the geometry of an encoder": {"encoder": dict, "layers": [dict], "hashes": {"*": HASH}, "provenance": dict},
     "a tuning": {
         "stage": str,

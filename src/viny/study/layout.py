@@ -51,8 +51,9 @@ TRAINED = {
 }
 START = {"weights": "starts/{start}/encoder.safetensors", "record": "starts/{start}/encoder.json"}
 TUNING = "tuning/{cell}.json"
-REFERENCE = {  # of a U-Net: its metrics, confusion matrices and learning curve
+REFERENCE = {  # of a U-Net: its metrics, weights, confusion matrices and learning curve
     "record": "references/{reference}.json",
+    "weights": "references/{reference}.safetensors",
     "confusion": "references/{reference}.npz",
     "curve": "references/{reference}.csv",
 }
@@ -208,8 +209,14 @@ def metrics_file(root: Path, cell: Cell) -> Path:
 
 
 def reference_file(root: Path, reference: Reference, what: str) -> Path:
-    """The record, the confusion matrices or the curve of a reference."""
+    """The record, the weights, the confusion matrices or the curve of a reference."""
     return root / REFERENCE[what].format(reference=reference.name)
+
+
+def trained_models(root: Path) -> list[str]:
+    """Names of the cells and references whose models are there."""
+    found = [path.parent.name for path in root.glob(TRAINED["finetune"]["record"].format(cell="*"))]
+    return sorted(found) + sorted(path.stem for path in root.glob(REFERENCE["weights"].format(reference="*")))
 
 
 def reference_split(reference: Reference) -> tuple[str, str]:

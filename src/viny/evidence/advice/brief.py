@@ -43,12 +43,15 @@ def brief_lines(
     beaten = [item for item in references if item.data["verdict"] == "down"][-1:]
     lines = [Line("references", "This model", item.data["brief"]) for item in beaten]
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
-    label = "Best of the first arm" if several else "Best"
+    label = "Best of the first arm" if several else "Its best" if beaten else "Best"
     lines += [*several, Line("best", label, f"{_upper(best.words)}: `{best.name}`.")]
     asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
     if facts.sizes:
         lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
-    lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
+    if gain := next((item.data["gain"] for item in beaten), ""):  # of the model that is worth labels
+        lines.append(Line("labels", "More labels", gain))
+    else:
+        lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
     if facts.tasks:
         lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
     if left := [name for name, some in asked.items() if not some]:
@@ -86,8 +89,13 @@ def _weakest(best: Best) -> str:
 
 
 def _cut(text: str, most: int) -> str:
+    """A text of so many words at most, cut where a part of it ends if one does in its second half."""
     words = text.split()
-    return text if len(words) <= most else f"{' '.join(words[: most - 1])} ..." if "`" not in text else text
+    if len(words) <= most or "`" in text:
+        return text
+    kept = words[: most - 1]
+    ends = [at for at, word in enumerate(kept, 1) if word[-1] in ",;:" and 2 * at > len(kept)]
+    return f"{' '.join(kept[: ends[-1]]).rstrip(',;:') if ends else ' '.join(kept)} ..."
 
 
 def _line(key: str, label: str, decisions: Sequence[Decision], otherwise: str) -> Line:

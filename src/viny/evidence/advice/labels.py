@@ -48,6 +48,7 @@ class _Doubling:
         trend: how that compares with the doubling before, in words; empty if it cannot be compared.
         fit: mean, low and high of the next doubling as the averaged fits foretell it; None if there are too few sizes.
         words: the same in words, or why not.
+        room: labelled images that there are besides the test images; None if unknown.
     """
 
     pretrain_size: int
@@ -58,6 +59,7 @@ class _Doubling:
     trend: str
     fit: Mapping[str, float] | None
     words: str
+    room: int | None
 
     @property
     def gain(self) -> Mapping[str, Any]:
@@ -75,7 +77,11 @@ class _Doubling:
 
     @property
     def foretold(self) -> str:
-        return f"To {2 * self.larger:,}: {self.words if self.fit else f'no fitted curve can say, as {self.words}'}."
+        lacking = self.room is not None and self.room < 2 * self.larger
+        there = f" ({self.room:,} are there)" * lacking
+        return (
+            f"To {2 * self.larger:,}{there}: {self.words if self.fit else f'no fitted curve can say, as {self.words}'}."
+        )
 
 
 def label_advice(facts: Facts, best: Best) -> LabelAdvice:
@@ -164,7 +170,8 @@ def _last_doubling(facts: Facts, gains: pd.DataFrame, forms: pd.DataFrame, size:
     last = steps.iloc[-1].to_dict()
     small, large = int(last["smaller"]), int(last["larger"])
     average = forms.set_index("model").loc[AVERAGE]
-    return _Doubling(size, task, small, large, last, _trend(facts, size, task), *_foretell(average))
+    trend, room = _trend(facts, size, task), facts.at_hand.room(facts.study)
+    return _Doubling(size, task, small, large, last, trend, *_foretell(average), room)
 
 
 def _trend(facts: Facts, size: int, task: str) -> str:

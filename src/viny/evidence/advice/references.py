@@ -10,6 +10,7 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts
 from viny.runtime.errors import InputError
+from viny.study.grid import Reference
 from viny.study.layout import TABLE
 
 CONSTANT = "constant"  # the reference that learns nothing
@@ -29,28 +30,29 @@ def reference_items(facts: Facts) -> list[Item]:
         rows = table[table["finetune_size"] == table["finetune_size"].max()]
         # What is better than a constant answer is said last: it is the harder test.
         rows = rows.sort_values("reference", key=lambda names: names != CONSTANT, kind="stable")
+        seed = min(facts.grid["seeds"])
         found = []
-        for row in rows.to_dict("records"):
-            fewer = table[(table["reference"] == row["reference"]) & (table["finetune_size"] < row["finetune_size"])]
-            brief = _brief(row, fewer.sort_values("finetune_size").tail(1).to_dict("records"))
-            about = {"reference": row["reference"], "verdict": row["verdict"], "brief": brief}
-            found.append(Item(str(row["sentence"]), about))
+        for row in rows.fillna({"gain_words": ""}).to_dict("records"):
+            about = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row, seed)}
+            found.append(Item(f"{row['sentence']} {row['gain_words']}".rstrip(), about | {"gain": row["gain_words"]}))
         return found
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a table of references ({error}); delete it and run the workflow") from error
 
 
-def _brief(row: Mapping[str, Any], fewer: Sequence[Mapping[str, Any]]) -> str:
-    """How a reference compares with the study's best cell, in few words, and what it reached with fewer labels."""
+def _brief(row: Mapping[str, Any], seed: int) -> str:
+    """How a reference compares with the study's best cell, in few words, and its name in other commands."""
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
     labels = f"{int(row['finetune_size']):,} labels"
     if row["verdict"] != "down":
-        side, answer = "below" if row["lead"] > 0 else "above", str(row["sentence"]).rpartition(": ")[2]
-        answer = answer[:1].upper() + answer[1:].rstrip(".")  # first, where nothing cuts it off
+        side, answer = "below" if row["lead"] > 0 else "above", str(row["answer"])
+        answer = answer[:1].upper() + answer[1:]  # first, where nothing cuts it off
         return f"{answer}: {row['name']} has {reached} % mIoU with {labels}, {ahead} points {side} the best."
-    before = "".join(f" ({100 * one['mean']:.1f} with {int(one['finetune_size']):,})" for one in fewer)
-    said = f"{row['name']} has {reached} % mIoU with {labels}{before}, {ahead} points more"
-    return f"Worse than none: {said}." if row["reference"] == CONSTANT else f"Do not use it: {said}; take nnU-Net, say."
+    said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
+    if row["reference"] == CONSTANT:
+        return f"Worse than none: {said}."
+    name = Reference(int(row["finetune_size"]), seed).name
+    return f"Do not use it: {said}, and is here as `{name}`; nnU-Net may do better still."
 
 
 def better_model(references: Sequence[Item]) -> list[Item]:

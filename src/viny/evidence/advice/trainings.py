@@ -18,6 +18,8 @@ from viny.study.arms import schedule
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file, pack_manifest
 
+LITTLE = 0.01  # of the loss of the first epoch: a fall at the end that is as good as none
+
 
 def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
     """The cells that were measured on a segmentation pack other than the current one.
@@ -203,7 +205,8 @@ class Trainings:
 
         Returns:
             By stage and kind, for each training: the fall from the mean over the second-last tenth of epochs to the
-            mean over the last tenth, as a fraction of the former.
+            mean over the last tenth, as a fraction of the former; none where that is less than `LITTLE` of the first
+            epoch's loss: what is hardly there can fall by any share.
 
         Raises:
             InputError: a learning curve without losses.
@@ -220,5 +223,7 @@ class Trainings:
             tenth = max(1, len(loss) // 10)
             before = loss[-2 * tenth : -tenth]
             if len(before) and before.mean() > 0:
-                found.setdefault((stage, what), []).append(float(1 - loss[-tenth:].mean() / before.mean()))
+                fall = before.mean() - loss[-tenth:].mean()
+                drop = 0.0 if 0 < fall < LITTLE * loss[0] else fall / before.mean()
+                found.setdefault((stage, what), []).append(float(drop))
         return found

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from viny.evidence.constant import constant_answer
-from viny.evidence.statistics.crossed import Score, counted, crossed, influence, read_confusion
+from viny.evidence.statistics.crossed import Runs, Score, counted, crossed, influence, read_confusion, step
 from viny.evidence.statistics.effects import INTERVALS
 from viny.evidence.tables import about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import (
@@ -20,6 +20,7 @@ from viny.evidence.verdicts import (
     Question,
     answer,
     bare,
+    doubling_name,
     in_points,
     span,
     start_in_words,
@@ -33,8 +34,11 @@ from viny.study.layout import reference_file
 CONSTANT, UNET = "constant", "unet"
 COLUMNS = [
     *("reference", "name", "finetune_size", "n", "mean", "low", "high", "parameters", "best", "cells"),
-    *("lead", "lead_low", "lead_high", "p_holm", "verdict", "words", "sentence"),
+    *("lead", "lead_low", "lead_high", "p_holm", "verdict", "words", "answer", "sentence"),
+    *("gain", "gain_low", "gain_high", "gain_words"),
 ]
+
+GAIN = {"": "mean", "_low": "low", "_high": "high", "_words": "short"}  # of a decision
 
 Key = tuple[str, int]  # of a reference: CONSTANT or UNET, labels
 
@@ -94,9 +98,11 @@ def references_table(
         finetune_size; n seeds, mean with low and high, its 95 % interval over seeds and test images; parameters, of the
         U-Net; best, the best cell in words, of so many cells; lead, how far it is ahead of the reference, paired by
         seed, with lead_low and lead_high; p_holm, verdict ('up', 'down', 'small' or 'undecided') and words of that;
-        sentence, all of it. Fractions.
+        answer, what to do; sentence, all of it; gain, what a doubling of its labels up to these brought, with gain_low
+        and gain_high, and gain_words, that in a sentence, for the U-Net's largest size alone. Fractions.
     """
     runs, rows = crossed({**cells, **scores}), []
+    gains = _gains(runs, sorted(labels for kind, labels in about if kind == UNET), margin)
     every = list(dict.fromkeys(key for _, key in cells))
     for key in sorted(about, key=lambda key: (key[0] != CONSTANT, key[1])):
         kind, labels = key
@@ -113,8 +119,23 @@ def references_table(
         row |= {"parameters": max(about[key]) if kind == UNET else 0, "best": _cell(lead.what), "cells": len(decisions)}
         row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high, "p_holm": lead.p_holm}
         row |= {"verdict": lead.verdict, "words": lead.words.replace(kind, row["name"])}
-        rows.append(row | {"sentence": _sentence(row, lead, margin)})
+        row["answer"] = ADVICE[kind, lead.verdict]
+        rows.append(row | {"sentence": _sentence(row, lead, margin)} | gains.get(key, {}))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _gains(runs: Runs, labels: Sequence[int], margin: float) -> dict[Key, dict[str, Any]]:
+    """What the U-Net gained by the last doubling of its labels, by key; empty if it has one size."""
+    if len(labels) < 2:
+        return {}
+    few, many = ((UNET, n) for n in labels[-2:])
+    name = doubling_name(*labels[-2:], "the U-Net")
+    weights = step(few, many, math.log2(many[1] / few[1]))
+    asked = Question("labels", many, name, "curve", [(0, many[1])], [weights])
+    found = answer(runs, [asked], margin)
+    if not found:
+        return {}
+    return {many: {f"gain{end}": getattr(found[0], of) for end, of in GAIN.items()}}
 
 
 def _name(kind: str, about: set[Any]) -> str:
@@ -161,7 +182,7 @@ def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
         why = f", as the best of {row['cells']} looks better than it is"
     elif math.isnan(lead.low):
         why = f" ({lead.reason})"
-    return f"{said}: {ADVICE[row['reference'], lead.verdict]}{why}."
+    return f"{said}: {row['answer']}{why}."
 
 
 def _between(low: float, high: float) -> str:

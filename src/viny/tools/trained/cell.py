@@ -1,4 +1,4 @@
-"""A fine-tuned cell outside the workflow: its model, its classes and its settings."""
+"""A trained model outside the workflow, of a cell or a U-Net: its weights, its classes and its settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from viny.data.decoding import WHITES
 from viny.data.folders import few
 from viny.data.masks import IGNORE, mask_coding, value_name
 from viny.learning.objectives import Segmentation
-from viny.learning.weights import load_segmentation, shown_by
+from viny.learning.unet import UNet
+from viny.learning.weights import load_segmentation, load_unet, shown_by
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.arms import settings_of
-from viny.study.grid import STUDY, Cell, cells
-from viny.study.layout import pack_manifest
+from viny.study.grid import STUDY, Cell, Reference, arms, cells
+from viny.study.layout import REFERENCE, TRAINED, chain, pack_manifest, reference_split, trained_models
 from viny.study.saved import saved_study
 
 LONGEST = 200  # characters of a class's name
@@ -26,19 +27,27 @@ LONGEST = 200  # characters of a class's name
 
 @dataclass(frozen=True)
 class TrainedCell:
-    """A fine-tuned cell of a study.
+    """A fine-tuned cell of a study, or a U-Net beside its cells.
 
-    `root` is the study's folder, `key` the cell in its grid, `config` the settings of its arm, `record` that of the
-    fine-tuned weights, and `manifest` the segmentation pack's, None if it is missing.
+    Attributes:
+        root: the study's folder.
+        key: which one it is.
+        config: the settings of its arm.
+        record: that of its weights.
+        manifest: the segmentation pack's; None if it is missing.
+        model: ready to predict.
+        size: side of the images that the model takes, pixels.
+        normalised: whether and by what it takes images normalised, see `viny.data.augment.labelled_images`.
     """
 
-    folder: Path
     root: Path
-    key: Cell
+    key: Cell | Reference
     config: dict[str, Any]
     record: dict[str, Any]
     manifest: dict[str, Any] | None
-    model: Segmentation
+    model: Segmentation | UNet
+    size: int
+    normalised: bool | Normalisation
 
     @property
     def name(self) -> str:
@@ -49,14 +58,9 @@ class TrainedCell:
         return self.record["mask_classes"]
 
     @property
-    def size(self) -> int:
-        """Side of the images that the model takes, pixels."""
-        return self.record["spec"]["model"]["image_size"]
-
-    @property
-    def normalised(self) -> bool | Normalisation:
-        """Whether and by what the model takes images normalised, see `viny.data.augment.labelled_images`."""
-        return shown_by(self.record, self.record["spec"]["normalise"])
+    def split(self) -> tuple[str, str]:
+        """Part and subset of the images that it learnt from and was tested on."""
+        return reference_split(self.key) if isinstance(self.key, Reference) else chain(self.key)[-1].split
 
     @property
     def resize(self) -> str:
@@ -94,62 +98,72 @@ class TrainedCell:
 
 
 def load_cell(cell: str | Path, root: Path | None = None) -> TrainedCell:
-    """Load a fine-tuned cell from the folder of its study.
+    """Load a fine-tuned cell, or a U-Net beside the cells, from the folder of its study.
 
     Args:
-        cell: its folder, results/<study>/finetune/<cell>; with `root`, just its name.
+        cell: results/<study>/finetune/<cell> or results/<study>/references/<U-Net>; with `root`, just its name.
         root: the study's folder.
 
     Raises:
-        InputError: there is no such cell, its model is not trained yet or damaged, or the study has changed since.
+        InputError: there is no such model, it is not trained yet or damaged, or the study has changed since.
     """
-    folder = (Path(root) / "finetune" / cell if root is not None else Path(cell)).absolute()
-    path = folder / "model.json"
+    given = Path(cell).absolute()
+    study = given.parent.parent if root is None else Path(root).absolute()
+    of_reference = Reference.parse(given.name) is not None
+    pattern = REFERENCE["record"] if of_reference else TRAINED["finetune"]["record"]
+    path = study / pattern.format(reference=given.name, cell=given.name)
     if not path.is_file():
-        known = [p.parent.name for p in folder.parent.glob("*/model.json")]
-        close = difflib.get_close_matches(folder.name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else f" There is {few(sorted(known))}." if known else ""
+        known = trained_models(study)
+        close = difflib.get_close_matches(given.name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else f" There is {few(known)}." if known else ""
         raise InputError(
-            f"{folder}: no fine-tuned model there; expected a folder results/<study>/finetune/<cell> with model.json, "
+            f"{path}: no trained model there; expected a folder results/<study>/finetune/<cell> with model.json, "
             f"or a cell's name and --root results/<study>.{hint}"
         )
-    record = read_json(path, "the record of a fine-tuned model")
-    if record.get("stage") != "finetune":
-        raise InputError(
-            f"{path}: expected the record of a fine-tuned model; delete its folder and run the study again"
-        )
-    key = _checked_key(path, record)
-    study = folder.parents[1]
-    config = saved_study(study)
-    # As the grid has it, it knows which trainings it shares with other arms.
+    what = "a reference" if of_reference else "the record of a fine-tuned model"
+    record = read_json(path, what)
+    if record.get("stage") != ("reference" if of_reference else "finetune"):
+        raise InputError(f"{path}: expected {what}; delete it and run the study again")
+    key, config = _checked_key(path, record), saved_study(study)
+    # As the grid has it, a cell knows which trainings it shares with other arms.
     key = next((one for one in cells(config) if one == key), key)
-    known = key.variant in (STUDY, *config.get("variants", {}))
-    config = settings_of(config, key.arm) if known else config
+    arm = key.arm if isinstance(key, Cell) else arms(config)[0]
+    known_arm = arm.variant in (STUDY, *config.get("variants", {}))
+    config = settings_of(config, arm) if known_arm else config
     manifest_path, manifest = pack_manifest(study, "segmentation"), None
     if manifest_path.is_file():
         manifest = read_json(manifest_path, "a pack manifest")
     packed = record["pack_sha256"] if manifest is None else manifest["sha256"]
-    if not known or record["spec"]["model"] != config["model"] or record["pack_sha256"] != packed:
+    spec, now = record["spec"], config["model"]
+    same_model = spec["image_size"] == now["image_size"] if of_reference else spec["model"] == now
+    if not known_arm or not same_model or record["pack_sha256"] != packed:
         raise InputError(
             f"{path}: was trained under other settings or on other images than {study} has now; run the study again"
         )
-    model, record = load_segmentation(path)
-    return TrainedCell(folder, study, key, config, record, manifest, model)
+    model: Segmentation | UNet
+    if of_reference:
+        model, record = load_unet(path)
+        size, normalised = spec["image_size"], spec["switches"]["normalise_finetune"]
+    else:
+        model, record = load_segmentation(path)
+        size, normalised = spec["model"]["image_size"], shown_by(record, spec["normalise"])
+    return TrainedCell(study, key, config, record, manifest, model, size, normalised)
 
 
-def _checked_key(path: Path, record: Mapping[str, Any]) -> Cell:
-    """The cell of a record, whose name must be its cell's, as files are named after it; odd classes are refused too.
+def _checked_key(path: Path, record: Mapping[str, Any]) -> Cell | Reference:
+    """The cell or U-Net of a record, whose name must be its own, as files are named after it; odd classes are refused
+    too.
 
     Raises:
         InputError: names the key.
     """
     stated, classes = record["spec"]["cell"], record["mask_classes"]
-    cell = Cell.parse(stated["name"])
-    if cell is None or cell.as_dict() != stated:
+    key = Cell.parse(stated["name"]) or Reference.parse(stated["name"])
+    if key is None or key.as_dict() != stated:
         raise InputError(f"{path}: 'spec.cell' does not have the name of its cell; delete its folder and run again")
     if not 0 < len(set(classes)) == len(classes) <= IGNORE or max(map(len, classes)) > LONGEST:
         raise InputError(
             f"{path}: 'mask_classes' is not 1 to {IGNORE} different names of up to {LONGEST} characters; "
             "delete its folder and run again"
         )
-    return cell
+    return key

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from viny.data.augment import IMAGENET, Normalisation, normalisation, normalise
 from viny.learning.objectives import Segmentation
+from viny.learning.unet import UNet
 from viny.learning.weights import save_weights
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, write_json
@@ -42,8 +43,11 @@ def export(cell: TrainedCell, kind: str, out: Path | None = None, overwrite: boo
         The files, weights first, the card last.
 
     Raises:
-        InputError: the file's name has the wrong ending, a file exists already, or a package is missing.
+        InputError: the file's name has the wrong ending, a file exists already, a package is missing, or a U-Net is
+            to be what timm's class loads.
     """
+    if kind != "onnx" and isinstance(cell.model, UNet):
+        raise InputError(f"{cell.name}: a U-Net is no vision transformer of timm's; take --format onnx")
     suffix = SUFFIXES[kind]
     out = Path(f"{cell.name}{suffix}") if out is None else Path(out)
     if kind == "hf":

@@ -7,21 +7,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 import torch
 
 from viny import __version__
 from viny.data.decoding import BARS
 from viny.evidence.figures import kit
-from viny.evidence.tables import read_metrics
 from viny.learning.model import count_parameters
+from viny.learning.unet import UNet
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json, write_text
 from viny.runtime.text import markdown
-from viny.study.layout import chain, metrics_file, pack_manifest
+from viny.study.grid import Cell, Reference
+from viny.study.layout import chain, metrics_file, pack_manifest, reference_file
 from viny.tools.trained.cell import TrainedCell
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -60,13 +63,14 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
         cell=cell,
         key=cell.key,
         start=start,
+        unet=isinstance(cell.model, UNet),
         kind=kind,
         file=files[0].name,
         arguments=files[1].name,
         weights_sha256=hashlib.sha256(files[0].read_bytes()).hexdigest(),
         parameters=count_parameters(cell.model),
-        model=cell.record["spec"]["model"],
-        plain=cell.model.encoder.settings.plain,
+        model=cell.record["spec"].get("model", {}),
+        plain=not isinstance(cell.model, UNet) and cell.model.encoder.settings.plain,
         colours=kit.class_colours(len(cell.classes)),
         values=cell.mask_values(),
         fit=FITS[cell.fit],
@@ -84,6 +88,8 @@ def write_card(cell: TrainedCell, kind: str, files: Sequence[Path]) -> None:
 
 def _stages(cell: TrainedCell) -> tuple[list[dict[str, Any]], list[str], dict[str, Any] | None]:
     """The trainings that the model comes from, first to last, what there is no record of, and the published start."""
+    if isinstance(cell.key, Reference):
+        return [_stage(cell, "segmentation", cell.record, "training")], [], None
     trained = chain(cell.key)
     found, lost = [_stage(cell, "segmentation", cell.record, "fine-tuning")], []
     parent = cell.record["parent_sha256"]
@@ -129,14 +135,14 @@ def _stage(cell: TrainedCell, pack: str, record: Mapping[str, Any], name: str) -
 
 def _results(cell: TrainedCell) -> dict[str, Any] | None:
     """A cell's metrics as fractions, with mean and deviation over all seeds of such cells; None without metrics."""
-    path = metrics_file(cell.root, cell.key)
-    if not path.is_file():
+    keys = dict.fromkeys([cell.key, *(replace(cell.key, seed=seed) for seed in cell.config["grid"]["seeds"])])
+    found = [read_json(path, what) for path, what in map(partial(_measured, cell.root), keys) if path.is_file()]
+    mine = found[0] if found else {}
+    if mine.get("cell", {}).get("name") != cell.name:
         return None
-    mine = read_json(path, "the metrics of an evaluated cell")
-    if mine.get("hashes", {}).get("weights") != cell.record["weights_sha256"]:
+    if mine.get("weights_sha256", mine.get("hashes", {}).get("weights")) != cell.record["weights_sha256"]:
         return None  # of an earlier training
-    alike = [metrics_file(cell.root, replace(cell.key, seed=seed)) for seed in cell.config["grid"]["seeds"]]
-    frame = read_metrics({path, *(file for file in alike if file.is_file())})
+    frame = pd.DataFrame([one["metrics"] for one in found], dtype=float)
     names = {**METRICS, **{f"iou_{name}": f"IoU of {name}" for name in cell.classes}}
     rows = [
         {"key": name, "name": said, "value": mine["metrics"][name], "mean": frame[name].mean(), "sd": frame[name].std()}
@@ -156,6 +162,13 @@ def _results(cell: TrainedCell) -> dict[str, Any] | None:
     }
 
 
+def _measured(root: Path, key: Cell | Reference) -> tuple[Path, str]:
+    """The file that has a model's metrics, and what it is."""
+    if isinstance(key, Reference):
+        return reference_file(root, key, "record"), "a reference"
+    return metrics_file(root, key), "the metrics of an evaluated cell"
+
+
 def _plain(value: Any) -> Any:
     """A value as the card shows it: text is text, except what the template itself made."""
     is_ours = hasattr(value, "__html__") or isinstance(value, jinja2.Undefined)
@@ -167,9 +180,12 @@ def _percent(fraction: float | None) -> str:
 
 
 def _run(cell: TrainedCell) -> dict[str, Any]:
-    """When and with what the model was fine-tuned, as far as is recorded."""
-    path = cell.folder / "run.json"
-    run = read_json(path, "the provenance of a training") if path.is_file() else {}
+    """When and with what the model was trained, as far as is recorded."""
+    if isinstance(cell.key, Reference):
+        run: Mapping[str, Any] = cell.record["provenance"]
+    else:
+        path = chain(cell.key)[-1].file(cell.root, "run")
+        run = read_json(path, "the provenance of a training") if path.is_file() else {}
     return {
         "code": run.get("code", "unknown"),
         "ended": str(run.get("ended", "unknown"))[:10],

@@ -24,6 +24,8 @@ from viny.data.augment import labelled_images
 from viny.data.decoding import BadFileError, Picture, decode, upright
 from viny.data.folders import check_name, check_some, few, list_below, name_below
 from viny.data.masks import BACKGROUNDS, IGNORE
+from viny.data.pack import open_pack
+from viny.data.splits import read_split
 from viny.evidence.figures import kit
 from viny.evidence.figures.tint import tinted
 from viny.evidence.own_size import class_map, tiled
@@ -32,9 +34,11 @@ from viny.learning.settings import batch_of_masks
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, write_json
 from viny.runtime.text import cell_text
+from viny.study.layout import pack_manifest, pack_of_split, split_record
 from viny.tools.trained.cell import TrainedCell
 
 NOT_PREDICTED = "not predicted"
+TRAINED_ON = "training"
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # has more letters than Pillow's own
 
 
@@ -157,6 +161,25 @@ def output_names(given: Iterable[Path], out: Path) -> dict[Path, str]:
     return {image: names[image] for image in images}
 
 
+def used_files(cell: TrainedCell) -> dict[bytes, str] | None:
+    """What a cell's labelled images were used for, 'training' or 'test', by the hashes of their files.
+
+    Returns:
+        None if that is not known any more: the images' pack, or the split, is gone or another.
+    """
+    part, subset = cell.split
+    record = split_record(cell.root, part, subset)
+    try:
+        pack = open_pack(pack_manifest(cell.root, pack_of_split(part, subset)))
+        lists = read_split(record, record.with_suffix(".npz"), pack)
+    except InputError:
+        return None
+    assert pack.file_sums is not None
+    # Of a file that is in both, that it was trained on is what matters.
+    found = {"test": lists["test"], TRAINED_ON: lists["train"]}
+    return {pack.file_sums[row].tobytes(): use for use, rows in found.items() for row in rows}
+
+
 def predict_files(
     cell: TrainedCell,
     given: Iterable[Path],
@@ -183,9 +206,10 @@ def predict_files(
         tiles: to each side, see `tiled`; None: as the study has it.
 
     Returns:
-        One row per image that could be read: image, mask (below `out`), height and width in pixels, and each class's
-        share of pixels, `share_<class>`; with the share not predicted, if any, they sum to 1. And the images that could
-        not be read.
+        One row per image that could be read: image, mask (below `out`), used_for, 'training', 'test' or empty, as it
+        was in the study, by its bytes ('unknown' if the study's images are gone), height and width in pixels, and each
+        class's share of pixels, `share_<class>`; with the share not predicted, if any, they sum to 1. And the images
+        that could not be read.
 
     Raises:
         InputError: an argument is not an image or a folder, or an output exists already.
@@ -198,6 +222,7 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     refused: list[BadFileError] = []
     tiles = cell.tiles if tiles is None else tiles
+    used = used_files(cell)
     one_at_a_time = threading.Lock()  # larger scores and PyTorch's threads: so that memory and processors suffice
 
     def read(image: Path) -> Picture | BadFileError:
@@ -206,23 +231,24 @@ def predict_files(
         except BadFileError as error:
             return error
 
-    def write(image: Path, shape: tuple[int, int], scores: Tensor) -> dict[str, Any] | BadFileError:
+    def write(image: Path, picture: Picture, scores: Tensor) -> dict[str, Any] | BadFileError:
         mask_path, overlay_path = _outputs(out, names[image])
         with one_at_a_time:
-            mask = class_map(scores, *shape, cell.fit)
+            mask = class_map(scores, *picture.shape, cell.fit)
         try:
-            pictures = {mask_path: palette_image(mask, colours)}
-            pictures[overlay_path] = overlay(upright(image, cell.white), mask, cell.classes, colours)
+            drawn = {mask_path: palette_image(mask, colours)}
+            drawn[overlay_path] = overlay(upright(image, cell.white), mask, cell.classes, colours)
         except BadFileError as error:
             return error
-        for path, picture in pictures.items():
+        for path, drawing in drawn.items():
             with atomic_path(path) as tmp:
-                picture.save(tmp, format="PNG")
+                drawing.save(tmp, format="PNG")
         found = {f"share_{name}": share for name, share in zip(cell.classes, shares(mask, len(colours)), strict=True)}
         if cell.fit == "crop":
             found["share_not_predicted"] = float((mask == IGNORE).mean())
         about = {"image": _path_cell(image), "mask": _path_cell(mask_path.relative_to(out))}
-        return about | {"height": shape[0], "width": shape[1]} | found
+        about["used_for"] = "unknown" if used is None else used.get(picture.file, "")
+        return about | dict(zip(("height", "width"), picture.shape, strict=True)) | found
 
     def score(squares: np.ndarray) -> Tensor:
         return class_scores(cell, squares, machine)
@@ -238,11 +264,11 @@ def predict_files(
             written: list[dict[str, Any] | BadFileError] = []
             if good:
                 scores = tiled(score, np.stack([picture.pixels for _, picture in good]), cell.size)
-                written = list(pool.map(write, [i for i, _ in good], [p.shape for _, p in good], scores))
+                written = list(pool.map(write, *zip(*good, strict=True), scores))
             for result in (*(p for p in pictures if isinstance(p, BadFileError)), *written):
                 refused.append(result) if isinstance(result, BadFileError) else rows.append(result)
             bar.update(len(batch))
-    columns = ["image", "mask", "height", "width", *(f"share_{name}" for name in cell.classes)]
+    columns = ["image", "mask", "used_for", "height", "width", *(f"share_{name}" for name in cell.classes)]
     frame = pd.DataFrame(rows, columns=columns + ["share_not_predicted"] * (cell.fit == "crop"))
     with atomic_path(table) as tmp:
         frame.to_csv(tmp, index=False, float_format="%.6g")

@@ -79,13 +79,15 @@ def check_reference(book: Book, reference: Reference) -> None:
         book: the study's; the check of its split has run.
         reference: the one whose record is checked.
     """
-    path, confusion, curve = (layout.reference_file(book.root, reference, what) for what in layout.REFERENCE)
-    book.expected |= {path, confusion, curve}
-    if not any(one.exists() for one in (path, confusion, curve)):
+    files = [layout.reference_file(book.root, reference, what) for what in layout.REFERENCE]
+    path, weights, confusion, curve = files
+    book.expected |= {*files}
+    if not any(one.exists() for one in files):
         book.add(MISSING, path, "expected the reference's metrics, found no such file; run the workflow")
         return
     present = book.there(confusion, "confusion matrices")
     drawn = book.there(curve, "the learning curve of a reference")
+    kept = book.there(weights, "the weights of a reference")
     value = book.json(path, "a reference")
     if value is None:
         return
@@ -94,11 +96,14 @@ def check_reference(book: Book, reference: Reference) -> None:
         own = book.agree(path, "cell", reference.as_dict(), value["cell"], AGAIN)
         if not own:
             return
-        book.same_pack(path, "segmentation", value["hashes"], "pack", AGAIN)
-        book.same_split(path, split, value["hashes"], "split", AGAIN)
+        book.same_pack(path, "segmentation", value, "pack_sha256", AGAIN)
+        book.same_split(path, split, value, "split_sha256", AGAIN)
         book.agree(path, "train", value["spec"]["train"], value["train"], AGAIN)
         if book.config is not None:
             _check_asked(book, "reference", path, specs.reference_spec(book.config, reference), value)
+    if kept and own:
+        with book.about(weights):
+            book.same(weights, f"sha256, by {path.name}", value["weights_sha256"], book.sha256(weights), AGAIN)
     if drawn and own:
         with book.about(curve):
             book.stated(curve, value.get("outputs"), path, AGAIN)
