@@ -77,8 +77,7 @@ class _Doubling:
 
     @property
     def foretold(self) -> str:
-        lacking = self.room is not None and self.room < 2 * self.larger
-        there = f" ({self.room:,} are there)" * lacking
+        there = "" if self.room is None or self.room >= 2 * self.larger else f" ({self.room:,} are there)"
         return (
             f"To {2 * self.larger:,}{there}: {self.words if self.fit else f'no fitted curve can say, as {self.words}'}."
         )

@@ -327,9 +327,12 @@ class Runs:
 
 
 def square_root(covariance: np.ndarray) -> np.ndarray:
-    """A matrix whose product with its transpose is the given one [C, C], without what rounding made negative."""
+    """The symmetric matrix whose square is the given one [C, C], without what rounding made negative.
+
+    Unlike the eigenvectors of equal eigenvalues it is the same on every machine, and with it what is drawn.
+    """
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(values.clip(0))
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
 
 
 def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable, float]:
