@@ -9,9 +9,9 @@ import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts, interval_words, start_words
-from viny.evidence.advice.trial import as_keys
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
 from viny.evidence.verdicts import Question, answer
+from viny.study.changes import as_keys
 
 # Pre-training
 

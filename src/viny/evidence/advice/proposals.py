@@ -13,13 +13,13 @@ from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import EXCESS, Facts
 from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
-from viny.evidence.advice.trial import as_command, as_keys, keys
 from viny.evidence.power.simulate import Simulation, more_seeds
 from viny.evidence.power.truth import from_runs
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.learning.settings import moved_milestones
 from viny.runtime.units import duration
+from viny.study.changes import as_flags, as_keys, keys
 from viny.study.config import merge
 from viny.study.unanswered import LEAST_STEPS, finetuning_epochs
 
@@ -141,7 +141,7 @@ def _with_command(facts: Facts, item: Item, setting: Mapping[str, Any]) -> Item:
     data = item.data | {"takes": _takes(item.data["seconds"])}
     if not setting:
         return Item(item.text, data)
-    command = as_command(facts.config["study"], setting)
+    command = f"viny plan results/{facts.config['study']} {as_flags(setting)}"
     return Item(f"{item.text} Try: `{command}`.", data | {"set": keys(setting), "command": command})
 
 

@@ -1,8 +1,7 @@
-"""Whether `viny check` would accept a proposal, and how it is written as a command."""
+"""Whether `viny check` would accept a proposal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -124,29 +123,3 @@ def _names(root: Path) -> list[str]:
         return open_pack(pack_manifest(root, "segmentation")).names
     except (InputError, OSError):
         return []
-
-
-def keys(change: Mapping[str, Any]) -> dict[str, Any]:
-    """A change of nested settings by dotted key."""
-    found = {}
-    for key, value in change.items():
-        inner = keys(value) if isinstance(value, Mapping) else {"": value}
-        found |= {f"{key}.{rest}".rstrip("."): one for rest, one in inner.items()}
-    return found
-
-
-def as_keys(change: Mapping[str, Any]) -> str:
-    """A change as its lines of a study file."""
-    return ", ".join(f"`{key}: {_yaml(value, ', ')}`" for key, value in keys(change).items())
-
-
-def as_command(study: str, change: Mapping[str, Any]) -> str:
-    """The command that says what a changed study would take, by the settings that its run wrote."""
-    given = " ".join(f"--set '{key}={_yaml(value, ',')}'" for key, value in keys(change).items())
-    return f"viny plan results/{study} {given}"
-
-
-def _yaml(value: Any, between: str) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{between.join(_yaml(one, between) for one in value)}]"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from viny.runtime.errors import InputError
+from viny.study.changes import flow
 from viny.study.config import merge
 from viny.study.reading import parse_config
 
@@ -31,7 +32,7 @@ def edited(text: str, changes: Mapping[KeyPath, Any]) -> str:
 
     Args:
         text: YAML or JSON.
-        changes: numbers or lists of numbers, by path.
+        changes: values or lists of them, by path.
 
     Raises:
         InputError: the values stand elsewhere too, by an anchor or a merge, so that more than they would change.
@@ -75,7 +76,7 @@ def _with(text: str, path: KeyPath, value: Any) -> str:
     if isinstance(node, yaml.SequenceNode) and not node.flow_style:
         return _with_items(text, node, value)
     start, end = node.start_mark.index, node.end_mark.index
-    new = _flow(value)
+    new = flow(value)
     if comments := re.findall(r"#.*", text[start:end]):  # numbers have none of their own
         indent = " " * (node.start_mark.column + 2)
         new = "[ " + f"\n{indent}".join([*comments, new[1:]])
@@ -86,13 +87,13 @@ def _with_items(text: str, node: yaml.SequenceNode, values: list[Any]) -> str:
     """A list of one item a line with other items, each in the place of an old one, whose comment stays."""
     items = node.value
     indent = " " * node.start_mark.column
-    more = "".join(f"\n{indent}- {_flow(value)}" for value in values[len(items) :])
+    more = "".join(f"\n{indent}- {flow(value)}" for value in values[len(items) :])
     line_end = _line_end(text, _end(items[-1]))
     text = text[:line_end] + more + text[line_end:]
     for at in reversed(range(len(items))):
         start, end = items[at].start_mark.index, items[at].end_mark.index
         if at < len(values):
-            text = text[:start] + _flow(values[at]) + text[end:]
+            text = text[:start] + flow(values[at]) + text[end:]
             continue
         dash, rest = text.rindex("-", 0, start), _line_end(text, end)
         comment = text[end:rest].strip()
@@ -104,14 +105,14 @@ def _with_items(text: str, node: yaml.SequenceNode, values: list[Any]) -> str:
 def _with_more(text: str, parent: yaml.MappingNode, path: KeyPath, value: Any) -> str:
     """A mapping with a further key, as the last one of a block and the first one in braces."""
     if parent.flow_style:
-        inside = _flow(value)
+        inside = flow(value)
         for key in reversed(path):
             inside = f"{key}: {inside}" if key == path[0] else f"{{{key}: {inside}}}"
         brace = text.index("{", parent.start_mark.index) + 1
         return text[:brace] + inside + (", " if parent.value else "") + text[brace:]
     indent = parent.value[0][0].start_mark.column
     lines = [f"{' ' * (indent + 2 * at)}{key}:" for at, key in enumerate(path)]
-    lines[-1] += f" {_flow(value)}"
+    lines[-1] += f" {flow(value)}"
     end = _line_end(text, _end(parent))
     space = "\n" if indent == 0 and len(path) > 1 and "\n\n" in text else ""
     return text[:end] + space + "\n" + "\n".join(lines) + text[end:]
@@ -133,7 +134,3 @@ def _line_end(text: str, index: int) -> int:
     index = len(text[:index].rstrip())
     found = text.find("\n", index)
     return len(text) if found < 0 else found
-
-
-def _flow(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"[{', '.join(map(str, value))}]"
