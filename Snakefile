@@ -13,6 +13,7 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/driver.smk"
+include: "workflow/rules/terminal.smk"
 include: "workflow/rules/paths.smk"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/belongs.smk"

@@ -195,3 +195,10 @@ def test_scripts_import_what_the_library_has(script: Path) -> None:
             module = importlib.import_module(node.module)
             for name in (one.name for one in node.names):
                 assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (node.module, name)
+
+
+def test_make_alone_lists_every_target() -> None:
+    said = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^  make ([a-z-]+) +\S+ ", said, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert listed and sorted(listed) == sorted(phony[1].split())

@@ -745,3 +745,14 @@ def test_a_profiler_gets_its_result(tmp_path: Path) -> None:
     script.write_text(END, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "cProfile", "-o", found, script, "alone"], capture_output=True, timeout=120)
     assert found.stat().st_size
+
+
+@pytest.mark.skipif(not Path("/proc/uptime").exists(), reason="only Linux tells when a process began")
+def test_a_process_s_age_is_the_time_since_it_began(spawn: Spawn) -> None:
+    before = time.monotonic()
+    process = spawn("import time; from viny.runtime.processes import Owner; print(Owner.me().age()); time.sleep(60)")
+    said = float(process.stdout.readline())
+    assert 0 < said <= time.monotonic() - before + 0.05
+    me = Owner.me()
+    assert me.age() > said
+    assert replace(me, place="0-0-0").age() == replace(me, started="").age() == 0

@@ -137,5 +137,5 @@ class Clone:
 
 def finished_jobs(said: str) -> dict[str, int]:
     """Jobs by rule that a run finished."""
-    names = re.findall(r"^ *Finished jobid: \d+ \(Rule: (\w+)\)", said, re.MULTILINE)
+    names = re.findall(r"^\d\d:\d\d:\d\d  \d+ of \d+  (\w+)", said, re.MULTILINE)
     return {k: v for k, v in Counter(names).items() if k != "all"}

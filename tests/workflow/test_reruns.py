@@ -143,7 +143,7 @@ class Project:
 
 
 def finished_jobs(said: str) -> dict[str, int]:
-    names = re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", said, re.MULTILINE)
+    names = re.findall(r"^\d\d:\d\d:\d\d  \d+ of \d+  (\w+)", said, re.MULTILINE)
     return {k: v for k, v in Counter(names).items() if k != "all"}
 
 
@@ -416,6 +416,34 @@ def test_a_failed_cell_costs_itself_alone(tmp_path: Path) -> None:
     assert project.planned() == expected
     assert project.done() == expected
     assert project.planned() == {}
+
+
+# What a run says
+
+
+def test_a_run_says_a_line_for_each_job_and_its_log_has_the_rest(tmp_path: Path) -> None:
+    project = Project.new(tmp_path / "project")
+    short = project.run("--until", "split")
+    jobs = re.findall(r"^\d\d:\d\d:\d\d  (\d+) of \d+  (\w+) \S+$", short, re.MULTILINE)
+    assert [int(at) for at, _ in jobs] == list(range(1, len(jobs) + 1)) and len(jobs) >= 4
+    whole = max((project.folder / ".snakemake" / "log").iterdir()).read_text()
+    assert whole.count("    jobid: ") == len(jobs) and "    jobid: " not in short
+    assert "    reason: " in project.run("-n")
+    shutil.rmtree(project.root / "splits")
+    again = project.run("--until", "split", "--printshellcmds")
+    assert again.count("    reason: ") == again.count("Finished jobid: ") == sum(job == "split" for _, job in jobs)
+
+
+def test_ctrl_c_says_where_each_training_was_stopped(tmp_path: Path) -> None:
+    project = Project.new(tmp_path / "project", grid__pretrain_sizes=[0], finetune__epochs=100_000)
+    run = project.start()
+    until(lambda: list(project.root.glob("checkpoints/finetune/*/progress.json")), "a fine-tuning")
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=60) == 1
+    assert re.search(r"^\d\d:\d\d:\d\d  finetune \S+: stopped by SIGINT in epoch \d+ of 100000", project.said, re.M)
+    assert "Error" not in project.said.partition("WorkflowError:")[0]
+    assert "Not done.\nThe same command goes on from here." in project.said
+    assert list(project.root.glob("checkpoints/finetune/*/*.safetensors"))
 
 
 # Edits while a run is under way

@@ -427,7 +427,7 @@ def test_a_snakemake_without_what_it_does_not_promise_runs_the_study_all_the_sam
     indices.write_bytes(indices.read_bytes()[:100])
     failed = snakemake(tmp_path, *arguments, "--forcerun", "finetune", check=False, path=path)
     assert failed.returncode == 1
-    assert "Not done:\nThe same command goes on from here." in failed.stderr
+    assert "Not done.\nThe same command goes on from here." in failed.stderr
     # Nor can it be told to make again what is of other settings, so that is said.
     other = tmp_path / "other.yaml"
     other.write_text(study.read_text().replace("epochs: 3", "epochs: 4"))

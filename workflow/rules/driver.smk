@@ -183,7 +183,7 @@ def failures():
         named = "_".join(map(str, job.wildcards))
         kind = f"group_{failed.name}" if failed.is_group() else f"rule_{failed.name}/{named}"
         slurm = complaint(Path(".snakemake", "slurm_logs", kind))
-        yield f"{job.rule.name} {named}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
+        yield f"{title(job.rule.name, job.log)}: {last[:300]} (log: {log}{slurm and '; Slurm: '}{slurm})"
 
 
 if IS_DRIVER:
@@ -192,6 +192,7 @@ if IS_DRIVER:
 
 onstart:
     begin()
+    say(f"Ctrl-C, once, stops it; the same command goes on. How far it is: viny status {ROOT}")
 
 
 onsuccess:
@@ -200,7 +201,8 @@ onsuccess:
 
 
 onerror:
-    say("\n".join(["Not done:", *sorted(failures()), "The same command goes on from here."]))
+    failed = sorted(failures())
+    say("\n".join([f"Not done{':' if failed else '.'}", *failed, "The same command goes on from here."]))
 
 
 # What a driver tells its jobs; no result depends on it. A job ends when its driver does, after a checkpoint.

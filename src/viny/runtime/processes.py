@@ -94,6 +94,13 @@ class Owner:
         # If the kernel hides other users' processes, or there is no /proc, the number is all there is to go by.
         return "dead" if started and self.started and started != self.started else "alive"
 
+    def age(self) -> float:
+        """Seconds since it began; 0 if this process cannot tell."""
+        up = _read("/proc/uptime").split()
+        if not up or not self.started.isdecimal() or self.place != place():
+            return 0.0
+        return max(0.0, float(up[0]) - int(self.started) / os.sysconf("SC_CLK_TCK"))
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" if self.pid else "a process that its claim does not name"
 

@@ -35,7 +35,8 @@ class Rates:
         whole: seconds of a job of a stage, from finished jobs; such a stage needs no rate.
         known: for each kind, its name for people, its rate, and where that comes from.
         share: of the cores that a measurement got alongside other work; the rates are those of a quiet machine.
-        past: the same of the finished jobs, the median over them.
+        past: the same of the finished jobs, over all their time.
+        spent: seconds that these jobs took together.
         a_pass: operations for each of the images of `images`, by kind of training or evaluation.
     """
 
@@ -46,6 +47,7 @@ class Rates:
     known: list[dict[str, Any]] = field(default_factory=list)
     share: float = 1.0
     past: float = 1.0
+    spent: float = 0.0
     a_pass: dict[str, float] = field(default_factory=dict)
 
     def learn(self, job: Job, images_per_second: float) -> None:
@@ -151,14 +153,14 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
         if job.stage in ("tune", "reference"):
             rate = _rate_in_record(job, root, threads, device)
             if rate is not None:
-                shares.append(rate[2])
+                shares.append((took or 0.0, rate[2]))
                 first.setdefault(kind(job), job)
                 seen.setdefault(kind(job), []).append(rate)
             continue
         if job.stage not in TRAININGS:
             if took is not None and job.stage != "pack":  # a pack may have been in the store already
-                shares.append(_share_of(job, root))
-                whole.setdefault(kind(job), []).append(took * shares[-1])
+                shares.append((took, _share_of(job, root)))
+                whole.setdefault(kind(job), []).append(took * shares[-1][1])
             continue
         try:
             run = read_json(root / job.outputs[3], "the provenance of a training")
@@ -171,7 +173,7 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
                     continue
                 first.setdefault(kind(job), job)
                 seen.setdefault(kind(job), []).append((rate, run.get("host"), share))
-                shares.append(share)
+                shares.append((took or run["training_seconds"], share))
                 # A stacked training's seconds are its share, and its job waited for the others.
                 if took is not None and run.get("stacked", 1) == 1 and not run["earlier_attempts"]:
                     beside.append(max(0.0, took - run["training_seconds"]) * share)
@@ -179,11 +181,13 @@ def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -
             continue  # no evidence; what is wrong there is for `viny verify` to say
     known = [_known(_title(first[name]), found) for name, found in seen.items()]
     medians = {name: statistics.median(found) for name, found in whole.items()}
+    spent = sum(took for took, _ in shares)
     rates = Rates(
         beside=statistics.median(beside) if beside else None,
         whole=medians,
         known=known,
-        past=statistics.median(shares) if shares else 1.0,
+        past=sum(took * share for took, share in shares) / spent if spent else 1.0,
+        spent=spent,
     )
     for name, one in zip(seen, known, strict=True):
         rates.learn(first[name], one["images_per_second"])

@@ -35,6 +35,8 @@ class Running:
         seconds_left: as the job reported, less the time since then.
         silent: seconds since its log was last written to.
         said: the log's last line.
+        pace: image passes per second over this attempt; None until that is known.
+        age: seconds since its process began; 0 if that is not known.
     """
 
     job: Job
@@ -45,6 +47,8 @@ class Running:
     seconds_left: float | None
     silent: float
     said: str
+    pace: float | None = None
+    age: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         names = ("epoch", "epochs", "loss", "images_per_second", "seconds_left", "silent", "said")
@@ -137,16 +141,19 @@ def _running(job: Job, root: Path, holder: Owner | None, words: list[str], silen
     said = words[-1] if words else "starting"
     if job.stage not in TRAINS:
         return Running(job, None, None, None, None, None, silent, said)
-    epochs, told = epochs_of(job), _told(job, root, holder)
+    epochs, told, age = epochs_of(job), _told(job, root, holder), holder.age() if holder else 0.0
     if told is None:  # no report yet, or one left by an earlier attempt
-        return Running(job, done_in_checkpoints(job, root)[0], epochs, None, None, None, silent, said)
-    left, before = told.seconds_left, _scored(job, root)
+        return Running(job, done_in_checkpoints(job, root)[0], epochs, None, None, None, silent, said, age=age)
+    left, before, pace = told.seconds_left, _scored(job, root), told.images_per_second
     if left is not None:
+        if left > 0 and told.epoch < told.epochs:
+            pace = job.work.passes / epochs * (told.epochs - told.epoch) / left
         left = max(0.0, left - max(0.0, time.time() - told.written))  # another machine's clock may be ahead
         if told.images_per_second:
             further = job.work.passes / epochs * max(0, epochs - before - told.epochs)  # at a tuning's other rates
             left += further / told.images_per_second
-    return Running(job, before + told.epoch, epochs, told.loss, told.images_per_second, left, silent, said)
+    done = before + told.epoch
+    return Running(job, done, epochs, told.loss, told.images_per_second, left, silent, said, pace, age)
 
 
 def _told(job: Job, root: Path, holder: Owner | None) -> ProgressReport | None:

@@ -16,9 +16,8 @@ from viny.study.grid import cells
 from viny.study.inventory import changed_files, count_images, read_files, with_listings
 from viny.study.saved import saved_study, study_file
 from viny.study.todo import JsonCache, explain, to_do, what_to_do
-from viny.tools.forecast.forecast import Forecast
-from viny.tools.forecast.rates import rates_seen, seconds_of
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, epochs_of, share_done, state_of
+from viny.tools.status.time_left import seconds_left
 
 ASK = 20.0  # seconds between queries to Slurm
 
@@ -153,7 +152,7 @@ class Watcher:
             failed=failed,
             passes=self._passes(done, left, running),
             outdated=stages["evaluate"]["out of date"],
-            seconds_left=self._seconds_left(done, left, running, begun),
+            seconds_left=self._seconds_left(left, running, begun),
             holder=str(holder) if holder is not None else "",
             slurm=slurm,
             why=why,
@@ -202,35 +201,8 @@ class Watcher:
         whole = sum(trainings.get(job.key, 0) for job in done)
         return sum(trainings.values()), round(whole + part + kept), round(kept)
 
-    def _beside(self, done: Iterable[Job], running: list[Running], begun: float) -> float:
-        """How many jobs run side by side: now, or on average in this run so far, whichever is more."""
-        recent = [job for job in done if (file := job.benchmark(self.root)).is_file() and file.stat().st_mtime >= begun]
-        spent = sum(seconds_of(job, self.root) or 0.0 for job in recent)
-        return max(len(running), spent / max(1.0, time.time() - begun))
-
-    def _seconds_left(self, done: list[Job], left: list[Job], running: list[Running], begun: float) -> float | None:
-        """Seconds for what is left, shared among the jobs that run side by side."""
+    def _seconds_left(self, left: list[Job], running: list[Running], begun: float) -> float | None:
         if not running:
             return 0.0 if not left else None
-        seen = rates_seen(self.jobs, self.root, self.config["compute"]["train_threads"], "auto")
-        for one in running:  # a stage's first job gives its rate while still running
-            if one.images_per_second:
-                seen.learn(one.job, one.images_per_second / seen.past)
-        if not seen.images:
-            return None
-        forecast = Forecast(self.config, self.images, seen, Path(self.config["pack_store"]))
-        now = {one.job.key: one for one in running}
         kept = self._kept(left, running)
-        total = 0.0
-        for job in left:
-            whole = forecast.seconds(job) / seen.past  # other work is taken to go on
-            one = now.get(job.key)
-            if one is not None and one.seconds_left is not None:
-                whole = one.seconds_left
-            elif one is not None and job.stage in TRAINS:
-                whole *= 1 - share_done(one)
-            elif one is None:
-                whole *= 1 - kept.get(job.key, 0)
-            total += whole
-        longest = max((one.seconds_left or 0.0 for one in running), default=0.0)
-        return max(longest, total / self._beside(done, running, begun))
+        return seconds_left(self.config, self.images, self.root, self.jobs, left, running, kept, begun)

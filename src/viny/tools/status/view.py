@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,9 +44,9 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
         else "its snakemake is gone"
     )
     who += f"; Slurm: {status.slurm}" if status.slurm else ""
-    left = f", {duration(status.seconds_left)} left" if status.running and status.seconds_left is not None else ""
-    if status.running and status.seconds_left is None:
-        left = ", time left not known yet"
+    left, known = "", status.seconds_left
+    if status.running:
+        left = ", time left not known yet" if known is None else f", {duration(known)} left (about {_clock(known)})"
     old = f", {status.outdated} out of date" if status.outdated else ""
     held = f", of which {100 * kept / done:.0f} % in checkpoints" if kept else ""
     parts: list[Any] = [
@@ -77,6 +78,12 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
     if not status.done and not status.alive:
         parts.append(Text("\nNot finished, and nothing runs: the same snakemake command goes on from here."))
     return Group(*parts)
+
+
+def _clock(seconds: float) -> str:
+    """The time of day so many seconds from now, with its day if that is another one."""
+    now, then = time.localtime(), time.localtime(time.time() + seconds)
+    return time.strftime("%H:%M" if now[:3] == then[:3] else "%a %H:%M" if seconds < 518_400 else "%d %b", then)
 
 
 def _running_table(running: Iterable[Running], narrow: bool) -> Table:
