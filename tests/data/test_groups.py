@@ -28,6 +28,7 @@ from viny.study.grid import cells
 from viny.study.inventory import count_images, folder_report
 from viny.study.reading import read_config
 from viny.study.saved import saved_study
+from viny.study.unanswered import unanswered
 from viny.tools.newstudy.dialogue import init
 from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.sequences import NUMBERED, TILED, find_sequences
@@ -236,6 +237,15 @@ def test_a_whole_study_keeps_groups_apart_and_verify_sees_where_one_is_not(
     cell = cells(config)[0]
     with np.load(root / "metrics" / f"{cell.name}.npz") as f:
         assert np.array_equal(f["groups"], groups[f["indices"]]) and len(np.unique(f["groups"])) == 2
+        tested = f"{len(f['indices'])} test images of 2 groups"
+    # The report, the advice, the tables and what a study cannot answer name what was drawn.
+    assert main(["advise", str(root), "--long"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 seed, {tested} " in said or f"seeds, {tested} " in said
+    assert f"Only {tested}" in said and "over seeds and groups of test images" in said
+    for name in ("report.html", "tables/decisions.md", "tables/fits.md"):
+        assert tested in (root / name).read_text()
+    assert any(tested in str(one) and "10 groups" in str(one) for one in unanswered(config, count_images(config, root)))
     # A split by another hand, with seals and hashes of its own, that parts a film.
     record = root / "splits" / "finetune" / "size-12_seed-0.json"
     split = read_split(record, record.with_suffix(".npz"), pack)

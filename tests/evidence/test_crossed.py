@@ -273,9 +273,10 @@ def test_groups_stand_for_images_so_that_copies_of_an_image_bring_no_certainty(t
             np.savez(tmp_path / kind / f"{seed}.npz", **arrays)
         rows.append((0, "none", 8, seed, str(seed), float(np.nanmean(iou(once.sum(0)))), "dataset"))
     frame = pd.DataFrame(rows, columns=[*KEYS, "cell", "miou", "miou_is"])
-    found = {
-        kind: read_runs(frame, tmp_path / kind).contrasts(np.eye(1)).at() for kind in ("once", "copied", "grouped")
-    }
+    runs = {kind: read_runs(frame, tmp_path / kind) for kind in ("once", "copied", "grouped")}
+    assert [one.groups for one in runs.values()] == [0, 0, 8]
+    assert [one.drawn for one in runs.values()] == ["test images", "test images", "groups of test images"]
+    found = {kind: one.contrasts(np.eye(1)).at() for kind, one in runs.items()}
     assert found["grouped"] == pytest.approx(found["once"])
     assert found["copied"]["se_images"] < 0.6 * found["once"]["se_images"]
 

@@ -266,7 +266,7 @@ def test_the_pipeline_says_what_is_trained_on_what() -> None:
     assert [step.optional for step in steps] == [False, True, True, False, False]
     said = words(pipeline.pipeline(steps, NOTE))
     for part in (
-        "4,000 images of ImageNet", "80 synthetic images", "9 images of one's own, and 1,000 for tests", NOTE.strip(),
+        "4,000 images of ImageNet", "80 synthetic images", "9 images of one's own, and 1,000 test images", NOTE.strip(),
         "50 or 4,000 images, 3 epochs, 50 % of the patches masked", "4 trainings", "scenes: 1 epoch", "6 trainings",
         "5 or 9 labels, 7 epochs", "24 trainings: every cell with 2 seeds", "mIoU of 24 models on 1,000 test images",
     ):  # fmt: skip

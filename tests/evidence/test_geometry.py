@@ -255,21 +255,28 @@ def test_reference_patches_are_far_out_deep_inside_and_on_the_border() -> None:
     places = geometry.reference_patches(mask, 4, 3, background=1, border=2)
     assert places["background"] in (9, 14, 20, 21, 22, 23, 24, 4)
     assert places["background"] == 24  # the farthest from any other patch
-    assert places["interior"] == 6  # the image's edge is a border too
-    assert places["boundary"] == 13
+    assert places["inside"] == 6  # the image's edge is a border too
+    assert places["edge"] == 13
 
 
-def test_boundary_without_a_border_class_is_the_patch_that_is_shared_most() -> None:
+def test_the_edge_without_a_border_class_is_the_patch_that_is_shared_most() -> None:
     places = geometry.reference_patches(mask_of(["obb", "oxb", "obb"]), 4, 2, background=1, border=None)
-    assert places == {"background": 2, "interior": 0, "boundary": 4}
+    assert places == {"background": 2, "inside": 0, "edge": 4}
+
+
+def test_without_a_background_patches_are_inside_one_class_and_between_two() -> None:
+    mask = np.block([mask_of(["oo"] * 5), mask_of(["bbb"] * 5)])
+    mask[4:8, 8:12] = [0, 1, 1, 1]  # the one patch of both
+    places = geometry.reference_patches(mask, 4, 2, background=None, border=None)
+    assert places == {"background": None, "inside": 18, "edge": 7}  # deep in its own class, not in the image's middle
 
 
 def test_absent_kinds_have_no_place_and_a_map_without_numbers() -> None:
     def places(patches: list[str], background: int | None, border: int | None) -> dict[str, int | None]:
         return geometry.reference_patches(mask_of(patches), 4, 3, background, border)
 
-    assert places(["bb", "bb"], 1, 2) == {"background": 0, "interior": None, "boundary": None}
-    assert places(["oo", "oo"], 1, 2) == {"background": None, "interior": 0, "boundary": None}
+    assert places(["bb", "bb"], 1, 2) == {"background": 0, "inside": None, "edge": None}
+    assert places(["oo", "oo"], 1, 2) == {"background": None, "inside": 0, "edge": None}
     assert places(["bb", "ob"], None, 2)["background"] is None
     tokens = np.random.default_rng(0).normal(size=(4, 3))
     assert np.isnan(geometry.heat_map(tokens, None)).all()

@@ -158,7 +158,7 @@ def test_heat_maps_have_a_row_a_regime_and_a_column_a_reference() -> None:
         assert [axes.get_title().replace("-\n", "") for axes in panels[0]] == [*token_metrics.REFERENCES] * 2
         key = "heat_maps_centred" if centred else "heat_maps"
         (first,) = [each for each in arrays if each["kind"] == "pretrained" and each["seed"] == 0]
-        shown = panels[3, 4].images[0]  # second image, interior
+        shown = panels[3, 4].images[0]  # second image, inside
         assert np.array_equal(shown.get_array(), first[key][1, 1].reshape(4, 4))
         assert {axes.images[0].get_clim() for axes in panels[1:].flat} == {(-1, 1)}  # 0 in the middle of the colours
         frame = panels[3, 4].patches[0]
@@ -178,10 +178,18 @@ def test_a_reference_that_an_image_lacks_is_said() -> None:
     for column, axes in enumerate(panels[1]):
         assert ([text.get_text() for text in axes.texts] == ["no\nsuch\npatch"]) == (column == 1)
     assert not panels[0, 1].patches
+
+
+def test_a_kind_of_reference_that_no_image_has_gets_no_column() -> None:
+    arrays = arrays_of(grid([0], ["intel"], seeds=1))
     for each in arrays:
-        each["heat_maps"][:] = np.nan
+        each["references"][:, 0] = -1
+    figure = geometry.heat_maps(arrays)
+    titles = [axes.get_title() for axes in np.array(figure.axes[:12]).reshape(3, 4)[0]]
+    assert titles == ["inside", "edge"] * 2
+    for each in arrays:
         each["references"][:] = -1
-    assert words(geometry.heat_maps(arrays)).count("no such") == 12
+    assert "No example image has" in words(geometry.heat_maps(arrays))
 
 
 def test_heat_maps_of_different_images_are_refused() -> None:

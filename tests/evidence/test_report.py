@@ -14,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("jsonschema")
 
+from viny.evidence.figures import kit
 from viny.evidence.report import page
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import means, miou_table
@@ -83,7 +84,7 @@ def test_every_class_has_a_row_for_the_best_cell_and_its_start() -> None:
     made = class_table(frame, (24, "none", 8))
     assert [column["about"] for column in made["columns"]] == ["24 images, 8 labels", "random start, 8 labels"]
     assert {row["name"]: row["values"] for row in made["rows"]} == {
-        "cat": [{"mean": "60.0", "span": "50.0 to 70.0"}, {"mean": "10.0", "span": "one seed"}],
+        "cat": [{"mean": "60.0", "span": "50.0 to 70.0"}, {"mean": "10.0", "span": ""}],
         "dog": [{"mean": "30.0", "span": "20.0 to 40.0"}, "not defined"],
         "yak": ["in no test mask"] * 2,
     }
@@ -191,6 +192,19 @@ def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -
     assert "has a pixel of: yak (16 of 16 cells)" in said
     assert not re.search(r"(?<![\w.])-\d", said.replace("alert(-1)", ""))
     assert not re.search(r"\bnan\b|\bNone\b|images of synthetic", said)
+
+
+def test_one_figure_is_open_and_those_that_show_nothing_are_left_out(study: tuple[dict[str, Any], Path]) -> None:
+    _, root = study
+    kit.save(kit.new_figure(2), root / "figures" / "miou_curves")
+    kit.save(kit.new_figure(2), root / "figures" / "costs")
+    kit.save(kit.say("Two sizes are <needed>.", ""), root / "figures" / "returns")
+    text = written(study)
+    unfolded = re.sub(r"(?s)<details.*</details>", "", text)
+    assert re.findall(r'<figure id="(\w+)"', unfolded) == ["miou_curves"]
+    assert sorted(re.findall(r'<figure id="(\w+)"', text)) == ["costs", "miou_curves"]
+    assert "Figure returns is left out. Two sizes are <needed>." in shown(text)
+    assert text.index('id="answers"') < text.index('id="miou_curves"') < text.index('id="miou"')
 
 
 def test_text_from_files_runs_nothing(study: tuple[dict[str, Any], Path]) -> None:

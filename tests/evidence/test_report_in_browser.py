@@ -82,6 +82,20 @@ def test_nothing_is_wider_than_the_page(opened: browser.Page) -> None:
     assert opened.ask(OUTSIDE) == []
 
 
+@pytest.mark.parametrize("labels", [3, 8], ids=["few labels", "many labels"])
+def test_the_most_labels_are_in_sight(opened: browser.Page, labels: int) -> None:
+    # As the page has them of that many numbers of labels: the last column again and again.
+    opened.ask(
+        f"(() => {{ const t = document.querySelector('#miou'); t.classList.toggle('many', {labels} > 4);"
+        " for (const r of t.rows) { const last = r.cells[r.cells.length - 1];"
+        f" while (r.cells.length <= {labels}) r.append(last.cloneNode(true)); }} }})()"
+    )
+    for table in ("#miou", "#classes"):
+        assert opened.ask(f"(e => e.scrollWidth <= e.clientWidth)(document.querySelector('{table}').parentElement)")
+    mean = "document.querySelector('#miou tbody tr td:last-child .value').getBoundingClientRect()"
+    assert opened.ask(f"{mean}.width > 0 && {mean}.right <= innerWidth")
+
+
 def test_the_answers_are_in_the_first_screen(opened: browser.Page, study: Path, size: tuple[int, int]) -> None:
     assert opened.ask("document.querySelector('#answers').getBoundingClientRect().bottom") <= size[1]
     said = opened.ask("document.querySelector('#answers').innerText")

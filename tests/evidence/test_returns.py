@@ -550,7 +550,11 @@ def test_files_say_whose_they_are_and_do_not_change(tmp_path: Path) -> None:
             assert list(table.columns[-3:]) == ["study", "protocol", "note"]
         else:
             text = path.read_text()
-            for said in ("Study made-up, protocol sound.", "one confusion matrix", "Test images: 12. Made up."):
+            for said in (
+                "Study made-up, protocol sound.",
+                "one confusion matrix",
+                "Tested on 12 test images. Made up.",
+            ):
                 assert said in text
             assert not re.search(r"\bnan\b", text, re.IGNORECASE)
             assert "significant" not in text

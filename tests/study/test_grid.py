@@ -593,7 +593,7 @@ def test_check_tells_arms_and_what_is_downloaded(tmp_path: Path, monkeypatch: py
     assert "\n  tiny, tuned: 24 cells\n" in out
     assert "start tiny: a run downloads the weights of timm's vit_tiny_patch16_224.augreg_in21k" in out
     assert "starts.tiny.weights" in out and "tiny_random:" not in out.split("10 arms")[0]
-    assert out.endswith(f"arms: {len(grid.cells(CONFIG))} cells, protocol sound; no faults found\n")
+    assert out.endswith(f"arms: {len(grid.cells(CONFIG))} cells, 20 test images, protocol sound; no faults found\n")
     (tmp_path / "tiny.bin").touch()
     given = study({"starts": {"tiny": {"weights": "tiny.bin"}}})
     assert main(["check", write(tmp_path, given)]) == 0
@@ -623,7 +623,9 @@ def test_a_check_says_nothing_of_arms_where_there_are_none(
     monkeypatch.chdir(tmp_path)
     assert main(["check", write(tmp_path, small())]) == 0
     said = capsys.readouterr().out
-    assert said.endswith("\narms: 24 cells, protocol sound; no faults found\n") and " arms; " not in said
+    assert (
+        said.endswith("\narms: 24 cells, 20 test images, protocol sound; no faults found\n") and " arms; " not in said
+    )
 
 
 def test_what_is_said_of_a_study_s_training_is_of_its_first_arm() -> None:

@@ -221,6 +221,23 @@ def test_as_many_images_in_groups_say_no_more_than_their_groups() -> None:
         assert mine.parts == pytest.approx(theirs.parts)
 
 
+def test_where_groups_are_drawn_a_grid_decides_no_more_than_with_as_many_images() -> None:
+    paper = from_paper()
+    assert paper.in_groups(1) is paper
+    grouped = paper.in_groups(6)
+    assert grouped.in_groups(6) is grouped  # as it is known of a study with groups
+    assert "taken 2.4 times as large" in grouped.about_images
+    few, many = Simulation(paper, KEYS, 3), Simulation(grouped, KEYS, 3)
+    assert many.covariance(600) == pytest.approx(few.covariance(100))
+    assert (few.drawn(100), many.drawn(600)) == (100, 100)
+    asked = questions(few.keys)
+    alike, fewer, more = (
+        made.chances(asked, 3, tested, 0.01).rightly for made, tested in ((many, 600), (few, 100), (few, 600))
+    )
+    assert alike == pytest.approx(fewer, abs=0.1)
+    assert alike.sum() < more.sum() - 0.1
+
+
 def test_noise_that_falls_with_the_labels_falls_in_the_study_to_come() -> None:
     rng = np.random.default_rng(2)
     scale = np.array([240 / labels for *_, labels in KEYS])

@@ -25,6 +25,7 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from viny.runtime.units import tested_words
     from viny.study.absent import absent_report
     from viny.study.checks import check_sizes
     from viny.study.grid import cells
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> None:
             print(f"{name}: no images at {where} yet; sizes are not checked against them")
         for line in [*_starts(config, root), *_arms(config), *as_lines(unanswered(config, images))]:
             print(line)
-        print(f"{config['study']}: {len(cells(config))} cells, protocol {config['protocol']}; no faults found")
+        tested = tested_words([images.tested], images.groups)
+        print(
+            f"{config['study']}: {len(cells(config))} cells, {tested}, protocol {config['protocol']}; no faults found"
+        )
 
 
 def _absent(config: Mapping[str, Any], packed: Mapping[str, int | None]) -> list[str]:

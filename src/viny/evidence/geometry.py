@@ -66,41 +66,40 @@ WHY_UNDEFINED = {
 def reference_patches(
     mask: np.ndarray, patch_size: int, classes: int, background: int | None, border: int | None
 ) -> dict[str, int | None]:
-    """A background, an interior and a boundary patch of an image, from its mask.
+    """A patch of the background, one inside a class and one on an edge between classes, from an image's mask.
 
     Args:
         mask: int [S, S], classes of pixels.
         patch_size: P, pixels.
         classes: how many there are.
-        background: the class that is not an object; None for data without one.
-        border: the class of the pixels around an object; None for data without one.
+        background: the class of what is nothing else; None for data without one.
+        border: the class of the pixels around others; None for data without one.
 
     Returns:
         The index of each kind in `REFERENCES`, with patches counted row by row; None if the image has no such patch.
-        'background': of the patches that are all background, the one farthest from any other patch. 'interior': of the
-        patches that are all object, the one deepest inside, where the image's edge also counts as a border. 'boundary':
-        the patch with the most border pixels; without a border class, the one that object and background share most
-        equally. Ties go to the first.
+        'background': of the patches that are all background, the one farthest from any other patch. 'inside': of the
+        patches that are all of one other class, the one deepest inside, where the image's edge also counts as an edge.
+        'edge': the patch with the most border pixels; without a border class, the one with the most pixels of any but
+        its commonest class. Ties go to the first.
     """
     patches = patchify(torch.from_numpy(np.asarray(mask, np.int64))[None, None], patch_size)[0].numpy()  # [L, P*P]
     share = np.stack([(patches == c).mean(axis=1) for c in range(classes)], axis=1)  # [L, C]
     side = math.isqrt(len(share))
-    ground = share[:, background] if background is not None else np.zeros(len(share))
-    edge = share[:, border] if border is not None else np.zeros(len(share))
-    others = [c for c in range(classes) if c not in (background, border)]
-    thing = share[:, others].sum(axis=1)
-    empty, full = np.isclose(ground, 1), np.isclose(thing, 1)
-    mixed = edge if border is not None else np.minimum(ground, thing)
+    whole = np.isclose(share, 1)
+    empty = whole[:, background] if background is not None else np.zeros(len(share), bool)
+    others = [c for c in range(classes) if c not in (background, border) and whole[:, c].any()]
+    mixed = share[:, border] if border is not None else share.sum(axis=1) - share.max(axis=1)
     found: dict[str, int | None] = dict.fromkeys(REFERENCES)
     if empty.any():
         # If every patch is background, there is nothing to be far from.
         far = distance_transform_edt(empty.reshape(side, side)).ravel() if not empty.all() else empty
         found["background"] = int(far.argmax())
-    if full.any():
-        depth = distance_transform_edt(np.pad(full.reshape(side, side), 1))[1:-1, 1:-1]
-        found["interior"] = int(depth.argmax())
+    if others:
+        areas = [np.pad(whole[:, c].reshape(side, side), 1) for c in others]
+        depth = np.max([distance_transform_edt(area)[1:-1, 1:-1] for area in areas], axis=0)
+        found["inside"] = int(depth.argmax())
     if mixed.max() > 0:
-        found["boundary"] = int(mixed.argmax())
+        found["edge"] = int(mixed.argmax())
     return found
 
 
@@ -386,7 +385,8 @@ def _measure(
 def _examples(
     spec: Mapping[str, Any], pack: Pack, held_out: np.ndarray, tokens: np.ndarray, patch_size: int
 ) -> dict[str, np.ndarray]:
-    """Arrays of the heat maps, for evenly spaced images with every kind of reference patch; if too few, others too."""
+    """Arrays of the heat maps, for evenly spaced images with every kind of reference patch that any has; if too few,
+    others too."""
     names = pack.manifest["mask_classes"]
     background = next((names.index(name) for name in BACKGROUNDS if name in names), None)
     masks = pack.rows("masks", held_out)
@@ -394,7 +394,8 @@ def _examples(
         reference_patches(mask, patch_size, len(names), background, pack.manifest.get("border_class")) for mask in masks
     ]
     places = np.array([[-1 if at is None else at for at in each.values()] for each in found])  # [N, 3]
-    whole = np.flatnonzero((places >= 0).all(axis=1))
+    there = places >= 0
+    whole = np.flatnonzero(there[:, there.any(axis=0)].all(axis=1))
     count = min(spec["examples"], len(held_out))
     picked = whole[:: max(1, len(whole) // max(1, count))][:count]
     if len(picked) < count:

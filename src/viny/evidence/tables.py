@@ -15,6 +15,7 @@ import pandas as pd
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, read_sealed, write_text
 from viny.runtime.text import cell_text, markdown
+from viny.runtime.units import tested_words
 from viny.study.grid import RANDOM, STUDY
 
 KEYS = ["pretrain_size", "intermediate", "finetune_size", "seed"]
@@ -325,22 +326,24 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
 
 
-def about_numbers(frame: pd.DataFrame, units: str = "") -> str:
+def about_numbers(frame: pd.DataFrame, units: str = "", groups: int = 0) -> str:
     """One line on whose numbers a table holds and what they are.
 
     Args:
         frame: what `read_metrics` returns, of one study.
         units: a sentence on the numbers' unit and spread, if the table itself does not give them.
+        groups: `Runs.groups`, for a table with intervals.
     """
     first = frame.iloc[0]
-    images = " or ".join(str(n) for n in sorted(frame["test_images"].unique()))
+    tested = f"Tested on {tested_words(frame['test_images'], groups)}"
+    tested += "; intervals over test images are over these groups" if groups else ""
     averaged = {"dataset": "from one confusion matrix over all images", "per_image": "averaged over images"}
     return " ".join(
         [
             f"Study {markdown(first['study'])}, protocol {markdown(first['protocol'])}.",
             *filter(None, [units]),
             f"mIoU is {averaged.get(first['miou_is'], markdown(first['miou_is']))}.",
-            f"Test images: {images}.",
+            f"{tested}.",
             *map(markdown, absent_words(frame)),
             *map(markdown, frame["note"].unique()),
         ]

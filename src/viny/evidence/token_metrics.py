@@ -21,7 +21,7 @@ from viny.data.masks import IGNORE
 if TYPE_CHECKING:  # what only reads these metrics loads no PyTorch
     import torch
 
-REFERENCES = ("background", "interior", "boundary")  # kinds of reference patch, in the order of the arrays
+REFERENCES = ("background", "inside", "edge")  # kinds of reference patch, in the order of the arrays
 ITERATIONS = 500  # at most, of a probe's optimiser
 TOLERANCE = 1e-3  # of its gradient; a tenth of this takes three times as long and moves accuracies by less than 0.1 %
 TINY = 1e-12  # a variance below this share of the mean square is rounding

@@ -361,7 +361,7 @@ def _family(runs: Runs, asked: Mapping[int, Question], margin: float) -> dict[in
             question.kind, question.what, question.name, question.over, **mean,
             p_holm=p_holm, family=family, verdict=verdict,
             words=_words(question, verdict, mean, family, margin),
-            reason=_reason(mean, p_holm, family, verdict, chance, lacks),
+            reason=_reason(mean, p_holm, family, verdict, chance, runs.drawn if lacks == "images" else ""),
             chance=chance, lacks=lacks, cells=cells[here[place]].reset_index(drop=True), question=question,
         )  # fmt: skip
     return decisions
@@ -443,8 +443,8 @@ def _words(question: Question, verdict: str, mean: Mapping[str, float], family: 
     return words
 
 
-def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chance: float, lacks: str) -> str:
-    """What a verdict rests on, or what it lacks."""
+def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chance: float, drawn: str) -> str:
+    """What a verdict rests on, or lacks; `drawn` says what to draw more of, if that is not seeds."""
     if math.isnan(p):
         return "one seed, no interval" if mean["n"] < 2 else "a difference with one seed, no interval"
     over = f" after Holm's correction over {family}" if family > 1 else ""
@@ -455,7 +455,7 @@ def _reason(mean: Mapping[str, float], p: float, family: int, verdict: str, chan
     if not math.isnan(chance):
         share = f"{100 * chance:.0f} %" if chance >= 0.005 else "under 1 %"
         why += f"; {2 * mean['n']} seeds would decide it with a chance of {share}"
-    return f"{why}, as the draw of the test images leaves more unknown" if lacks == "images" else why
+    return f"{why}, as the draw of the {drawn} leaves more unknown" if drawn else why
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that people would choose."""
@@ -19,3 +21,14 @@ def short(number: float, unit: str = "") -> str:
             value = number / size
             return f"{value:.{max(0, 2 - (value >= 9.995) - (value >= 99.95))}f} {prefix}{unit}"
     return f"{number:.0f} {unit}".strip()
+
+
+def tested_words(images: Iterable[int], groups: int = 0) -> str:
+    """How many test images there are and, where images belong to groups, of how many: '96 test images of 6 groups'.
+
+    Args:
+        images: one number, or several if the test set moves.
+        groups: 0 in a study without groups.
+    """
+    many = " or ".join(f"{n:,}" for n in sorted(set(images)))
+    return f"{many} test images{f' of {groups:,} groups' if groups else ''}"

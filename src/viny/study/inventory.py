@@ -27,8 +27,6 @@ from viny.study.grid import cells
 from viny.study.layout import IMAGES, pack_manifest, published, split_record, start_file
 from viny.study.specs import pack_spec, source_of, source_spec, split_is_given, taken_of_test_part, task_split_spec
 
-FEW_GROUPS = 10  # for the test
-
 
 @dataclass(frozen=True)
 class Images:
@@ -41,6 +39,7 @@ class Images:
         held_out: by intermediate task, those that it is tested on.
         room: labelled images besides the test images.
         tested: test images.
+        groups: of the test images, by `segmentation.group`; 0 without groups, or if unknown.
         given: labelled images in the training and test parts, if a file or their folders give them.
         notes: what of the data is not used, or not as its folders suggest, one sentence each.
         listings: what the data sets on disk hold, by pack; those that are made, or not here, are left out.
@@ -54,6 +53,7 @@ class Images:
     tested: int
     given: tuple[int, int] | None
     notes: tuple[str, ...] = ()
+    groups: int = 0
     listings: Mapping[str, Listing] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -98,7 +98,10 @@ def count_images(config: Mapping[str, Any], root: Path) -> Images:
     trained = {task: _trained(config, task, root, parts[task], room) for task in config["intermediate"]}
     held_out = {task: _held_out(config, task, parts[task], tested) for task in config["intermediate"]}
     here = {name: listing for name, listing in listings.items() if listing is not None}
-    return Images(packed, unlabelled, trained, held_out, room, tested, given, tuple(notes), here)
+    labelled = here.get("segmentation")
+    groups = _groups_of(config, labelled) if labelled and labelled.parts.count(TEST) == tested else None
+    tested_groups = len(groups.within(labelled.parts, TEST)) if labelled and groups else 0
+    return Images(packed, unlabelled, trained, held_out, room, tested, given, tuple(notes), tested_groups, here)
 
 
 def pack_names(config: Mapping[str, Any]) -> list[str]:
@@ -204,27 +207,27 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
 
 
 def _groups(config: Mapping[str, Any], listing: Listing) -> list[str]:
-    """Lines on a study's groups where a split is given, which need not keep them, or where few are for the test."""
-    section = config["segmentation"]
-    if "group" not in section:
+    """Lines on a study's groups where a split is given, which need not keep them."""
+    groups = _groups_of(config, listing)
+    if groups is None or not config["segmentation"].get("split"):
         return []
-    names = [name_below(path, Path(section["images"])) for path in listing.images]
-    groups = Groups.read(names, section["group"])
-    groups.check(section["group"])
-    tested = groups.within(listing.parts, TEST)
-    lines = []
-    if section.get("split"):
-        lines.append(f"segmentation: {groups.said()}")
-        if both := sorted(groups.within(listing.parts, TRAIN) & tested):
-            lines.append(
-                f"segmentation: {len(both)} groups are in both parts of segmentation.split: {few(both)}; a model "
-                "scores too well on images of a group that it was trained on"
-            )
-    if len(tested) < FEW_GROUPS:
+    lines = [f"segmentation: {groups.said()}"]
+    if both := sorted(groups.within(listing.parts, TRAIN) & groups.within(listing.parts, TEST)):
         lines.append(
-            f"segmentation: {len(tested)} groups in the test part: intervals are over groups, and wide with so few"
+            f"segmentation: {len(both)} groups are in both parts of segmentation.split: {few(both)}; a model "
+            "scores too well on images of a group that it was trained on"
         )
     return lines
+
+
+def _groups_of(config: Mapping[str, Any], listing: Listing) -> Groups | None:
+    """Which labelled images belong together; None in a study without groups."""
+    section = config["segmentation"]
+    if "group" not in section:
+        return None
+    groups = Groups.read([name_below(path, Path(section["images"])) for path in listing.images], section["group"])
+    groups.check(section["group"])
+    return groups
 
 
 def _fits(fits: Mapping[str, str]) -> list[str]:

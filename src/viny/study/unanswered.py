@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from viny.runtime.units import tested_words
 from viny.study.arms import is_published, schedule, settings_of
 from viny.study.grid import Arm, arms, places
 from viny.study.inventory import Images
 
 FEW_IMAGES = 100  # test images; with fewer, the luck of their draw hides small effects
+FEW_GROUPS = 10  # of test images; with fewer, intervals over groups are wide
 SPREAD = 0.08  # standard deviation of an image's mIoU, as a fraction, in the demo; photographs differ more
 LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
 LEAST_FINETUNE_STEPS = (300, 600)  # on the fewest and on the most labels: docs/sizes.md
@@ -58,7 +60,7 @@ def unanswered(config: Mapping[str, Any], images: Images) -> list[Unanswered]:
         *_finetuning(config, {arm: axis(2, arm) for arm in arms(config)}),
         *_labels(axis(2)),
         *_seeds(min(len(axis(3, arm)) for arm in arms(config))),
-        *_tests(images.tested, images.room, max(axis(2))),
+        *_tests(images, max(axis(2))),
     ]
 
 
@@ -161,12 +163,19 @@ def _seeds(count: int) -> list[Unanswered]:
     return [Unanswered(SURE, why, f"grid.seeds: {list(range(LEAST_SEEDS))}")]
 
 
-def _tests(tested: int, room: int | None, labels: int) -> list[Unanswered]:
-    if tested >= FEW_IMAGES:
+def _tests(images: Images, labels: int) -> list[Unanswered]:
+    tested, room, groups = images.tested, images.room, images.groups
+    few = 0 < groups < FEW_GROUPS
+    if tested >= FEW_IMAGES and not few:
         return []
     half = 100 * 1.96 * SPREAD / math.sqrt(max(1, tested))
-    why = f"The draw of {tested} test images moves an mIoU by ±{half:.0f} points or more"
-    remedy = f"{FEW_IMAGES} or more in segmentation.test_size"
+    said = tested_words([tested], groups)
+    why = f"The draw of {said} moves an mIoU by ±{half:.0f} points or more"
+    if few:
+        why += ", as intervals are over groups"
+    remedy = f"{max(FEW_IMAGES, tested)} or more in segmentation.test_size"
+    if few:
+        remedy += f", of {FEW_GROUPS} groups or more"
     if room is not None and tested + room < FEW_IMAGES + labels:
         remedy += f", for which {FEW_IMAGES + labels} labelled images are needed and {tested + room} are here"
     return [Unanswered(SMALL, why, remedy)]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from viny.evidence.statistics.crossed import counted
+from viny.runtime.units import tested_words
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Advice:
         evaluated: how many of them were measured on the study's current images.
         seeds: how many the grid has.
         test_images: how many there are; one number unless the test set moves.
+        test_groups: how many groups they are of; 0 in a study without groups.
         target: points of mIoU, see `advise`.
         short: the same in few words.
         sections: in reading order; the first is the summary.
@@ -69,6 +71,7 @@ class Advice:
     evaluated: int
     seeds: int
     test_images: list[int]
+    test_groups: int
     target: float
     short: list[Line]
     sections: list[Section]
@@ -103,9 +106,9 @@ def _plain(value: Any) -> Any:
 
 def title(advice: Advice) -> str:
     """The first line of `as_text`."""
-    images = " or ".join(f"{n:,}" for n in advice.test_images)
+    tested = tested_words(advice.test_images, advice.test_groups)
     done = f"{advice.evaluated} of {advice.cells} cells"
-    return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {images} test images"
+    return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {tested}"
 
 
 LONG = "`--long` for all."

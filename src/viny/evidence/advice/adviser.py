@@ -83,7 +83,7 @@ def advise(
         Section("tasks", "What each intermediate task did", task_items(facts)),
         Section("next", "What would settle the rest", proposals),
         Section("warnings", "Warnings", warnings),
-        Section("reading", "How to read this", _reading(target, facts.trainings.share)),
+        Section("reading", "How to read this", _reading(target, facts.trainings.share, facts.runs.drawn)),
     ]
     answers = [
         Item(f"Is pre-training worth it? {pretraining_answer(facts)}", {"question": "pre-training"}),
@@ -100,6 +100,7 @@ def advise(
         evaluated=len(there) - len(facts.outdated),
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
+        test_groups=facts.runs.groups,
         target=target,
         short=brief_lines(facts, best, labels, arms, references, proposals, _by_weight(constant, warnings)),
         sections=[Section("summary", "In short", summary), *sections],
@@ -135,11 +136,11 @@ def _by_weight(constant: list[Item], warnings: list[Item]) -> list[Item]:
     return [*first, *constant, *(item for item in warnings if item not in first)]
 
 
-def _reading(target: float, share: float) -> list[Item]:
+def _reading(target: float, share: float, drawn: str) -> list[Item]:
     load = f", on a quiet machine (they ran {said})" if (said := busy(share)) else ""
     words = [
-        f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds and test
-        images, paired within seeds. About one in {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and
+        f"""Points are percentage points of mIoU. Brackets hold {100 * LEVEL:g} % intervals over seeds and {drawn},
+        paired within seeds. About one in {1 / (1 - LEVEL):.0f} misses the truth; those of single cells and
         label sizes are not corrected for that, and a cell that is picked as the furthest looks further than it is.""",
         f"""An average effect is named where its interval is clear of zero and p is {ALPHA:g} or less after Holm's
         correction over the effects of its kind. One whose interval lies within ±{target_words(target)} is small, on

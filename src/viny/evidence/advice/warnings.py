@@ -14,7 +14,8 @@ from viny.evidence.statistics.crossed import LEVEL
 from viny.evidence.tables import absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
-from viny.study.unanswered import FEW_IMAGES, LEAST_STEPS
+from viny.runtime.units import tested_words
+from viny.study.unanswered import FEW_GROUPS, FEW_IMAGES, LEAST_STEPS
 
 
 def warning_items(facts: Facts, best: Best) -> list[Item]:
@@ -74,15 +75,17 @@ def _few_seeds(facts: Facts) -> list[Item]:
 
 
 def _small_test_set(facts: Facts, best: Best) -> list[Item]:
-    tests = facts.test_images[0]
-    if tests >= FEW_IMAGES:
+    tests, groups = facts.test_images[0], facts.runs.groups
+    if tests >= FEW_IMAGES and not 0 < groups < FEW_GROUPS:
         return []
     one = facts.runs.weights({(best.pretrain_size, best.intermediate, best.finetune_size): 1.0})
-    half = stats.norm.ppf((1 + LEVEL) / 2) * facts.runs.contrasts(one).se_images[0]
-    text = f"Only {tests} test images"
+    half = stats.t.ppf((1 + LEVEL) / 2, max((groups or tests) - 1, 1)) * facts.runs.contrasts(one).se_images[0]
+    text = f"Only {tested_words([tests], groups)}"
     if not math.isnan(half):
-        text += f": their draw alone moves the best cell's mIoU by ±{bare(half)} points (95 %)"
-    return [Item(f"{text}; seeds do not mend that.", {"test_images": tests, "half_width": half})]
+        text += f": {'the draw of these groups' if groups else 'their draw'} alone moves the best cell's mIoU by "
+        text += f"±{bare(half)} points (95 %)"
+    remedy = "; neither seeds nor more images of the same groups mend that" if groups else "; seeds do not mend that"
+    return [Item(f"{text}{remedy}.", {"test_images": tests, "test_groups": groups, "half_width": half})]
 
 
 def _switches(facts: Facts) -> list[Item]:

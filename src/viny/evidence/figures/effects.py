@@ -161,6 +161,8 @@ def returns(runs: Runs, forms: pd.DataFrame, gains: pd.DataFrame, note: str = ""
     if table.empty:
         return kit.say("This study has no mIoU to show.", note)
     gains = gains[(gains["along"] == "labels") & (gains["n"] > 0)]
+    if gains.empty:
+        return kit.say("What labels bring takes a seed with two numbers of labels.", note)
     tasks, styles = kit.tasks_in_order(table["intermediate"]), kit.size_styles(table["pretrain_size"])
     every = table["finetune_size"].unique()
     figure = kit.new_figure(2.1 * len(tasks) + 0.5)

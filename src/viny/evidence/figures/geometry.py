@@ -22,7 +22,6 @@ from matplotlib.ticker import MaxNLocator
 from viny.evidence.figures import kit
 from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.representations import KEYS, METRICS, SHARES, harm_correlation, regimes
-from viny.evidence.token_metrics import REFERENCES
 from viny.runtime.errors import InputError
 from viny.runtime.files import load_arrays
 from viny.study.grid import KINDS
@@ -46,7 +45,7 @@ SHOWN = (
     "probe_accuracy",
 )
 
-_SHORT = ("back-\nground", "interior", "boundary")  # `REFERENCES`, above a narrow column
+_SHORT = ("back-\nground", "inside", "edge")  # `REFERENCES`, above a narrow column
 
 Arrays = Mapping[str, Any]
 
@@ -157,7 +156,7 @@ def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, e
         arrays: what `read_arrays` returns; the first seed of each regime is shown.
         note: printed under the figure.
         centred: use tokens minus their mean over all held-out images instead of the tokens as they are.
-        examples: images to show at most, each with a background, an interior and a boundary reference.
+        examples: images to show at most, each with those `REFERENCES` that any of them has.
 
     Raises:
         InputError: encoders that were measured on different images.
@@ -178,7 +177,10 @@ def heat_maps(arrays: Sequence[Arrays], note: str = "", centred: bool = False, e
         return kit.say("No example image was asked for.", note)
     maps = {regime: each["heat_maps_centred" if centred else "heat_maps"] for regime, each in shown.items()}
     side = int(np.sqrt(first["heat_maps"].shape[2]))
-    columns = [(image, kind) for image in range(len(images)) for kind in range(len(REFERENCES))]
+    kinds = np.flatnonzero((first["references"][: len(images)] >= 0).any(axis=0))
+    if not len(kinds):
+        return kit.say("No example image has a patch of one class, or an edge between two.", note)
+    columns = [(image, kind) for image in range(len(images)) for kind in kinds]
     figure, panels = kit.image_grid(1 + len(chosen), len(columns), BESIDE, above=1.0)
     drawn = None
     for axes, (image, kind) in zip(panels.T, columns, strict=True):

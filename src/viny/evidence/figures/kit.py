@@ -27,6 +27,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 
+from viny.evidence.figures import NOTHING
 from viny.runtime.files import atomic_path
 
 STYLE = Path(__file__).with_name("viny.mplstyle")
@@ -73,11 +74,13 @@ def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
 def save(figure: Figure, stem: Path) -> None:
     """Write stem.pdf and stem.png (200 dots per inch) whole or not at all; equal figures give equal files.
 
-    The PNG, which the report shows, is without the study's note: the report says that once.
+    The PNG, which the report shows, is without the study's note: the report says that once. Where nothing is drawn, it
+    holds the reason as `NOTHING`, and the report says that in place of the figure.
     """
     stem = Path(stem)
+    png = {NOTHING: _said[figure]} if figure in _said else {}
     with mpl.style.context(STYLE, after_reset=True):
-        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", png)):
             # not with_suffix, which would cut a name at its last dot
             with (
                 atomic_path(stem.with_name(f"{stem.name}.{kind}")) as tmp,
@@ -121,11 +124,15 @@ def image_grid(rows: int, columns: int, beside: float = 0.0, above: float = 0.4)
 def say(text: str, note: str) -> Figure:
     """A figure that says in words why there is nothing to draw."""
     figure = new_figure(1.0)
+    _said[figure] = text
     axes = figure.subplots()
     axes.set_axis_off()
     axes.text(0.5, 0.5, textwrap.fill(text, LETTERS - 6), ha="center", va="center")
     add_note(figure, note)
     return figure
+
+
+_said: WeakKeyDictionary[Figure, str] = WeakKeyDictionary()  # of each figure without anything drawn: why
 
 
 def add_note(figure: Figure, *lines: str) -> None:

@@ -43,12 +43,12 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
         spec: see `viny.study.specs.figures_spec`.
         trained: number of trainings of each stage.
         images: number of images that each intermediate task learns from.
-        tested: number of test images, in words.
+        tested: the test images, in words.
     """
     grid, about = spec["grid"], spec["pipeline"]
     sizes, labels = sorted(grid["pretrain_sizes"]), sorted(grid["finetune_sizes"])
     tasks = [task for task in grid["intermediates"] if task in images]  # a study's first arm may leave some out
-    data = [f"labelled: {labels[-1]:,} {SOURCES[about['segmentation']['source']]}, and {tested} for tests"]
+    data = [f"labelled: {labels[-1]:,} {SOURCES[about['segmentation']['source']]}, and {tested}"]
     found = []
     if sizes[-1]:
         data.insert(0, f"unlabelled: {sizes[-1]:,} {SOURCES[about['pretrain']['source']]}")
@@ -68,7 +68,7 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
         f"{_counted(trained['finetune'], 'training')}: every cell with {_counted(len(grid['seeds']), 'seed')}",
     ]
     found.append(Step("Fine-tuning", lines))
-    found.append(Step("Evaluation", [f"mIoU of {_counted(trained['finetune'], 'model')} on {tested} test images"]))
+    found.append(Step("Evaluation", [f"mIoU of {_counted(trained['finetune'], 'model')} on {tested}"]))
     return [Step("Data", data), *found]
 
 

@@ -54,7 +54,8 @@ def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> F
             kit.bars(axes, x, line, label=f"{size}", **styles[size])
         for name, line in _reference_lines(references).items():
             axes.plot(line["finetune_size"], 100 * line["mean"], **REFERENCES[name], zorder=1, label="_reference")
-        axes.set_title(kit.task_title(task))
+        if tasks != ["none"]:
+            axes.set_title(kit.task_title(task))
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")

@@ -97,6 +97,10 @@ class Simulation:
             found = found * (labels[:, None] == labels)
         return found
 
+    def drawn(self, pictures: int) -> int:
+        """How many are drawn where there are so many test images: they, or their groups."""
+        return round(pictures / self.truth.of_each)
+
     def values(self, seeds: int, pictures: int) -> np.ndarray:
         """mIoU [M, S, C] of every study."""
         of_seeds, of_both, of_images = self._roots
@@ -111,8 +115,9 @@ class Simulation:
         images = np.einsum("qc,cd,qd->q", rows, self.covariance(pictures), rows, optimize=True)
         variance = values.var(1, ddof=1) / seeds if seeds > 1 else np.full((self.studies, len(rows)), np.nan)
         found = np.full((self.studies, len(asked)), "undecided")
+        drawn = np.array(self.drawn(pictures))
         for at in families(asked):
-            means = estimates(values[..., at].mean(1), variance[:, at], images[at], np.array(seeds), np.array(pictures))
+            means = estimates(values[..., at].mean(1), variance[:, at], images[at], np.array(seeds), drawn)
             found[:, at] = verdicts_of(means, margin)[1]
         return found
 

@@ -45,6 +45,7 @@ class Truth:
         of_both: noise of one test image that differs from seed to seed.
         about_seeds, about_images: where the noise is from, in words.
         stated: whether mIoU is that of no study, so that nothing is known but the effects.
+        of_each: test images in a group, where groups are drawn; 1 where images are.
     """
 
     said: str
@@ -61,11 +62,26 @@ class Truth:
     about_seeds: str = ""
     about_images: str = ""
     stated: bool = False
+    of_each: float = 1.0
 
     def seed_covariance(self, keys: Sequence[Key]) -> np.ndarray:
         """[C, C], over seeds, of any cells."""
         scale = 2.0 ** (self.slope * (np.log2([labels for _, _, labels in keys]) - self.centre))
         return self.of_seeds.covariance(keys) * np.outer(scale, scale)
+
+    def in_groups(self, of_each: float) -> Truth:
+        """The same for test images that are drawn in groups of so many, where that is not known: alike in a group."""
+        if of_each <= 1 or self.of_each > 1:
+            return self
+        return replace(
+            self,
+            of_images=self.of_images.scaled(of_each),
+            of_both=self.of_both.scaled(of_each),
+            pictures=self.pictures * of_each,  # what is known of the means stays as sure
+            about_images=f"{self.about_images}; taken {of_each**0.5:.1f} times as large, as if the images of a group, "
+            f"{of_each:.3g} on average, were alike",
+            of_each=of_each,
+        )
 
     def with_noise(self, noise: float | None, image_noise: float | None) -> Truth:
         """The same with a stated noise, shared among the cells as before or, if there was none, as measured.
@@ -199,7 +215,7 @@ def from_runs(runs: Runs, said: str) -> Truth:
         about_seeds = f"{100 * np.sqrt(of_seeds.variance):.2f} points a cell, of {counted(seeds, 'seed')}"
     return Truth(
         said, keys, mean, float(here.sum(0).mean()), pictures, of_seeds, df, of_images, of_both, slope, centre,
-        about_seeds, about_images,
+        about_seeds, about_images, of_each=runs.of_each,
     )  # fmt: skip
 
 

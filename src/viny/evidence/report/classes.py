@@ -14,7 +14,8 @@ OF_CLASS = "iou_"  # how the columns of a class's IoU begin
 
 
 def class_table(frame: pd.DataFrame, best: Sequence[Any]) -> dict[str, Any]:
-    """The table in the template's form: names of columns, and a row for each class that the masks declare.
+    """The table in the template's form: names of columns, a row for each class that the masks declare, and how many
+    seeds means are over.
 
     A class without IoU is there too, with the reason.
 
@@ -37,17 +38,17 @@ def class_table(frame: pd.DataFrame, best: Sequence[Any]) -> dict[str, Any]:
     first = rows[cells[0]]
     # The weakest first; a class without IoU last.
     shown.sort(key=lambda row: first[f"{OF_CLASS}{row['name']}"].mean())
-    return {"columns": [_title(cell, cell == tuple(best)) for cell in cells], "rows": shown}
+    columns = [_title(cell, cell == tuple(best)) for cell in cells]
+    return {"columns": columns, "rows": shown, "seeds": max(map(len, rows.values()))}
 
 
 def _seeds(values: pd.Series) -> dict[str, str] | str:
-    """The mean over seeds, and the lowest and highest of them."""
+    """The mean over seeds, and the lowest and highest of several."""
     if values.empty:
         return "not defined"
-    several = len(values) > 1
     return {
         "mean": percent(values.mean()),
-        "span": f"{percent(values.min())} to {percent(values.max())}" if several else "one seed",
+        "span": f"{percent(values.min())} to {percent(values.max())}" if len(values) > 1 else "",
     }
 
 

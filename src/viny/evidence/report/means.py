@@ -20,7 +20,7 @@ from viny.study.layout import chain, metrics_file
 
 # The intervals to choose from, by the key of their column in `means`.
 INTERVALS = {
-    "both": "95 %, over seeds and test images",
+    "both": "95 %, over seeds and {drawn}",
     "seeds": "95 %, over seeds alone",
     "error": "standard error over seeds",
 }
@@ -51,11 +51,12 @@ def means(runs: Runs, by: Sequence[str] = GROUP) -> pd.DataFrame:
 def miou_table(runs: Runs) -> dict[str, Any]:
     """The table in the template's form: `labels`, `rows`, and `intervals` to choose from.
 
-    A row is a kind of pre-training and a task; its cells are None where the study has none.
+    A row is a kind of pre-training and a task, if there is any; its cells are None where the study has none.
     """
+    without = "no task" if any(key[1] != "none" for key in runs.keys) else ""
 
     def title(size: int, task: str) -> dict[str, str]:
-        return {"start": f"{size:,} images" if size else "random start", "task": "no task" if task == "none" else task}
+        return {"start": f"{size:,} images" if size else "random start", "task": without if task == "none" else task}
 
     return _table(runs, means(runs), GROUP, title, lambda key, seed: Cell(*key, seed))
 
@@ -97,15 +98,17 @@ def _table(
     more: Mapping[Any, Sequence[tuple[str, str]]] | None = None,
 ) -> dict[str, Any]:
     labels = sorted(table["finetune_size"].unique())
+    # With one seed there is none to choose from.
+    intervals = {name: text.format(drawn=runs.drawn) for name, text in INTERVALS.items() if table["n"].max() > 1}
     rows = []
     for key, mine in table.groupby([*by[:-1]], sort=False):
         cells = {row["finetune_size"]: row for row in mine.to_dict("records")}
-        shown = [_cell(cells[n], runs, (*key, n), cell, more or {}) if n in cells else None for n in labels]
+        shown = [_cell(cells[n], runs, (*key, n), cell, more or {}, intervals) if n in cells else None for n in labels]
         rows.append(title(*key) | {"cells": shown})
     return {
         "labels": [f"{n:,}" for n in labels],
         "rows": rows,
-        "intervals": INTERVALS,
+        "intervals": intervals,
         "images": bool(table["images"].all()),
     }
 
@@ -116,6 +119,7 @@ def _cell(
     key: Any,
     cell: Callable[[Any, int], Cell],
     more: Mapping[Any, Sequence[tuple[str, str]]],
+    intervals: Iterable[str],
 ) -> dict[str, Any]:
     """A mean with what is shown on demand: its intervals, and each seed with links from the study's folder."""
     seeds = []
@@ -127,7 +131,7 @@ def _cell(
             seeds.append({"seed": seed, "value": percent(value, 2)} | {k: quote(v) for k, v in links.items()})
     return {
         "mean": percent(row["mean"]),
-        "intervals": {name: _interval(row, name) for name in INTERVALS},
+        "intervals": {name: _interval(row, name) for name in intervals},
         "more": more.get(key, ()),
         "seeds": seeds,
     }
@@ -135,6 +139,9 @@ def _cell(
 
 def _interval(row: dict[str, Any], name: str) -> str:
     low, high = row[f"low_{name}"], row[f"high_{name}"]
-    if pd.isna(low):
-        return "one seed"
-    return f"±{percent((high - low) / 2, 2)}" if name == "error" else f"{percent(low)} to {percent(high)}"
+    return f"±{percent((high - low) / 2, 2)}" if name == "error" and not pd.isna(low) else ends(low, high)
+
+
+def ends(low: float, high: float) -> str:
+    """An interval of fractions in percent, or why there is none."""
+    return "one seed" if pd.isna(low) else f"{percent(low)} to {percent(high)}"

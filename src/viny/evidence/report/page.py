@@ -1,4 +1,5 @@
-"""A study's report on one page: the advice in short, mIoU, IoU by class, warnings, next steps; then all else, folded.
+"""A study's report on one page: the advice in short, mIoU as a figure and as a table, IoU by class, warnings, next
+steps; then all else, folded.
 
 It is made from the study's tables, metrics and figures and embeds its pictures, so that it can be sent as one file. It
 runs no script: what is shown on demand is HTML's popovers and CSS.
@@ -19,11 +20,12 @@ from PIL import Image
 
 from viny.evidence.advice.advice import Advice, Item
 from viny.evidence.advice.adviser import advise, sources
+from viny.evidence.figures import NOTHING
 from viny.evidence.paper.words import AGAINST, IN_FAVOUR, estimate_in_words
 from viny.evidence.report import CAPTIONS
 from viny.evidence.report.arms import arms_answer, cell_words
 from viny.evidence.report.classes import class_table
-from viny.evidence.report.means import arms_table, miou_table
+from viny.evidence.report.means import arms_table, ends, miou_table
 from viny.evidence.report.words import capitalised, code, counted, images_of, listed, percent, words
 from viny.evidence.statistics.arm_pages import held_out_words
 from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
@@ -33,12 +35,14 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import ARM, GROUP, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
+from viny.runtime.units import tested_words
 from viny.study.arms import settings_of
 from viny.study.grid import arms, base_cells, cells, has_arms
 from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metrics_file, summarised, trainings
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
+RETURNS = "Labels and pre-training"
 TASKS = "The intermediate task"
 GEOMETRY = "The geometry of the patch tokens"
 # The figures of each section in reading order, each with what a reader who does not see it is told.
@@ -46,8 +50,9 @@ PICTURES = {
     "What was run": {
         "pipeline": "Boxes from the data over pre-training and tasks to evaluation, with images and epochs.",
     },
-    "Labels and pre-training": {
-        "miou_curves": "Lines of mIoU against labels, one for each pre-training; the means are in the table above.",
+    RETURNS: {
+        "miou_curves": "Lines of mIoU against labels, one for each pre-training, and grey ones for simple models; the "
+        "table of mIoU has the means.",
         "returns": "Left, curves of mIoU against labels; right, the gain of each doubling of the labels.",
         "transfer": "Labels that a random start needs for the same mIoU, against those used.",
     },
@@ -68,7 +73,7 @@ PICTURES = {
         "reconstructions": "Rows of a test image, its unmasked patches, and what the model paints into the rest.",
     },
 }
-ARMS = {"arms": "Lines of mIoU against labels, one for each arm; the means are in the table above."}
+ARMS = {"arms": "Lines of mIoU against labels, one for each arm; the table of mIoU has the means."}
 HELD_OUT = {
     "held_out": "Left, the loss on held-out images against epochs; right, its last value against the gain in mIoU.",
 }
@@ -104,6 +109,7 @@ class Section:
     tables: list[dict[str, Any]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) -> None:
@@ -126,6 +132,8 @@ def write_page(spec: Mapping[str, Any], *, root: Path, out: Path, record: Path) 
     environment.filters |= {"words": words, "code": code}
     text = environment.get_template("page.html.j2").render(
         study=spec["study"],
+        drawn=page.runs.drawn,
+        lead=page.lead(),
         setting=page.setting(),
         note=spec["note"],
         arms=page.arms(),
@@ -156,10 +164,6 @@ def table(frame: pd.DataFrame, kind: str = "") -> dict[str, Any]:
     columns = [{"name": name, "number": pd.api.types.is_numeric_dtype(frame[name])} for name in frame]
     rows = [["" if pd.isna(value) else words(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": columns, "rows": rows, "kind": kind}
-
-
-def _ends(row: Mapping[str, Any]) -> str:
-    return "one seed" if pd.isna(row["low"]) else f"{percent(row['low'])} to {percent(row['high'])}"
 
 
 class _Page:
@@ -230,7 +234,7 @@ class _Page:
         for _, mine in table.groupby("reference", sort=False):
             by_labels = {row["finetune_size"]: row for row in mine.to_dict("records")}
             shown = [by_labels.get(n) for n in labels]
-            cells = [row and {"mean": percent(row["mean"]), "interval": _ends(row)} for row in shown]
+            cells = [row and {"mean": percent(row["mean"]), "interval": ends(row["low"], row["high"])} for row in shown]
             rows.append({"name": capitalised(mine["name"].iloc[0]), "cells": cells})
         return rows
 
@@ -239,18 +243,15 @@ class _Page:
         if not self.several:
             return None
         told = arms_answer(self._read("arm_decisions"), self.arm_words)
-        sections = [Section("Every arm", figures=self._figures(ARMS))]
-        if told["bought"]:
-            sections.append(Section("Images or steps", told["bought"]))
-        sections += self._held_out()
-        return told | {"sections": sections}
+        sections = [Section("Images or steps", told["bought"])] if told["bought"] else []
+        return told | {"sections": sections + self._held_out()}
 
     def _held_out(self) -> list[Section]:
         """The loss of pre-training on held-out images, where the study has it."""
         if not held_out_curves(self.spec):
             return []
         lines = held_out_words(self._read("held_out"), self.arm_words)
-        return [Section("The loss on held-out images", lines, figures=self._figures(HELD_OUT))]
+        return [Section("The loss on held-out images", lines, **self._figures(HELD_OUT))]
 
     def _json(self, path: Path, what: str) -> Any:
         self.record.reads(path)
@@ -268,9 +269,19 @@ class _Page:
         except (ValueError, KeyError, OverflowError) as error:
             raise InputError(f"{path}: not the table that the workflow writes ({error}); {AGAIN}") from error
 
-    def _figures(self, alts: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Figures in the template's form, of those names that the study has, with what they show."""
-        return [self._figure(name, alt) for name, alt in alts.items() if self._path(name).is_file()]
+    def lead(self) -> dict[str, Any] | None:
+        """The figure that stands before all tables; None if the study has none, or it shows nothing."""
+        alts = ARMS if self.several else {"miou_curves": PICTURES[RETURNS]["miou_curves"]}
+        return next(iter(self._figures(alts)["figures"]), None)
+
+    def _figures(self, alts: Mapping[str, str]) -> dict[str, list[Any]]:
+        """Of those names that the study has, with what they show: `figures` in the template's form, and what of those
+        that show nothing is told, `left_out`."""
+        every = [self._figure(name, alt) for name, alt in alts.items() if self._path(name).is_file()]
+        return {
+            "figures": [figure for figure in every if not figure["nothing"]],
+            "left_out": [f"Figure {one['name']} is left out. {one['nothing']}" for one in every if one["nothing"]],
+        }
 
     def _path(self, figure: str) -> Path:
         return self.root / "figures" / f"{figure}.png"
@@ -281,11 +292,13 @@ class _Page:
         try:
             with Image.open(path, formats=["PNG"]) as picture:
                 (width, height), (dpi, _) = picture.size, picture.info["dpi"]
+                nothing = picture.info.get(NOTHING, "")
         except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not a figure that the workflow draws ({error}); {AGAIN}") from error
         caption = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip()
         return {
             "name": name,
+            "nothing": nothing,
             "data": base64.b64encode(path.read_bytes()).decode(),
             "alt": alt,
             "pdf": FIGURE.format(name=name, kind="pdf"),
@@ -318,8 +331,8 @@ class _Page:
         first, parameters = found[-1], sorted({one["parameters"] for one in found})
         tested = (
             f"{counted(len(self.cells), 'model')} of {listed(parameters)} parameters at "
-            f"{self.spec['model']['image_size']} px, tested on {first['test_images']:,} images; protocol "
-            f"{self.spec['protocol']}."
+            f"{self.spec['model']['image_size']} px, tested on "
+            f"{tested_words([first['test_images']], self.runs.groups)}; protocol {self.spec['protocol']}."
         )
         return [tested, *absent_words(self.metrics)]
 
@@ -336,23 +349,31 @@ class _Page:
 
     def _goes_with_harm(self) -> list[str]:
         """Which changes of the patch tokens go with a task's effect; nothing for a study without tasks or geometry."""
-        if not (self.root / "tables" / "harm_correlation.csv").is_file():
+        if not self._has_tasks or not (self.root / "tables" / "harm_correlation.csv").is_file():
             return []
         return [harm_sentence(self._read("harm_correlation"))]
+
+    @property
+    def _has_tasks(self) -> bool:
+        return self.spec["grid"]["intermediates"] != ["none"]
 
     def sections(self) -> list[Section]:
         """Figures and tables in reading order; a section with neither is left out."""
         found = [
-            Section(heading, self._goes_with_harm() if heading == GEOMETRY else [], figures=self._figures(alts))
+            Section(
+                heading,
+                self._goes_with_harm() if heading == GEOMETRY else [],
+                **self._figures({name: alt for name, alt in alts.items() if self.several or name != "miou_curves"}),
+            )
             for heading, alts in PICTURES.items()
-            if heading != TASKS or self.spec["grid"]["intermediates"] != ["none"]
+            if heading != TASKS or self._has_tasks
         ]
         if self.spec["segmentation"]["source"] != "folder":  # own data cannot be compared with the paper
             found.append(self._scorecard())
         if not self.several:
             found[2:2] = self._held_out()  # after labels and pre-training
         found += [self._cost(), self._training(), self._files()]
-        return [section for section in found if section.figures or section.tables or section.files]
+        return [one for one in found if one.figures or one.tables or one.files or one.left_out]
 
     def _files(self) -> Section:
         """The files behind the page, from the study's folder."""
@@ -387,7 +408,7 @@ class _Page:
             }
         )
         line = "Sums of the trainings' own time; those that ran beside each other count each for itself."
-        return Section("Cost", [line, *self._next_steps()], [table(shown)], self._figures(COSTS))
+        return Section("Cost", [line, *self._next_steps()], [table(shown)], **self._figures(COSTS))
 
     def _scorecard(self) -> Section:
         """The paper's claims, and how many of its numbers were reproduced."""
@@ -425,7 +446,7 @@ class _Page:
             table(rows.drop(columns="stage").rename(columns={"setting": stage, **names}), "even")
             for stage, rows in stages
         ]
-        return Section("How it was trained", [], tables, self._figures(TRAINING))
+        return Section("How it was trained", [], tables, **self._figures(TRAINING))
 
     def provenance(self) -> list[tuple[str, str]]:
         """Where the results come from: code, versions, machines, time."""

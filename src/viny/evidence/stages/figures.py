@@ -41,6 +41,7 @@ from viny.learning.weights import (
 )
 from viny.runtime.files import read_sealed
 from viny.runtime.seeds import generator
+from viny.runtime.units import tested_words
 from viny.study.grid import Cell, base_cells, failing_pair, reconstructed, references, shown_cells
 from viny.study.layout import (
     chain,
@@ -84,7 +85,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
 
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
-    kit.save(pipeline.pipeline(_steps(spec, root, frame), note), drawn / "pipeline")
+    kit.save(pipeline.pipeline(_steps(spec, root, frame, runs.groups), note), drawn / "pipeline")
     others = crossed(reference_scores(spec, root)[0]) if references(spec) else None
     kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
@@ -100,7 +101,7 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary.write(record, [out / made for made in summarised("figures", spec)], threads)
 
 
-def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame) -> list[pipeline.Step]:
+def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame, groups: int) -> list[pipeline.Step]:
     """The study's pipeline in numbers."""
     trained = trainings(base_cells(spec))
     counts = Counter(training.stage for training in trained)
@@ -109,8 +110,7 @@ def _steps(spec: Mapping[str, Any], root: Path, frame: pd.DataFrame) -> list[pip
         task: int(read_sealed(training.file(root, "record"), "a weights record")["images"])
         for task, training in learnt.items()
     }
-    tested = " or ".join(f"{count:,}" for count in sorted(frame["test_images"].unique()))
-    return pipeline.steps(spec, counts, images, tested)
+    return pipeline.steps(spec, counts, images, tested_words(frame["test_images"], groups))
 
 
 @dataclass(frozen=True)

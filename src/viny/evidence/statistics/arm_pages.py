@@ -85,7 +85,7 @@ def write_arms(
     about = dict(frame.iloc[0][["study", "protocol", "note"]])
     write_csv(table.assign(**about), out_dir / "arms.csv")
     write_csv(decisions.assign(**about), out_dir / "arm_decisions.csv")
-    parts = [f"# Arms\n\n{about_numbers(frame)}\n"]
+    parts = [f"# Arms\n\n{about_numbers(frame, groups=runs.groups)}\n"]
     for kind, heading in HEADINGS.items():
         mine = decisions[decisions["kind"] == kind] if kind else decisions[~decisions["kind"].isin([BEST, BOUGHT])]
         if len(mine):
@@ -175,7 +175,8 @@ def write_held_out(
     )[["arm", "finetune_size", "last", "gain", "n"]]
     shown = shown.rename(columns={"arm": "Arm", "finetune_size": "Labels", "last": "Last held-out loss", "n": "Runs"})
     shown = shown.rename(columns={"gain": "Gain"})
-    text = f"# The loss on held-out images\n\n{about_numbers(frame)}\n\n{lines}\n{_GAINS}\n\n{to_markdown(shown)}"
+    about = about_numbers(frame, groups=runs.groups)
+    text = f"# The loss on held-out images\n\n{about}\n\n{lines}\n{_GAINS}\n\n{to_markdown(shown)}"
     write_text(out_dir / "held_out.md", text)
     return gains
 

@@ -132,6 +132,16 @@ class Runs:
     pictures: int = 0
     of_each: float = 1.0
 
+    @property
+    def groups(self) -> int:
+        """How many groups the test images, the same in all cells, are of; 0 in a study without groups."""
+        return 0 if self.moved is None or self.of_each == 1 else self.moved.shape[-1]
+
+    @property
+    def drawn(self) -> str:
+        """What the test is a sample of, in words."""
+        return "groups of test images" if self.groups else "test images"
+
     @cached_property
     def place(self) -> dict[Hashable, int]:
         """The column of each cell."""

@@ -59,7 +59,7 @@ def write_statistics(
         "transfer": transfer(runs, decisions=decisions),
         "costs": costs(frame, chain) if chain is not None else pd.DataFrame(columns=COSTS),
     }
-    about = dict(frame.iloc[0][["study", "protocol", "note"]])
+    about, heading = dict(frame.iloc[0][["study", "protocol", "note"]]), about_numbers(frame, groups=runs.groups)
     for name, table in tables.items():
         write_csv(table.assign(**about), Path(out_dir) / f"{name}.csv")
     pages = {
@@ -70,7 +70,7 @@ def write_statistics(
         "next_steps": _steps_page(None if chain is None else next_step(frame, runs, chain, decisions)),
     }
     for name, (title, words, body) in pages.items():
-        write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{about_numbers(frame)}\n\n{words}\n\n{body}")
+        write_text(Path(out_dir) / f"{name}.md", f"# {title}\n\n{heading}\n\n{words}\n\n{body}")
     return tables
 
 

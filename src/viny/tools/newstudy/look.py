@@ -91,6 +91,7 @@ class Inspection:
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
         grouped: images for the test in whole groups; 0 without groups, or if a split is given.
+        groups: of the test images; 0 without groups.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
         values, coding, looked: of the masks looked at.
@@ -107,6 +108,7 @@ class Inspection:
     train: int
     test: int
     grouped: int
+    groups: int
     shapes: np.ndarray
     model: dict[str, int]
     values: Values
@@ -213,7 +215,7 @@ def inspect(wanted: Request) -> Inspection:
             lost += of_task.pairs
         notes += [f"{name}, of {len(shown.images)} looked at: {line}" for line in said(decide(shown).about)]
     train, test = parts.count(TRAIN) - bad, parts.count(TEST)
-    grouped = 0
+    grouped = tested_groups = 0
     if wanted.group is None:
         sequences = None if split else find_sequences(pairs.names, pairs.images)
         decided = sequences and sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
@@ -226,9 +228,10 @@ def inspect(wanted: Request) -> Inspection:
     if wanted.group:
         groups = Groups.read(pairs.names, wanted.group)
         groups.check(wanted.group)
+        divided = parts if split else groups.parts(held_out_of(train), SPLIT_SEED)
+        tested_groups = len(groups.within(divided, TEST))
         if not split:
-            divided = groups.parts(held_out_of(train), SPLIT_SEED)
-            grouped, tested_groups = divided.count(TEST), len(groups.within(divided, TEST))
+            grouped = divided.count(TEST)
             notes.append(
                 f"{groups.said()}; {tested_groups} are for the test, with {grouped} images: intervals are over groups, "
                 "not images"
@@ -239,6 +242,7 @@ def inspect(wanted: Request) -> Inspection:
         train=train,
         test=test,
         grouped=grouped,
+        groups=tested_groups,
         shapes=shapes,
         model=model,
         values=values,

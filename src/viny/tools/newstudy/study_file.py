@@ -223,9 +223,8 @@ def images_of(found: Inspection) -> Images:
     held_out = {name: packed[name] - trained[name] for name in trained}
     unlabelled = {"pretrain": found.unlabelled - found.bad_unlabelled or None}
     given = (found.train, found.test) if found.test else None
-    return Images(
-        {**unlabelled, "segmentation": found.pairs, **packed}, unlabelled, trained, held_out, room, tested, given
-    )
+    packed |= {**unlabelled, "segmentation": found.pairs}
+    return Images(packed, unlabelled, trained, held_out, room, tested, given, groups=found.groups)
 
 
 def write(found: Inspection, study: Path, sheet: Path, text: str) -> None:

@@ -78,7 +78,7 @@ def claim_chances(
         values, covariance = made.values(seeds, tests), made.covariance(tests)
         said = made.verdicts(asked, seeds, tests, margin)
         found = [
-            _found(_cells(made.keys, values[m], covariance, tests, _decided(asked, said[m]), like))
+            _found(_cells(made.keys, values[m], covariance, made.drawn(tests), _decided(asked, said[m]), like))
             for m in tqdm(range(studies), f"claims, {seeds} seeds", leave=False, disable=None, delay=2)
         ]
         for key, row in rows.items():

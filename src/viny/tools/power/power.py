@@ -15,7 +15,7 @@ from viny.evidence.power.truth import Truth, from_paper, from_study, stand_ins, 
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
-from viny.runtime.units import duration
+from viny.runtime.units import duration, tested_words
 from viny.study.arms import base_alone
 from viny.study.grid import Arm, arms, cells, has_arms
 from viny.study.inventory import Images, count_images
@@ -74,6 +74,7 @@ def power(
         raise InputError(f"--seeds {max(wanted_seeds)}: expected at most {MOST}")
     keys = _keys(config)
     truth = from_paper() if like is None else from_study(like)
+    truth = truth.in_groups(images.tested / images.groups if images.groups else 1)
     truth = truth if effect is None else stated(truth, keys, effect / 100)
     truth = truth.with_noise(*(None if one is None else one / 100 for one in (noise, image_noise)))
     stand_in = stand_ins(truth, config["intermediate"])
@@ -107,7 +108,7 @@ def power(
     claims = [] if truth.stated else claim_chances(made, config, grids, MARGIN)
     return {
         "study": config["study"],
-        "own": {"seeds": own, "test_images": images.tested},
+        "own": {"seeds": own, "test_images": images.tested, "test_groups": images.groups},
         "truth": truth.said,
         "studies": STUDIES,
         "margin": MARGIN,
@@ -224,7 +225,8 @@ def _notes(
 def show(found: Mapping[str, Any]) -> None:
     """Print what `power` returns as tables."""
     out, own, grids = console(), found["own"], found["grids"]
-    here = f"{counted(own['seeds'], 'seed')}, {own['test_images']:,} test images"
+    tested = tested_words([own["test_images"]], own["test_groups"])
+    here = f"{counted(own['seeds'], 'seed')}, {tested}"
     out.print(f"{found['study']}: {here}. Truth: {found['truth']}.\n")
     out.print("Chance in percent that a question is decided, in brackets that it is decided wrongly:")
     by_tests: dict[int, list[int]] = {}
