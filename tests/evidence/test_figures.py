@@ -262,7 +262,8 @@ def test_the_pipeline_says_what_is_trained_on_what() -> None:
             "finetune": {"epochs": 7},
         },
     }  # fmt: skip
-    steps = pipeline.steps(spec, {"pretrain": 4, "intermediate": 6, "finetune": 24}, {"scenes": 80}, "1,000")
+    trained = {"pretrain": 4, "intermediate": 6, "finetune": 24}
+    steps = pipeline.steps(spec, trained, {"scenes": 80}, "1,000 test images")
     assert [step.optional for step in steps] == [False, True, True, False, False]
     said = words(pipeline.pipeline(steps, NOTE))
     for part in (
@@ -272,7 +273,7 @@ def test_the_pipeline_says_what_is_trained_on_what() -> None:
     ):  # fmt: skip
         assert part in said, part
     spec["grid"] |= {"pretrain_sizes": [0], "intermediates": ["none"]}
-    steps = pipeline.steps(spec, {"finetune": 4}, {}, "1,000")
+    steps = pipeline.steps(spec, {"finetune": 4}, {}, "1,000 test images")
     assert [step.heading for step in steps] == ["Data", "Fine-tuning", "Evaluation"]
 
 

@@ -139,7 +139,7 @@ def test_commands_for_people_work_on_it(project: Path, tmp_path: Path) -> None:
         "segmentation: 20 masks have a palette; its indices are their values",
         "places: mine/places: 24 images of 3 classes: place 0, place 1, place 2; 18 for training, 6 held out",
         "segmentation.fit: pad, but places stretch: an encoder learns on other shapes than it is tuned for",
-        "own: 4 cells, protocol sound; no faults found",
+        f"own: 4 cells, {len(lists['test'])} test images, protocol sound; no faults found",
     ]
     plan = json.loads(viny(project, "plan", "own.yaml", "--rate", "100", "--json").stdout)
     assert plan["cells"] == 4
