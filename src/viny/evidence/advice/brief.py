@@ -89,11 +89,13 @@ def _weakest(best: Best) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """A text of so many words at most, cut where a part of it ends if one does in its second half."""
+    """A text of so many words at most, cut outside brackets, where a part ends if one ends in its second half."""
     words = text.split()
     if len(words) <= most or "`" in text:
         return text
     kept = words[: most - 1]
+    while len(kept) > 1 and (said := " ".join(kept)).count("(") > said.count(")"):
+        kept.pop()
     ends = [at for at, word in enumerate(kept, 1) if word[-1] in ",;:" and 2 * at > len(kept)]
     return f"{' '.join(kept[: ends[-1]]).rstrip(',;:') if ends else ' '.join(kept)} ..."
 

@@ -170,7 +170,9 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
         return seeds, Item(text, {"question": name, "seeds": seeds})
     data: dict[str, Any] = {"question": name, "half_width": half, "half_width_images": images}
     if effect.lacks == "images":
-        text = f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the test images. It takes "
+        text = (
+            f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the {facts.runs.drawn}. It takes "
+        )
         text += "more of those, not more seeds."
         return None, Item(text, data | {"goal": goal, "seeds": None})
     text = f"{name}: ±{bare(half)} points with {counted(effect.n, 'seed')}"
@@ -189,7 +191,7 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     if seeds is None:
         text += " Seeds are not the way: take this width, or train so that the effect is larger."
     if images > facts.target / 100:
-        text += f" The draw of the test images is another ±{bare(images)}: more of those too."
+        text += f" The draw of the {facts.runs.drawn} is another ±{bare(images)}: more of those too."
     data |= {"goal": goal, "seeds": seeds, "seeds_low": ends[0], "seeds_high": ends[1]}
     return seeds, Item(text, data | {"spread_low": low, "spread_high": high})
 

@@ -193,17 +193,17 @@ def write_references(
     frame: pd.DataFrame,
     cells: Mapping[tuple[int, Hashable], Score],
     scores: Mapping[tuple[int, Key], Score],
-    about: Mapping[Key, Any],
+    models: Mapping[Key, Any],
     out_dir: Path,
 ) -> pd.DataFrame:
     """Write references.csv and references.md; returns what `references_table` does.
 
     Args:
         frame: what `tables.read_metrics` returns of the cells.
-        cells, scores, about: see `references_table`.
+        cells, scores, models: see `references_table`, of which models is `about`.
         out_dir: folder for the tables; made if missing.
     """
-    table = references_table(cells, scores, about)
+    table = references_table(cells, scores, models)
     write_csv(table.assign(**dict(frame.iloc[0][["study", "protocol", "note"]])), out_dir / "references.csv")
     rows = [
         {
@@ -219,7 +219,8 @@ def write_references(
     ]
     lines = "".join(f"- {markdown(sentence)}\n" for sentence in reversed(table["sentence"].tolist()))
     body = to_markdown(pd.DataFrame(rows)) if rows else ""
-    text = f"# Should one use this model at all?\n\n{about_numbers(frame)}\n\n{lines}\n{_WORDS}\n\n{body}"
+    about = about_numbers(frame, groups=crossed(cells).groups)
+    text = f"# Should one use this model at all?\n\n{about}\n\n{lines}\n{_WORDS}\n\n{body}"
     write_text(out_dir / "references.md", text)
     return table
 
