@@ -532,7 +532,10 @@ def test_hours_beside_other_work_are_said(tmp_path: Path, tiny: dict[str, Any], 
     planned = stated(tiny, tmp_path)
     planned["wall_clock"]["hours"] = 0.15
     show(planned)
-    assert ": 9 min for all.\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ": 9 min for all.\n" in said
+    counts = re.findall(r"^(\S+|in all) +(\d+) +0 +\d+ ", said, re.MULTILINE)  # a row each
+    assert counts[-2] == ("summaries", "7") and counts[-1] == ("in all", str(sum(int(n) for _, n in counts[:-1])))
     show({**planned, "share_of_cores": 0.5})
     assert ": 9 min for all (18 min with the other work that runs now).\n" in capsys.readouterr().out
 

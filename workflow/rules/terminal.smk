@@ -7,8 +7,10 @@ import time
 
 def title(rule, logs):
     """A job as `viny status` calls it, by its log's place; its rule if it has none."""
-    named = [Path(log).relative_to(ROOT, "logs").with_suffix("").as_posix() for log in logs]
-    return named[0].replace("/", " ", 1) if named else rule
+    if not logs:
+        return rule
+    stage, *name = Path(logs[0]).relative_to(Path(ROOT, "logs")).with_suffix("").parts
+    return f"{stage} {Path(*name)}" if name else stage
 
 
 def stop_of(logs):

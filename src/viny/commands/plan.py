@@ -14,7 +14,7 @@ def add(people: People) -> None:
     p = people.command(
         "plan",
         run,
-        "Forecast a study: jobs, image passes, FLOP, disk, memory and hours, and what more would add.",
+        "Forecast a study: jobs, image passes, disk, memory and hours, and what more would add.",
         "viny plan studies/mini.yaml    # measures for 30 seconds, as many jobs side by side as will run",
         "viny plan studies/paper.yaml --rate 1400 --gpus 4 --cores 32    # at a stated rate: nothing is measured",
         "viny plan studies/mini.yaml --set data_root=/data --set 'grid.seeds=[0, 1, 2]' --json",

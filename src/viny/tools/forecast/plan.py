@@ -265,9 +265,13 @@ def show(planned: Mapping[str, Any]) -> None:
     """Print what `plan` returns as tables."""
     out, total, wall = console(), planned["total"], planned["wall_clock"]
     out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {total['to_do']} of them to do\n")
-    columns = ["stage", "jobs", "done", "to do", "image passes", "FLOP", "disk", "memory a job"]
+    columns = ["stage", "jobs", "done", "to do", "image passes", "disk", "memory a job"]
     columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
-    rows = [_cells_of(row)[: len(columns)] for row in [*planned["stages"], {"stage": "in all", **total}]]
+    parts = [row for row in planned["stages"] if row["stage"] in SUMMARIES]
+    summaries = {key: sum(row[key] or 0 for row in parts) for key in ("jobs", "done", "to_do", "bytes", *SUMMED)}
+    rows = [row for row in planned["stages"] if row not in parts]
+    rows += [{"stage": "summaries", **summaries}, {"stage": "in all", **total}]
+    rows = [_cells_of(row)[: len(columns)] for row in rows]
     out.print(table(columns, rows))
     where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
     where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
@@ -326,7 +330,7 @@ def _cells_of(row: Mapping[str, Any]) -> list[str]:
     return [
         row["stage"],
         *(str(row[key]) for key in ("jobs", "done", "to_do")),
-        *(short(row[key]) if row[key] else "" for key in ("image_passes", "flop")),
+        short(row["image_passes"]) if row["image_passes"] else "",
         short(row["bytes"], "B"),
         short(1e6 * row["memory_mb"], "B") if row.get("memory_mb") else "",
         *(duration(3600 * one) if one else "" for one in spent),
