@@ -271,7 +271,7 @@ def test_the_worked_example_is_shown_as_its_commands_print_it(
             continue  # needs a study that has run, as benchmarks/worked_example.py has
         printed = {shape(line) for line in said(command, capsys, "--rate", "200")}
         for line in lines:
-            if re.match(r"  [A-Z][^?]+\? ", line):
+            if re.match(r"[A-Z][^?]+\?  |Only time is lacking", line):
                 continue  # with fewer images and at another rate other questions stay open
             assert shape(line) in printed, line
             compared += 1

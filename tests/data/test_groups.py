@@ -272,7 +272,7 @@ def test_frames_are_found_and_split_together(tmp_path: Path, name: str, pattern:
     films(tmp_path, 8, 6, name)
     found = inspect(Request("mine", tmp_path / "images", tmp_path / "masks"))
     assert found.wanted.group == pattern and found.grouped % 6 == 0
-    assert any("neighbours look alike" in note and "--group none" in note for note in found.notes)
+    assert "neighbours look alike" in found.about_groups and "--group none" in found.about_groups
     assert inspect(found.wanted).notes == found.notes  # as with another model, or after questions
     (tmp_path / "mine.yaml").write_text(study_text(found))
     assert main(["check", str(tmp_path / "mine.yaml")]) == 0
@@ -288,7 +288,7 @@ def test_numbered_classes_and_a_cameras_counter_are_no_sequences(tmp_path: Path,
     films(tmp_path, 8, 6, name, alike)
     found = inspect(Request("mine", tmp_path / "images", tmp_path / "masks"))
     assert found.wanted.group == ""
-    assert any("hardly more alike" in note for note in found.notes) != alike
+    assert ("hardly more alike" in found.about_groups) != alike
 
 
 def test_tiles_of_a_scan_belong_to_the_scan(tmp_path: Path) -> None:
@@ -302,22 +302,34 @@ def test_tiles_of_a_scan_belong_to_the_scan(tmp_path: Path) -> None:
     assert set(Groups.read([path.name for path in paths], TILED).of) == {f"scan{letter}_x" for letter in "abcd"}
 
 
-def test_groups_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_asked_about_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     films(tmp_path, 8, 6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    for answer, group in (("", NUMBERED), ("none", None), ("folder", None)):
+    own = "(film[0-9])"
+    for answer, group in (
+        ("", NUMBERED),
+        ("yes", NUMBERED),
+        ("No", None),
+        ("none", None),
+        ("folder", None),
+        (own, own),
+    ):
         asked: list[str] = []
 
         def reply(question: str, asked: list[str] = asked, answer: str = answer) -> str:
             asked.append(question)
             known = "images" if "images that have" in question else "masks" if "their masks" in question else ""
-            if "belong together" not in question:
+            if "Keep each group together" not in question:
                 return known
-            return answer if sum("belong together" in one for one in asked) == 1 else "none"
+            return answer if sum("Keep each group together" in one for one in asked) == 1 else "no"
 
         init({"name": "mine"}, force=True, minutes=20, rate=1000, reply=reply)
-        assert any("belong together" in question and NUMBERED in question for question in asked)
+        text = next(question for question in asked if "Keep each group together" in question)
+        assert "8 groups of 6 (film0, film1, " in text and text.endswith("[yes]: ") and NUMBERED not in text
+        assert "neighbours" not in capsys.readouterr().out  # the question has said it
         assert read_config(Path("studies/mine.yaml"))["segmentation"].get("group") == group
 
 

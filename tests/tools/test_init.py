@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from viny.cli import main
 from viny.data.masks import IGNORE, is_void, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
+from viny.data.survey import Looked
 from viny.runtime.errors import InputError
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
@@ -38,6 +41,7 @@ from viny.tools.newstudy.contact_sheet import contact_sheet
 from viny.tools.newstudy.dialogue import init, study_name
 from viny.tools.newstudy.look import Request, inspect
 from viny.tools.newstudy.study_file import study_text
+from viny.tools.terminal import say
 
 SIDE = 32  # pixels
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -442,12 +446,12 @@ def test_a_list_of_classes_beside_the_masks_is_said_and_offered(
     named = {0: "ground", 4: "road"}
     assert study()["segmentation"]["classes"] != named
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    reply = answers("named", "images", "masks", "", "", "", "", "")  # the last two: the list, and void
+    reply = answers("named", "images", "masks", "", "", "", "", "")  # the last three: the list, void and minutes
     init({}, rate=1000, reply=reply)
     assert any(str(listed.relative_to(tmp_path)) in question for question in reply.asked)
     section = yaml.safe_load((tmp_path / "studies" / "named.yaml").read_text())["segmentation"]
     assert section["classes"] == named and section["ignore"] == [11]
-    init({}, rate=1000, reply=answers("unnamed", "images", "masks", "", "", "", "none", "", "", ""))
+    init({}, rate=1000, reply=answers("unnamed", "images", "masks", "", "", "none", "", "", "", ""))
     capsys.readouterr()
     section = yaml.safe_load((tmp_path / "studies" / "unnamed.yaml").read_text())["segmentation"]
     assert len(section["classes"]) == 3
@@ -625,9 +629,8 @@ def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: P
     made(tmp_path, grey([0, 255]))
     text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     assert "pretrain_sizes: [0]" in text
-    assert (
-        "Is pre-training worth it? No cell is pre-trained" in text and "a task in between help? There is none" in text
-    )
+    assert re.search(r"^# Is pre-training worth it\? +no pre-training +grid.pretrain_sizes: \+n$", text, re.MULTILINE)
+    assert re.search(r"^# Does a task help\? +no task ", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("count", [10, 11, 17, 30, 50, 99, 200, 737, 7349, 123_456])
@@ -755,6 +758,13 @@ def test_unlabelled_files_that_are_no_images_are_left_out_of_the_sizes(tmp_path:
 # At the keyboard
 
 
+class Typed(io.StringIO):
+    """What is typed on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def answers(*said: str) -> Callable[[str], str]:
     left = list(said)
 
@@ -774,8 +784,8 @@ def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
 ) -> None:
     made(tmp_path, grey([0, 255]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    #                name    images masks unlabelled task minutes  value 0  255
-    reply = answers("bad name", "own", "nowhere", "", "", "", "", "huge", "", "ground", "")
+    #                name              images masks unlabelled task value 0  255 minutes
+    reply = answers("bad name", "own", "nowhere", "", "", "", "", "ground", "", "huge", "")
     init({}, reply=reply, rate=100.0)
     config = study("own")
     assert config["segmentation"]["classes"] == {"0": "ground", "255": "object"}
@@ -783,6 +793,18 @@ def test_it_asks_for_what_is_not_given_and_enter_takes_the_default(
     said = capsys.readouterr().out
     assert "no such folder" in said and "expected a number of minutes" in said and "Sized for 20 minutes" in said
     assert all(question.endswith("]: ") for question in reply.asked)
+    order = (
+        "Name of the study",
+        "have masks",
+        "their masks",
+        "without masks",
+        "sub-folder",
+        "mask value 0",
+        "255",
+        "Min",
+    )
+    left = iter(reply.asked)
+    assert all(any(part in question for question in left) for part in order), "in the order that a person thinks"
 
 
 @pytest.mark.parametrize("word", ["ignore", "void", "none", "-"])
@@ -791,12 +813,12 @@ def test_an_answer_can_ignore_a_value_but_not_all_but_one(
 ) -> None:
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    reply = answers("images", "masks", "", "", "", "ground", word, word, "ground", "road", word)
+    reply = answers("images", "masks", "", "", "ground", word, word, "ground", "road", word, "")
     init({"name": "mine"}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["classes"] == {"0": "ground", "4": "road"} and section["ignore"] == [11]
     assert "expected two classes or more" in capsys.readouterr().out
-    assert "or ignore if its pixels have no class" in reply.asked[-1]
+    assert "or ignore if its pixels have no class" in reply.asked[-2]
 
 
 @pytest.mark.parametrize(("answer", "ignored"), [("", [11]), ("rest", [])])
@@ -805,7 +827,7 @@ def test_a_name_for_no_class_is_asked_about(
 ) -> None:
     made(tmp_path, grey([0, 4, 11]), classes=3)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    reply = answers("images", "masks", "", "", "", answer)
+    reply = answers("images", "masks", "", "", answer, "")
     init({"name": "mine", "classes": {0: "ground", 4: "road", 11: "void"}}, rate=1000, reply=reply)
     section = study()["segmentation"]
     assert section["ignore"] == ignored and section["classes"].get("11") == (answer or None)
@@ -814,12 +836,70 @@ def test_a_name_for_no_class_is_asked_about(
 def test_answers_that_end_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, grey([0, 255]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    with pytest.raises(InputError, match="nothing was written"):
+    with pytest.raises(InputError, match="No study was written"):
         init({}, reply=answers("own", "images"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
 
 
-def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_command_to_go_on_asks_only_for_the_rest_wherever_answers_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    if listed:  # without the second value
+        (tmp_path / "classes.csv").write_text("0,ground\n11,void\n")
+    for at in range(4):
+        (tmp_path / f"my kinds/{at % 2}").mkdir(parents=True, exist_ok=True)
+        picture(at).save(tmp_path / f"my kinds/{at % 2}/{at}.jpg")
+    monkeypatch.setattr(sys, "stdin", Typed())
+    names = ["classes.csv", "low road", ""] if listed else ["ground", "low road", "ignore"]
+    whole = ["own", "images", "masks", "none", "my kinds", "none", *names, "30"]
+    init({}, rate=1000, force=True, reply=answers(*whole))
+    wanted = Path("studies/own.yaml").read_text()
+    assert "low road" in wanted and "my_kinds" in wanted and study("own")["segmentation"]["ignore"] == [11]
+    for count in (2, 5, 7, 8, 9):
+        with pytest.raises(InputError, match="To go on with these answers") as caught:
+            init({}, rate=1000, force=True, reply=answers(*whole[:count]))
+        _, asking, *rest = shlex.split(str(caught.value).splitlines()[-1])
+        assert asking == "init" and rest[0] == "--ask"
+        left = whole[count + (count == 5) :]  # whether there is a further task is asked with the first one
+        monkeypatch.setattr(sys, "stdin", typed := Typed("\n".join([*left, ""])))
+        Path("studies/own.yaml").unlink()
+        assert main(["init", *rest]) == 0
+        assert Path("studies/own.yaml").read_text() == wanted and not typed.read(), count
+
+
+def test_a_list_of_classes_that_does_not_fit_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 4, 11]), classes=3)
+    (tmp_path / "classes.csv").write_text("0,ground\n4,road\n12,rider\n")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    reply = answers("images", "masks", "", "", "", "car", "")
+    init({"name": "mine"}, rate=1000, reply=reply)
+    said = capsys.readouterr().out
+    assert "values without a name: 11 (in 12 masks)" in said
+    assert "named, but in none of the 12 masks looked at: 12 'rider'" in said
+    assert [question for question in reply.asked if "mask value 11" in question] == reply.asked[-2:-1]
+    assert study()["segmentation"]["classes"] == {"0": "ground", "4": "road", "12": "rider", "11": "car"}
+
+
+def test_notes_break_at_words_on_a_terminal_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    line = "  note     " + " ".join(f"word-{at} a/path-{at}.png" for at in range(12))
+    say(line, hang=11)
+    assert capsys.readouterr().out == f"{line}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    say(line, hang=11)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert others and all(len(one) <= 60 for one in (first, *others))
+    assert all(re.match(r" {11}\S", one) for one in others)
+    assert " ".join([first, *(one.strip() for one in others)]) == line
+
+
+def test_ctrl_c_on_a_terminal_leaves_nothing_but_the_command_to_go_on(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
     own, terminal = pty.openpty()
     command = [sys.executable, "-m", "viny", "init", "own"]
@@ -840,6 +920,7 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path: Path) -> None:
     while process.poll() is None and time.monotonic() < until:
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
+    assert b"viny init --ask own" in said + os.read(own, 1000)
     os.close(own)
     assert process.wait(1) == 128 + signal.SIGINT
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
@@ -848,38 +929,56 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path: Path) -> None:
 # The contact sheet
 
 
+def looked(masks: np.ndarray, names: list[str], shares: np.ndarray, aspect: float = 1.0) -> Looked:
+    """Grey images with these masks."""
+    images = np.full((len(masks), 3, *masks.shape[1:]), 100, np.uint8)
+    none = np.zeros(len(shares) - 1)
+    return Looked(names, images, masks, [aspect] * len(masks), shares, none, none, none, 255, [])
+
+
 @pytest.mark.parametrize("classes", [2, 12, 255])
 def test_the_contact_sheet_names_classes_and_what_is_ignored(classes: int) -> None:
     names = [f"kind $_{at}" for at in range(classes)]
     masks = np.full((3, 16, 16), IGNORE, np.uint8)
     masks[:, 4:] = np.arange(192).reshape(12, 16) % classes
     shares = np.linspace(1, 2, classes + 1)
-    images = np.full((3, 3, 16, 16), 100, np.uint8)
-    figure = contact_sheet(images, masks, ["a.png", "$b$.png", "x" * 50], names, shares / shares.sum(), "sheet $")
+    figure = contact_sheet(looked(masks, ["a.png", "$b$.png", "x" * 50], shares / shares.sum()), names, "sheet $")
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[-1].startswith("ignored")
     shown = [text.rsplit(" ", 2)[0] for text in texts[:-1]]
     assert shown == names[-16:]  # those with most pixels, in order; no name is taken for a formula
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == 6
 
 
-def test_colours_lie_over_objects_alone() -> None:
-    image, mask = np.full((1, 3, 8, 8), 100, np.uint8), np.zeros((1, 8, 8), np.uint8)
-    mask[0, 2:6, 2:6] = 1
-    mask[0, 7] = IGNORE
-    figure = contact_sheet(image, mask, ["a"], ["background", "object"], np.array([0.7, 0.2, 0.1]), "one")
-    drawn = np.asarray(figure.axes[0].get_images()[0].get_array()) / 255
-    scale = len(drawn) // 8
-
-    def middle(row: int, column: int) -> np.ndarray:
-        return drawn[row * scale + scale // 2, column * scale + scale // 2]
-
-    assert middle(0, 0) == pytest.approx([100 / 255] * 3)
+@pytest.mark.parametrize("aspect", [9 / 16, 1.0, 2.0])
+def test_colours_lie_over_objects_alone_beside_the_bare_image_in_its_shape(aspect: float) -> None:
+    mask = np.zeros((1, 320, 320), np.uint8)
+    mask[0, 80:240, 80:240] = 1
+    mask[0, 280:] = IGNORE
+    shares = np.array([0.7, 0.2, 0.1])
+    figure = contact_sheet(looked(mask, ["a"], shares, aspect), ["background", "object"], "one")
+    bare, drawn = (np.asarray(axes.get_images()[0].get_array()) / 255 for axes in figure.axes)
+    assert (bare == 100 / 255).all()
+    assert drawn[20, 20] == pytest.approx([100 / 255] * 3)
     orange = np.array([0xE6, 0x9F, 0x00]) / 255
-    assert middle(3, 3) == pytest.approx((100 / 255 + orange) / 2, abs=1 / 255)
-    stripes = drawn[7 * scale + 2 :]
+    assert drawn[140, 140] == pytest.approx((100 / 255 + orange) / 2, abs=1 / 255)
+    stripes = drawn[290:]
     assert np.ptp(stripes) > 0.2 and np.abs(stripes - stripes[..., :1]).max() < 1e-9  # grey, and not even
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        assert box.height / box.width == pytest.approx(aspect, rel=0.02)
+
+
+def test_few_images_on_the_sheet_show_every_class(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 1]), count=40)
+    for value, name in ((2, "i07"), (3, "i23")):
+        file = next((tmp_path / "masks").rglob(f"{name}.png"))
+        mask = np.asarray(Image.open(file)).copy()
+        mask[:8] = value
+        Image.fromarray(mask).save(file)
+    found = inspect(Request("mine", Path("images"), Path("masks")))
+    assert len(found.looked.masks) == 6 and {0, 1, 2, 3} <= set(np.unique(found.looked.masks))
 
 
 def test_the_coding_of_the_study_is_that_of_the_sheet(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_init_writes_a_study_for_the_minutes_and_resize_another(own: Path, capsy
         sizes[minutes] = config["model"]["image_size"], config["pretrain"]["epochs"]
         assert (PRETRAINING in said) == (minutes == 4)
         text = Path(study).read_text(encoding="utf-8")
-        assert (f"#   {PRETRAINING}" in text) == (minutes == 4)
+        assert (f"# {PRETRAINING}" in text) == (minutes == 4)
         for section, size in (("pretrain", "pretrain_sizes"), ("finetune", "finetune_sizes")):
             images, epochs = max(config["grid"][size]), config[section]["epochs"]
             steps = epochs * -(-images // config[section]["batch_size"])
@@ -283,6 +283,17 @@ def test_init_writes_a_study_for_the_minutes_and_resize_another(own: Path, capsy
     assert "resized for 60 minutes" in new
     assert main(["resize", study, "--minutes", "60", "--rate", str(RATE)]) == 0
     assert "stay as they are" in capsys.readouterr().out and not Path("studies/mine.yaml.bak2").exists()
+
+
+def test_the_time_that_is_lacking_settles_as_many_questions_as_it_says(own: Path, capsys: Any) -> None:
+    assert main(["init", "mine", *FOLDERS, "--minutes", "4", "--rate", str(RATE)]) == 0
+    settled, left, command = re.search(
+        r"Only time is lacking for (\d+) of these (\d+): viny (resize .*)", capsys.readouterr().out
+    ).groups()
+    assert int(settled) > 0
+    assert main([*command.split(), "--rate", str(RATE)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("?  ") == int(left) - int(settled) and "Only time is lacking" not in said
 
 
 def test_what_was_there_is_never_lost(own: Path, capsys: Any) -> None:

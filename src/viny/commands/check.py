@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from viny.study.grid import cells
     from viny.study.inventory import check_starts, count_images, folder_report
     from viny.study.specs import pack_spec
-    from viny.study.unanswered import as_lines, unanswered
+    from viny.study.unanswered import unanswered
+    from viny.tools.terminal import say, show_unanswered
 
     config = settings_of(args.study, args.set)
     if args.show:
@@ -43,17 +44,14 @@ def run(args: argparse.Namespace) -> None:
         images = count_images(config, root)
         check_sizes(config, images.limits)
         check_starts(config, root)
-        for line in folder_report(config, images.listings) + absent_report(config, images.listings):
-            print(line)
+        say(*folder_report(config, images.listings), *absent_report(config, images.listings))
         for name in _absent(config, images.packed):
             where = pack_spec(config, name)["path"]
-            print(f"{name}: no images at {where} yet; sizes are not checked against them")
-        for line in [*_starts(config, root), *_arms(config), *as_lines(unanswered(config, images))]:
-            print(line)
+            say(f"{name}: no images at {where} yet; sizes are not checked against them")
+        say(*_starts(config, root), *_arms(config))
+        show_unanswered(unanswered(config, images))
         tested = tested_words([images.tested], images.groups)
-        print(
-            f"{config['study']}: {len(cells(config))} cells, {tested}, protocol {config['protocol']}; no faults found"
-        )
+        say(f"{config['study']}: {len(cells(config))} cells, {tested}, protocol {config['protocol']}; no faults found")
 
 
 def _absent(config: Mapping[str, Any], packed: Mapping[str, int | None]) -> list[str]:

@@ -25,14 +25,20 @@ def add(people: People) -> None:
         "--masks", type=Path, metavar="FOLDER", help="their masks, of the same names; with --coco: where to write them"
     )
     p.add_argument("--mask-suffix", metavar="TEXT", help="what a mask's name adds to its image's (default: guessed)")
-    p.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="images to pre-train on")
+    p.add_argument(
+        "--unlabelled",
+        type=Path,
+        metavar="FOLDER",
+        help="images without masks, to pre-train on; none for none (default)",
+    )
     p.add_argument(
         "--task",
         type=_task,
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="class folders of images, as an intermediate task; may be repeated",
+        help="a task to train on between pre-training and the masks: a folder with one sub-folder of images per class; "
+        "may be repeated; none for none (default)",
     )
     p.add_argument("--spatial", action="store_true", help="an intermediate task: each patch's class, from the masks")
     p.add_argument("--classes", metavar="VALUE=NAME,...", help="names of mask values, or of colours '#rrggbb'")
@@ -76,10 +82,15 @@ def add(people: People) -> None:
     p.add_argument("--image-size", type=positive(int), metavar="PIXELS", help="side of the images that the model sees")
     p.add_argument("--patch-size", type=positive(int), metavar="PIXELS", help="side of a patch; divides the image size")
     p.add_argument("--folder", type=Path, default=Path("studies"), help="folder for the study file (default studies)")
+    p.add_argument(
+        "--ask", action="store_true", help="ask for all that is not given (default: if a name or a folder is lacking)"
+    )
     p.add_argument("--force", action="store_true", help="replace what this command wrote before")
 
 
-def _task(text: str) -> tuple[str, Path]:
+def _task(text: str) -> tuple[str, Path] | None:
+    if text == "none":
+        return None
     name, equals, folder = text.partition("=")
     if not (equals and name and folder):
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
@@ -92,9 +103,16 @@ def run(args: argparse.Namespace) -> None:
 
     classes = read_classes(args.classes_file) if args.classes_file else None
     if args.classes:
-        classes = parse_classes(args.classes)
-    keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "image_size", "patch_size")
-    given = {key: getattr(args, key) for key in keys} | {"tasks": dict(args.task), "spatial": args.spatial}
-    given |= {"classes": classes, "ignore": [parse_value(value) for value in args.ignore]}
-    given["group"] = "" if args.group == "none" else args.group
-    init(given, args.coco, args.panoptic, args.folder, args.force, minutes=args.minutes, rate=args.rate)
+        classes = parse_classes(args.classes, least=1 if args.ask else 2)
+    keys = ("name", "images", "masks", "unlabelled", "mask_suffix", "split", "group", "image_size", "patch_size")
+    given = {key: getattr(args, key) for key in keys}
+    given |= {"classes": classes, "ignore": [parse_value(value) for value in args.ignore] or None}
+    given |= {"tasks": dict(filter(None, args.task)) if args.task else None, "spatial": args.spatial or None}
+    given = {key: value for key, value in given.items() if value is not None}
+    if args.unlabelled == Path("none"):
+        given["unlabelled"] = None
+    if args.group == "none":
+        given["group"] = ""
+    init(
+        given, args.coco, args.panoptic, args.folder, args.force, minutes=args.minutes, rate=args.rate, ask_all=args.ask
+    )

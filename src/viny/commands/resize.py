@@ -24,18 +24,18 @@ def add(people: People) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from viny.runtime.units import duration
-    from viny.study.unanswered import as_lines
     from viny.tools.newstudy.sizing import keep_and_write, resize_file
+    from viny.tools.terminal import say, show_unanswered
 
     found = resize_file(args.study, args.minutes, args.rate, args.results)
-    print(f"{args.study}: {duration(3600 * found.before)} by forecast as it was, {duration(3600 * found.hours)} now")
+    say(f"{args.study}: {duration(3600 * found.before)} by forecast as it was, {duration(3600 * found.hours)} now")
     for key, (before, after) in found.changed.items():
-        print(f"  {'.'.join(key)}: {before} -> {after}")
+        say(f"  {'.'.join(key)}: {before} -> {after}")
     if found.changed:
-        print(f"What it held before: {keep_and_write(args.study, found.text)}")
+        say(f"What it held before: {keep_and_write(args.study, found.text)}")
         if found.begun:
-            print(f"{found.begun}: what was trained with other sizes is out of date, as `viny plan {args.study}` shows")
+            say(f"{found.begun}: what was trained with other sizes is out of date, as `viny plan {args.study}` shows")
     else:
-        print("Its sizes stay as they are.")
-    for line in as_lines(found.unanswered):
-        print(line)
+        say("Its sizes stay as they are.")
+    say(*found.time_alone)
+    show_unanswered(found.unanswered)

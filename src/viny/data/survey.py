@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from viny.data.conventions import each, palettes_clash, read_head, spread
-from viny.data.decoding import BadFileError, decode, decode_mask, filling_values, inner_box, mask_values
+from viny.data.decoding import (
+    BadFileError,
+    Mask,
+    Picture,
+    decode,
+    decode_mask,
+    filling_values,
+    inner_box,
+    mask_values,
+)
 from viny.data.folders import few
 from viny.data.masks import IGNORE, MAX_CLASSES, is_void, mask_coding, value_name, value_number
 from viny.runtime.errors import InputError
@@ -24,6 +33,7 @@ MANY = 40  # values in a typical mask; labels have fewer
 SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges may have been smoothed
 FILLED = 0.8  # share of the pixels that are then black or white
 LIGHT = 200  # smoothed edges of white have greys above this
+LARGE = 448  # pixels, the side of images that are shown
 NEAR = 64  # grey levels: values this near to each other do not survive a lossy format
 
 
@@ -200,6 +210,10 @@ class Coding:
         return mask_coding({str(value): name for value, name in self.classes.items()}, self.ignore)
 
 
+class UnnamedError(InputError):
+    """Masks hold values that the given names leave out."""
+
+
 def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequence[int | str], folder: Path) -> Coding:
     """Take what the user says about mask values, and guess the rest.
 
@@ -214,7 +228,8 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         folder: the masks' folder, for messages.
 
     Raises:
-        InputError: a value that the names leave out, or fewer than two classes.
+        UnnamedError: a value that the names leave out.
+        InputError: fewer than two classes.
     """
     found, said, ignore = values.masks(), [], list(ignore)
     named, dropped = {value_number(value) for value in classes}, {value_number(value) for value in ignore}
@@ -232,7 +247,10 @@ def find_coding(values: Values, classes: Mapping[int | str, str], ignore: Sequen
         unknown = [value for value in left if not (value == 1 and IGNORE in named)]
         if unknown:
             shown = few(f"{value_name(value, values.colours)} (in {found[value]} masks)" for value in unknown)
-            raise InputError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
+            raise UnnamedError(f"{folder}: values without a name: {shown}; name them with --classes, or --ignore them")
+        there = {*found} | ({IGNORE} if 1 in found else set())
+        if absent := [f"{value} '{name}'" for value, name in classes.items() if value_number(value) not in there]:
+            said.append(f"named, but in none of the {len(values.of):,} masks looked at: {few(absent)}")
         return _without_void(dict(classes), ignore, said)
     said += _thin(values, left)
     keys = [value_name(value, values.colours) for value in left]
@@ -270,9 +288,10 @@ class Looked:
     """Pairs of image and mask as packing makes them.
 
     Attributes:
-        names: of the images that are kept.
-        images: these images, uint8 [K, 3, S, S].
-        masks: their masks, uint8 [K, S, S], class indices or IGNORE.
+        names: of the images that are kept, which together show as many classes as so many can.
+        images: these images, squeezed to squares, uint8 [K, 3, LARGE, LARGE].
+        masks: their masks, uint8 [K, LARGE, LARGE], class indices or IGNORE.
+        aspects: their heights by their widths: float [K].
         shares: share of the packed pixels, without bars, in each class and, last, in none: float [C + 1].
         masks_with: how many packed masks show each class: int [C].
         area: median number of packed pixels of each class in the masks that show it: float [C], NaN for none.
@@ -284,6 +303,7 @@ class Looked:
     names: list[str]
     images: np.ndarray
     masks: np.ndarray
+    aspects: list[float]
     shares: np.ndarray
     masks_with: np.ndarray
     area: np.ndarray
@@ -309,7 +329,7 @@ def look_at_pairs(
         coding: what they mean.
         size: side of a packed image, pixels (S).
         fit: see `viny.data.decoding.squared`.
-        keep: how many images to return, evenly spaced (K).
+        keep: the most images to return (K).
         white: see `viny.data.decoding.decode`.
 
     Raises:
@@ -317,18 +337,21 @@ def look_at_pairs(
     """
     pairs, indices, classes = list(pairs), coding.indices, len(coding.names)
 
-    def read(pair: tuple[Path, Path, int]) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, list[int]] | BadFileError:
+    def decoded(pair: tuple[Path, Path, int], side: int, fit: str) -> tuple[Picture, Mask]:
         image, path, turn = pair
+        mask = decode_mask(path, side, indices, values.colours, fit, turn)
+        return decode(image, side, "antialias", mask.shape, fit, white), mask
+
+    def read(pair: tuple[Path, Path, int]) -> tuple[tuple[Path, Path, int], int, np.ndarray, list[int]] | BadFileError:
         try:
-            mask = decode_mask(path, size, indices, values.colours, fit, turn)
-            picture = decode(image, size, "antialias", mask.shape, fit, white)
+            picture, mask = decoded(pair, size, fit)
         except BadFileError as error:
             return error
         left, top, right, bottom = inner_box(*mask.shape, size) if fit == "pad" else (0, 0, size, size)
         counts = np.bincount(mask.pixels[top:bottom, left:right].ravel(), minlength=256)
         # In a file with one bit per pixel, a 1 without a name is 255.
-        held = {indices.get(value, indices.get(IGNORE, IGNORE)) for value in values.of.get(path, ())}
-        return image.name, picture.pixels, mask.pixels, counts, [int(index in held) for index in range(classes)]
+        held = {indices.get(value, indices.get(IGNORE, IGNORE)) for value in values.of.get(pair[1], ())}
+        return pair, int(picture.pixels.max()), counts, [int(index in held) for index in range(classes)]
 
     found = each(read, pairs, "look at images", "image")
     good = [one for one in found if not isinstance(one, BadFileError)]
@@ -338,18 +361,36 @@ def look_at_pairs(
         raise InputError(
             f"{len(refused)} of {len(pairs)} images that were looked at are bad; fix these first:\n  {lines}"
         )
-    counts = np.array([counts for *_, counts, _ in good])
+    counts = np.array([counts for _, _, counts, _ in good])
     held = np.array([held for *_, held in good])
     mine = counts[:, :classes]
-    kept = spread(good, keep)
+    kept = [good[at][0] for at in _telling(mine > 0, keep)]
+    large = [decoded(pair, LARGE, "stretch") for pair in kept]
     return Looked(
-        names=[name for name, *_ in kept],
-        images=np.stack([pixels for _, pixels, *_ in kept]),
-        masks=np.stack([mask for _, _, mask, *_ in kept]),
+        names=[image.name for image, *_ in kept],
+        images=np.stack([picture.pixels for picture, _ in large]),
+        masks=np.stack([mask.pixels for _, mask in large]),
+        aspects=[mask.shape[0] / mask.shape[1] for _, mask in large],
         shares=np.append(mine.sum(0), counts[:, IGNORE].sum()) / counts.sum(),
         masks_with=(mine > 0).sum(0),
         area=np.array([np.median(column[column > 0]) if column.any() else np.nan for column in mine.T]),
         lost=((held > 0) & (mine == 0)).sum(0),
-        brightest=max(int(pixels.max()) for _, pixels, *_ in good),
+        brightest=max(most for _, most, *_ in good),
         refused=refused,
     )
+
+
+def _telling(shown: np.ndarray, most: int) -> list[int]:
+    """Images, in their order, which together show as many classes as so many can; the rest of them evenly spaced.
+
+    Args:
+        shown: which classes each image shows, bool [N, C].
+        most: how many images.
+    """
+    kept: list[int] = []
+    lacking = shown.any(0)
+    while lacking.any() and len(kept) < most:
+        kept.append(int((shown & lacking).sum(1).argmax()))
+        lacking = lacking & ~shown[kept[-1]]
+    others = [at for at in spread(range(len(shown)), most) if at not in kept]
+    return sorted([*kept, *spread(others, most - len(kept))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,31 +14,29 @@ from viny.study.inventory import Images
 
 FEW_IMAGES = 100  # test images; with fewer, the luck of their draw hides small effects
 FEW_GROUPS = 10  # of test images; with fewer, intervals over groups are wide
-SPREAD = 0.08  # standard deviation of an image's mIoU, as a fraction, in the demo; photographs differ more
 LEAST_STEPS = 10_000  # of pre-training; the paper took 35,000 or more, and 1,250 to 1,750 cost points here
 LEAST_FINETUNE_STEPS = (300, 600)  # on the fewest and on the most labels: docs/sizes.md
 LEAST_SEEDS = 3  # for an interval
 LEAST_LABEL_SIZES = 4  # for a curve with two parameters and something left to judge it by
+FEW_LABELS = 8  # fewer are not worth a label size
 
 PRETRAINING = "Is pre-training worth it?"
-MORE_IMAGES = "Do more unlabelled images help?"
-TASKS = "Does a task in between help?"
-FINETUNING = "How good does the model get?"
-MORE_LABELS = "What would more labels bring?"
-SURE = "How sure are the differences?"
-SMALL = "Are small differences real?"
+MORE_IMAGES = "More unlabelled images?"
+TASKS = "Does a task help?"
+FINETUNING = "How good can it get?"
+MORE_LABELS = "Would more labels help?"
+SURE = "How sure is the answer?"
+SMALL = "Are small effects real?"
+HEADINGS = ("What it cannot answer", "it has", "to change")  # of a table of them
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A question that a study leaves open, in plain words: why, and what would answer it."""
+    """A question that a study leaves open, in few words: why, and the key that would answer it."""
 
     question: str
     why: str
     remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.question} {self.why}; {self.remedy}"
 
 
 def unanswered(config: Mapping[str, Any], images: Images) -> list[Unanswered]:
@@ -64,12 +62,6 @@ def unanswered(config: Mapping[str, Any], images: Images) -> list[Unanswered]:
     ]
 
 
-def as_lines(open_questions: Iterable[Unanswered]) -> list[str]:
-    """Lines to print: a heading, and one for each question; none if all are answered."""
-    found = [f"  {one}" for one in open_questions]
-    return ["What this study cannot answer as it is set:", *found] if found else []
-
-
 def pretraining_steps(settings: Mapping[str, Any], size: int) -> int:
     """Steps of a pre-training on `size` images, by the settings of an arm."""
     return schedule(settings, size)[0] * math.ceil(size / settings["pretrain"]["batch_size"])
@@ -88,8 +80,13 @@ def finetuning_epochs(settings: Mapping[str, Any], sizes: Collection[int]) -> in
 
 def _length(settings: Mapping[str, Any], sizes: Collection[int]) -> float:
     """Steps of fine-tuning as a share of those needed."""
-    taken = (finetuning_steps(settings, labels) for labels in (min(sizes), max(sizes)))
-    return min(n / least for n, least in zip(taken, LEAST_FINETUNE_STEPS, strict=True))
+    return min(_lengths(settings, sizes))[0]
+
+
+def _lengths(settings: Mapping[str, Any], sizes: Collection[int]) -> list[tuple[float, int, int]]:
+    """The same on the fewest and on the most labels, with these labels and the steps needed."""
+    ends = zip((min(sizes), max(sizes)), LEAST_FINETUNE_STEPS, strict=True)
+    return [(finetuning_steps(settings, labels) / least, labels, least) for labels, least in ends]
 
 
 def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> list[Unanswered]:
@@ -98,11 +95,10 @@ def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> l
     if not max(every):
         if published:
             return []
-        remedy = "needs unlabelled images: pretrain.path, and grid.pretrain_sizes: [0, n]"
-        return [Unanswered(PRETRAINING, "No cell is pre-trained", remedy)]
+        return [Unanswered(PRETRAINING, "no pre-training", "grid.pretrain_sizes: +n")]
     found = []
     if 0 not in every:
-        found.append(Unanswered(PRETRAINING, "No cell has a start without it", "add 0 to grid.pretrain_sizes"))
+        found.append(Unanswered(PRETRAINING, "no cell without it", "grid.pretrain_sizes: +0"))
     steps = {
         (arm, size): pretraining_steps(settings_of(config, arm), size) for arm in sizes for size in sizes[arm] if size
     }
@@ -111,28 +107,23 @@ def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> l
         arm, n = min(short.items(), key=lambda one: one[1])
         section = settings_of(config, arm)["pretrain"]
         epochs = math.ceil(section["epochs"] * LEAST_STEPS / n)
-        why = (
-            f"A no would not be final after {n:,} steps{_of(short, len(longest))}: fewer than "
-            f"{LEAST_STEPS:,} have made results worse in some studies"
-        )
-        found.append(Unanswered(PRETRAINING, why, f"{_key(arm, 'pretrain.epochs')}: {epochs} or more"))
+        why = f"{n:,} steps{_of(short, len(longest))}, not {LEAST_STEPS:,}"
+        found.append(Unanswered(PRETRAINING, why, f"{_key(arm, 'pretrain.epochs')}: {epochs}"))
     used = sorted(every - {0})
     fewer = {(arm, size): n for (arm, size), n in steps.items() if n < LEAST_STEPS and arm not in short}
     if len(used) == 1:
-        why = f"Only one number of them, {used[0]:,}"
-        found.append(Unanswered(MORE_IMAGES, why, f"grid.pretrain_sizes: {[0, max(1, used[0] // 2), used[0]]}"))
+        found.append(Unanswered(MORE_IMAGES, "one size, not 2", f"grid.pretrain_sizes: +{max(1, used[0] // 2)}"))
     elif fewer:
-        (_, size), n = min(fewer.items(), key=lambda one: one[1])
-        why = f"{n:,} steps on {size:,} images are fewer than {LEAST_STEPS:,}: steps would count as images"
+        why = f"{min(fewer.values()):,} steps, not {LEAST_STEPS:,}"
         found.append(Unanswered(MORE_IMAGES, why, "pretrain.budget: steps"))
     return found
 
 
 def _tasks(tasks: list[str]) -> list[Unanswered]:
     if tasks == ["none"]:
-        return [Unanswered(TASKS, "There is none", "needs one under intermediate, named in grid.intermediates")]
+        return [Unanswered(TASKS, "no task", "grid.intermediates: +task")]
     if "none" not in tasks:
-        return [Unanswered(TASKS, "No cell is without one", "add none to grid.intermediates")]
+        return [Unanswered(TASKS, "no cell without one", "grid.intermediates: +none")]
     return []
 
 
@@ -143,42 +134,45 @@ def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> li
         return []
     arm = min(short, key=lengths.__getitem__)
     settings = settings_of(config, arm)
-    words = [f"{finetuning_steps(settings, n):,} steps on {n:,}" for n in sorted({min(sizes[arm]), max(sizes[arm])})]
-    why = f"Fine-tuning{_of(short, len(lengths))} ends too early: {' and '.join(words)} labels"
-    epochs = finetuning_epochs(settings, sizes[arm])
-    return [Unanswered(FINETUNING, why, f"{_key(arm, 'finetune.epochs')}: {epochs} or more")]
+    labels, least = min(_lengths(settings, sizes[arm]))[1:]
+    why = f"{finetuning_steps(settings, labels):,} steps{_of(short, len(lengths))}, not {least:,}"
+    return [Unanswered(FINETUNING, why, f"{_key(arm, 'finetune.epochs')}: {finetuning_epochs(settings, sizes[arm])}")]
 
 
 def _labels(sizes: list[int]) -> list[Unanswered]:
     if len(sizes) >= LEAST_LABEL_SIZES:
         return []
-    why = "One number of labels" if len(sizes) == 1 else f"No curve is fitted to {len(sizes)} numbers of labels"
-    return [Unanswered(MORE_LABELS, why, f"{LEAST_LABEL_SIZES} in grid.finetune_sizes, each twice the one before")]
+    why = f"{_numbered(len(sizes), 'size')}, not {LEAST_LABEL_SIZES}"
+    halves = [max(sizes) >> by for by in range(1, LEAST_LABEL_SIZES)]
+    new = [n for n in halves if n not in sizes and n >= FEW_LABELS][: LEAST_LABEL_SIZES - len(sizes)]
+    remedy = "more masks"
+    if len(sizes) + len(new) == LEAST_LABEL_SIZES:
+        remedy = f"grid.finetune_sizes: {' '.join(f'+{n}' for n in sorted(new))}"
+    return [Unanswered(MORE_LABELS, why, remedy)]
 
 
 def _seeds(count: int) -> list[Unanswered]:
     if count >= LEAST_SEEDS:
         return []
-    why = "One seed has no interval" if count == 1 else f"{count} seeds hardly have an interval"
+    why = f"{_numbered(count, 'seed')}, not {LEAST_SEEDS}"
     return [Unanswered(SURE, why, f"grid.seeds: {list(range(LEAST_SEEDS))}")]
 
 
 def _tests(images: Images, labels: int) -> list[Unanswered]:
     tested, room, groups = images.tested, images.room, images.groups
-    few = 0 < groups < FEW_GROUPS
-    if tested >= FEW_IMAGES and not few:
+    wanted, least = FEW_IMAGES, FEW_IMAGES
+    if 0 < groups < FEW_GROUPS:
+        wanted, least = max(FEW_IMAGES, math.ceil(tested * FEW_GROUPS / groups)), FEW_GROUPS
+    if tested >= wanted:
         return []
-    half = 100 * 1.96 * SPREAD / math.sqrt(max(1, tested))
-    said = tested_words([tested], groups)
-    why = f"The draw of {said} moves an mIoU by ±{half:.0f} points or more"
-    if few:
-        why += ", as intervals are over groups"
-    remedy = f"{max(FEW_IMAGES, tested)} or more in segmentation.test_size"
-    if few:
-        remedy += f", of {FEW_GROUPS} groups or more"
-    if room is not None and tested + room < FEW_IMAGES + labels:
-        remedy += f", for which {FEW_IMAGES + labels} labelled images are needed and {tested + room} are here"
-    return [Unanswered(SMALL, why, remedy)]
+    remedy = f"segmentation.test_size: {wanted}"
+    if room is not None and (lacking := wanted + labels - tested - room) > 0:
+        remedy = f"{_numbered(lacking, 'more mask')}{', of other groups' * (least == FEW_GROUPS)}"
+    return [Unanswered(SMALL, f"{tested_words([tested], groups)}, not {least}", remedy)]
+
+
+def _numbered(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _of(some: Collection[Arm], count: int) -> str:

@@ -1,8 +1,10 @@
-"""What people read: aligned tables, plain when piped."""
+"""What people read: aligned tables and lines broken at words, plain when piped."""
 
 from __future__ import annotations
 
+import io
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, TextIO
 
@@ -11,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from viny.runtime.text import visible
+from viny.study.unanswered import HEADINGS, Unanswered
 
 PIPED = 200  # width of a table that goes to a file or another program: nothing is wrapped
 
@@ -51,6 +54,36 @@ def console(errors: bool = False) -> Console:
     if stream.isatty():
         return _Shown(file=stream)
     return _Shown(width=PIPED, file=_Trimmed(stream))
+
+
+def wrapped(line: str, hang: int = 2) -> str:
+    """A line as a terminal shows it whole: broken at words, what follows `hang` columns to the right; else as it is."""
+    out = console()
+    if not out.is_terminal:
+        return line
+    width = max(40, out.width)
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False, expand_tabs=False
+    )
+
+
+def say(*lines: str, hang: int = 2) -> None:
+    """Print lines, each as `wrapped` gives it."""
+    for line in lines:
+        print(wrapped(line, hang))
+
+
+def show_unanswered(found: Iterable[Unanswered], out: Console | None = None) -> None:
+    """Print what a study as it is set cannot answer; nothing if it answers all."""
+    if rows := [(one.question, one.why, one.remedy) for one in found]:
+        (out or console()).print(table(HEADINGS, rows, right=()))
+
+
+def unanswered_lines(found: Iterable[Unanswered]) -> list[str]:
+    """The same as lines for a file."""
+    text = io.StringIO()
+    show_unanswered(found, _Shown(width=PIPED, file=_Trimmed(text)))
+    return text.getvalue().splitlines()
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] | None = None) -> Table:

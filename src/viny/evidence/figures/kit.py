@@ -109,10 +109,18 @@ def panels(count: int, columns: int, height: float = 2.2, sharey: bool = True) -
     return figure, list(panels[:count])
 
 
-def image_grid(rows: int, columns: int, beside: float = 0.0, above: float = 0.4) -> tuple[Figure, np.ndarray]:
-    """A figure of images and its axes [rows, columns]; `beside` and `above` are the room for words, in inches."""
+def image_grid(
+    rows: int, columns: int, beside: float = 0.0, above: float = 0.4, tall: float = 1.0
+) -> tuple[Figure, np.ndarray]:
+    """A figure of images and its axes [rows, columns].
+
+    Args:
+        rows, columns: of images.
+        beside, above: room for words, inches.
+        tall: height of an image by its width.
+    """
     side = min((WIDTH - beside - 0.1) / columns, MAX_SIDE)
-    figure = new_figure(side * rows + above, layout="compressed")
+    figure = new_figure(side * tall * rows + above, layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])

@@ -19,12 +19,12 @@ from viny.study.grid import arms, cells, encoders, has_arms, places, pretrain_pa
 from viny.study.inventory import Images, check_starts, count_images, read_files, with_listings
 from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import what_to_do
-from viny.study.unanswered import Unanswered, as_lines, unanswered
+from viny.study.unanswered import Unanswered, unanswered
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast, stored_pack
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
 from viny.tools.forecast.schedule import Resources, most_beside
-from viny.tools.terminal import console, table
+from viny.tools.terminal import console, say, show_unanswered, table
 
 SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
 CHECKPOINTS = 3 * 3  # times the weights: two kept and one being written, each with Adam's two moments
@@ -300,8 +300,11 @@ def show(planned: Mapping[str, Any]) -> None:
     ]
     out.print("\nWhat more would add, besides packs:")
     out.print(table(["", "cells", "jobs", "image passes", "job time", "disk"], rows))
-    said = as_lines(Unanswered(**one) for one in planned["unanswered"])
-    out.print("\n" + "\n".join([*said, *[""] * bool(said), *(f"- {note}" for note in planned["notes"])]))
+    out.print()
+    if planned["unanswered"]:
+        show_unanswered(Unanswered(**one) for one in planned["unanswered"])
+        out.print()
+    say(*(f"- {note}" for note in planned["notes"]))
 
 
 def _show_arms(planned: Mapping[str, Any]) -> None:

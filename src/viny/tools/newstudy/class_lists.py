@@ -20,16 +20,16 @@ MOST_BYTES = 1 << 20
 FILES = ("classes.txt", "classes.csv", "_classes.csv", "labelmap.txt", "class_dict.csv")  # as people and tools call it
 
 
-def parse_classes(text: str) -> dict[int | str, str]:
+def parse_classes(text: str, least: int = 2) -> dict[int | str, str]:
     """Names of mask values from '0=ground,255=object', '#000000=ground,#ff0000=object', or a number of classes.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else, or fewer than `least` values.
     """
     if text.strip().isdecimal() and 2 <= int(text) <= MAX_CLASSES:
         return {value: f"class_{value}" for value in range(int(text))}
     parts = [part.partition("=")[::2] for part in text.split(",") if part.strip()]
-    return _named((("--classes", value, name) for value, name in parts), "--classes", "value=name")
+    return _named((("--classes", value, name) for value, name in parts), "--classes", "value=name", least)
 
 
 def read_classes(path: Path) -> dict[int | str, str]:
@@ -102,7 +102,7 @@ def parse_value(text: str) -> int | str:
     return text.lower() if text.startswith("#") else int(text)
 
 
-def _named(found: Iterable[tuple[str, str, str]], source: str, expected: str) -> dict[int | str, str]:
+def _named(found: Iterable[tuple[str, str, str]], source: str, expected: str, least: int = 2) -> dict[int | str, str]:
     """The name of each value, from places, values and names."""
     named: dict[int | str, str] = {}
     for where, value, name in found:
@@ -118,7 +118,7 @@ def _named(found: Iterable[tuple[str, str, str]], source: str, expected: str) ->
         if key in named:
             raise InputError(f"{where}: the value {key} is given twice; keep one of them")
         named[key] = name
-    if len(named) < 2:
+    if len(named) < least:
         raise InputError(f"{source}: names {len(named)} values; expected two or more, as {expected}")
     if len({type(key) for key in named}) > 1:
         raise InputError(f"{source}: values and colours are mixed; expected only values, or only colours '#rrggbb'")

@@ -35,7 +35,7 @@ from viny.runtime.gpus import visible_gpus
 from viny.tools.newstudy.budgets import BUDGETS, Budget, held_out_of
 from viny.tools.newstudy.sequences import Found, find_sequences
 
-SHOWN = 16  # images on the contact sheet
+SHOWN = 6  # images on the contact sheet
 FIT = "stretch"  # of every source: it scored higher than bars at any aspect ratio, see benchmarks/NOTES.md
 PATCHES = 8  # per side, as in ViNy
 ENLARGED = 0.75  # of the model's side; smaller images would be enlarged too much
@@ -101,6 +101,7 @@ class Inspection:
         missing: how many images and masks are links that lead to no file.
         tasks: images of each task.
         notes: what a user should know, one sentence each.
+        about_groups: the same of groups that images' names suggest; empty if they suggest none, or others are wanted.
     """
 
     wanted: Request
@@ -120,6 +121,7 @@ class Inspection:
     missing: int
     tasks: dict[str, Listing]
     notes: list[str]
+    about_groups: str
 
     @property
     def budget(self) -> Budget:
@@ -220,11 +222,12 @@ def inspect(wanted: Request) -> Inspection:
         sequences = None if split else find_sequences(pairs.names, pairs.images)
         decided = sequences and sequences.decided and _can_part(pairs.names, sequences.pattern, held_out_of(train))
         wanted = replace(wanted, group=sequences.pattern if sequences and decided else "", sequences=sequences)
+    about_groups = ""
     if (sequences := wanted.sequences) and wanted.group in ("", sequences.pattern):
-        advice = "they are split together; --group none splits image by image"
+        advice = "each group is kept together; --group none splits image by image"
         if not wanted.group:
-            advice = f"they are split image by image; --group '{sequences.pattern}' keeps a group together"
-        notes.append(f"{sequences.said}: {advice}")
+            advice = f"they are split image by image; --group '{sequences.pattern}' keeps each group together"
+        about_groups = f"{sequences.said}: {advice}"
     if wanted.group:
         groups = Groups.read(pairs.names, wanted.group)
         groups.check(wanted.group)
@@ -233,8 +236,8 @@ def inspect(wanted: Request) -> Inspection:
         if not split:
             grouped = divided.count(TEST)
             notes.append(
-                f"{groups.said()}; {tested_groups} are for the test, with {grouped} images: intervals are over groups, "
-                "not images"
+                f"of {groups.said()}, {tested_groups} groups with {grouped} images are for the test: intervals are "
+                "over groups, not images"
             )
     return Inspection(
         wanted=wanted,
@@ -254,6 +257,7 @@ def inspect(wanted: Request) -> Inspection:
         missing=missing,
         tasks=tasks,
         notes=notes,
+        about_groups=about_groups,
     )
 
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from viny.learning.settings import moved_milestones
@@ -22,7 +23,14 @@ from viny.runtime.errors import InputError
 from viny.study.config import merge, resolve
 from viny.study.inventory import Images
 from viny.study.protocols import BUILT_IN_TASKS
-from viny.study.unanswered import LEAST_FINETUNE_STEPS, LEAST_LABEL_SIZES, LEAST_SEEDS, LEAST_STEPS
+from viny.study.unanswered import (
+    FEW_LABELS,
+    LEAST_FINETUNE_STEPS,
+    LEAST_LABEL_SIZES,
+    LEAST_SEEDS,
+    LEAST_STEPS,
+    unanswered,
+)
 from viny.study.workload import UNKNOWN
 from viny.tools.newstudy.edit import KeyPath, nested
 
@@ -32,9 +40,9 @@ SHORT_PRETRAIN, SHORT_TASK, SHORT_FINETUNE = 2000, 200, (100, 200)
 LONGER = 5  # times the steps that answers take: beyond, time goes into seeds
 MOST_SEEDS = 10
 LEAST_UNLABELLED = 400  # to be halved for a further pre-train size
-FEWEST_LABELS = 8
 HALVINGS = 4  # of the unlabelled images
 BISECTIONS = 7
+MARGIN = 1.1  # of a time that is proposed: the next measurement may find a slower machine
 FULL = 0.9  # of the time; a study that takes this much of it stays as it is
 
 # Lengths of trainings: 0 the shortest, 0.5 as long as answers take but for pre-training, 1 for all, 2 the longest.
@@ -132,6 +140,21 @@ def least_hours(raw: Mapping[str, Any], images: Images, price: Price) -> float:
     return price(resolve(merge(raw, nested(last))))
 
 
+def time_alone(raw: Mapping[str, Any], images: Images, price: Price, study: Path) -> list[str]:
+    """A line on how many of a study's open questions take only time, and how much by forecast; none if no one does."""
+    config = resolve(raw)
+    longer = [
+        resolve(merge(raw, nested(sizes(raw, config, images, rung.lists, ENOUGH))))
+        for rung in _rungs(config, images, True)
+        if rung.least == ENOUGH
+    ]
+    left, hours = min((len(unanswered(one, images)), price(one)) for one in longer)
+    now = len(unanswered(config, images))
+    minutes = _tidy(math.ceil(MARGIN * 60 * hours))
+    said = f"Only time is lacking for {now - left} of these {now}: viny resize {study} --minutes {minutes}"
+    return [said] if left < now else []
+
+
 def too_short(minutes: float, least: float) -> str:
     """What is said if no sizes fit."""
     return (
@@ -197,7 +220,7 @@ def _with_middle(sizes_: Sequence[int]) -> list[int]:
 def _fewest_labels(config: Mapping[str, Any]) -> int:
     """The fewest that a size may be: where rates are tuned, some of them must be left to score these on."""
     tunes = [one.get("tune", {}) for one in (config, *config.get("variants", {}).values())]
-    return max([FEWEST_LABELS, *(math.ceil(1 / tune["validation"]) for tune in tunes if tune.get("lr"))])
+    return max([FEW_LABELS, *(math.ceil(1 / tune["validation"]) for tune in tunes if tune.get("lr"))])
 
 
 def _to_four(labels: Sequence[int], fewest: int, room: int | None) -> list[int]:

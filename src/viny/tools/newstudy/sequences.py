@@ -33,7 +33,7 @@ class Found:
     Attributes:
         pattern: as `segmentation.group`.
         alike: the chance that neighbours within a group look more alike than images of two groups; NaN if unknown.
-        said: what was seen, a sentence.
+        said: what was seen, in words.
     """
 
     pattern: str
@@ -74,9 +74,9 @@ def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None
         alike = _alike(images, ordered)
         sizes = sorted({len(rows) for rows in several.values()})
         ends = " to ".join(dict.fromkeys(map(str, (sizes[0], sizes[-1]))))
-        shown = few(f"{group or 'the folder itself'}" for group in sorted(several))
-        said = f"images' names make {len(several):,} groups of {ends} ({shown}), where "
-        said += "the last two numbers fill grids, as those of tiles do" if pattern == TILED else _words(alike)
+        shown = few(group.rstrip("/_-. ") or "the folder itself" for group in sorted(several))
+        said = f"by their names images are in {len(several):,} groups of {ends} ({shown}), "
+        said += "numbered as the tiles of a scan are" if pattern == TILED else _words(alike)
         tried.append(Found(pattern, alike, said))
         if tried[-1].decided:
             return tried[-1]
@@ -85,9 +85,10 @@ def find_sequences(names: Sequence[str], images: Sequence[Path]) -> Found | None
 
 def _words(alike: float) -> str:
     if np.isnan(alike):
-        return "neighbours are too few to compare"
-    more = "look alike" if alike >= ALIKE else "look hardly more alike than others"
-    return f"neighbours {more}: nearer than images of two groups in {100 * alike:.0f} % of comparisons"
+        return "too few to tell whether neighbours look alike"
+    if alike >= ALIKE:
+        return "whose neighbours look alike, as the frames of a film do"
+    return "whose neighbours look hardly more alike than others"
 
 
 def _numbers(name: str) -> list[tuple[int, int | str]]:

@@ -21,22 +21,25 @@ from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.edit import KeyPath, edited
 from viny.tools.newstudy.look import Inspection, inspect, model_for
 from viny.tools.newstudy.machine import Machine
-from viny.tools.newstudy.resize import fitted, least_hours, resized, too_short
+from viny.tools.newstudy.resize import fitted, least_hours, resized, time_alone, too_short
 from viny.tools.newstudy.study_file import about, cells_in_words, images_of, steps_in_words, study_text
 
 MADE = re.compile(r"^# Made by viny init.*$", re.MULTILINE)
 
 
-def for_minutes(found: Inspection, minutes: float, rate: float | None) -> tuple[Inspection, str, str]:
+def for_minutes(
+    found: Inspection, minutes: float, rate: float | None, study: Path
+) -> tuple[Inspection, str, list[str]]:
     """A new study that takes about so many minutes, with the largest model that leaves time for answers.
 
     Args:
         found: what is in the folders.
         minutes: from start to end.
         rate: see `Machine`.
+        study: the file that it will be.
 
     Returns:
-        What was found, as the chosen model sees it; the text of the study; and a line on how long it takes.
+        What was found, as the chosen model sees it; the text of the study; and lines on how long it takes.
 
     Raises:
         InputError: it is too short a time for any study.
@@ -64,8 +67,8 @@ def for_minutes(found: Inspection, minutes: float, rate: float | None) -> tuple[
     chosen = models[name]
     if chosen.model != found.model:
         chosen = inspect(chosen.wanted)
-    line = f"Sized for {minutes:g} minutes: about {duration(3600 * fit.hours)} by forecast, with {BUDGETS[name].said}."
-    return chosen, text, line
+    said = f"Sized for {minutes:g} minutes: about {duration(3600 * fit.hours)} by forecast, with {BUDGETS[name].said}."
+    return chosen, text, [said, *time_alone(parse_config(text), images, machine.hours, study)]
 
 
 def _with_model(found: Inspection, budget: str) -> Inspection:
@@ -83,6 +86,7 @@ class Resized:
         changed: by path, the value before and after; the one before is the default where the file has none.
         before, hours: what the study took and takes, by forecast.
         unanswered: the questions that it leaves open.
+        time_alone: a line on those that only take time, if there are any.
         begun: the folder of what the study has run already; None if it has not.
     """
 
@@ -91,6 +95,7 @@ class Resized:
     before: float
     hours: float
     unanswered: list[Unanswered]
+    time_alone: list[str]
     begun: Path | None
 
 
@@ -125,7 +130,8 @@ def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -
     check_sizes(after, images.limits)
     changed = {key: (_at(config, key), value) for key, value in fit.changes.items()}
     begun = root if study_file(root).exists() else None
-    return Resized(new, changed, before, fit.hours, unanswered(after, images), begun)
+    more = time_alone(parse_config(new), images, machine.hours, path)
+    return Resized(new, changed, before, fit.hours, unanswered(after, images), more, begun)
 
 
 def keep_and_write(path: Path, text: str) -> Path:

@@ -24,9 +24,10 @@ from viny.study.checks import check_sizes
 from viny.study.config import resolve
 from viny.study.grid import cells
 from viny.study.inventory import Images
-from viny.study.unanswered import as_lines, unanswered
+from viny.study.unanswered import unanswered
 from viny.tools.newstudy.budgets import ladder, training_lines
 from viny.tools.newstudy.look import FIT, Inspection
+from viny.tools.terminal import unanswered_lines
 
 SPATIAL = "spatial"  # name of the task on the segmentation's own masks
 MODEL = {
@@ -199,7 +200,7 @@ def about(config: Mapping[str, Any], images: Images) -> list[str]:
         f"# What {', '.join(asked[:-1])}{' and ' if asked[1:] else ''}{asked[-1]} are worth.",
         f"# {len(cells(config))} cells; about {many(total)} image passes, as trainings x images x epochs:",
         *sums,
-        *(f"# {line}" for line in as_lines(unanswered(config, images))),
+        *(f"# {line}" for line in unanswered_lines(unanswered(config, images))),
     ]
 
 
@@ -234,8 +235,7 @@ def write(found: Inspection, study: Path, sheet: Path, text: str) -> None:
         write_contact_sheet,
     )
 
-    looked, size = found.looked, found.model["image_size"]
-    title = f"{found.wanted.name}: {len(looked.images)} of {found.pairs:,} images as training sees them, {size} px"
-    figure = contact_sheet(looked.images, looked.masks, looked.names, found.coding.names, looked.shares, title)
+    title = f"{found.wanted.name}: {len(found.looked.images)} of {found.pairs:,} images, each bare and under its mask"
+    figure = contact_sheet(found.looked, found.coding.names, title)
     write_contact_sheet(sheet, figure)
     write_text(study, text)
