@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.inventory import count_images
 from viny.study.reading import parse_config, read_config
+from viny.study.saved import write_study
 from viny.study.unanswered import PRETRAINING, unanswered
 from viny.tools.newstudy.edit import edited, nested
 from viny.tools.newstudy.machine import Machine
@@ -283,6 +286,44 @@ def test_init_writes_a_study_for_the_minutes_and_resize_another(own: Path, capsy
     assert "resized for 60 minutes" in new
     assert main(["resize", study, "--minutes", "60", "--rate", str(RATE)]) == 0
     assert "stay as they are" in capsys.readouterr().out and not Path("studies/mine.yaml.bak2").exists()
+
+
+def test_a_change_is_written_into_the_file_that_its_results_are_of(own: Path, capsys: Any) -> None:
+    assert main(["init", "mine", *FOLDERS, "--minutes", "60", "--rate", str(RATE)]) == 0
+    before = read_config("studies/mine.yaml")
+    write_study(Path("results/mine"), resolve(before))
+    flags = [
+        "--set",
+        "finetune.epochs=77",
+        "--set",
+        "finetune.milestones=[54, 69]",
+        "--set",
+        "grid.seeds=[0, 1]",
+        "--set",
+        "segmentation.test_size=50",
+    ]
+    assert main(["plan", "results/mine", *flags, "--rate", str(RATE)]) == 0
+    command = capsys.readouterr().out.strip().splitlines()[-1].partition("To write this into its file: viny ")[2]
+    assert main([*shlex.split(command), "--rate", str(RATE)]) == 0
+    said = capsys.readouterr().out
+    assert "finetune.epochs: " in said and " -> 77" in said and "results/mine: what was trained" in said
+    after = read_config("studies/mine.yaml")
+    expected = merge(
+        before,
+        {
+            "finetune": {"epochs": 77, "milestones": [54, 69]},
+            "grid": {"seeds": [0, 1]},
+            "segmentation": {"test_size": 50},
+        },
+    )
+    assert after == expected and Path("studies/mine.yaml.bak").is_file()
+    assert f"# {len(after['grid']['pretrain_sizes']) * 4 * 2} cells" in Path("studies/mine.yaml").read_text()
+    # What check would refuse is refused, and nothing is written; so is a name that two files have.
+    assert main(["resize", "results/mine", "--set", "segmentation.test_size=5000"]) == 2
+    assert "5000" in capsys.readouterr().err and read_config("studies/mine.yaml") == expected
+    shutil.copy("studies/mine.yaml", "studies/other.yaml")
+    assert main(["resize", "results/mine", "--set", "finetune.epochs=78"]) == 2
+    assert "studies/mine.yaml and studies/other.yaml" in capsys.readouterr().err
 
 
 def test_the_time_that_is_lacking_settles_as_many_questions_as_it_says(own: Path, capsys: Any) -> None:

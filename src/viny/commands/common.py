@@ -137,8 +137,8 @@ def study_files(p: argparse.ArgumentParser) -> None:
     changes(p)
 
 
-def changes(p: argparse.ArgumentParser) -> None:
-    """Add the argument that changes settings of study files."""
+def changes(p: Any) -> None:
+    """Add the argument that changes settings of study files to a parser or a group of its arguments."""
     p.add_argument(
         "--set",
         type=change,

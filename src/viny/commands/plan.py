@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import reduce
 from pathlib import Path
 
 from viny.commands.common import RATE, People, positive, settings_of, study_and_changes
@@ -35,6 +36,8 @@ def add(people: People) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from viny.study.changes import as_flags
+    from viny.study.config import merge
     from viny.tools.forecast.plan import plan, show
 
     config = settings_of(args.study, args.set)
@@ -46,3 +49,5 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(planned, indent=1))
     else:
         show(planned)
+        if args.set and len(args.study) == 1:
+            print(f"\nTo write this into its file: viny resize {args.study[0]} {as_flags(reduce(merge, args.set, {}))}")

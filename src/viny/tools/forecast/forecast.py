@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from viny.data.pack import stored_at
+from viny.learning import unet_settings
 from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
 from viny.study.arms import pretrain_packs, settings_of
 from viny.study.graph import TRAININGS, TRAINS, Job
 from viny.study.inventory import Images
-from viny.study.specs import on_segmentation_data
+from viny.study.specs import mask_class_count, on_segmentation_data
 from viny.study.workload import UNKNOWN, pack_bytes, parameters
 from viny.tools.forecast.rates import START, Rates, kind, kind_of_forward, operations_a_pass
 
@@ -98,6 +99,8 @@ class Forecast:
 
     def weights(self, job: Job) -> float:
         """Bytes of the weights that a job writes."""
+        if job.stage == "reference":
+            return 4 * unet_settings.parameters(job.spec["image_size"], mask_class_count(self.config))
         kept = job.stage in (*TRAININGS, "start")
         return 4 * parameters(ModelSettings(**job.spec["model"])) if kept else 0
 

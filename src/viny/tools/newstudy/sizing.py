@@ -11,17 +11,18 @@ from typing import Any
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_text
 from viny.runtime.units import duration
+from viny.study.changes import keys
 from viny.study.checks import check_sizes
-from viny.study.config import resolve
+from viny.study.config import merge, resolve
 from viny.study.inventory import Images, check_starts, count_images
 from viny.study.reading import parse_config, read_config
-from viny.study.saved import study_file
+from viny.study.saved import read_study, study_file
 from viny.study.unanswered import Unanswered, unanswered
 from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.edit import KeyPath, edited
 from viny.tools.newstudy.look import Inspection, inspect, model_for
 from viny.tools.newstudy.machine import Machine
-from viny.tools.newstudy.resize import fitted, least_hours, resized, time_alone, too_short
+from viny.tools.newstudy.resize import Fit, fitted, least_hours, resized, time_alone, too_short
 from viny.tools.newstudy.study_file import about, cells_in_words, images_of, steps_in_words, study_text
 
 MADE = re.compile(r"^# Made by viny init.*$", re.MULTILINE)
@@ -99,12 +100,40 @@ class Resized:
     begun: Path | None
 
 
-def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -> Resized:
-    """The text of a study file with sizes for another time.
+def file_of(study: Path) -> Path:
+    """A study file as it is, or that of the study whose folder of results is given: config.yaml, or one in studies/.
+
+    Raises:
+        InputError: none of them, or several, have the study's name.
+    """
+    if not study.is_dir():
+        return study
+    name = read_study(study)["study"]
+    found = [path for path in (Path("config.yaml"), *sorted(Path("studies").glob("*.yaml"))) if _name_in(path) == name]
+    if len(found) != 1:
+        said = " and ".join(map(str, found)) or "no file"
+        raise InputError(
+            f"{study}: {said} of config.yaml and studies/*.yaml says 'study: {name}'; name the file itself"
+        )
+    return found[0]
+
+
+def _name_in(path: Path) -> str | None:
+    try:
+        return resolve(read_config(path))["study"]
+    except (InputError, OSError):
+        return None
+
+
+def resize_file(
+    path: Path, minutes: float | None, change: Mapping[str, Any], rate: float | None, results: Path
+) -> Resized:
+    """The text of a study file with sizes for another time, or with a change.
 
     Args:
         path: of the study file, which stays as it is.
-        minutes: from start to end, with nothing of the study done yet.
+        minutes: from start to end, with nothing of the study done yet; None for the change.
+        change: settings as a study file has them.
         rate: see `Machine`.
         results: folder of all results.
 
@@ -119,12 +148,19 @@ def resize_file(path: Path, minutes: float, rate: float | None, results: Path) -
     check_starts(config, root)
     machine = Machine(images, rate, results)
     machine.learn(config)
-    before, fit = resized(raw, images, machine.hours, minutes)
+    if minutes is not None:
+        before, fit = resized(raw, images, machine.hours, minutes)
+    else:
+        asked = {tuple(key.split(".")): value for key, value in keys(change).items()}
+        after = resolve(merge(raw, change))
+        machine.learn(after)
+        fit = Fit({key: value for key, value in asked.items() if value != _at(config, key)}, machine.hours(after))
+        before = machine.hours(config)
     try:
         new = _retold(edited(text, fit.changes), text, images, fit.changes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if fit.changes:
+    if fit.changes and minutes is not None:
         new = MADE.sub(f"# Made by viny init, resized for {minutes:g} minutes; viny plan tells the hours.", new)
     after = resolve(parse_config(new))
     check_sizes(after, images.limits)
@@ -151,9 +187,10 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
 
 
-def _at(config: Mapping[str, Any], path: KeyPath) -> Any:
+def _at(config: Any, path: KeyPath) -> Any:
+    """A value by its path; None where a study has no such key, as it may not have a task or a variant."""
     for key in path:
-        config = config[key]
+        config = config.get(key) if isinstance(config, Mapping) else None
     return config
 
 
