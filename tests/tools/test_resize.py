@@ -300,7 +300,7 @@ def test_a_change_is_written_into_the_file_that_its_results_are_of(own: Path, ca
         "--set",
         "grid.seeds=[0, 1]",
         "--set",
-        "segmentation.test_size=50",
+        "segmentation.test_size=46",
     ]
     assert main(["plan", "results/mine", *flags, "--rate", str(RATE)]) == 0
     command = capsys.readouterr().out.strip().splitlines()[-1].partition("To write this into its file: viny ")[2]
@@ -313,13 +313,13 @@ def test_a_change_is_written_into_the_file_that_its_results_are_of(own: Path, ca
         {
             "finetune": {"epochs": 77, "milestones": [54, 69]},
             "grid": {"seeds": [0, 1]},
-            "segmentation": {"test_size": 50},
+            "segmentation": {"test_size": 46},
         },
     )
     assert after == expected and Path("studies/mine.yaml.bak").is_file()
     assert f"# {len(after['grid']['pretrain_sizes']) * 4 * 2} cells" in Path("studies/mine.yaml").read_text()
     # What check would refuse is refused, and nothing is written; so is a name that two files have.
-    assert main(["resize", "results/mine", "--set", "segmentation.test_size=5000"]) == 2
+    assert main(["resize", "results/mine", "--set", "segmentation.test_size=4600"]) == 2
     assert "5000" in capsys.readouterr().err and read_config("studies/mine.yaml") == expected
     shutil.copy("studies/mine.yaml", "studies/other.yaml")
     assert main(["resize", "results/mine", "--set", "finetune.epochs=78"]) == 2
