@@ -92,7 +92,7 @@ def test_every_class_has_a_row_for_the_best_cell_and_its_start() -> None:
 
 
 def test_code_is_marked_and_all_else_escaped() -> None:
-    assert str(code("set `a: [-1]` <b>, -2")) == "set <code>a: [-1]</code> &lt;b&gt;, −2"
+    assert str(code("set `a: [-1]` <b>, -2")) == "set <code><i>a:</i> <i>[-1]</i></code> &lt;b&gt;, −2"
 
 
 def test_means_have_three_intervals() -> None:

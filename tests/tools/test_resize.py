@@ -319,8 +319,11 @@ def test_a_change_is_written_into_the_file_that_its_results_are_of(own: Path, ca
     assert after == expected and Path("studies/mine.yaml.bak").is_file()
     assert f"# {len(after['grid']['pretrain_sizes']) * 4 * 2} cells" in Path("studies/mine.yaml").read_text()
     # What check would refuse is refused, and nothing is written; so is a name that two files have.
-    assert main(["resize", "results/mine", "--set", "segmentation.test_size=4600"]) == 2
-    assert "5000" in capsys.readouterr().err and read_config("studies/mine.yaml") == expected
+    assert main(["resize", "results/mine", "--set", "segmentation.test_size=100"]) == 2
+    assert (
+        "segmentation.test_size, 100, leave 20" in capsys.readouterr().err
+        and read_config("studies/mine.yaml") == expected
+    )
     shutil.copy("studies/mine.yaml", "studies/other.yaml")
     assert main(["resize", "results/mine", "--set", "finetune.epochs=78"]) == 2
     assert "studies/mine.yaml and studies/other.yaml" in capsys.readouterr().err

@@ -32,10 +32,17 @@ def words(text: str) -> str:
 
 
 def code(text: str) -> Markup:
-    """Text with what stands between backticks as code, to be pasted as it is, and all else as `words`."""
+    """Text with what stands between backticks as code, to be pasted as it is, and all else as `words`.
+
+    Each word of code is an element of its own, so that lines break between words and not within a flag or a name.
+    """
     parts = visible(text).split("`")
-    shown = [Markup("<code>{}</code>").format(part) if at % 2 else escape(words(part)) for at, part in enumerate(parts)]
-    return Markup("").join(shown)
+    return Markup("").join(_code(part) if at % 2 else escape(words(part)) for at, part in enumerate(parts))
+
+
+def _code(text: str) -> Markup:
+    words_of_it = (Markup("<i>{}</i>").format(one) for one in text.split(" "))
+    return Markup("<code>{}</code>").format(Markup(" ").join(words_of_it))
 
 
 def capitalised(text: str) -> str:

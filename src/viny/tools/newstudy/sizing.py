@@ -144,17 +144,17 @@ def resize_file(
     config, text = resolve(raw), _read(path)
     root = results / config["study"]
     images = count_images(config, root)
-    check_sizes(config, images.limits)
-    check_starts(config, root)
+    asked = resolve(merge(raw, change))
+    check_sizes(asked, images.limits)
+    check_starts(asked, root)
     machine = Machine(images, rate, results)
     machine.learn(config)
     if minutes is not None:
         before, fit = resized(raw, images, machine.hours, minutes)
     else:
-        asked = {tuple(key.split(".")): value for key, value in keys(change).items()}
-        after = resolve(merge(raw, change))
-        machine.learn(after)
-        fit = Fit({key: value for key, value in asked.items() if value != _at(config, key)}, machine.hours(after))
+        machine.learn(asked)
+        values = {tuple(key.split(".")): value for key, value in keys(change).items()}
+        fit = Fit({key: value for key, value in values.items() if value != _at(config, key)}, machine.hours(asked))
         before = machine.hours(config)
     try:
         new = _retold(edited(text, fit.changes), text, images, fit.changes)
