@@ -89,6 +89,15 @@ def test_every_class_has_a_row_for_the_best_cell_and_its_start() -> None:
         "yak": ["in no test mask"] * 2,
     }
     assert len(class_table(frame, (0, "none", 16))["columns"]) == 1
+    unets = pd.DataFrame({"finetune_size": [8, 16], "iou_cat": [0.5, 0.9], "lowest_iou_cat": [0.4, 0.9]})
+    unets = unets.assign(highest_iou_cat=[0.6, 0.9], iou_dog=np.nan, lowest_iou_dog=np.nan, highest_iou_dog=np.nan)
+    made = class_table(frame, (24, "none", 8), unets)
+    assert made["columns"][2] == {"name": "U-Net", "about": "8 labels"}
+    assert {row["name"]: row["values"][2] for row in made["rows"]} == {
+        "cat": {"mean": "50.0", "span": "40.0 to 60.0"},
+        "dog": "not defined",
+        "yak": "in no test mask",
+    }
 
 
 def test_code_is_marked_and_all_else_escaped() -> None:

@@ -232,8 +232,12 @@ def test_references_switched_on_in_a_finished_study(project: Project) -> None:
     project.write(references=True)
     assert project.done() == REFERENCES
     assert project.planned() == {} and project.weights() == before
-    sentences = pd.read_csv(project.root / "tables" / "references.csv")["sentence"]
-    assert len(sentences) == 2 and sentences.str.startswith("With 8 labels").all()
+    table = pd.read_csv(project.root / "tables" / "references.csv")
+    assert len(table) == 2 and table["sentence"].str.startswith("With 8 labels").all()
+    (record,) = (json.loads(path.read_text()) for path in project.root.glob("references/*.json"))
+    of_class = {name: value for name, value in record["metrics"].items() if name.startswith("iou_")}
+    unet = table.set_index("reference").loc["unet"]
+    assert of_class and {name: unet[name] for name in of_class} == pytest.approx(of_class)
     verified = [sys.executable, "-m", "viny", "verify", project.root]
     done = subprocess.run(verified, stdout=subprocess.PIPE, **project.options())
     assert done.returncode == 0 and ": 0 wrong, 0 missing, 0 notes" in done.stdout, done.stdout

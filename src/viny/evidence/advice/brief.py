@@ -11,6 +11,7 @@ from viny.evidence.advice.effects import pretraining_answer, tasks_answer
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
 from viny.evidence.statistics.crossed import counted
+from viny.evidence.tables import OF_CLASS
 from viny.evidence.verdicts import Decision
 
 WORDS = 130  # of all lines together; a title and a last line come on top
@@ -80,11 +81,11 @@ def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
 
 def _weakest(best: Best) -> str:
     """The classes that the best cell finds worst, where there are more than two, with their mean IoU over seeds."""
-    columns = [name for name in best.rows if name.startswith("iou_")]
+    columns = [name for name in best.rows if name.startswith(OF_CLASS)]
     means = best.rows[columns].mean().dropna().sort_values(kind="stable")
     if len(means) <= 2:
         return ""
-    said = (f"{name.removeprefix('iou_')} {100 * iou:.0f} %" for name, iou in means[:3].items())
+    said = (f"{name.removeprefix(OF_CLASS)} {100 * iou:.0f} %" for name, iou in means[:3].items())
     return f"{', '.join(said)} IoU."
 
 

@@ -11,7 +11,7 @@ from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import FALLING, OFTEN, RARE, Facts, listed
 from viny.evidence.statistics.crossed import LEVEL
-from viny.evidence.tables import absent_classes
+from viny.evidence.tables import OF_CLASS, absent_classes
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
 from viny.runtime.units import tested_words
@@ -123,8 +123,8 @@ def _duplicates(facts: Facts) -> list[Item]:
 def _classes(facts: Facts) -> list[Item]:
     """An item for the classes that are hardly ever found or often missed, one for those that no test mask has, and
     one for those that no mask of a fine-tuning has."""
-    ious = facts.metrics[[column for column in facts.metrics if column.startswith("iou_")]]
-    ious = ious.rename(columns=lambda column: column.removeprefix("iou_"))
+    ious = facts.metrics[[column for column in facts.metrics if column.startswith(OF_CLASS)]]
+    ious = ious.rename(columns=lambda column: column.removeprefix(OF_CLASS))
     nowhere = [name for name in ious if ious[name].isna().all()]
     ious = ious.drop(columns=nowhere)
     missed = (ious < RARE).sum().sort_values(ascending=False, kind="stable")

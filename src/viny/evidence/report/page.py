@@ -32,7 +32,7 @@ from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.statistics.representations import harm_sentence
 from viny.evidence.summary import Summary
-from viny.evidence.tables import ARM, GROUP, absent_words, read_metrics, with_arms
+from viny.evidence.tables import ARM, GROUP, OF_CLASS, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.units import tested_words
@@ -209,13 +209,15 @@ class _Page:
         return [item.text.partition(". ")[2] for item in self.section("next") if "rank" in item.data]
 
     def classes(self) -> dict[str, Any]:
-        """The table of IoU by class, of the best cell and of a random start with as many labels."""
+        """The table of IoU by class, of the best cell, and of a random start and a U-Net with as many labels."""
         best = next(item.data for item in self.section("summary") if "not_told_from_it" in item.data)
         key = tuple(best[name] for name in GROUP)
         frame = with_arms(self.metrics)
         start, variant = self.arm_words.base
         mine = frame[(frame["start"] == start) & (frame["variant"] == variant)]
-        return class_table(mine if self.several else frame, key)
+        table = self._read("references", like=OF_CLASS) if self.spec.get("references") else None
+        unets = None if table is None else table[table["reference"] == "unet"]
+        return class_table(mine if self.several else frame, key, unets)
 
     def miou(self) -> dict[str, Any]:
         """The table of mIoU, of every arm where there are several."""
@@ -257,15 +259,17 @@ class _Page:
         self.record.reads(path)
         return read_sealed(path, what)
 
-    def _read(self, name: str) -> pd.DataFrame:
+    def _read(self, name: str, like: str | None = None) -> pd.DataFrame:
+        """The columns of a table that `READ` names, and all in whose names something stands, which are numbers."""
         path = self.root / "tables" / f"{name}.csv"
         if not path.is_file():
             raise InputError(f"{path}: no such table; run the workflow, which writes it before the report")
         self.record.reads(path)
         try:
             table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(TEXT, str))
-            numbers = [column for column in READ[name] if column not in TEXT]
-            return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})[[*READ[name]]]
+            shown = [*READ[name], *(column for column in table if like and like in column)]
+            numbers = [column for column in shown if column not in TEXT]
+            return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})[shown]
         except (ValueError, KeyError, OverflowError) as error:
             raise InputError(f"{path}: not the table that the workflow writes ({error}); {AGAIN}") from error
 

@@ -12,7 +12,7 @@ import pandas as pd
 from viny.evidence.constant import constant_answer
 from viny.evidence.statistics.crossed import Runs, Score, counted, crossed, influence, read_confusion, step
 from viny.evidence.statistics.effects import INTERVALS
-from viny.evidence.tables import about_numbers, to_markdown, write_csv
+from viny.evidence.tables import OF_CLASS, about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import (
     MARGIN,
     UNKNOWN,
@@ -38,12 +38,15 @@ COLUMNS = [
     *("gain", "gain_low", "gain_high", "gain_words"),
 ]
 
+SPREAD = {"": "mean", "lowest_": "min", "highest_": "max"}  # before the name of a class's IoU: what over seeds
 GAIN = {"": "mean", "_low": "low", "_high": "high", "_words": "short"}  # of a decision
 
 Key = tuple[str, int]  # of a reference: CONSTANT or UNET, labels
 
 
-def reference_scores(spec: Mapping[str, Any], root: Path) -> tuple[dict[tuple[int, Key], Score], dict[Key, Any]]:
+def reference_scores(
+    spec: Mapping[str, Any], root: Path
+) -> tuple[dict[tuple[int, Key], Score], dict[Key, Any], dict[Key, pd.DataFrame]]:
     """The mIoU of a study's references, and what else is to be said of them.
 
     Args:
@@ -51,14 +54,15 @@ def reference_scores(spec: Mapping[str, Any], root: Path) -> tuple[dict[tuple[in
         root: the study's folder.
 
     Returns:
-        The scores by seed and `Key`. And for each key a set: the classes that are the commonest in the training masks
-        of any seed, or the U-Net's number of parameters.
+        The scores by seed and `Key`. For each key a set: the classes that are the commonest in the training masks of
+        any seed, or the U-Net's number of parameters. And of U-Nets the IoU of each class, a row for each seed.
 
     Raises:
         InputError: a missing or damaged file.
     """
     scores: dict[tuple[int, Key], Score] = {}
     about: dict[Key, set[Any]] = {}
+    classes: dict[Key, list[dict[str, float]]] = {}
     for one in references(spec):
         record = read_sealed(reference_file(root, one, "record"), "a reference")
         confusion, indices = read_confusion(reference_file(root, one, "confusion"))
@@ -73,7 +77,9 @@ def reference_scores(spec: Mapping[str, Any], root: Path) -> tuple[dict[tuple[in
                 key = name, one.finetune_size
                 scores[one.seed, key] = Score(miou, influence(matrices, kind), indices)
                 about.setdefault(key, set()).add(said)
-    return scores, about
+        of_class = {name: value for name, value in record["metrics"].items() if name.startswith(OF_CLASS)}
+        classes.setdefault((UNET, one.finetune_size), []).append(of_class)
+    return scores, about, {key: pd.DataFrame(rows, dtype=float) for key, rows in classes.items()}
 
 
 def references_table(
@@ -194,6 +200,7 @@ def write_references(
     cells: Mapping[tuple[int, Hashable], Score],
     scores: Mapping[tuple[int, Key], Score],
     models: Mapping[Key, Any],
+    classes: Mapping[Key, pd.DataFrame],
     out_dir: Path,
 ) -> pd.DataFrame:
     """Write references.csv and references.md; returns what `references_table` does.
@@ -201,9 +208,13 @@ def write_references(
     Args:
         frame: what `tables.read_metrics` returns of the cells.
         cells, scores, models: see `references_table`, of which models is `about`.
+        classes: from `reference_scores`; for each class the table gets columns of its mean, lowest and highest IoU.
         out_dir: folder for the tables; made if missing.
     """
     table = references_table(cells, scores, models)
+    keys = [*zip(table["reference"], table["finetune_size"], strict=True)]
+    of_class = pd.DataFrame([_over_seeds(classes[key]) if key in classes else {} for key in keys], table.index)
+    table = table.join(of_class)
     write_csv(table.assign(**dict(frame.iloc[0][["study", "protocol", "note"]])), out_dir / "references.csv")
     rows = [
         {
@@ -223,6 +234,12 @@ def write_references(
     text = f"# Should one use this model at all?\n\n{about}\n\n{lines}\n{_WORDS}\n\n{body}"
     write_text(out_dir / "references.md", text)
     return table
+
+
+def _over_seeds(iou: pd.DataFrame) -> dict[str, float]:
+    """Mean, lowest and highest of columns over rows, see `SPREAD`."""
+    found = {how: iou.agg(how) for how in SPREAD.values()}
+    return {f"{prefix}{name}": found[how][name] for name in iou for prefix, how in SPREAD.items()}
 
 
 _WORDS = (
