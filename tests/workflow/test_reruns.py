@@ -237,7 +237,7 @@ def test_references_switched_on_in_a_finished_study(project: Project) -> None:
     (record,) = (json.loads(path.read_text()) for path in project.root.glob("references/*.json"))
     of_class = {name: value for name, value in record["metrics"].items() if name.startswith("iou_")}
     unet = table.set_index("reference").loc["unet"]
-    assert of_class and {name: unet[name] for name in of_class} == pytest.approx(of_class)
+    assert of_class and {name: unet[name] for name in of_class} == pytest.approx(of_class, abs=1e-5)
     verified = [sys.executable, "-m", "viny", "verify", project.root]
     done = subprocess.run(verified, stdout=subprocess.PIPE, **project.options())
     assert done.returncode == 0 and ": 0 wrong, 0 missing, 0 notes" in done.stdout, done.stdout
