@@ -203,7 +203,7 @@ def test_files(tmp_path: Path) -> None:
     assert (out / "paired_differences.csv").read_text() == ",".join([*tables.KEYS, "difference", whose]) + "\n"
     assert (out / "tableA2.csv").read_text() == f"# Pre-train,# Fine-tune,Accuracy,mIoU,Runs,{whose}\n"
     text = (out / "table1.md").read_text()
-    for said in ("made-up", "sound", "± standard deviation over seeds", "1000", "Made up for tests."):
+    for said in ("made-up", "sound", "± standard deviation over seeds", "1,000 test images", "Made up for tests."):
         assert said in text
     assert "no such cells" not in text
     for which in ("A2", "A3"):
