@@ -40,7 +40,7 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("learning.unet", {"reference"}),
         ("evidence.statistics.references", {"statistics", "figures"}),
         ("evidence.geometry", {"geometry"}),
-        ("evidence.token_metrics", {"geometry", "representations"}),
+        ("evidence.token_metrics", {"geometry"}),
         ("evidence.figures.kit", {"figures", "statistics", "representations"}),
         ("evidence.figures.effects", {"statistics"}),
         ("evidence.statistics.fits", {"statistics", "report"}),

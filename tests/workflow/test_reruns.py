@@ -445,7 +445,7 @@ def test_ctrl_c_says_where_each_training_was_stopped(tmp_path: Path) -> None:
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(timeout=60) == 1
     assert re.search(r"^\d\d:\d\d:\d\d  finetune \S+: stopped by SIGINT in epoch \d+ of 100000", project.said, re.M)
-    assert "Error" not in project.said.partition("WorkflowError:")[0]
+    assert "Error" not in project.said  # nothing that sounds like a fault
     assert "Not done.\nThe same command goes on from here." in project.said
     assert list(project.root.glob("checkpoints/finetune/*/*.safetensors"))
 

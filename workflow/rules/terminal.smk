@@ -35,6 +35,7 @@ class LineForEachJob(logging.Handler):
     def __init__(self, whole):
         super().__init__()
         self.whole, self.titles, self.ended = whole, {}, []
+        self.stopped = self.failed = False
 
     def line(self, text):
         print(f"{time.strftime('%H:%M:%S')}  {text}", file=self.whole.stream, flush=True)
@@ -51,8 +52,12 @@ class LineForEachJob(logging.Handler):
                     self.line(f"{at} of {record.total}  {job}")
             self.ended = []
         elif event == "JOB_ERROR" and (stop := stop_of(record.log)):
+            self.stopped = True
             self.line(f"{title(record.rule_name, record.log)}: {stop}")
+        elif self.stopped and not self.failed and "At least one job did not complete successfully" in str(record.msg):
+            pass  # because Ctrl-C stopped it, which is said
         elif event not in self.BLOCKS and not str(record.msg).startswith(self.TEXTS):
+            self.failed |= event == "JOB_ERROR"
             self.whole.handle(record)
 
 

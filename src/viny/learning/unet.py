@@ -6,12 +6,17 @@ and the last is smaller, and a batch is divided among threads.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viny.learning.objectives import labelled_cross_entropy
 from viny.learning.unet_settings import convolutions, width
+from viny.learning.weights import read_weights, weights_beside
+from viny.runtime.errors import InputError
 
 GROUP = 8  # channels that are normalised together
 
@@ -87,3 +92,19 @@ class UNet(nn.Module):
         """Mean cross-entropy over the pixels of a batch: images [B, 3, S, S], masks [B, S, S]."""
         images, masks = batch
         return labelled_cross_entropy(self(images), masks)
+
+
+def load_unet(record_path: Path) -> tuple[UNet, dict[str, Any]]:
+    """The U-Net of a reference, ready to predict, and its record.
+
+    Raises:
+        InputError: as `read_weights`, or the weights are for another network than the record describes.
+    """
+    tensors, record = read_weights(record_path, "a reference")
+    spec = record["spec"]
+    try:
+        model = UNet(spec["image_size"], len(record["mask_classes"]), spec["switches"]["segmentation_loss"])
+        model.load_state_dict(tensors)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
+    return model.eval(), record

@@ -18,7 +18,6 @@ from viny.data.augment import Normalisation
 from viny.learning.model import VINY, ViNy, assert_paper_size
 from viny.learning.objectives import Segmentation
 from viny.learning.settings import ModelSettings
-from viny.learning.unet import UNet
 from viny.runtime.errors import InputError
 from viny.runtime.files import atomic_path, file_sha256, read_sealed
 from viny.runtime.seeds import derive
@@ -58,22 +57,6 @@ def load_segmentation(record_path: Path) -> tuple[Segmentation, dict[str, Any]]:
     except InputError:
         raise
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
-    return model.eval(), record
-
-
-def load_unet(record_path: Path) -> tuple[UNet, dict[str, Any]]:
-    """The U-Net of a reference, ready to predict, and its record.
-
-    Raises:
-        InputError: as `read_weights`, or the weights are for another network than the record describes.
-    """
-    tensors, record = read_weights(record_path, "a reference")
-    spec = record["spec"]
-    try:
-        model = UNet(spec["image_size"], len(record["mask_classes"]), spec["switches"]["segmentation_loss"])
-        model.load_state_dict(tensors)
-    except (ArithmeticError, RuntimeError, ValueError) as error:
         raise InputError(f"{weights_beside(record_path)}: does not fit the model: {error}") from error
     return model.eval(), record
 

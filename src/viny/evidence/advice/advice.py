@@ -60,6 +60,7 @@ class Advice:
         seeds: how many the grid has.
         test_images: how many there are; one number unless the test set moves.
         test_groups: how many groups they are of; 0 in a study without groups.
+        image_size: side of the images that the model sees, at which mIoU is measured, pixels.
         target: points of mIoU, see `advise`.
         short: the same in few words.
         sections: in reading order; the first is the summary.
@@ -72,6 +73,7 @@ class Advice:
     seeds: int
     test_images: list[int]
     test_groups: int
+    image_size: int
     target: float
     short: list[Line]
     sections: list[Section]
@@ -108,7 +110,8 @@ def title(advice: Advice) -> str:
     """The first line of `as_text`."""
     tested = tested_words(advice.test_images, advice.test_groups)
     done = f"{advice.evaluated} of {advice.cells} cells"
-    return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {tested}"
+    seen = f"at {advice.image_size} x {advice.image_size} pixels"
+    return f"Study {advice.study}: {done}, {counted(advice.seeds, 'seed')}, {tested} {seen}"
 
 
 LONG = "`--long` for all."

@@ -101,6 +101,7 @@ def advise(
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
         test_groups=facts.runs.groups,
+        image_size=facts.config["model"]["image_size"],
         target=target,
         short=brief_lines(facts, best, labels, arms, references, proposals, _by_weight(constant, warnings)),
         sections=[Section("summary", "In short", summary), *sections],

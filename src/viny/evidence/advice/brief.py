@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from viny.evidence.advice.advice import Item, Line
 from viny.evidence.advice.best import Best
-from viny.evidence.advice.effects import pretraining_answer, tasks_answer
+from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, tasks_answer
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
 from viny.evidence.statistics.crossed import counted
@@ -15,7 +15,7 @@ from viny.evidence.tables import OF_CLASS
 from viny.evidence.verdicts import Decision
 
 WORDS = 130  # of all lines together; a title and a last line come on top
-SHARE = {"arms": 34, "best": 28, "pre-training": 26, "labels": 30, "task": 40, "references": 36, "next": 34}
+SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
 SHARE |= {"warning": 16}  # words of a line at most
 TOLD = 2  # tasks that are spelled out
 
@@ -40,7 +40,6 @@ def brief_lines(
         proposals: what would settle the rest, the best first.
         warnings: the most important first.
     """
-    pretraining = facts.decided("pre-training")
     beaten = [item for item in references if item.data["verdict"] == "down"][-1:]
     lines = [Line("references", "This model", item.data["brief"]) for item in beaten]
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
@@ -48,7 +47,8 @@ def brief_lines(
     lines += [*several, Line("best", label, f"{_upper(best.words)}: `{best.name}`.")]
     asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
     if facts.sizes:
-        lines.append(_line("pre-training", "Pre-training", pretraining[-1:], pretraining_answer(facts)))
+        text = pretraining_brief(facts) or _first_sentence(pretraining_answer(facts))
+        lines.append(Line("pre-training", "Pre-training", text))
     if gain := next((item.data["gain"] for item in beaten), ""):  # of the model that is worth labels
         lines.append(Line("labels", "More labels", gain))
     else:
@@ -59,7 +59,9 @@ def brief_lines(
         lines.append(Line("not asked", "Not asked", f"{_upper(' and '.join(left))}."))
     if weakest := _weakest(best):
         lines.append(Line("classes", "Weakest classes", weakest))
-    if not beaten:
+    if not references and facts.study.get("references"):
+        lines.append(Line("references", "Other models", "The U-Nets are compared when the run is done."))
+    elif not beaten:
         lines += [Line("references", "Other models", item.data["brief"]) for item in references[-1:]]
     lines.append(Line("next", "To go on with it" if beaten else "Next", _next(proposals)))
     warnings = [item for item in warnings if not item.data.get("brief")]  # which is said first

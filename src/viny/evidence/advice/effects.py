@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts, interval_words, start_words
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
-from viny.evidence.verdicts import Question, answer
+from viny.evidence.verdicts import Question, answer, in_points, span
 from viny.study.changes import as_keys
 
 # Pre-training
@@ -20,6 +21,18 @@ def pretraining_answer(facts: Facts) -> str:
     """Is pre-training worth it? One sentence, for the largest size."""
     decisions = facts.decided("pre-training")
     return decisions[-1].sentence if decisions else _pretraining_not_asked(facts)
+
+
+def pretraining_brief(facts: Facts) -> str:
+    """The same in few words, with what it is worth with the most labels; empty if it is not asked."""
+    decisions = facts.decided("pre-training")
+    if not decisions:
+        return ""
+    decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
+    if len(decision.cells) == 1 or math.isnan(most["low"]):
+        return decision.short
+    here = f"{in_points(most['mean'])} ({span(most['low'], most['high'])}) with {int(most['finetune_size']):,} labels"
+    return f"{decision.short.rstrip('.')} {decision.where}; {here}."
 
 
 def pretraining_items(facts: Facts) -> list[Item]:

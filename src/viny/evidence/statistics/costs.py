@@ -20,6 +20,7 @@ from viny.evidence.verdicts import UNKNOWN, Decision, Question, answer, decide, 
 from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed
+from viny.runtime.units import duration
 from viny.study.grid import Cell
 from viny.study.layout import TUNING, chain
 
@@ -118,7 +119,7 @@ def _run(path: Path) -> Mapping[str, Any]:
 COSTS = [*GROUP, "n", "miou", "sd", "seconds", "operations", "device", "front", "front_seconds", "front_labels"]
 COSTS += ["verdict"]
 LABELS_STEP = 500  # labels that a gain is given for
-LEAST_HOURS = 0.1  # if a step takes less, no gain per hour is given
+LEAST_HOURS = 0.5  # if a step takes less, no gain per hour is given
 RATES = ["gain_per_hour", "gain_per_500_labels"]
 STEPS = [*GROUP, "miou", "move", *(f"to_{k}" for k in GROUP), "n", "gain", "low", "high"]
 STEPS += ["further_labels", "further_pretrain_images", "further_hours", "further_operations"]
@@ -305,7 +306,11 @@ def _step_in_words(row: Mapping[str, Any], one_device: bool, verdict: str) -> st
     interval = "one seed, no interval" if np.isnan(row["low"]) else span(row["low"], row["high"])
     said = [f"{in_points(row['gain'])} points ({interval})"]
     known = verdict in ("up", "down")  # of a gain that cannot be told there is no rate either
-    said += [] if known else [f"what it brings {UNKNOWN}" if verdict == "undecided" else "as good as nothing"]
+    if verdict == "small":
+        said.append("as good as nothing")
+    elif not known:
+        clear = row["low"] > 0 or row["high"] < 0  # which the correction, or the mean over cells, does not bear out
+        said.append("clear of zero here, but not among all that is compared" if clear else f"what it brings {UNKNOWN}")
     if known and row["further_labels"]:
         said.append(rate("gain_per_500_labels", f"a further {LABELS_STEP} labels"))
     if row["further_hours"] >= LEAST_HOURS:
@@ -313,7 +318,7 @@ def _step_in_words(row: Mapping[str, Any], one_device: bool, verdict: str) -> st
         here = f"a further hour, at the rate of these {hours}"
         said.append(rate("gain_per_hour", here) if known else f"it takes {hours} more")
     elif row["further_hours"] > 0:
-        said.append(f"it takes {3600 * row['further_hours']:.0f} s more, too few to tell of an hour")
+        said.append(f"it takes {duration(3600 * row['further_hours'])} more, too little to tell of an hour")
     elif one_device and row["further_hours"] == row["further_hours"]:
         said.append("no further time was measured")
     else:

@@ -228,7 +228,8 @@ def write_references(
         }
         for row in table.to_dict("records")
     ]
-    lines = "".join(f"- {markdown(sentence)}\n" for sentence in reversed(table["sentence"].tolist()))
+    sentences = [*reversed(table["sentence"].tolist()), *table["gain_words"].dropna()]
+    lines = "".join(f"- {markdown(sentence)}\n" for sentence in sentences)
     body = to_markdown(pd.DataFrame(rows)) if rows else ""
     about = about_numbers(frame, groups=crossed(cells).groups)
     text = f"# Should one use this model at all?\n\n{about}\n\n{lines}\n{_WORDS}\n\n{body}"

@@ -48,7 +48,7 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
     if status.running:
         left = ", time left not known yet" if known is None else f", {duration(known)} left (about {_clock(known)})"
     old = f", {status.outdated} out of date" if status.outdated else ""
-    held = f", of which {100 * kept / done:.0f} % in checkpoints" if kept else ""
+    held = f", {100 * kept / done:.0f} % of it in checkpoints of unfinished trainings" if kept else ""
     parts: list[Any] = [
         Text(
             f"{status.study}: {status.cells[1]} of {status.cells[0]} cells done{old}; "

@@ -13,8 +13,8 @@ from viny.data.decoding import WHITES
 from viny.data.folders import few
 from viny.data.masks import IGNORE, mask_coding, value_name
 from viny.learning.objectives import Segmentation
-from viny.learning.unet import UNet
-from viny.learning.weights import load_segmentation, load_unet, shown_by
+from viny.learning.unet import UNet, load_unet
+from viny.learning.weights import load_segmentation, shown_by
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.arms import settings_of
