@@ -365,7 +365,8 @@ def test_missing_cells_are_named_and_come_first(tmp_path: Path) -> None:
     assert first["change"].startswith("finish the grid")
     assert (first["new_cells"], first["trainings"]) == (len(gone), 0)  # trained, not evaluated
     assert gone[0].name in said(advice, "warnings")
-    assert as_text(advice, long=True).startswith("Study tiny: 22 of 24 cells, 3 seeds, 500 test images at 24 x 24 pixels\n")
+    first_line = "Study tiny: 22 of 24 cells, 3 seeds, 500 test images at 24 x 24 pixels"
+    assert as_text(advice, long=True).splitlines()[0] == first_line
     assert part(advice, "pretraining")[0]["verdict"] == "up"
 
 
