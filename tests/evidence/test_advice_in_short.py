@@ -170,14 +170,16 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
         for size in (8, 16)
     ]
     columns = ["reference", "finetune_size", "sentence", "verdict", "name", "mean", "lead", "answer", "gain_words"]
-    pd.DataFrame(rows, columns=columns).to_csv(table, index=False)
+    ious = {"iou_road": 0.9, "iou_pole": 0.01, "iou_car": 0.5}
+    pd.DataFrame(rows, columns=columns).assign(**ious).to_csv(table, index=False)
     advice = advise(tmp_path)
     lines = {line.key: line.text for line in advice.short}
     assert advice.short[0].key == "references"
     assert lines["references"].startswith(
-        "Do not use it: unet has 60.0 % mIoU with 16 labels, 9.5 points more, and is here as `unet_fine-16_seed-0`"
+        "Do not use it: unet has 60.0 % mIoU with 16 labels, 9.5 points more: `unet_fine-16_seed-0`;"
     )
     assert lines["labels"] == "A doubling helps the U-Net."  # not the model that loses
+    assert lines["classes"].startswith("pole 1 %, car 50 %, road 90 % IoU; model.image_size above ")
     assert not lines.get("warning", "").startswith("A simple reference does better")
     assert "A constant with 16 labels" in as_text(advice, long=True)
     better = [(*row[:3], "up", row[4], 0.6, 0.012, "this model is worth its while", row[8]) for row in rows]
@@ -203,6 +205,8 @@ def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
     command = f"`viny plan results/a --set 'grid.seeds={list(range(20))}'` to settle it."
     made = fitted([*lines, Line("next", "Next", command)])
     assert made[-1].text == command
+    # Even where nothing else is left to cut.
+    assert [line.text for line in fitted([Line(key, key, command) for key in "abcde"], most=20)] == [command] * 5
     assert sum(len(f"{line.label}: {line.text}".split()) for line in made) <= WORDS
 
 

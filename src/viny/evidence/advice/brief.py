@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import pandas as pd
+
 from viny.evidence.advice.advice import Item, Line
 from viny.evidence.advice.best import Best
 from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, tasks_answer
@@ -16,8 +18,10 @@ from viny.evidence.verdicts import Decision
 
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
-SHARE |= {"warning": 16}  # words of a line at most
+SHARE |= {"warning": 20}  # words of a line at most
+LEAST = 5  # words of a line that is cut
 TOLD = 2  # tasks that are spelled out
+LOST = 0.05  # IoU below which a class counts as lost
 
 
 def brief_lines(
@@ -57,7 +61,8 @@ def brief_lines(
         lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
     if left := [name for name, some in asked.items() if not some]:
         lines.append(Line("not asked", "Not asked", f"{_upper(' and '.join(left))}."))
-    if weakest := _weakest(best):
+    classes = beaten[-1].data["classes"] if beaten else {}  # of the model to use
+    if weakest := _weakest(pd.Series(classes, dtype=float) if classes else _means(best), facts):
         lines.append(Line("classes", "Weakest classes", weakest))
     if not references and facts.study.get("references"):
         lines.append(Line("references", "Other models", "The U-Nets are compared when the run is done."))
@@ -70,25 +75,32 @@ def brief_lines(
 
 
 def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
-    """Lines of no more words than `most` in all, the longest ones cut; a command is never cut."""
+    """Lines of no more words than `most` in all, as far as the longest ones can be cut: one with code stays whole."""
     lines = [Line(line.key, line.label, _cut(line.text, SHARE.get(line.key, most))) for line in lines]
     while (over := sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most) > 0:
-        at = max((i for i, line in enumerate(lines) if line.key != "next"), key=lambda i: len(lines[i].text.split()))
-        length = len(lines[at].text.split())
-        lines[at] = Line(lines[at].key, lines[at].label, _cut(lines[at].text, max(5, length - min(over, 5))))
-        if length <= 5:
+        lengths = {i: len(line.text.split()) for i, line in enumerate(lines) if "`" not in line.text}
+        at = max(lengths, key=lengths.__getitem__, default=None)
+        if at is None or lengths[at] <= LEAST:
             break
+        text = _cut(lines[at].text, max(LEAST, lengths[at] - min(over, LEAST)))
+        lines[at] = Line(lines[at].key, lines[at].label, text)
     return lines
 
 
-def _weakest(best: Best) -> str:
-    """The classes that the best cell finds worst, where there are more than two, with their mean IoU over seeds."""
-    columns = [name for name in best.rows if name.startswith(OF_CLASS)]
-    means = best.rows[columns].mean().dropna().sort_values(kind="stable")
+def _means(best: Best) -> pd.Series:
+    """The best cell's IoU of each class, means over seeds."""
+    return best.rows[[name for name in best.rows if name.startswith(OF_CLASS)]].mean()
+
+
+def _weakest(means: pd.Series, facts: Facts) -> str:
+    """The classes with the lowest IoU, where there are more than two, and what may help those that are lost."""
+    means = means.dropna().sort_values(kind="stable")
     if len(means) <= 2:
         return ""
-    said = (f"{name.removeprefix(OF_CLASS)} {100 * iou:.0f} %" for name, iou in means[:3].items())
-    return f"{', '.join(said)} IoU."
+    said = ", ".join(f"{name.removeprefix(OF_CLASS)} {100 * iou:.0f} %" for name, iou in means[:3].items())
+    size = facts.config["model"]["image_size"]
+    hint = f"; model.image_size above {size} may help" if means.iloc[0] < LOST else ""
+    return f"{said} IoU{hint}."
 
 
 def _cut(text: str, most: int) -> str:
@@ -125,9 +137,11 @@ def _next(proposals: Sequence[Item]) -> str:
         return "Nothing that this study asks is open that a larger grid would settle."
     data: Mapping[str, object] = item.data
     command = f"`{data['command']}`" if "command" in data else _upper(str(data["change"]))
+    takes = f"({str(data['takes']).partition(',')[0]})"
+    if "epochs" in data:
+        return f"Train longer, {command} {takes}."
     what = ", ".join(map(str, item.data["settles"]))
-    first = "train longer, " if "epochs" in data else ""
-    return f"{_upper(first)}{command} ({data['takes']}), for {_cut(what.rstrip(','), 12)}."
+    return f"{command} {takes}, for {_cut(what.rstrip(','), 12)}."
 
 
 def _first_sentence(text: str) -> str:

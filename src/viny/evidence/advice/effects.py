@@ -10,6 +10,7 @@ import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts, interval_words, start_words
+from viny.evidence.statistics.crossed import counted
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
 from viny.evidence.verdicts import Question, answer, in_points, span
 from viny.study.changes import as_keys
@@ -31,8 +32,9 @@ def pretraining_brief(facts: Facts) -> str:
     decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
     if len(decision.cells) == 1 or math.isnan(most["low"]):
         return decision.short
-    here = f"{in_points(most['mean'])} ({span(most['low'], most['high'])}) with {int(most['finetune_size']):,} labels"
-    return f"{decision.short.rstrip('.')} {decision.where}; {here}."
+    over = f"over {counted(len(decision.cells), decision.over)}"
+    here = f"with {int(most['finetune_size']):,} labels {in_points(most['mean'])} ({span(most['low'], most['high'])})"
+    return f"{decision.short.rstrip('.')} {over}; {here}."
 
 
 def pretraining_items(facts: Facts) -> list[Item]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts
+from viny.evidence.tables import OF_CLASS
 from viny.runtime.errors import InputError
 from viny.study.grid import Reference
 from viny.study.layout import TABLE
@@ -34,7 +35,9 @@ def reference_items(facts: Facts) -> list[Item]:
         found = []
         for row in rows.fillna({"gain_words": ""}).to_dict("records"):
             about = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row, seed)}
-            found.append(Item(f"{row['sentence']} {row['gain_words']}".rstrip(), about | {"gain": row["gain_words"]}))
+            about["gain"] = row["gain_words"]
+            about["classes"] = {name: iou for name, iou in row.items() if name.startswith(OF_CLASS)}
+            found.append(Item(f"{row['sentence']} {row['gain_words']}".rstrip(), about))
         return found
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a table of references ({error}); delete it and run the workflow") from error
@@ -52,7 +55,7 @@ def _brief(row: Mapping[str, Any], seed: int) -> str:
     if row["reference"] == CONSTANT:
         return f"Worse than none: {said}."
     name = Reference(int(row["finetune_size"]), seed).name
-    return f"Do not use it: {said}, and is here as `{name}`; nnU-Net may do better still."
+    return f"Do not use it: {said}: `{name}`; nnU-Net may do better still."
 
 
 def better_model(references: Sequence[Item]) -> list[Item]:

@@ -82,8 +82,8 @@ def _small_test_set(facts: Facts, best: Best) -> list[Item]:
     half = stats.t.ppf((1 + LEVEL) / 2, max((groups or tests) - 1, 1)) * facts.runs.contrasts(one).se_images[0]
     text = f"Only {tested_words([tests], groups)}"
     if not math.isnan(half):
-        text += f": {'the draw of these groups' if groups else 'their draw'} alone moves the best cell's mIoU by "
-        text += f"±{bare(half)} points (95 %)"
+        whose = "the draw of these groups" if groups else "their draw"
+        text += f": ±{bare(half)} points of the best cell's mIoU by {whose} alone (95 %)"
     remedy = "; neither seeds nor more images of the same groups mend that" if groups else "; seeds do not mend that"
     return [Item(f"{text}{remedy}.", {"test_images": tests, "test_groups": groups, "half_width": half})]
 

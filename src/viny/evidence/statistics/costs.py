@@ -119,6 +119,7 @@ def _run(path: Path) -> Mapping[str, Any]:
 COSTS = [*GROUP, "n", "miou", "sd", "seconds", "operations", "device", "front", "front_seconds", "front_labels"]
 COSTS += ["verdict"]
 LABELS_STEP = 500  # labels that a gain is given for
+LEAST_LABELS = 250  # if a step takes fewer, no gain per 500 labels is given
 LEAST_HOURS = 0.5  # if a step takes less, no gain per hour is given
 RATES = ["gain_per_hour", "gain_per_500_labels"]
 STEPS = [*GROUP, "miou", "move", *(f"to_{k}" for k in GROUP), "n", "gain", "low", "high"]
@@ -311,7 +312,7 @@ def _step_in_words(row: Mapping[str, Any], one_device: bool, verdict: str) -> st
     elif not known:
         clear = row["low"] > 0 or row["high"] < 0  # which the correction, or the mean over cells, does not bear out
         said.append("clear of zero here, but not among all that is compared" if clear else f"what it brings {UNKNOWN}")
-    if known and row["further_labels"]:
+    if known and row["further_labels"] >= LEAST_LABELS:
         said.append(rate("gain_per_500_labels", f"a further {LABELS_STEP} labels"))
     if row["further_hours"] >= LEAST_HOURS:
         hours = f"{row['further_hours']:.2g} hours"
