@@ -213,7 +213,9 @@ def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
 def test_a_list_is_cut_between_its_parts() -> None:
     text = "The loss was still falling at the end: pre-training by 9 %; fine-tuning on 8 labels by 12 %; and more of it"
     (line,) = fitted([Line("warning", "Mind", text)])
-    assert line.text == "The loss was still falling at the end: pre-training by 9 % ..."
+    assert (
+        line.text == "The loss was still falling at the end: pre-training by 9 %; fine-tuning on 8 labels by 12 % ..."
+    )
 
 
 def test_the_command_is_short_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
