@@ -185,7 +185,7 @@ def test_the_most_important_warning_and_the_references_are_in_it(tmp_path: Path)
     better = [(*row[:3], "up", row[4], 0.6, 0.012, "this model is worth its while", row[8]) for row in rows]
     pd.DataFrame(better, columns=columns).to_csv(table, index=False)
     lines = {line.label: line.text for line in advise(tmp_path).short}
-    said = "This model is worth its while: unet has 60.0 % mIoU with 16 labels, 1.2 points below the best."
+    said = "This model is worth its while: unet has 60.0 % mIoU with 16 labels, 1.2 points less."
     assert lines["Other models"] == said and "This model" not in lines
     assert lines["More labels"] != "A doubling helps the U-Net."
     pd.DataFrame(rows, columns=columns).to_csv(table, index=False)

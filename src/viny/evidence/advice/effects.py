@@ -25,16 +25,21 @@ def pretraining_answer(facts: Facts) -> str:
 
 
 def pretraining_brief(facts: Facts) -> str:
-    """The same in few words, with what it is worth with the most labels; empty if it is not asked."""
+    """The same in few words, with what it is worth with the most labels if there are no tasks, which take words too.
+
+    Empty if it is not asked.
+    """
     decisions = facts.decided("pre-training")
     if not decisions:
         return ""
     decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
     if len(decision.cells) == 1 or math.isnan(most["low"]):
         return decision.short
-    over = f"over {counted(len(decision.cells), decision.over)}"
+    over = f"{decision.short.rstrip('.')} over {counted(len(decision.cells), decision.over)}"
+    if facts.tasks:
+        return f"{over}."
     here = f"with {int(most['finetune_size']):,} labels {in_points(most['mean'])} ({span(most['low'], most['high'])})"
-    return f"{decision.short.rstrip('.')} {over}; {here}."
+    return f"{over}; {here}."
 
 
 def pretraining_items(facts: Facts) -> list[Item]:

@@ -48,9 +48,10 @@ def _brief(row: Mapping[str, Any], seed: int) -> str:
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
     labels = f"{int(row['finetune_size']):,} labels"
     if row["verdict"] != "down":
-        side, answer = "below" if row["lead"] > 0 else "above", str(row["answer"])
+        side, answer = "less" if row["lead"] > 0 else "more", str(row["answer"])
+        name = str(row["name"]).removesuffix(" from scratch")
         answer = answer[:1].upper() + answer[1:]  # first, where nothing cuts it off
-        return f"{answer}: {row['name']} has {reached} % mIoU with {labels}, {ahead} points {side} the best."
+        return f"{answer}: {name} has {reached} % mIoU with {labels}, {ahead} points {side}."
     said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
     if row["reference"] == CONSTANT:
         return f"Worse than none: {said}."
