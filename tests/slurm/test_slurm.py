@@ -60,7 +60,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def clone(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     study = tiny_study(intermediates=["none", "scenes"])
     clone = Clone.new(tmp_path_factory.mktemp("slurm") / "clone", study, cluster.environment)
-    (clone.folder / "first.txt").write_text(clone.slurm())
+    (clone.folder / "first.txt").write_text(clone.slurm("--printshellcmds"))  # with what each job asks for
     return clone
 
 
