@@ -36,7 +36,7 @@ def reference_items(facts: Facts) -> list[Item]:
         for row in rows.fillna({"gain_words": ""}).to_dict("records"):
             about = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row, seed)}
             about["gain"] = row["gain_words"]
-            about["classes"] = {name: iou for name, iou in row.items() if name.startswith(OF_CLASS)}
+            about["classes"] = {name: iou for name, iou in row.items() if name.startswith(OF_CLASS) and pd.notna(iou)}
             found.append(Item(f"{row['sentence']} {row['gain_words']}".rstrip(), about))
         return found
     except (ValueError, KeyError, TypeError) as error:

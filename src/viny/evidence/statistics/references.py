@@ -201,6 +201,7 @@ def write_references(
     scores: Mapping[tuple[int, Key], Score],
     models: Mapping[Key, Any],
     classes: Mapping[Key, pd.DataFrame],
+    groups: int,
     out_dir: Path,
 ) -> pd.DataFrame:
     """Write references.csv and references.md; returns what `references_table` does.
@@ -209,6 +210,7 @@ def write_references(
         frame: what `tables.read_metrics` returns of the cells.
         cells, scores, models: see `references_table`, of which models is `about`.
         classes: from `reference_scores`; for each class the table gets columns of its mean, lowest and highest IoU.
+        groups: see `Runs.groups`.
         out_dir: folder for the tables; made if missing.
     """
     table = references_table(cells, scores, models)
@@ -231,7 +233,7 @@ def write_references(
     sentences = [*reversed(table["sentence"].tolist()), *table["gain_words"].dropna()]
     lines = "".join(f"- {markdown(sentence)}\n" for sentence in sentences)
     body = to_markdown(pd.DataFrame(rows)) if rows else ""
-    about = about_numbers(frame, groups=crossed(cells).groups)
+    about = about_numbers(frame, groups=groups)
     text = f"# Should one use this model at all?\n\n{about}\n\n{lines}\n{_WORDS}\n\n{body}"
     write_text(out_dir / "references.md", text)
     return table
