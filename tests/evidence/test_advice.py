@@ -164,7 +164,7 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
     assert any(re.fullmatch(r"`segmentation.test_size: \d{2,}`", change) for change in changes)
     assert not any("grid.seeds" in change for change in changes)
     assert "more of those, not more seeds" in said(advice, "next")
-    few = r"Only 12 test images: ±\d+\.\d\d points of the best cell's mIoU by their draw alone"
+    few = r"Only 12 test images: their draw alone is worth ±\d+\.\d\d points of mIoU"
     assert re.search(few, said(advice, "warnings"))
 
 
@@ -290,7 +290,7 @@ def test_a_doubling_that_may_bring_nothing_is_not_told_and_has_no_price(tmp_path
     advice = advise(tmp_path, minutes_per_mask=2)
     assert "are 0.5 h; what a point costs cannot be told." in part(advice, "labels")[0]["text"]
     short = next(row["text"] for row in part(advice, "summary") if row.get("question") == "labels")
-    said_of_it = "A doubling of the labels, from 8 to 16 with a random start, cannot be told to help or hurt: "
+    said_of_it = "Doubling 8 labels to 16 with a random start cannot be told to help or hurt: "
     assert short.startswith(f"How many more masks? {said_of_it}")
     assert "minutes a point" not in as_text(advice, long=True)
 

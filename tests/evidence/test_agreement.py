@@ -108,7 +108,7 @@ def test_tables_report_scorecard_and_advice_use_the_same_words(tmp_path: Path, s
     for key, section in (("pre-training", "pretraining"), ("task", "tasks")):
         row = told[key, "24" if key == "pre-training" else "scenes"]
         name = row["name"][0].upper() + row["name"][1:]
-        assert on_page[key].startswith(f"{name} {row['words']}: ")
+        assert on_page[key].startswith((f"{name} {row['words']}: ", f"It {row['words']}: "))
         assert row["sentence"] in summary
         advised = sections[section][0]
         assert (advised["words"], advised["sentence"]) == (row["words"], row["sentence"])

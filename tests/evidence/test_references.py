@@ -230,7 +230,7 @@ def test_the_u_net_says_what_a_doubling_of_its_own_labels_brought() -> None:
     found = table(mine, others).set_index(["reference", "finetune_size"])
     last = found.loc[UNET, 32]
     assert last["gain"] == pytest.approx(np.mean(gains)) and last["gain_low"] < last["gain"] < last["gain_high"]
-    assert last["gain_words"].startswith("A doubling's worth of the labels, from 8 to 32 with the U-Net, helps: +")
+    assert last["gain_words"].startswith("A doubling between 8 and 32 labels with the U-Net helps: +")
     assert found["gain"].count() == 1
     assert table(mine, {(UNET, 8): 0.7})["gain_words"].isna().all()  # of one size no doubling is known
 

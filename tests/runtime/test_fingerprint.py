@@ -38,7 +38,7 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("evidence.evaluate", {"evaluate", "figures", "reference"}),
         ("evidence.reference", {"reference"}),
         ("learning.unet", {"reference"}),
-        ("evidence.statistics.references", {"statistics", "figures"}),
+        ("evidence.statistics.references", {"statistics", "figures", "report"}),
         ("evidence.geometry", {"geometry"}),
         ("evidence.token_metrics", {"geometry"}),
         ("evidence.figures.kit", {"figures", "statistics", "representations"}),

@@ -111,17 +111,14 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
 
     A folder of results stands for the settings that its run wrote there.
     """
+    from viny.study.changes import as_written
     from viny.study.config import merge, resolve
     from viny.study.reading import read_config
     from viny.study.saved import read_study
 
-    def read(path: Path) -> dict[str, Any]:
-        if not path.is_dir():
-            return read_config(path)
-        return {key: value for key, value in read_study(path).items() if key != "listings"}
-
     raw: dict[str, Any] = {}
-    for more in [*map(read, paths), *changes]:
+    read = (as_written(read_study(path)) if path.is_dir() else read_config(path) for path in paths)
+    for more in [*read, *changes]:
         raw = merge(raw, more)
     return resolve(raw)
 

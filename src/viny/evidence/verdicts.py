@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, counted, step
+from viny.runtime.units import capital
 
 MARGIN = 0.01  # an effect within it, either way, is as good as none
 ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target
@@ -153,8 +154,7 @@ class Decision:
     @property
     def short(self) -> str:
         """The decision without what it rests on."""
-        name = self.name[0].upper() + self.name[1:]
-        return f"{name} {self.words}: {self.number}."
+        return f"{capital(self.name)} {self.words}: {self.number}."
 
     @property
     def where(self) -> str:
@@ -164,7 +164,7 @@ class Decision:
     @property
     def sentence(self) -> str:
         """The decision in one sentence, the same wherever it is told."""
-        name = self.name[0].upper() + self.name[1:]
+        name = capital(self.name)
         number = f": {self.number}"
         if self.question.against and self.verdict in ("up", "down"):
             low, high = sorted((abs(self.low), abs(self.high)))  # both of one sign
@@ -206,7 +206,7 @@ def questions(keys: Sequence[Hashable]) -> list[Question]:
     steps = [*pairwise(filter(None, sizes))]
     for few, many in steps[-1:]:
         gains = {(many, n): _per_doubling((few, "none", n), (many, "none", n), few, many) for n in labels}
-        name = f"{_doubling(few, many)} of the pre-training images, from {few:,} to {many:,},"
+        name = _doubling(few, many, "pre-training images")
         ask("images", many, name, "label size", gains)
     if len(steps) > 1:
         (first, few), (_, many) = steps[-2:]
@@ -275,13 +275,15 @@ def _fall(cells: Sequence[Hashable], sizes: Sequence[int]) -> dict[Hashable, flo
     return {cell: last.get(cell, 0.0) - first.get(cell, 0.0) for cell in cells}
 
 
-def _doubling(few: int, many: int) -> str:
-    return "a doubling" if many == 2 * few else "a doubling's worth"
+def _doubling(few: int, many: int, what: str) -> str:
+    """A doubling as a question's name; one between sizes that are not twice each other is what a doubling adds."""
+    exact = f"doubling {few:,} {what} to {many:,}"
+    return exact if many == 2 * few else f"a doubling between {few:,} and {many:,} {what}"
 
 
 def doubling_name(few: int, many: int, model: str) -> str:
     """A doubling of the labels of a model, as a question's name."""
-    return f"{_doubling(few, many)} of the labels, from {few:,} to {many:,} with {model},"
+    return f"{_doubling(few, many, 'labels')} with {model}"
 
 
 def _last_labels(there: set, size: int, task: str) -> tuple[str, str, dict[tuple[int, int], Weights]]:

@@ -32,3 +32,8 @@ def tested_words(images: Iterable[int], groups: int = 0) -> str:
     """
     many = " or ".join(f"{n:,}" for n in sorted(set(images)))
     return f"{many} test images{f' of {groups:,} groups' if groups else ''}"
+
+
+def capital(text: str) -> str:
+    """A text that begins a sentence."""
+    return text[:1].upper() + text[1:]

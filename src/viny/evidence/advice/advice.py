@@ -28,8 +28,8 @@ class Line:
     """A line of the short advice.
 
     Attributes:
-        key: 'arms', 'best', 'pre-training', 'labels', 'task', 'not asked', 'classes', 'references', 'next' or
-            'warning'.
+        key: 'provisional', 'arms', 'best', 'pre-training', 'labels', 'task', 'not asked', 'classes', 'references',
+            'use', 'next' or 'warning'.
         label: what it is about, in a word or two.
         text: what is said.
     """

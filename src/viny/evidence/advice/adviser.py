@@ -24,7 +24,13 @@ from viny.evidence.advice.facts import TARGET, gather_facts
 from viny.evidence.advice.labels import label_advice
 from viny.evidence.advice.prices import Wish, price_items
 from viny.evidence.advice.proposals import proposal_items
-from viny.evidence.advice.references import better_model, reference_items
+from viny.evidence.advice.references import (
+    better_model,
+    better_model_warnings,
+    class_means,
+    lost_classes,
+    reference_items,
+)
 from viny.evidence.advice.starts import arm_items, evaluated_cells
 from viny.evidence.advice.warnings import outdated_items, warning_items
 from viny.evidence.statistics.crossed import ALPHA, LEVEL
@@ -32,8 +38,8 @@ from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
 from viny.runtime.errors import InputError
 from viny.runtime.load import busy
 from viny.study.arms import pretrain_packs, settings_of
-from viny.study.grid import cells
-from viny.study.layout import TABLE, TUNING, chain, metrics_file, pack_manifest, trainings
+from viny.study.grid import cells, references
+from viny.study.layout import TABLE, TUNING, chain, metrics_file, pack_manifest, reference_file, trainings
 from viny.study.saved import saved_study
 from viny.study.specs import is_tuned
 
@@ -72,10 +78,11 @@ def advise(
     labels = label_advice(facts, best)
     references = reference_items(facts)
     constant = constant_items(facts, best)
-    proposals = proposal_items(facts, best, pretraining, labels, tasks)
+    means = class_means(best, better_model(references))
+    proposals = proposal_items(facts, best, pretraining, labels, tasks, lost_classes(means))
     # Models that stand for other images come before what they are worth.
     stale = outdated_items(facts)
-    warnings = [*stale, *better_model(references), *warning_items(facts, best)[len(stale) :]]
+    warnings = [*stale, *better_model_warnings(references), *warning_items(facts, best)[len(stale) :]]
     sections = [
         Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),
@@ -103,7 +110,7 @@ def advise(
         test_groups=facts.runs.groups,
         image_size=facts.config["model"]["image_size"],
         target=target,
-        short=brief_lines(facts, best, labels, arms, references, proposals, _by_weight(constant, warnings)),
+        short=brief_lines(facts, best, labels, arms, references, means, proposals, _by_weight(constant, warnings)),
         sections=[Section("summary", "In short", summary), *sections],
     )
 
@@ -119,7 +126,6 @@ def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
     metrics = [metrics_file(root, cell) for cell in every]
     trained = trainings(every)
     tunings = [root / TUNING.format(cell=cell.name) for cell in every]
-    tables = ["duplicates.csv", *(["references.csv"] if config.get("references") else [])]
     return [
         *metrics,
         *(path.with_suffix(".npz") for path in metrics),
@@ -127,7 +133,8 @@ def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:
         *(path for path in tunings if path.is_file()),
         *(chain(cell)[-1].file(root, "record") for cell in every if is_tuned(settings_of(config, cell.arm))),
         *(pack_manifest(root, name) for name in ("segmentation", *pretrain_packs(config), *config["intermediate"])),
-        *(root / TABLE.format(name=name) for name in tables),
+        *(reference_file(root, one, what) for one in references(config) for what in ("record", "confusion")),
+        root / TABLE.format(name="duplicates.csv"),
     ]
 
 

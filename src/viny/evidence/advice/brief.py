@@ -12,16 +12,16 @@ from viny.evidence.advice.best import Best
 from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, tasks_answer
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
+from viny.evidence.advice.references import better_model
 from viny.evidence.statistics.crossed import counted
-from viny.evidence.tables import OF_CLASS
 from viny.evidence.verdicts import Decision
+from viny.runtime.units import capital
 
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
 SHARE |= {"warning": 20}  # words of a line at most
 LEAST = 5  # words of a line that is cut
 TOLD = 2  # tasks that are spelled out
-LOST = 0.05  # IoU below which a class counts as lost
 
 
 def brief_lines(
@@ -30,6 +30,7 @@ def brief_lines(
     labels: LabelAdvice,
     arms: Sequence[Item],
     references: Sequence[Item],
+    classes: pd.Series,
     proposals: Sequence[Item],
     warnings: Sequence[Item],
 ) -> list[Line]:
@@ -41,14 +42,19 @@ def brief_lines(
         labels: the advice on labels.
         arms: what is said of all arms; of one alone there is none.
         references: how the study's models compare with simple ones.
+        classes: the IoU of each class by the model to use.
         proposals: what would settle the rest, the best first.
         warnings: the most important first.
     """
-    beaten = [item for item in references if item.data["verdict"] == "down"][-1:]
-    lines = [Line("references", "This model", item.data["brief"]) for item in beaten]
+    beaten = better_model(references)
+    lines = []
+    if facts.missing:
+        what = f"{len(facts.missing):,} of {counted(len(facts.cells), 'cell')}"
+        lines.append(Line("provisional", "Provisional", f"{what} are missing; answers may turn."))
+    lines += [Line("references", "This model", item.data["brief"]) for item in beaten]
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
     label = "Best of the first arm" if several else "Its best" if beaten else "Best"
-    lines += [*several, Line("best", label, f"{_upper(best.words)}: `{best.name}`.")]
+    lines += [*several, Line("best", label, f"{capital(best.words)}.")]
     asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
     if facts.sizes:
         text = pretraining_brief(facts) or _first_sentence(pretraining_answer(facts))
@@ -60,16 +66,20 @@ def brief_lines(
     if facts.tasks:
         lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
     if left := [name for name, some in asked.items() if not some]:
-        lines.append(Line("not asked", "Not asked", f"{_upper(' and '.join(left))}."))
-    classes = beaten[-1].data["classes"] if beaten else {}  # of the model to use
-    if weakest := _weakest(pd.Series(classes, dtype=float) if classes else _means(best), facts):
+        lines.append(Line("not asked", "Not asked", f"{capital(' and '.join(left))}."))
+    if weakest := _weakest(classes, proposals):
         lines.append(Line("classes", "Weakest classes", weakest))
     if not references and facts.study.get("references"):
-        lines.append(Line("references", "Other models", "The U-Nets are compared when the run is done."))
+        lines.append(Line("references", "Other models", "No U-Net is trained yet; one may do better."))
     elif not beaten:
         lines += [Line("references", "Other models", item.data["brief"]) for item in references[-1:]]
-    lines.append(Line("next", "To go on with it" if beaten else "Next", _next(proposals)))
-    warnings = [item for item in warnings if not item.data.get("brief")]  # which is said first
+    if model := beaten[0].data.get("model") if beaten else best.name:
+        command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
+        lines.append(Line("use", "To use it", f"`{command}`."))
+    lines.append(Line("next", "Next", _next(proposals)))
+    longer = any("epochs" in item.data and item.data["rank"] == 1 for item in proposals)
+    said = {"brief", "missing", *(("steps", "falling") if longer else ())}  # what is above already
+    warnings = [item for item in warnings if not said & item.data.keys()]
     lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]
     return fitted(lines)
 
@@ -87,20 +97,19 @@ def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
     return lines
 
 
-def _means(best: Best) -> pd.Series:
-    """The best cell's IoU of each class, means over seeds."""
-    return best.rows[[name for name in best.rows if name.startswith(OF_CLASS)]].mean()
-
-
-def _weakest(means: pd.Series, facts: Facts) -> str:
+def _weakest(means: pd.Series, proposals: Sequence[Item]) -> str:
     """The classes with the lowest IoU, where there are more than two, and what may help those that are lost."""
-    means = means.dropna().sort_values(kind="stable")
     if len(means) <= 2:
         return ""
-    said = ", ".join(f"{name.removeprefix(OF_CLASS)} {100 * iou:.0f} %" for name, iou in means[:3].items())
-    size = facts.config["model"]["image_size"]
-    hint = f"; model.image_size above {size} may help" if means.iloc[0] < LOST else ""
+    said = ", ".join(f"{name} {100 * iou:.0f} %" for name, iou in means.sort_values(kind="stable")[:3].items())
+    larger = [item.data for item in proposals if "image_size" in item.data and item.data["rank"] > 1]
+    hint = f"; images of {larger[0]['image_size']} pixels may help ({_in_brief(larger[0])})" if larger else ""
     return f"{said} IoU{hint}."
+
+
+def _in_brief(proposal: Mapping[str, object]) -> str:
+    """What a proposal takes, in few words."""
+    return str(proposal["takes"]).partition(" of training")[0]
 
 
 def _cut(text: str, most: int) -> str:
@@ -136,17 +145,13 @@ def _next(proposals: Sequence[Item]) -> str:
     if item is None:
         return "Nothing that this study asks is open that a larger grid would settle."
     data: Mapping[str, object] = item.data
-    command = f"`{data['command']}`" if "command" in data else _upper(str(data["change"]))
-    takes = f"({str(data['takes']).partition(',')[0]})"
+    command = f"`{data['command']}`" if "command" in data else capital(str(data["change"]))
+    takes = f"({_in_brief(data)})"
     if "epochs" in data:
-        return f"Train longer, {command} {takes}."
+        return f"Train longer {takes}: {command}."
     what = ", ".join(map(str, item.data["settles"]))
     return f"{command} {takes}, for {_cut(what.rstrip(','), 12)}."
 
 
 def _first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?]) (?=[A-Z`])", text, maxsplit=1)[0]
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -13,6 +13,7 @@ from viny.evidence.advice.facts import Facts, interval_words, start_words
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
 from viny.evidence.verdicts import Question, answer, in_points, span
+from viny.runtime.units import capital
 from viny.study.changes import as_keys
 
 # Pre-training
@@ -35,7 +36,8 @@ def pretraining_brief(facts: Facts) -> str:
     decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
     if len(decision.cells) == 1 or math.isnan(most["low"]):
         return decision.short
-    over = f"{decision.short.rstrip('.')} over {counted(len(decision.cells), decision.over)}"
+    subject = "It" if len(facts.sizes) == 1 else capital(decision.name)
+    over = f"{subject} {decision.words}: {decision.number} over {counted(len(decision.cells), decision.over)}"
     if facts.tasks:
         return f"{over}."
     here = f"with {int(most['finetune_size']):,} labels {in_points(most['mean'])} ({span(most['low'], most['high'])})"

@@ -6,7 +6,7 @@ Frames hold fractions; text gives percent and percentage points.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.advice.trainings import Trainings, measured_on_others, on_images, read_record
-from viny.evidence.advice.trial import AtHand, images_at_hand
-from viny.evidence.statistics.crossed import Runs, read_runs
+from viny.evidence.advice.trainings import Trainings, measured_on_others, on_images, read_record, trained_on_these
+from viny.evidence.advice.trial import AtHand, images_at_hand, own_side
+from viny.evidence.statistics.crossed import Runs, Score, crossed, read_scores
 from viny.evidence.tables import read_metrics
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
 from viny.runtime.errors import InputError
 from viny.study.arms import settings_of
-from viny.study.config import merge, resolve
-from viny.study.grid import Cell, arms, base_cells
+from viny.study.changes import changed
+from viny.study.grid import Cell, Reference, arms, base_cells, references
 from viny.study.layout import metrics_file, pack_manifest
 from viny.study.unanswered import LEAST_STEPS, pretraining_steps
 
@@ -49,9 +49,11 @@ class Facts:
         missing: cells without metrics.
         outdated: cells measured on images other than the study's current ones.
         done: all other cells.
+        references: the U-Nets that are trained, on the study's current images.
         metrics: one row for each cell in `done`, see `read_metrics`.
         frame: the rows of `metrics` that have an mIoU.
-        runs: mIoU by cell and seed, with the influence of each test image.
+        scores: mIoU by seed and cell, with the influence of each test image, see `crossed.read_scores`.
+        runs: the same as arrays.
         decisions: what the study decides, at the target.
         test_images: how many there are, in ascending order; one number unless the test set moves.
         sizes: pre-train sizes above 0, in ascending order.
@@ -63,6 +65,7 @@ class Facts:
         steps_per_epoch: of pre-training, by size.
         short: by size, the total steps of pre-training, if fewer than `LEAST_STEPS`; likewise.
         at_hand: the images that there are.
+        side: the shorter side of a labelled image, the median, pixels; 0 if unknown.
     """
 
     root: Path
@@ -74,8 +77,10 @@ class Facts:
     missing: tuple[Cell, ...]
     outdated: tuple[Cell, ...]
     done: tuple[Cell, ...]
+    references: tuple[Reference, ...]
     metrics: pd.DataFrame
     frame: pd.DataFrame
+    scores: Mapping[tuple[int, Hashable], Score]
     runs: Runs
     decisions: tuple[Decision, ...]
     test_images: tuple[int, ...]
@@ -87,6 +92,7 @@ class Facts:
     steps_per_epoch: Mapping[int, int]
     short: Mapping[int, int]
     at_hand: AtHand
+    side: int
 
     @property
     def grid(self) -> Mapping[str, Any]:
@@ -96,9 +102,13 @@ class Facts:
         """Whether `viny check` would refuse the study's settings with a change."""
         return bool(self.at_hand.refusal(self.study, change))
 
+    def changed(self, change: Mapping[str, Any]) -> dict[str, Any]:
+        """The study's settings with a change, as its first arm has them."""
+        return _of_first_arm(changed(self.study, change))
+
     def cells_with(self, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
         """The cells of the arm under a changed grid."""
-        return base_cells(resolve(merge(self.study, {"grid": grid})))
+        return base_cells(changed(self.study, {"grid": grid}))
 
     def curve(self, size: int, task: str) -> pd.DataFrame:
         """The rows of `frame` for one pre-train size and task: all label sizes and seeds."""
@@ -160,7 +170,8 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     frame = metrics.dropna(subset="miou").reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root}: no evaluated cell has an mIoU; look at its masks with `viny verify`")
-    runs = read_runs(frame, root / "metrics")
+    scores = read_scores(frame, root / "metrics")
+    runs = crossed(scores)
     trainings = Trainings(root, config, there, outdated)
     held_out = trainings.held_out()
     rising = set(held_out["pretrain_size"][held_out["verdict"] == "rising"])
@@ -178,8 +189,10 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         missing=tuple(missing),
         outdated=tuple(outdated),
         done=tuple(done),
+        references=tuple(trained_on_these(root, references(study))),
         metrics=metrics,
         frame=frame,
+        scores=scores,
         runs=runs,
         decisions=tuple(decide(runs, target / 100)),
         test_images=tuple(sorted({int(n) for n in metrics["test_images"]})),
@@ -195,6 +208,7 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         steps_per_epoch=steps_per_epoch,
         short={size: n for size, n in steps.items() if n < LEAST_STEPS and size not in rising},
         at_hand=images_at_hand(study, root),
+        side=own_side(root),
     )
 
 

@@ -28,8 +28,8 @@ from viny.evidence.verdicts import bare, in_points
 from viny.runtime.errors import InputError
 from viny.runtime.units import duration
 from viny.study.arms import SECTIONS, settings_of
+from viny.study.changes import changed
 from viny.study.checks import check_sizes
-from viny.study.config import merge, resolve
 from viny.study.grid import Arm, arms, cells
 from viny.study.inventory import Images, count_images
 from viny.study.layout import metrics_file
@@ -264,7 +264,7 @@ def _next(facts: Facts, mix: Mix, images: Images, data: dict[str, Any]) -> str:
         text = f" Its steps are `pretrain.epochs: {epochs}`, which a variant can set."
     if not grid:
         return f"The study's own grid measures it.{text}"
-    config = resolve(merge(facts.study, {"grid": grid}))
+    config = changed(facts.study, {"grid": grid})
     changes = " ".join(f"--set 'grid.{key}={list(sizes)}'" for key, sizes in grid.items())
     inner = ", ".join(f"{key}: {list(sizes)}" for key, sizes in grid.items())
     text = f"Measure it with `viny plan <study.yaml> {changes}` and `snakemake --config 'grid={{{inner}}}'`.{text}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
-from viny.evidence.advice.facts import EXCESS, Facts
+from viny.evidence.advice.facts import EXCESS, Facts, listed
 from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
 from viny.evidence.power.simulate import Simulation, more_seeds
@@ -18,7 +18,7 @@ from viny.evidence.power.truth import from_runs
 from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.learning.settings import moved_milestones
-from viny.runtime.units import duration
+from viny.runtime.units import capital, duration
 from viny.study.changes import as_flags, as_keys, keys
 from viny.study.config import merge
 from viny.study.unanswered import LEAST_STEPS, finetuning_epochs
@@ -28,7 +28,12 @@ LEAST_CHANCE = 0.01  # of a proposal, so that none has no price
 
 
 def proposal_items(
-    facts: Facts, best: Best, pretraining: Sequence[Decision], labels: LabelAdvice, tasks: Sequence[Decision]
+    facts: Facts,
+    best: Best,
+    pretraining: Sequence[Decision],
+    labels: LabelAdvice,
+    tasks: Sequence[Decision],
+    lost: Sequence[str],
 ) -> list[Item]:
     """What would settle the rest: proposals by rank, then a remark on each open question.
 
@@ -38,6 +43,7 @@ def proposal_items(
         pretraining: effects of pre-training.
         labels: the advice on the next doubling of labels.
         tasks: effects of the intermediate tasks.
+        lost: classes that are as good as not found.
 
     Raises:
         InputError: a damaged pack manifest.
@@ -72,7 +78,7 @@ def proposal_items(
         seconds = item.data["seconds"]
         return np.inf if seconds is None else max(seconds, 1.0) / max(LEAST_CHANCE, expected(item.data))
 
-    proposals = [*first, *_longer(facts), *sorted(filter(None, further), key=price)]
+    proposals = [*first, *_longer(facts), *_larger_images(facts, lost), *sorted(filter(None, further), key=price)]
     numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
     return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
 
@@ -245,7 +251,7 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
         setting = {"segmentation": {"test_size": fits}}
         change = as_keys(setting)
     said, chances = _with_chances(names, _chances(facts, noisy, fits))
-    text = f"{_capital(change)}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
+    text = f"{capital(change)}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
     if setting and fits < wanted:
         text += f" It would take {wanted:,}; no more labelled images are left, so label more."
     data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
@@ -265,10 +271,6 @@ def _most_tests(facts: Facts, wanted: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _chances(facts: Facts, effects: Sequence[Decision], tests: int) -> list[float]:
@@ -315,6 +317,23 @@ def _longer(facts: Facts) -> list[Item]:
     text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
     data = {"change": change, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
     return [_with_command(facts, Item(text, data | {"seconds": seconds, "epochs": epochs}), setting)]
+
+
+def _larger_images(facts: Facts, lost: Sequence[str]) -> list[Item]:
+    """Images twice as large, where classes are lost that the labelled images may show then."""
+    seen, tiles = facts.config["model"]["image_size"], facts.config["segmentation"].get("tiles", 1)
+    setting = {"model": {"image_size": 2 * seen}}
+    if not lost or facts.side < 2 * seen * tiles or facts.refused(setting):
+        return []
+    changed = facts.changed(setting)
+    if changed["model"]["image_size"] == seen:  # the first arm has a size of its own
+        return []
+    trainings, seconds = facts.trainings.enlarged(facts.cells, changed)
+    change, settles = as_keys(setting), [f"classes lost at {seen} x {seen} pixels"]
+    text = f"{change}: all {len(facts.cells)} cells anew, {counted(trainings, 'training')}, {_takes(seconds)}. "
+    text += f"For: {settles[0]}: {listed(lost)}."
+    data = {"change": change, "settles": settles, "new_cells": len(facts.cells), "trainings": trainings}
+    return [_with_command(facts, Item(text, data | {"seconds": seconds, "image_size": 2 * seen}), setting)]
 
 
 def _section(facts: Facts, key: str) -> Mapping[str, Any]:

@@ -8,59 +8,77 @@ from typing import Any
 import pandas as pd
 
 from viny.evidence.advice.advice import Item
+from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import Facts
+from viny.evidence.statistics.references import CONSTANT, reference_scores, references_table
 from viny.evidence.tables import OF_CLASS
-from viny.runtime.errors import InputError
+from viny.runtime.units import capital
 from viny.study.grid import Reference
-from viny.study.layout import TABLE
 
-CONSTANT = "constant"  # the reference that learns nothing
+LOST = 0.05  # IoU below which a class counts as lost
 
 
 def reference_items(facts: Facts) -> list[Item]:
-    """What tables/references.csv says of the largest number of labels; nothing for a study without it.
+    """What tables/references.csv says, or will say, of the largest number of labels with a U-Net; nothing without one.
+
+    An item's data name the model to `viny predict`, and hold the IoU of its classes, means over seeds.
 
     Raises:
-        InputError: the table is damaged.
+        InputError: a damaged file.
     """
-    path = facts.root / TABLE.format(name="references.csv")
-    if not facts.study.get("references") or not path.is_file():  # one that was switched off left its table behind
-        return []
-    try:
-        table = pd.read_csv(path)
-        rows = table[table["finetune_size"] == table["finetune_size"].max()]
-        # What is better than a constant answer is said last: it is the harder test.
-        rows = rows.sort_values("reference", key=lambda names: names != CONSTANT, kind="stable")
-        seed = min(facts.grid["seeds"])
-        found = []
-        for row in rows.fillna({"gain_words": ""}).to_dict("records"):
-            about = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row, seed)}
-            about["gain"] = row["gain_words"]
-            about["classes"] = {name: iou for name, iou in row.items() if name.startswith(OF_CLASS) and pd.notna(iou)}
-            found.append(Item(f"{row['sentence']} {row['gain_words']}".rstrip(), about))
-        return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a table of references ({error}); delete it and run the workflow") from error
+    scores, about, classes = reference_scores(facts.root, facts.references)
+    table = references_table(facts.scores, scores, about)
+    found = []
+    # What is better than a constant answer is said last: it is the harder test.
+    for row in table[table["finetune_size"] == table["finetune_size"].max()].to_dict("records"):
+        key, gain = (row["reference"], row["finetune_size"]), row["gain_words"]
+        gain = gain if isinstance(gain, str) else ""
+        data = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row), "gain": gain}
+        if key in classes:
+            seed = min(one.seed for one in facts.references if one.finetune_size == row["finetune_size"])
+            data["model"] = Reference(row["finetune_size"], seed).name
+            data["classes"] = classes[key].mean().dropna().to_dict()
+        found.append(Item(f"{row['sentence']} {gain}".rstrip(), data))
+    return found
 
 
-def _brief(row: Mapping[str, Any], seed: int) -> str:
-    """How a reference compares with the study's best cell, in few words, and its name in other commands."""
+def class_means(best: Best, beaten: Sequence[Item]) -> pd.Series:
+    """The IoU of each class, mean over seeds, of the model to use.
+
+    Args:
+        best: the study's best cell.
+        beaten: the reference that does better, if one does.
+    """
+    of_cell = best.rows[[name for name in best.rows if name.startswith(OF_CLASS)]].mean()
+    means = pd.Series(beaten[0].data.get("classes", {}), dtype=float) if beaten else of_cell
+    return means.rename(lambda name: name.removeprefix(OF_CLASS)).dropna()
+
+
+def lost_classes(means: pd.Series) -> list[str]:
+    """The classes that are as good as not found, the worst first, where there are more than two.
+
+    Args:
+        means: from `class_means`.
+    """
+    return [] if len(means) <= 2 else list(means[means < LOST].sort_values(kind="stable").index)
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    """How a reference compares with the study's best cell, in few words."""
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
-    labels = f"{int(row['finetune_size']):,} labels"
-    if row["verdict"] != "down":
-        side, answer = "less" if row["lead"] > 0 else "more", str(row["answer"])
-        name = str(row["name"]).removesuffix(" from scratch")
-        answer = answer[:1].upper() + answer[1:]  # first, where nothing cuts it off
-        return f"{answer}: {name} has {reached} % mIoU with {labels}, {ahead} points {side}."
-    said = f"{row['name']} has {reached} % mIoU with {labels}, {ahead} points more"
-    if row["reference"] == CONSTANT:
-        return f"Worse than none: {said}."
-    name = Reference(int(row["finetune_size"]), seed).name
-    return f"Do not use it: {said}: `{name}`; nnU-Net may do better still."
+    name, side = str(row["name"]).removesuffix(" from scratch"), "less" if row["lead"] > 0 else "more"
+    answer = capital(str(row["answer"]))  # first, where nothing cuts it off
+    if row["verdict"] == "down":
+        answer = "Worse than none" if row["reference"] == CONSTANT else "Do not use it"
+    return f"{answer}: {name} has {reached} % mIoU with {row['finetune_size']:,} labels, {ahead} points {side}."
 
 
 def better_model(references: Sequence[Item]) -> list[Item]:
-    """Whether something simple does better than the study's best cell."""
-    beaten = [item for item in references if item.data["verdict"] == "down"]
+    """The simple reference that does better than the study's best cell, the hardest to beat; empty if none does."""
+    return [item for item in references if item.data["verdict"] == "down"][-1:]
+
+
+def better_model_warnings(references: Sequence[Item]) -> list[Item]:
+    """That something simple does better than the study's best cell, if so."""
     text = "A simple reference does better, so this model may not be the one to use."
-    return [Item(f"{text} {item.text}", item.data) for item in beaten[-1:]]
+    return [Item(f"{text} {item.text}", item.data) for item in better_model(references)]

@@ -15,6 +15,7 @@ from viny.evidence.statistics.crossed import read_runs
 from viny.evidence.tables import read_metrics, with_arms
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
+from viny.runtime.units import capital
 from viny.study.grid import Cell, cells, has_arms
 from viny.study.layout import metrics_file
 from viny.study.specs import statistics_spec
@@ -58,5 +59,5 @@ def _brief(row: Mapping[str, Any]) -> dict[str, str]:
         return {}
     interval = "one seed" if math.isnan(row["low"]) else f"{bare(row['low'])} to {bare(row['high'])}"
     further = str(row["reason"]).partition(". ")[0].partition(":")[0]
-    said = f"{row['name'][:1].upper()}{row['name'][1:]} with {int(row['what']):,} labels: {bare(row['mean'])} %"
+    said = f"{capital(row['name'])} with {int(row['what']):,} labels: {bare(row['mean'])} %"
     return {"brief": f"{said} ({interval}). {further}".strip().rstrip(".") + "."}

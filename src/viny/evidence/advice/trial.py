@@ -15,8 +15,8 @@ from viny.data.parts import Groups
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_json
 from viny.study.arms import pretrain_packs, settings_of
+from viny.study.changes import changed
 from viny.study.checks import check_sizes
-from viny.study.config import merge, resolve
 from viny.study.inventory import count_images
 from viny.study.layout import IMAGES, pack_manifest
 from viny.study.specs import pack_spec, split_is_given
@@ -71,8 +71,8 @@ class AtHand:
             change: of some of them, as a study file has them.
         """
         try:
-            changed = resolve(merge(config, change))
-            check_sizes(changed, self.limits(changed))
+            other = changed(config, change)
+            check_sizes(other, self.limits(other))
         except InputError as error:
             return str(error)
         return ""
@@ -97,6 +97,14 @@ def images_at_hand(config: Mapping[str, Any], root: Path) -> AtHand:
             given = given or images.given
     found = AtHand(counts, given, _names(root) if "group" in pack_spec(config, "segmentation") else ())
     return AtHand({}) if found.refusal(config, {}) else found
+
+
+def own_side(root: Path) -> int:
+    """The shorter side of a labelled image, the median over those packed, pixels; 0 before they are."""
+    try:
+        return int(np.median(open_pack(pack_manifest(root, "segmentation")).shapes.min(1)))
+    except (InputError, OSError):
+        return 0
 
 
 def _count(path: Path) -> int | None:

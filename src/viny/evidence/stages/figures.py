@@ -80,13 +80,13 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary = Summary("figures", spec, root)
     summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics), *(curve for *_, curve in curves))
     summary.reads(manifest, split, split.with_suffix(".npz"), *records, *map(weights_beside, models))
-    files = [reference_file(root, one, what) for one in references(spec) for what in ("record", "confusion")]
-    summary.reads(*files)
+    compared = references(spec)
+    summary.reads(*(reference_file(root, one, what) for one in compared for what in ("record", "confusion")))
 
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
     kit.save(pipeline.pipeline(_steps(spec, root, frame, runs.groups), note), drawn / "pipeline")
-    others = crossed(reference_scores(spec, root)[0]) if references(spec) else None
+    others = crossed(reference_scores(root, compared)[0]) if compared else None
     kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")

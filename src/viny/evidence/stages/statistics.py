@@ -61,7 +61,7 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         summary.reads(*(reference_file(root, one, what) for one in others for what in ("record", "confusion")))
         frame = read_metrics(paths)
         scores = read_scores(frame, root / "metrics")
-        write_references(frame, scores, *reference_scores(spec, root), runs.groups, out / "tables")
+        write_references(frame, scores, *reference_scores(root, others), runs.groups, out / "tables")
     if has_arms(spec) or held_out_curves(spec):
         drawn |= _arms(spec, root, out, summary)
     for name, figure in drawn.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from viny.evidence.verdicts import (
 )
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
-from viny.study.grid import references
+from viny.study.grid import Reference
 from viny.study.layout import reference_file
 
 CONSTANT, UNET = "constant", "unet"
@@ -45,13 +45,13 @@ Key = tuple[str, int]  # of a reference: CONSTANT or UNET, labels
 
 
 def reference_scores(
-    spec: Mapping[str, Any], root: Path
+    root: Path, some: Iterable[Reference]
 ) -> tuple[dict[tuple[int, Key], Score], dict[Key, Any], dict[Key, pd.DataFrame]]:
-    """The mIoU of a study's references, and what else is to be said of them.
+    """The mIoU of references, and what else is to be said of them.
 
     Args:
-        spec: resolved settings, or a stage's own.
         root: the study's folder.
+        some: the references.
 
     Returns:
         The scores by seed and `Key`. For each key a set: the classes that are the commonest in the training masks of
@@ -63,7 +63,7 @@ def reference_scores(
     scores: dict[tuple[int, Key], Score] = {}
     about: dict[Key, set[Any]] = {}
     classes: dict[Key, list[dict[str, float]]] = {}
-    for one in references(spec):
+    for one in some:
         record = read_sealed(reference_file(root, one, "record"), "a reference")
         confusion, indices = read_confusion(reference_file(root, one, "confusion"))
         constant, kind = record["constant"], record["miou_is"]
