@@ -13,6 +13,7 @@ import pytest
 from figure_checks import assert_readable, contrast, legend, words
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from viny.data.masks import IGNORE
 from viny.evidence.figures import kit, pipeline
@@ -65,7 +66,7 @@ def test_miou_curves() -> None:
     runs = runs_of(frame)
     figure = figures.miou_curves(runs, NOTE)
     assert [axes.get_title().split()[-1] for axes in figure.axes] == ["task", "a", "b"]  # 'none' first
-    assert legend(figure) == ["0", "50", "100"]
+    assert legend(figure) == ["random start", "50 images", "100 images"]
     for axes in figure.axes:
         assert bars(axes) == [True] * 3
         assert axes.get_xscale() == "log"
@@ -84,6 +85,68 @@ def test_miou_curves() -> None:
     assert NOTE.strip() in said  # wrapped
 
 
+def references_at(constant: float) -> pd.DataFrame:
+    rows = [("unet", n, 0.5, 0.45, 0.55) for n in (1000, 250)] + [
+        ("constant", n, constant, 0.0, 1.0) for n in (250, 1000)
+    ]
+    return pd.DataFrame(rows, columns=["reference", "finetune_size", "mean", "low", "high"])
+
+
+def test_references_are_grey_lines_with_intervals_beside_the_arms() -> None:
+    runs = runs_of(study([0, 50], ["none"], [250, 1000], seeds=3))
+    figure = figures.miou_curves(runs, references=references_at(0.4))
+    (axes,) = figure.axes
+    assert legend(figure)[2:] == ["U-Net", "one class everywhere"]
+    *arms, constant, unet = sorted(axes.containers, key=lambda one: one.lines[0].get_linestyle() == "-.")
+    assert list(unet.lines[0].get_xdata()) == sorted(unet.lines[0].get_xdata())
+    assert [list(bar[:, 1]) for bar in unet.lines[2][0].get_segments()] == [pytest.approx([45, 55])] * 2
+    at_250 = [one.lines[0].get_xdata()[0] for one in (*arms, unet)]
+    assert len(set(at_250)) == 3
+    assert list(constant.lines[0].get_ydata()) == pytest.approx([40, 40])
+    assert unet.lines[0].get_zorder() < min(one.lines[0].get_zorder() for one in arms)
+    assert_readable(figure)
+
+
+def test_a_constant_answer_far_below_does_not_squeeze_the_curves() -> None:
+    runs = runs_of(study([0, 50], ["none"], [250, 1000], seeds=3).assign(miou=lambda frame: 0.5 + frame["seed"] / 1000))
+    low, near = references_at(0.025), references_at(0.42)
+    low.loc[low["finetune_size"] == 1000, "mean"] += 0.002 * (low["reference"] == "constant")
+    figure = figures.miou_curves(runs, references=low)
+    (axes,) = figure.axes
+    assert legend(figure)[2:] == ["U-Net", "one class everywhere: 2.5 to 2.7 %"]
+    assert axes.get_ylim()[0] > 40
+    assert len(axes.containers) == 3
+    assert legend(figures.miou_curves(runs, references=near))[3:] == ["one class everywhere"]
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize(("sizes", "columns"), [([12, 24, 48, 96, 110], 1), ([250, 500, 1000, 2000, 4000, 6000], 2)])
+def test_numbers_of_labels_do_not_touch(sizes: list[int], columns: int) -> None:
+    tasks = ["a", "b"][:columns]
+    figure = figures.miou_difference(runs_of(study([0], ["none", *tasks], sizes, seeds=2)))
+    for axes in figure.axes:
+        labels = axes.get_xticklabels()
+        assert [label.get_text().strip() for label in labels] == [str(size) for size in sizes]
+        boxes = [label.get_window_extent() for label in labels]
+        on_lines = [[box for box, label in zip(boxes, labels, strict=True) if label.get_text()[0] == "\n"]]
+        on_lines.append([box for box in boxes if box not in on_lines[0]])
+        assert all(on_lines)
+        assert all(left.x1 < right.x0 for line in on_lines for left, right in pairwise(line))
+
+
+def test_labels_without_room_are_left_out() -> None:
+    assert kit.lined_up([1, 2, 3, 4], [0, 0.1, 0.2, 2], [0.13] * 4) == ["1", "", "3", "4"]
+
+
+def test_a_legend_has_as_few_rows_as_fit_its_width() -> None:
+    def columns(*letters: int) -> int:
+        return kit.legend_columns([Patch(label="x" * count) for count in letters], most=8)
+
+    assert columns(12, 5, 35) == 3
+    assert columns(12, 12, 5, 30) == 2  # not three, of which the last two would have one entry
+    assert columns(80, 80) == 1
+
+
 def test_single_seed_has_no_bars() -> None:
     runs = runs_of(study([0], ["none", "a"], [250, 500], seeds=1))
     for figure in (figures.miou_curves(runs), figures.miou_difference(runs)):
@@ -96,6 +159,8 @@ def test_only_size_zero_and_no_task() -> None:
     figure = figures.miou_curves(runs)
     assert len(figure.axes) == 1
     assert len(figure.axes[0].containers) == 1
+    assert legend(figure) == ["random start"]
+    assert "Pre-training" not in words(figure)
     assert "no intermediate task" in words(figures.miou_difference(runs, "Mind this."))
     assert "Mind this." in words(figures.miou_difference(runs, "Mind this."))
 
@@ -111,7 +176,7 @@ def test_miou_difference_has_the_papers_own_spread_and_says_so() -> None:
     frame = frame[(frame["pretrain_size"] > 0) | (frame["intermediate"] == "none")]
     figure = figures.miou_difference(runs_of(frame.sample(frac=1, random_state=0)))
     assert len(figure.axes) == 2
-    assert legend(figure) == ["50", "100"]  # size 0 has no pairs
+    assert legend(figure) == ["50 images", "100 images"]  # size 0 has no pairs
     wide = frame.pivot(index=["pretrain_size", "finetune_size", "seed"], columns="intermediate", values="miou")
     raw = 100 * (wide["a"] - wide["none"]).loc[50, 250]
     axes = figure.axes[0]
@@ -195,7 +260,7 @@ def test_segmentations() -> None:
     assert [axes.get_ylabel() for axes in panels[:, 0]] == ["Image", "Truth", "first", "second"]
     assert [axes.get_xlabel() for axes in panels.flat] == [""] * 6 + ["25 %", "50 %"]
     assert np.array_equal(panels[2, 1].images[0].get_array(), 1 - labels[1])
-    assert legend(figure) == classes
+    assert legend(figure) == classes[:2]  # no mask shows a border
     assert "Two of them" in words(figure)
     patches = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     shown = panels[1, 0].images[0]

@@ -75,6 +75,21 @@ def test_it_loads_nothing_and_complains_of_nothing(opened: browser.Page, study: 
     assert opened.ask("document.querySelector('.note').textContent") == NOTE
 
 
+def test_the_first_figure_is_beside_its_caption_where_there_is_room(
+    opened: browser.Page, size: tuple[int, int]
+) -> None:
+    def box(selector: str) -> dict[str, float]:
+        return opened.ask(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
+
+    answers, picture, caption = box("#answers"), box("#lead img"), box("#lead figcaption")
+    assert caption["right"] == pytest.approx(answers["right"], abs=1)
+    if size is WIDE:
+        assert picture["left"] < answers["left"] + 20
+        assert picture["right"] < caption["left"]
+    else:
+        assert picture["bottom"] <= caption["top"]
+
+
 def test_nothing_is_wider_than_the_page(opened: browser.Page) -> None:
     assert opened.ask("document.scrollingElement.scrollWidth") <= opened.ask("innerWidth")
     assert opened.ask(OUTSIDE) == []

@@ -29,7 +29,7 @@ from viny.cli import main
 from viny.data.masks import IGNORE, is_void, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
-from viny.data.survey import Looked
+from viny.data.survey import CLOSER, LARGE, CloseUp, Looked
 from viny.runtime.errors import InputError
 from viny.study.checks import check_sizes
 from viny.study.config import resolve
@@ -929,11 +929,17 @@ def test_ctrl_c_on_a_terminal_leaves_nothing_but_the_command_to_go_on(tmp_path: 
 # The contact sheet
 
 
-def looked(masks: np.ndarray, names: list[str], shares: np.ndarray, aspect: float = 1.0) -> Looked:
+def looked(
+    masks: np.ndarray,
+    names: list[str],
+    shares: np.ndarray,
+    aspect: float = 1.0,
+    close_ups: list[CloseUp] | None = None,
+) -> Looked:
     """Grey images with these masks."""
     images = np.full((len(masks), 3, *masks.shape[1:]), 100, np.uint8)
     none = np.zeros(len(shares) - 1)
-    return Looked(names, images, masks, [aspect] * len(masks), shares, none, none, none, 255, [])
+    return Looked(names, images, masks, [aspect] * len(masks), shares, none, none, none, 255, [], close_ups or [])
 
 
 @pytest.mark.parametrize("classes", [2, 12, 255])
@@ -979,6 +985,53 @@ def test_few_images_on_the_sheet_show_every_class(tmp_path: Path) -> None:
         Image.fromarray(mask).save(file)
     found = inspect(Request("mine", Path("images"), Path("masks")))
     assert len(found.looked.masks) == 6 and {0, 1, 2, 3} <= set(np.unique(found.looked.masks))
+
+
+def test_classes_too_thin_or_too_rare_to_be_seen_have_close_ups(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 1]), count=40)
+    file = next((tmp_path / "masks").rglob("i07.png"))
+    mask = np.asarray(Image.open(file)).copy()
+    height, width = mask.shape
+    mask[:, width // 2] = 2  # a line
+    mask[height // 4, 1] = 3  # a spot
+    Image.fromarray(mask).save(file)
+    found = inspect(Request("mine", Path("images"), Path("masks"))).looked
+    assert [piece.index for piece in found.close_ups] == [2, 3]
+    line, spot = found.close_ups
+    assert {Path(piece.name).stem for piece in found.close_ups} == {"i07"}
+    assert (line.mask == 2).any(1).all()  # from top to bottom
+    assert np.argwhere(line.mask == 2)[:, 1].mean() == pytest.approx(len(line.mask) / 2, abs=CLOSER * LARGE / width)
+    assert (spot.mask == 3).sum() == pytest.approx((CLOSER * LARGE) ** 2 / mask.size, rel=0.1)
+    assert spot.image.shape == (3, *spot.mask.shape)
+
+
+def test_close_ups_are_few_and_those_of_the_commonest(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 1]))
+    file = next((tmp_path / "masks").rglob("i07.png"))
+    mask = np.asarray(Image.open(file)).copy()
+    for value in range(2, 12):  # a dotted line each, the later the longer
+        mask[value, : 2 * value : 2] = value
+    Image.fromarray(mask).save(file)
+    found = inspect(Request("mine", Path("images"), Path("masks"), image_size=max(mask.shape))).looked
+    assert [piece.index for piece in found.close_ups] == list(range(6, 12))
+
+
+def test_close_ups_stand_below_with_their_class_bare_and_under_the_mask() -> None:
+    mask = np.zeros((1, 64, 64), np.uint8)
+    piece = np.zeros((64, 64), np.uint8)
+    piece[20:40] = 1
+    one = CloseUp(1, "$b$.png", np.full((3, 64, 64), 100, np.uint8), piece, 0.5)
+    figure = contact_sheet(looked(mask, ["a"], np.array([1.0, 0.0, 0.0]), 0.5, [one]), ["floor", "$ pole"], "sheet")
+    *_, bare, under = figure.axes
+    assert bare.get_title() == "$ pole\n$b$.png"
+    assert (np.asarray(bare.get_images()[0].get_array()) == 100).all()
+    drawn = np.asarray(under.get_images()[0].get_array())
+    assert (drawn[5, 5] != drawn[30, 30]).any() and (drawn[30, 30] != 100).any()
+    assert bare.get_window_extent().y0 > under.get_window_extent().y1
+    assert figure.axes[0].get_window_extent().y0 > bare.get_window_extent().y1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["floor 100 %", "$ pole 0.0 %"]
+    assert "closer" in legend.get_title().get_text()
 
 
 def test_the_coding_of_the_study_is_that_of_the_sheet(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from viny.data.decoding import squared
 from viny.data.masks import IGNORE
 from viny.data.pack import Pack
 from viny.evidence.evaluate import predict as predict_of_pack
+from viny.evidence.figures.tint import seen
 from viny.learning.machine import Machine
 from viny.learning.weights import load_segmentation
 from viny.runtime.errors import InputError
@@ -338,6 +339,19 @@ def test_an_overlay_is_half_image_and_half_colour() -> None:
     legend = set(map(tuple, found[20:].reshape(-1, 3).tolist()))
     assert (255, 0, 0) in legend  # a class that is there
     assert (0, 255, 0) not in legend  # and one that is not
+
+
+def test_the_legend_of_an_overlay_names_only_what_is_seen() -> None:
+    mask = np.zeros((200, 300), np.uint8)
+    mask[20, 20:30] = 1  # under its own outline
+    mask[50:52, 50:52] = 2
+    mask[90:100, 90:100] = 3
+    assert seen(mask, 5).tolist() == [True, False, False, True, False]
+    colours = ["#000000", "#00FF00", "#FF0000", "#0000FF", "#FFFF00"]
+    found = overlay(Image.new("RGB", (300, 200)), mask, list("abcde"), colours)
+    legend = set(map(tuple, np.asarray(found)[200:].reshape(-1, 3).tolist()))
+    assert (0, 0, 255) in legend
+    assert not {(0, 255, 0), (255, 0, 0), (255, 255, 0)} & legend
 
 
 def test_shares_of_a_mask_leave_out_what_has_no_class() -> None:

@@ -34,6 +34,9 @@ SMOOTH = (20, 8)  # values in all masks, and in a typical one, above which edges
 FILLED = 0.8  # share of the pixels that are then black or white
 LIGHT = 200  # smoothed edges of white have greys above this
 LARGE = 448  # pixels, the side of images that are shown
+CLEAR = 16  # of these pixels: a class that fills a square of this side is seen at a glance
+CLOSE_UPS = 6  # of the other classes, at most
+CLOSER = 4  # times, as close-ups enlarge
 NEAR = 64  # grey levels: values this near to each other do not survive a lossy format
 
 
@@ -284,6 +287,25 @@ def _without_void(classes: dict[int | str, str], ignore: list[int | str], said: 
 
 
 @dataclass(frozen=True)
+class CloseUp:
+    """The piece of an image that shows most of a class.
+
+    Attributes:
+        index: of the class.
+        name: of the image.
+        image: the piece, squeezed as the image is, uint8 [3, LARGE, LARGE].
+        mask: of the piece, uint8 [LARGE, LARGE], class indices or IGNORE.
+        aspect: the image's height by its width.
+    """
+
+    index: int
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+    aspect: float
+
+
+@dataclass(frozen=True)
 class Looked:
     """Pairs of image and mask as packing makes them.
 
@@ -298,6 +320,8 @@ class Looked:
         lost: in how many masks a class loses all its pixels at the packed size: int [C].
         brightest: the greatest sample in any image, 0 to 255.
         refused: files that packing would refuse.
+        close_ups: of classes that are too thin or too rare to be seen in `masks`, in their order, from any image; if
+            there are many, of those with most pixels.
     """
 
     names: list[str]
@@ -310,6 +334,7 @@ class Looked:
     lost: np.ndarray
     brightest: int
     refused: list[BadFileError]
+    close_ups: list[CloseUp]
 
 
 def look_at_pairs(
@@ -366,6 +391,13 @@ def look_at_pairs(
     mine = counts[:, :classes]
     kept = [good[at][0] for at in _telling(mine > 0, keep)]
     large = [decoded(pair, LARGE, "stretch") for pair in kept]
+    most = 2 * mine + held  # a class that packing loses is held all the same
+    dim = [index for index in range(classes) if most[:, index].any() and not any(_clear(m, index) for _, m in large)]
+    dim = sorted(sorted(dim, key=lambda index: -mine[:, index].sum())[:CLOSE_UPS])
+    close_ups = []
+    for index in dim:
+        pair = good[int(most[:, index].argmax())][0]
+        close_ups.append(_close_up(index, pair[0].name, *decoded(pair, CLOSER * LARGE, "stretch")))
     return Looked(
         names=[image.name for image, *_ in kept],
         images=np.stack([picture.pixels for picture, _ in large]),
@@ -377,7 +409,29 @@ def look_at_pairs(
         lost=((held > 0) & (mine == 0)).sum(0),
         brightest=max(most for _, most, *_ in good),
         refused=refused,
+        close_ups=close_ups,
     )
+
+
+def _clear(mask: Mask, index: int) -> bool:
+    """Whether a class fills a square of `CLEAR` pixels somewhere."""
+    return bool((_in_squares(mask.pixels == index, CLEAR) == CLEAR**2).any())
+
+
+def _close_up(index: int, name: str, picture: Picture, mask: Mask) -> CloseUp:
+    """The square of `LARGE` pixels that shows most of a class; of several, the one amid them."""
+    counts = _in_squares(mask.pixels == index, LARGE)
+    best = np.argwhere(counts == counts.max())
+    top, left = best[np.abs(best - best.mean(0)).sum(1).argmin()]
+    rows, columns = slice(top, top + LARGE), slice(left, left + LARGE)
+    aspect = mask.shape[0] / mask.shape[1]
+    return CloseUp(index, name, picture.pixels[:, rows, columns], mask.pixels[rows, columns], aspect)
+
+
+def _in_squares(there: np.ndarray, side: int) -> np.ndarray:
+    """How many pixels of a picture, bool [H, W], are set in each square: int [H - side + 1, W - side + 1]."""
+    above = np.pad(there.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return above[side:, side:] - above[:-side, side:] - above[side:, :-side] + above[:-side, :-side]
 
 
 def _telling(shown: np.ndarray, most: int) -> list[int]:

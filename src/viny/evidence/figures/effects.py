@@ -20,6 +20,7 @@ from viny.evidence.statistics.fits import fitted_miou
 from viny.evidence.tables import GROUP
 
 ROW = 0.17  # inches per row of a forest plot
+HEIGHT = 1.4  # inches, of a panel's axis at the least
 FARTHEST = 4  # a forest plot reaches at most this many times as far as its farthest raw point
 
 
@@ -234,10 +235,12 @@ def transfer(table: pd.DataFrame, runs: Runs, note: str = "") -> Figure:
         axes.set_title(kit.task_title(task))
     kit.size_axis(panels, sizes)
     for axes in panels:
+        low, high = min(ends[0], sizes[0]) / 1.3, max(ends[1], sizes[-1]) * 1.3
         axes.set_yscale("log")
-        axes.set_yticks(start, [f"{t}" for t in start])
+        at = HEIGHT * np.log(start) / np.log(high / low)
+        axes.set_yticks(start, kit.lined_up(start, at, [kit.LINE] * len(start)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(min(ends[0], sizes[0]) / 1.3, max(ends[1], sizes[-1]) * 1.3)
+        axes.set_ylim(low, high)
     kit.label_rows(panels, "Worth in labels\nof a random start")
     bars = kit.BARS if table[["low", "high"]].notna().any(axis=None) else "no bars"
     marks = {size: {key: style[key] for key in ("color", "marker")} for size, style in styles.items()}
@@ -302,14 +305,15 @@ def cost(table: pd.DataFrame, runs: Runs, note: str = "") -> Figure:
         kit.fine_ticks(axes.yaxis)
         axes.set_ylabel("mIoU (%)")
     handles = [
-        Line2D([], [], color=style["color"], marker="o", ls="", label=f"{size:,} images" if size else "random start",
+        Line2D([], [], color=style["color"], marker="o", ls="", label=kit.start_title(size),
                markerfacecolor=style["color"] if size else "white")
         for size, style in styles.items()
     ]  # fmt: skip
-    handles += [
-        Line2D([], [], color=kit.GREY, marker=mark, ls="", label="no task" if task == "none" else task)
-        for task, mark in markers.items()
-    ]
+    if tasks != ["none"]:
+        handles += [
+            Line2D([], [], color=kit.GREY, marker=mark, ls="", label="no task" if task == "none" else task)
+            for task, mark in markers.items()
+        ]
     handles.append(Line2D([], [], color=kit.GREY, label="Pareto front"))
     kit.legend(figure, handles, f"{kit.seeds_in_words(table['n'])}; numbers: labels", most=3)
     kit.add_note(figure, note)

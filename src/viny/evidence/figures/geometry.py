@@ -245,7 +245,7 @@ def harm(pairs: pd.DataFrame, note: str = "", runs: Runs | None = None) -> Figur
         axes.yaxis.set_major_locator(_ticks())
     kit.label_rows(panels, "mIoU difference\n(points)")
     handles = [
-        Line2D([], [], color=style["color"], marker="o", linestyle="", label=f"{s:,} images" if s else "random start",
+        Line2D([], [], color=style["color"], marker="o", linestyle="", label=kit.start_title(s),
                markerfacecolor=style["color"] if s else "white")
         for s, style in styles.items()
     ]  # fmt: skip

@@ -47,7 +47,9 @@ RANDOM_START = "#000000"
 GREY = "#6E6E6E"  # of what is beside the point
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX*<>ph"
-LETTERS = 70  # that fit across a figure
+POINTS = 8  # of letters
+LETTERS = 70  # of these that fit across a figure
+DIGIT, LINE, APART = 0.071, 0.13, 0.06  # inches: width of a digit, height of a line, least gap between two labels
 LEGEND_CLASSES = 16  # the most that a legend names
 TITLE = 28  # letters that fit above half the width
 MINUS = "\N{MINUS SIGN}"
@@ -205,6 +207,11 @@ def tasks_in_order(tasks: Iterable[str]) -> list[str]:
     return sorted(set(tasks), key=lambda task: (task != "none", task))
 
 
+def start_title(size: int) -> str:
+    """Where encoders begin, in a legend."""
+    return f"{size:,} images" if size else "random start"
+
+
 def task_title(task: str) -> str:
     """A panel's title."""
     return textwrap.fill("No intermediate task" if task == "none" else f"Intermediate task: {task}", TITLE)
@@ -223,13 +230,11 @@ def class_colours(count: int) -> list[str]:
 
 
 def shown_classes(counts: np.ndarray) -> list[int]:
-    """Classes that a legend names, in their order: all or, if there are many, the most frequent that occur.
+    """Classes that a legend names, in their order: those that occur or, if these are many, the most frequent.
 
     Args:
         counts: pixels of each class [C].
     """
-    if len(counts) <= LEGEND_CLASSES:
-        return list(range(len(counts)))
     most = np.argsort(-counts, kind="stable")[:LEGEND_CLASSES]
     return sorted(int(at) for at in most if counts[at])
 
@@ -265,19 +270,38 @@ def task_lines(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def size_axis(panels: Sequence[Axes], sizes: Iterable[int]) -> None:
-    """A log axis whose ticks are the numbers of labels themselves."""
+    """A log axis whose ticks are the numbers of labels themselves; a number without room stands one line lower."""
     ticks = sorted(set(sizes))
     margin = 1.25 if len(ticks) > 1 else 1.5
     for axes in panels:
         axes.set_xscale("log")
         beside = axes.get_subplotspec().get_gridspec().ncols  # panels in a row
-        axes.set_xticks(ticks, [str(t) for t in ticks], rotation=45 if len(ticks) * beside > 8 else 0)
+        inches = WIDTH / beside - 0.6
+        at = inches * np.log(ticks) / np.log(margin**2 * ticks[-1] / ticks[0])
+        axes.set_xticks(ticks, lined_up(ticks, at, [DIGIT * len(str(tick)) for tick in ticks], lines=2))
         axes.minorticks_off()
         axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
         axes.set_xlabel("Labelled images")
 
 
-def aside(size: int, sizes: Iterable[int], ticks: Iterable[int]) -> float:
+def lined_up(ticks: Sequence[int], at: Sequence[float], extents: Sequence[float], lines: int = 1) -> list[str]:
+    """Labels of ticks that do not touch: from the last on, each on the first line with room for it, or empty.
+
+    Args:
+        ticks: ascending.
+        at, extents: place and extent of each label along the axis, inches.
+        lines: beside one another.
+    """
+    labels, free = [], [np.inf] * lines  # where each line is free, up to here
+    for tick, middle, extent in reversed(list(zip(ticks, at, extents, strict=True))):
+        line = next((i for i in range(lines) if middle + extent / 2 <= free[i]), None)
+        labels.append("" if line is None else "\n" * line + str(tick))
+        if line is not None:
+            free[line] = middle - extent / 2 - APART
+    return labels[::-1]
+
+
+def aside(size: float, sizes: Iterable[float], ticks: Iterable[int]) -> float:
     """The factor on a log axis that keeps the points of different pre-train sizes beside one another.
 
     Args:
@@ -320,18 +344,40 @@ def label_rows(panels: Iterable[Axes], text: str) -> None:
             axes.set_ylabel(text)
 
 
-def legend_columns(handles: Sequence[Line2D | Patch], most: int) -> int:
-    """Columns of a legend across a figure; each entry uses 6 letters for its mark."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    return max(1, min(most, len(handles), LETTERS // (longest + 6)))
+def legend_columns(handles: Sequence[Line2D | Patch], most: int, letters: int = LETTERS) -> int:
+    """Columns of a legend across a figure, each as wide as its longest entry and 6 letters for its mark.
+
+    Args:
+        handles: the entries.
+        most: columns.
+        letters: that fit across the figure.
+    """
+    lengths = [len(str(handle.get_label())) + 6 for handle in handles]
+
+    def fits(columns: int) -> bool:
+        parts = np.array_split(lengths, columns)  # as matplotlib does
+        return sum(int(part.max()) for part in parts) <= letters
+
+    possible = [1, *filter(fits, range(2, min(most, len(handles)) + 1))]
+    return min(possible, key=lambda columns: (-(-len(handles) // columns), columns))  # the fewest rows
 
 
-def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8) -> Legend:
-    """One legend above all panels, with as many columns as fit the width; the figure grows for all rows but one."""
-    columns = legend_columns(handles, most)
-    further = -(-len(handles) // columns) - 1 + title.count("\n")
+def legend(
+    figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", most: int = 8, size: float = POINTS
+) -> Legend:
+    """One legend above all panels, with as many columns as fit the width; the figure grows for all rows but one.
+
+    Args:
+        figure, handles, title: to draw.
+        most: columns.
+        size: of its letters, points.
+    """
+    columns = legend_columns(handles, most, int(LETTERS * POINTS / size))
+    further = (-(-len(handles) // columns) - 1) * size / POINTS + title.count("\n")
     figure.set_figheight(figure.get_figheight() + 0.155 * further)
-    drawn = figure.legend(handles=handles, title=title or None, loc="outside upper center", ncols=columns)
+    drawn = figure.legend(
+        handles=handles, title=title or None, loc="outside upper center", ncols=columns, fontsize=size
+    )
     drawn.get_title().set_multialignment("center")
     return drawn
 
@@ -339,6 +385,6 @@ def legend(figure: Figure, handles: Sequence[Line2D | Patch], title: str = "", m
 def size_legend(
     figure: Figure, styles: Mapping[int, Mapping[str, Any]], bars: str, others: Sequence[Line2D] = ()
 ) -> None:
-    """One legend of the pre-train sizes for all panels, and of other lines; `bars` says what the bars are."""
-    handles = [Line2D([], [], label=f"{size:,}", **style) for size, style in styles.items()]
-    legend(figure, [*handles, *others], f"Pre-training images\n({bars})")
+    """One legend of where encoders start for all panels, and of other lines; `bars` says what the bars are."""
+    handles = [Line2D([], [], label=start_title(size), **style) for size, style in styles.items()]
+    legend(figure, [*handles, *others], f"Pre-training\n({bars})" if any(styles) else bars)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,56 +24,73 @@ from viny.runtime.text import visible
 STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "finetune": "Fine-tuning"}
 BESIDE = 1.05  # inches beside images, for what a row shows
 COLUMNS = 5  # images beside one another
+BESIDES = {"color": "0.45", "linewidth": 1.1, "marker": "", "zorder": 1}
 REFERENCES = {  # lines without marks, as they are none of the study's
-    "unet": {"color": "0.45", "linestyle": "-.", "linewidth": 1.1, "marker": ""},
-    "constant": {"color": "0.45", "linestyle": ":", "linewidth": 1.1, "marker": ""},
+    "unet": {**BESIDES, "linestyle": "-."},
+    "constant": {**BESIDES, "linestyle": ":"},
 }
+BELOW = {
+    "color": "0.45",
+    "linestyle": "",
+    "markersize": 7,
+    "marker": "$\\downarrow$",
+}  # the mark of what lies below the axis
+FAR = 1 / 3  # of the axis
 IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}
 NO_TASK = "This study has no intermediate task, so there is no difference to show."
 NO_PAIR = "No seed was run both with and without an intermediate task."
 
 
 @kit.in_style
-def miou_curves(runs: Runs, note: str = "", references: Runs | None = None) -> Figure:
+def miou_curves(runs: Runs, note: str = "", references: pd.DataFrame | None = None) -> Figure:
     """mIoU against labels: a panel per intermediate task, 'none' first; a line per pre-train size; 95 % intervals.
 
     Args:
         runs: the study's.
         note: printed under the figure.
-        references: grey lines in every panel, keys (name, labels); none: no such lines.
+        references: what `references.reference_means` returns, grey lines in every panel; none: no such lines. A
+            constant answer far below all else is left to the legend.
     """
     table = means.of_cells(runs)
     if table.empty:
         return kit.say("This study has no mIoU to show.", note)
     labels, styles = table["finetune_size"].unique(), kit.size_styles(table["pretrain_size"])
     tasks = kit.tasks_in_order(table["intermediate"])
-    figure, panels = kit.panels(len(tasks), kit.columns_for(len(labels), len(styles)))
+    others = {} if references is None else dict(list(references.groupby("reference")))
+    constant = others.get("constant")
+    below = constant is not None and _far_below(constant, [table, *others.values()])
+    drawn = {name: line for name, line in others.items() if not (below and name == "constant")}
+    places = [*styles, *[math.inf] * ("unet" in drawn)]  # beside one another at a tick
+    figure, panels = kit.panels(len(tasks), kit.columns_for(len(labels), len(places)))
     for axes, task in zip(panels, tasks, strict=True):
         for size, line in table[table["intermediate"] == task].groupby("pretrain_size"):
             line = line.sort_values("finetune_size")
-            x = kit.aside(size, styles, labels) * line["finetune_size"]
+            x = kit.aside(size, places, labels) * line["finetune_size"]
             kit.bars(axes, x, line, label=f"{size}", **styles[size])
-        for name, line in _reference_lines(references).items():
-            axes.plot(line["finetune_size"], 100 * line["mean"], **REFERENCES[name], zorder=1, label="_reference")
+        for name, line in drawn.items():
+            line = line.sort_values("finetune_size")
+            x = line["finetune_size"] * (kit.aside(math.inf, places, labels) if name == "unet" else 1)
+            kit.bars(axes, x, line, label="_reference", **REFERENCES[name])
         if tasks != ["none"]:
             axes.set_title(kit.task_title(task))
         kit.fine_ticks(axes.yaxis)
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
-    there = _reference_lines(references)
-    others = [Line2D([], [], **style, label=IN_WORDS[name]) for name, style in REFERENCES.items() if name in there]
-    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), others)
+    handles = [Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in REFERENCES if name in drawn]
+    if below:
+        reached = dict.fromkeys(f"{100 * miou:.1f}" for miou in (constant["mean"].min(), constant["mean"].max()))
+        label = f"{IN_WORDS['constant']}: {' to '.join(reached)} %"
+        handles.append(Line2D([], [], **BELOW, label=label))
+    kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), handles)
     kit.add_note(figure, note)
     return figure
 
 
-def _reference_lines(runs: Runs | None) -> dict[str, pd.DataFrame]:
-    """The means of each reference against labels: finetune_size and mean."""
-    if runs is None:
-        return {}
-    table = pd.DataFrame(runs.keys, columns=["reference", "finetune_size"])
-    table["mean"] = runs.contrasts(np.eye(len(runs.keys))).mean
-    return {name: line.sort_values("finetune_size") for name, line in table.groupby("reference")}
+def _far_below(line: pd.DataFrame, every: Sequence[pd.DataFrame]) -> bool:
+    """Whether a line below the others would take more than `FAR` of an axis with all of them."""
+    others = pd.concat([one for one in every if one is not line])[["mean", "low", "high"]]
+    bottom, low, high = line["mean"].min(), others.min(axis=None), others.max(axis=None)
+    return bool(low - bottom > FAR * (high - bottom))
 
 
 @kit.in_style

@@ -11,6 +11,7 @@ from viny.data.masks import IGNORE
 
 ALPHA = 0.5  # of a class's colour
 OUTLINE = 1 / 512  # of the longer side, the width of the lines between areas
+LEAST = 1 / 100  # of the longer side: whoever looks finds a spot of this size
 STRIPES = 1 / 40  # of the longer side, of ignored areas
 GREYS = (90, 215)  # levels of the stripes
 
@@ -41,12 +42,19 @@ def tinted(
         y, x = np.nonzero(mask == IGNORE)
         grey = np.array(GREYS)[(x + y) // max(1, round(STRIPES * longer)) % 2]
         out[y, x] = 0.4 * out[y, x] + 0.6 * grey[:, None]
-    out[_edges(mask, max(1, round(OUTLINE * longer)))] = 0
+    out[_edges(mask)] = 0
     return out
 
 
-def _edges(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels, bool [H, W], with another value up to `width` pixels above or to the left."""
+def seen(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Of which classes colour is to be seen beside the outlines, bool [classes]; mask as in `tinted`."""
+    coloured = np.bincount(mask[~_edges(mask)], minlength=256)[:classes]
+    return coloured >= max(1, (LEAST * max(mask.shape)) ** 2)
+
+
+def _edges(mask: np.ndarray) -> np.ndarray:
+    """The pixels of outlines, bool [H, W]: those with another value a line's width above or to the left."""
+    width = max(1, round(OUTLINE * max(mask.shape)))
     edge = np.zeros(mask.shape, bool)
     for by in range(1, width + 1):
         edge[by:] |= mask[by:] != mask[:-by]

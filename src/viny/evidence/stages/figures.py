@@ -24,8 +24,8 @@ from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
 from viny.evidence.metrics import iou, miou_of_images
-from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs
-from viny.evidence.statistics.references import reference_scores
+from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs, read_scores
+from viny.evidence.statistics.references import reference_means, reference_scores
 from viny.evidence.summary import Summary
 from viny.evidence.tables import GROUP, read_metrics
 from viny.learning.machine import Machine
@@ -86,7 +86,11 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     frame = read_metrics(metrics)
     runs = read_runs(frame, metrics[0].parent)
     kit.save(pipeline.pipeline(_steps(spec, root, frame, runs.groups), note), drawn / "pipeline")
-    others = crossed(reference_scores(root, compared)[0]) if compared else None
+    others = None
+    if compared:
+        scores = reference_scores(root, compared)[0]
+        beside = crossed({**read_scores(frame, metrics[0].parent), **scores})
+        others = reference_means(beside, [key for _, key in scores])
     kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")
@@ -181,9 +185,8 @@ def _segmentation(root: Path, shown: Sequence[Cell], tested: _Tested, picked: np
     rows = []
     for cell in shown:
         truth, guess = tested.predicted(root, cell, picked)
-        start = f"{cell.pretrain_size:,} images" if cell.pretrain_size else "random start"
         task = "" if cell.intermediate == "none" else f"\n{cell.intermediate}"
-        rows.append(Prediction(f"{start}{task}\n{cell.finetune_size:,} labels", guess))
+        rows.append(Prediction(f"{kit.start_title(cell.pretrain_size)}{task}\n{cell.finetune_size:,} labels", guess))
     return study.segmentations(tested.images(picked), truth, rows, tested.classes, note)
 
 

@@ -38,6 +38,7 @@ COLUMNS = [
     *("gain", "gain_low", "gain_high", "gain_words"),
 ]
 
+MEANS = ["n", "mean", "low", "high"]
 SPREAD = {"": "mean", "lowest_": "min", "highest_": "max"}  # before the name of a class's IoU: what over seeds
 GAIN = {"": "mean", "_low": "low", "_high": "high", "_words": "short"}  # of a decision
 
@@ -82,6 +83,19 @@ def reference_scores(
     return scores, about, {key: pd.DataFrame(rows, dtype=float) for key, rows in classes.items()}
 
 
+def reference_means(runs: Runs, keys: Iterable[Key]) -> pd.DataFrame:
+    """The mean mIoU of references: reference, finetune_size, n, mean, low and high, as in `references_table`.
+
+    Args:
+        runs: of references and cells together, since both share what images do to mIoU.
+        keys: of the references, in any order.
+    """
+    keys = list(dict.fromkeys(keys))
+    found = runs.contrasts(runs.weights(*({key: 1.0} for key in keys)))
+    table = pd.DataFrame(keys, columns=["reference", "finetune_size"])
+    return table.assign(**{name: getattr(found, name) for name in MEANS})
+
+
 def references_table(
     cells: Mapping[tuple[int, Hashable], Score],
     scores: Mapping[tuple[int, Key], Score],
@@ -108,6 +122,7 @@ def references_table(
         and gain_high, and gain_words, that in a sentence, for the U-Net's largest size alone. Fractions.
     """
     runs, rows = crossed({**cells, **scores}), []
+    reached = reference_means(runs, about).set_index(["reference", "finetune_size"]).to_dict("index")
     gains = _gains(runs, sorted(labels for kind, labels in about if kind == UNET), margin)
     every = list(dict.fromkeys(key for _, key in cells))
     for key in sorted(about, key=lambda key: (key[0] != CONSTANT, key[1])):
@@ -119,9 +134,8 @@ def references_table(
             continue
         means = runs.contrasts(runs.weights(*({decision.what: 1.0} for decision in decisions))).mean
         lead = decisions[int(means.argmax())]
-        found = runs.contrasts(runs.weights({key: 1.0})).at()
         row = {"reference": kind, "name": _name(kind, about[key]), "finetune_size": labels}
-        row |= {name: found[name] for name in ("n", "mean", "low", "high")}
+        row |= reached[key]
         row |= {"parameters": max(about[key]) if kind == UNET else 0, "best": _cell(lead.what), "cells": len(decisions)}
         row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high, "p_holm": lead.p_holm}
         row |= {"verdict": lead.verdict, "words": lead.words.replace(kind, row["name"])}

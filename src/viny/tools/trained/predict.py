@@ -27,7 +27,7 @@ from viny.data.masks import BACKGROUNDS, IGNORE
 from viny.data.pack import open_pack
 from viny.data.splits import read_split
 from viny.evidence.figures import kit
-from viny.evidence.figures.tint import tinted
+from viny.evidence.figures.tint import seen, tinted
 from viny.evidence.own_size import class_map, tiled
 from viny.learning.machine import Machine
 from viny.learning.settings import batch_of_masks
@@ -70,7 +70,7 @@ def palette_image(mask: np.ndarray, colours: Sequence[str]) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[str]) -> Image.Image:
-    """An image under translucent class colours, all but the background's, with a legend of its classes below.
+    """An image under translucent class colours, all but the background's, with a legend of those that are seen.
 
     Args:
         image: RGB.
@@ -83,8 +83,7 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], colour
     found = shares(mask, len(classes))
     entries = [
         (f"{classes[at]}: {_percent(found[at])}", "white" if at in clear else colours[at])
-        for at in kit.shown_classes(found)
-        if found[at]
+        for at in kit.shown_classes(np.where(seen(mask, len(classes)), found, 0))
     ]
     if IGNORE in mask:
         entries.append((NOT_PREDICTED, "white"))
