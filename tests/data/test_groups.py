@@ -150,6 +150,7 @@ def test_no_group_is_in_both_parts_of_any_split_and_all_counts_agree(tmp_path: P
     unlabelled = split_of(config, other, pretrain_split, specs.pretrain_split_spec(config, 20, 0))
     assert images.unlabelled["pretrain"] == 30
     assert not {other.name(row).split("_")[0] for row in unlabelled["train"]} & set(groups[list(tested.pop())])
+    assert "pretrain: the labelled images besides the test images, without their masks" in folder_report(config)
     (said,) = (line for line in folder_report(config) if "groups of" in line)
     assert "9 groups of 5 images; 3 of them are for the test, with 15 images" in said
 
@@ -245,7 +246,7 @@ def test_a_whole_study_keeps_groups_apart_and_verify_sees_where_one_is_not(
     assert f"Only {tested}" in said and "over seeds and groups of test images" in said
     for name in ("report.html", "tables/decisions.md", "tables/fits.md"):
         assert tested in (root / name).read_text()
-    assert any(tested in str(one) and "not 10" in str(one) for one in unanswered(config, count_images(config, root)))
+    assert any("test images of 2 groups, not 10" in one.why for one in unanswered(config, count_images(config, root)))
     # A split by another hand, with seals and hashes of its own, that parts a film.
     record = root / "splits" / "finetune" / "size-12_seed-0.json"
     split = read_split(record, record.with_suffix(".npz"), pack)

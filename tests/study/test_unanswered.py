@@ -12,7 +12,7 @@ pytest.importorskip("jsonschema")
 from viny.cli import main
 from viny.study import unanswered as module
 from viny.study.config import merge, resolve
-from viny.study.inventory import count_images
+from viny.study.inventory import Images, count_images
 from viny.study.reading import read_config
 from viny.study.unanswered import unanswered
 from viny.tools.terminal import unanswered_lines
@@ -96,7 +96,7 @@ def test_what_is_to_be_added_to_a_list_of_the_grid_answers(grid: dict[str, Any],
         return
     key, _, added = found.remedy.partition(": ")
     assert key == f"grid.{place}"
-    new = [part.removeprefix("+") for part in added.split()]
+    new = added.removeprefix("add ").split(", ")
     values = [*config["grid"][place], *(int(part) if part.isdecimal() else part for part in new)]
     assert len(set(values)) == len(values)
     assert questions(grid={**grid, place: values}, pretrain={"epochs": 2000}, finetune={"epochs": 1000}) == []
@@ -111,6 +111,37 @@ def test_more_test_images_are_asked_for_only_where_they_are() -> None:
 
     assert remedy(260) == "segmentation.test_size: 100"
     assert remedy(259) == "1 more mask"
+
+
+def test_few_images_and_few_groups_are_each_lacking() -> None:
+    def said(tested: int, groups: int, room: int) -> list[tuple[str, str]]:
+        images = Images({}, {"pretrain": 640}, {}, {}, room, tested, None, groups=groups)
+        return [(one.why, one.remedy) for one in unanswered(resolve(FULL), images)]
+
+    few, of_few = "51 test images, not 100", "test images of 9 groups, not 10"
+    assert said(51, 9, 164) == [(few, "45 more masks, of other groups"), (of_few, "2 more masks, of other groups")]
+    assert said(51, 10, 164) == [(few, "45 more masks, of other groups")]
+    assert said(51, 0, 164) == [(few, "45 more masks")]
+    assert said(120, 9, 200) == [(of_few, "segmentation.test_size: 134")]
+    assert said(100, 10, 164) == said(100, 0, 164) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out", "remedy"),
+    [
+        (76, {}, "grid.pretrain_sizes: add 76"),
+        (76, {"held_out": 6}, "grid.pretrain_sizes: add 70"),
+        (None, {}, "pretrain.source: images to pre-train on"),
+    ],
+)
+def test_what_pre_training_lacks_is_its_images_or_their_number(
+    count: int | None, held_out: dict[str, int], remedy: str
+) -> None:
+    grid = {"pretrain_sizes": [0], "intermediates": ["none"], "finetune_sizes": [72]}
+    config = resolve(merge(FULL, {"grid": grid, "pretrain": held_out}))
+    found = unanswered(config, Images({}, {"pretrain": count}, {}, {}, 76, 51, None, groups=9))
+    assert [one.remedy for one in found if one.question == module.PRETRAINING] == [remedy]
+    assert len(found) == 5 and all(len(line) <= 100 for line in unanswered_lines(found))
 
 
 def test_of_arms_those_are_named_whose_trainings_are_too_short() -> None:
@@ -134,7 +165,7 @@ def test_the_paper_s_study_leaves_nothing_open_and_the_mini_is_told_in_a_line_ea
         config = resolve(read_config(ROOT / "studies" / f"{name}.yaml"))
         said[name] = unanswered_lines(unanswered(config, count_images(config, Path("nowhere"))))
     assert said["paper"] == []
-    assert len(said["mini"]) == 6 and all(len(line) <= 80 for line in said["mini"])
+    assert len(said["mini"]) == 6 and all(len(line) <= 100 for line in said["mini"])
 
 
 def test_check_and_plan_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

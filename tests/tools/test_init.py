@@ -29,18 +29,21 @@ from viny.cli import main
 from viny.data.masks import IGNORE, is_void, mask_coding
 from viny.data.pack import open_pack
 from viny.data.packing import build_pack
+from viny.data.splits import finetune_split, pretrain_split
 from viny.data.survey import CLOSER, LARGE, CloseUp, Looked
 from viny.runtime.errors import InputError
 from viny.study.checks import check_sizes
-from viny.study.config import resolve
+from viny.study.config import merge, resolve
+from viny.study.inventory import count_images
 from viny.study.reading import read_config
-from viny.study.specs import pack_spec
+from viny.study.specs import finetune_split_spec, pack_spec, pretrain_split_spec
+from viny.tools.newstudy import look
 from viny.tools.newstudy.budgets import held_out_of, ladder
 from viny.tools.newstudy.class_lists import parse_classes, read_classes
 from viny.tools.newstudy.contact_sheet import contact_sheet
-from viny.tools.newstudy.dialogue import init, study_name
+from viny.tools.newstudy.dialogue import init, sides_in_words, study_name
 from viny.tools.newstudy.look import Request, inspect
-from viny.tools.newstudy.study_file import study_text
+from viny.tools.newstudy.study_file import images_of, study_text
 from viny.tools.terminal import say
 
 SIDE = 32  # pixels
@@ -629,8 +632,10 @@ def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: P
     made(tmp_path, grey([0, 255]))
     text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     assert "pretrain_sizes: [0]" in text
-    assert re.search(r"^# Is pre-training worth it\? +no pre-training +grid.pretrain_sizes: \+n$", text, re.MULTILINE)
-    assert re.search(r"^# Does a task help\? +no task ", text, re.MULTILINE)
+    assert re.search(
+        r"^# Is pre-training worth it\? +no pre-training +pretrain.source: images to pre-train on$", text, re.MULTILINE
+    )
+    assert re.search(r"^# Does a task help\? +no intermediate task ", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("count", [10, 11, 17, 30, 50, 99, 200, 737, 7349, 123_456])
@@ -671,8 +676,128 @@ def test_masks_among_the_unlabelled_images_are_refused(tmp_path: Path) -> None:
 
 def test_labelled_images_among_the_unlabelled_ones_are_said(tmp_path: Path) -> None:
     made(tmp_path, grey([0, 255]))
-    found = inspect(Request("mine", Path("images"), Path("masks"), unlabelled=Path("images")))
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "images").symlink_to(tmp_path / "images")
+    picture(99).save(tmp_path / "all" / "other.png")
+    found = inspect(Request("mine", Path("images"), Path("masks"), unlabelled=Path("all")))
     assert any(note.startswith("12 labelled images, some for the test") for note in found.notes)
+    assert (found.on_labelled, found.unlabelled) == (False, 13)
+
+
+@pytest.mark.parametrize("folder", ["same", "images", "linked"])
+@pytest.mark.parametrize("group", ["none", r"(.*)_\d$"])
+def test_the_images_with_masks_are_pretrained_on_without_the_test_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture, folder: str, group: str
+) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for at in range(40):
+        picture(at).save(tmp_path / "images" / f"film{at // 4}_{at % 4}.png")
+        grey([0, 255])(truth(at), tmp_path / "masks" / f"film{at // 4}_{at % 4}.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    assert run("--unlabelled", folder, "--group", group) == 0
+    config = study()
+    assert config["pretrain"]["source"] == "segmentation" and config["grid"]["pretrain_sizes"] == [0, 24]
+    said = capsys.readouterr().out
+    assert said.startswith("mine: 40 images with masks; 24 of them to pre-train on\n")
+    assert "no pre-training" not in said and "among the unlabelled" not in said
+    images = count_images(config, Path("nowhere"))
+    found = inspect(Request("mine", Path("images"), Path("masks"), Path("images"), group=group.removeprefix("none")))
+    told = images_of(found)
+    for key in ("packed", "unlabelled", "room", "tested", "groups"):
+        assert getattr(told, key) == getattr(images, key), key
+    assert max(config["grid"]["pretrain_sizes"]) == images.unlabelled["pretrain"]  # all that there are
+    assert config["pretrain"]["epochs"] >= 10_000  # of one step each
+    packs = {name: packed(tmp_path, config, name) for name in ("pretrain", "segmentation")}
+    specs = pretrain_split_spec(config, 24, 0), finetune_split_spec(config, 4, 0)
+    own, tuned = (
+        cut(packs[name], **{key: value for key, value in spec.items() if key != "kind"})
+        for name, cut, spec in zip(packs, (pretrain_split, finetune_split), specs, strict=True)
+    )
+    seen = {packs["pretrain"].name(i) for i in own["train"]}
+    tested = {packs["segmentation"].name(i) for i in tuned["test"]}
+    assert (len(seen), len(tested), seen & tested) == (24, 16, set())
+
+
+def test_same_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, grey([0, 255]), count=40)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    #               images    masks    unlabelled task values minutes
+    reply = answers("images", "masks", "same", "", "", "", "")
+    init({"name": "mine"}, rate=1000, reply=reply)
+    assert "same: those with masks, less the test images" in reply.asked[2]
+    assert study()["pretrain"]["source"] == "segmentation" and max(study()["grid"]["pretrain_sizes"]) == 24
+
+
+def test_of_a_split_file_s_parts_the_training_part_alone_is_pretrained_on(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), count=30)
+    part = ["test"] * 12 + ["none"] * 4 + ["train"] * 14
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "split.csv").write_text("".join(f"i{at:02d},{part[at]}\n" for at in range(30)))
+    assert run("--unlabelled", "same", "--split", "lists/split.csv") == 0
+    config = study()
+    there = count_images(config, Path("nowhere")).unlabelled["pretrain"]
+    assert config["grid"]["pretrain_sizes"] == [0, there] and there == 14
+    fewer = resolve(merge(read_config(Path("studies/mine.yaml")), {"segmentation": {"test_size": 5}}))
+    pack = packed(tmp_path, fewer, "pretrain")
+    spec = pretrain_split_spec(fewer, 14, 0)
+    split = pretrain_split(pack, **{key: value for key, value in spec.items() if key != "kind"})
+    assert {Path(pack.name(i)).stem for i in split["train"]} == {f"i{at:02d}" for at in range(16, 30)}
+    with pytest.raises(InputError, match="15 is larger than the data, 14 images"):
+        pretrain_split(pack, **{key: value for key, value in spec.items() if key not in ("kind", "size")}, size=15)
+
+
+def test_a_note_says_how_to_pretrain_where_no_images_for_it_are_given(tmp_path: Path) -> None:
+    made(tmp_path, grey([0, 255]), count=30)
+    wanted = Request("mine", Path("images"), Path("masks"))
+    how = "no pre-training: --unlabelled same pre-trains on the 18 images with masks that are not for the test"
+    assert sum(how in note for note in inspect(wanted).notes) == 1
+    picture(99).save(tmp_path / "images" / "other.png")  # better than the same again
+    (said,) = (note for note in inspect(wanted).notes if "--unlabelled" in note)
+    assert said == "images without a mask can be pre-trained on: --unlabelled with a folder of them"
+    (said,) = (note for note in inspect(replace(wanted, unlabelled=Path("images"))).notes if "--unlabelled" in note)
+    assert said.startswith("pre-training is on images with masks: the 1 without are left out")
+
+
+def test_masks_are_read_for_a_time_and_those_that_are_not_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made(tmp_path, grey([0, 255]), count=60)
+    monkeypatch.setattr(look, "LOOKED_AT", 20)
+    assert run() == 0
+    said = capsys.readouterr().out
+    assert "values in all masks; shares of pixels in 20:" in said and "not read" not in said
+    monkeypatch.setattr(look, "SECONDS", 0.0)
+    assert run("--force") == 0
+    said = capsys.readouterr().out
+    assert "values in 20 of 60 masks:" in said
+    assert "40 masks were not read, for lack of time: a value found only there stops packing, which names it" in said
+
+
+def test_a_class_is_rare_by_all_masks_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "LOOKED_AT", 20)
+    made(tmp_path, grey([0, 4, 11]), classes=3, count=60)
+    for at, path in enumerate(sorted((tmp_path / "masks").rglob("*.png"))):
+        mask = np.asarray(Image.open(path)).copy()
+        mask[mask == 11] = 11 if at % 3 else 4  # in 40 masks, none of which are among the 20 whose pixels are looked at
+        mask[:4, :4] = 7 if at in (1, 2, 4) else mask[:4, :4]
+        Image.fromarray(mask).save(path)
+    found = inspect(Request("mine", Path("images"), Path("masks")))
+    assert found.values.masks() == {0: 60, 4: 60, 7: 3, 11: 40} and found.sampled == 20
+    (rare,) = (note for note in found.notes if note.startswith("rare"))
+    assert rare == "rare classes, whose IoU will say little: class_7 (in 3 masks)"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ([(160, 240), (160, 240)], "240 x 160 pixels"),
+        ([(256, 256), (270, 360), (300, 200)], "200 to 360 pixels wide, 256 to 300 high"),
+        ([(160, 240), (200, 240)], "240 pixels wide, 160 to 200 high"),
+    ],
+)
+def test_sizes_of_images_are_those_of_each_side(shapes: list[tuple[int, int]], said: str) -> None:
+    assert sides_in_words(np.array(shapes)) == said
 
 
 def test_of_many_unlabelled_images_few_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ def add(people: People) -> None:
         "--unlabelled",
         type=Path,
         metavar="FOLDER",
-        help="images without masks, to pre-train on; none for none (default)",
+        help="images without masks, to pre-train on; same for those with masks, less the test images; none for none "
+        "(default)",
     )
     p.add_argument(
         "--task",

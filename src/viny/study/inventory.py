@@ -170,6 +170,8 @@ def folder_report(config: Mapping[str, Any], listed: Mapping[str, Listing] | Non
         spec = pack_spec(config, name)
         own_masks = name == "segmentation" or spec.get("holds") != "masks"  # not the segmentation's masks again
         needed = name not in pretrain_packs(config) or max(config["grid"]["pretrain_sizes"]) > 0
+        if name in pretrain_packs(config) and needed and not own_masks:
+            lines.append(f"{name}: the labelled images besides the test images, without their masks")
         if spec["source"] == "synthetic" or not own_masks or not needed:
             continue
         try:

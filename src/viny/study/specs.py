@@ -102,7 +102,9 @@ def on_segmentation_data(config: Mapping[str, Any], task: str) -> bool:
 def pretrain_split_spec(config: Mapping[str, Any], size: int, seed: int, variant: str = STUDY) -> dict[str, Any]:
     section = settings_of(config, Arm(variant=variant))["pretrain"]
     held_out = section.get("held_out", 0)
-    spared = {"spared": taken_of_test_part(config), "given": split_is_given(config)}
+    # Of a test part that is given, nobody pre-trains on what the test leaves out either, as in all other stages.
+    given = split_is_given(config)
+    spared = {"spared": 0 if given else config["segmentation"]["test_size"], "given": given}
     return {
         "kind": "pretrain",
         "size": size,

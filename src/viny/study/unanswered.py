@@ -53,7 +53,7 @@ def unanswered(config: Mapping[str, Any], images: Images) -> list[Unanswered]:
         return list(dict.fromkeys(keys[place] for whose, *keys in at if whose == arm))
 
     return [
-        *_pretraining(config, {arm: axis(0, arm) for arm in arms(config)}),
+        *_pretraining(config, images, {arm: axis(0, arm) for arm in arms(config)}),
         *_tasks(axis(1)),
         *_finetuning(config, {arm: axis(2, arm) for arm in arms(config)}),
         *_labels(axis(2)),
@@ -89,16 +89,18 @@ def _lengths(settings: Mapping[str, Any], sizes: Collection[int]) -> list[tuple[
     return [(finetuning_steps(settings, labels) / least, labels, least) for labels, least in ends]
 
 
-def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> list[Unanswered]:
+def _pretraining(config: Mapping[str, Any], images: Images, sizes: Mapping[Arm, list[int]]) -> list[Unanswered]:
     every = {size for some in sizes.values() for size in some}
     published = any(is_published(start) for start in config.get("starts", {}).values())
     if not max(every):
         if published:
             return []
-        return [Unanswered(PRETRAINING, "no pre-training", "grid.pretrain_sizes: +n")]
+        room = (images.unlabelled["pretrain"] or 0) - config["pretrain"].get("held_out", 0)
+        remedy = f"grid.pretrain_sizes: add {room}" if room > 0 else "pretrain.source: images to pre-train on"
+        return [Unanswered(PRETRAINING, "no pre-training", remedy)]
     found = []
     if 0 not in every:
-        found.append(Unanswered(PRETRAINING, "no cell without it", "grid.pretrain_sizes: +0"))
+        found.append(Unanswered(PRETRAINING, "no cell without it", "grid.pretrain_sizes: add 0"))
     steps = {
         (arm, size): pretraining_steps(settings_of(config, arm), size) for arm in sizes for size in sizes[arm] if size
     }
@@ -112,7 +114,9 @@ def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> l
     used = sorted(every - {0})
     fewer = {(arm, size): n for (arm, size), n in steps.items() if n < LEAST_STEPS and arm not in short}
     if len(used) == 1:
-        found.append(Unanswered(MORE_IMAGES, "one size, not 2", f"grid.pretrain_sizes: +{max(1, used[0] // 2)}"))
+        found.append(
+            Unanswered(MORE_IMAGES, "1 pre-train size, not 2", f"grid.pretrain_sizes: add {max(1, used[0] // 2)}")
+        )
     elif fewer:
         why = f"{min(fewer.values()):,} steps, not {LEAST_STEPS:,}"
         found.append(Unanswered(MORE_IMAGES, why, "pretrain.budget: steps"))
@@ -121,9 +125,9 @@ def _pretraining(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> l
 
 def _tasks(tasks: list[str]) -> list[Unanswered]:
     if tasks == ["none"]:
-        return [Unanswered(TASKS, "no task", "grid.intermediates: +task")]
+        return [Unanswered(TASKS, "no intermediate task", "grid.intermediates: add a task")]
     if "none" not in tasks:
-        return [Unanswered(TASKS, "no cell without one", "grid.intermediates: +none")]
+        return [Unanswered(TASKS, "no cell without one", "grid.intermediates: add none")]
     return []
 
 
@@ -142,12 +146,12 @@ def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> li
 def _labels(sizes: list[int]) -> list[Unanswered]:
     if len(sizes) >= LEAST_LABEL_SIZES:
         return []
-    why = f"{_numbered(len(sizes), 'size')}, not {LEAST_LABEL_SIZES}"
+    why = f"{_numbered(len(sizes), 'label size')}, not {LEAST_LABEL_SIZES}"
     halves = [max(sizes) >> by for by in range(1, LEAST_LABEL_SIZES)]
     new = [n for n in halves if n not in sizes and n >= FEW_LABELS][: LEAST_LABEL_SIZES - len(sizes)]
     remedy = "more masks"
     if len(sizes) + len(new) == LEAST_LABEL_SIZES:
-        remedy = f"grid.finetune_sizes: {' '.join(f'+{n}' for n in sorted(new))}"
+        remedy = f"grid.finetune_sizes: add {', '.join(map(str, sorted(new)))}"
     return [Unanswered(MORE_LABELS, why, remedy)]
 
 
@@ -160,15 +164,19 @@ def _seeds(count: int) -> list[Unanswered]:
 
 def _tests(images: Images, labels: int) -> list[Unanswered]:
     tested, room, groups = images.tested, images.room, images.groups
-    wanted, least = FEW_IMAGES, FEW_IMAGES
-    if 0 < groups < FEW_GROUPS:
-        wanted, least = max(FEW_IMAGES, math.ceil(tested * FEW_GROUPS / groups)), FEW_GROUPS
-    if tested >= wanted:
-        return []
-    remedy = f"segmentation.test_size: {wanted}"
-    if room is not None and (lacking := wanted + labels - tested - room) > 0:
-        remedy = f"{_numbered(lacking, 'more mask')}{', of other groups' * (least == FEW_GROUPS)}"
-    return [Unanswered(SMALL, f"{tested_words([tested], groups)}, not {least}", remedy)]
+    wanted = {}  # test images, by what is lacking
+    if tested < FEW_IMAGES:
+        wanted[f"{tested_words([tested])}, not {FEW_IMAGES}"] = FEW_IMAGES
+    if 0 < groups < FEW_GROUPS:  # at as many images a group as now
+        why = f"test images of {_numbered(groups, 'group')}, not {FEW_GROUPS}"
+        wanted[why] = math.ceil(tested * FEW_GROUPS / groups)
+    found = []
+    for why, n in wanted.items():
+        remedy = f"segmentation.test_size: {n}"
+        if room is not None and (lacking := n + labels - tested - room) > 0:
+            remedy = f"{_numbered(lacking, 'more mask')}{', of other groups' * (groups > 0)}"
+        found.append(Unanswered(SMALL, why, remedy))
+    return found
 
 
 def _numbered(count: int, what: str) -> str:

@@ -11,7 +11,6 @@ from viny.learning import unet_settings
 from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
-from viny.study.arms import pretrain_packs, settings_of
 from viny.study.graph import TRAININGS, TRAINS, Job
 from viny.study.inventory import Images
 from viny.study.specs import mask_class_count, on_segmentation_data
@@ -109,8 +108,6 @@ class Forecast:
         if job.stage == "pack":
             task = self.config["intermediate"].get(job.name)
             masks = job.spec["source"] == "synthetic" or job.name == "segmentation"
-            if arm := pretrain_packs(self.config).get(job.name):
-                masks |= settings_of(self.config, arm)["pretrain"]["source"] == "segmentation"
             masks |= task is not None and (task["target"] != "image" or on_segmentation_data(self.config, job.name))
             of_files = job.spec["source"] != "synthetic"
             return pack_bytes(self.packed(job), job.spec["size"], masks, of_files, job.spec.get("tiles", 1))

@@ -12,7 +12,7 @@ from viny.study.unanswered import FEW_IMAGES
 TEST_SHARE, TEST_LEAST, TEST_MOST = 0.2, FEW_IMAGES, 1000  # held-out images
 TINY_VINY = {"dim": 64, "depth": 4, "heads": 4, "head_dim": 16, "mlp_dim": 256}
 SMALL_VINY = {"dim": 96, "depth": 6, "heads": 6, "head_dim": 32, "mlp_dim": 384}
-MOST_EPOCHS = 1000
+MOST_EPOCHS = 10_000  # few images need many
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from viny.data.coco import convert
 from viny.data.folders import check_some, list_below
 from viny.data.masks import IGNORE, is_void, value_name, value_number
@@ -31,6 +33,7 @@ from viny.tools.terminal import console, say, show_unanswered, table, wrapped
 T = TypeVar("T")
 
 MINUTES = 20  # that are proposed: an answer in a quarter of an hour, with the look at it
+SAME = "same"  # instead of a folder to pre-train on: that of the images with masks
 SHOWN = 25  # mask values that are listed, or asked for
 # Folder names that are offered as answers.
 IMAGES = ("images", "imgs", "img")
@@ -137,6 +140,8 @@ def _written(
     study, sheet = _files(free(given["name"]), folder)
     if reply:
         ask_folders(given, coco is not None, reply)
+    if given.get("unlabelled") == Path(SAME):
+        given["unlabelled"] = given["images"]
     if coco:
         if given.get("classes") or given.get("ignore"):
             raise InputError("--coco: its categories name the classes; leave --classes and --ignore out")
@@ -170,15 +175,16 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     """Print what was found, more notes on it, how the study was sized, what it cannot answer, and what comes next."""
     config = resolve(read_config(study))
     looked, name = found.looked, found.wanted.name
-    counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} unlabelled"] * bool(found.unlabelled)
+    kind = "of them to pre-train on" if found.on_labelled else "unlabelled"
+    counted = [f"{found.pairs:,} images with masks"] + [f"{found.unlabelled:,} {kind}"] * bool(found.unlabelled)
     counted += [f"{task}: {len(one.images):,} in {len(one.classes)} classes" for task, one in found.tasks.items()]
     size = found.model["image_size"]
-    sides = [f"{width} x {height}" for height, width in found.shapes[found.shapes.prod(1).argsort()][[0, -1]]]
     say(f"{name}: {'; '.join(counted)}")
-    say(f"  images   {' to '.join(dict.fromkeys(sides))} pixels; the model sees {size} x {size}", hang=11)
+    say(f"  images   {sides_in_words(found.shapes)}; the model sees {size} x {size}", hang=11)
     kinds = "colours" if found.values.colours else "values"
     of = "all" if len(found.values.of) == found.pairs else f"{len(found.values.of):,} of {found.pairs:,}"
-    say(f"  masks    {kinds} in {of} masks:", hang=11)
+    pixels = "" if found.sampled >= len(found.values.of) else f"; shares of pixels in {found.sampled:,}"
+    say(f"  masks    {kinds} in {of} masks{pixels}:", hang=11)
     masks = found.values.masks()
     keys = {value: value_name(value, found.values.colours) for value in masks}
     known = {**found.coding.classes, **dict.fromkeys(found.coding.ignore, "ignored")}
@@ -208,6 +214,19 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
         print(f"  {command}")
 
 
+def sides_in_words(shapes: np.ndarray) -> str:
+    """The sizes of images in words: '240 x 160 pixels', or, if they differ, '240 to 256 pixels wide, 160 to 256 high'.
+
+    Args:
+        shapes: heights and widths, int [N, 2], pixels.
+    """
+    least, most = shapes.min(0), shapes.max(0)
+    if (least == most).all():
+        return f"{least[1]} x {least[0]} pixels"
+    high, wide = (f"{low} to {top}" if low < top else str(low) for low, top in zip(least, most, strict=True))
+    return f"{wide} pixels wide, {high} high"
+
+
 def ask(reply: Callable[[str], str], text: str, default: str, read: Callable[[str], T]) -> T:
     """Ask one question until its answer can be read; Enter takes the answer in brackets.
 
@@ -233,9 +252,9 @@ def ask_folders(given: dict[str, Any], coco: bool, reply: Callable[[str], str]) 
     if "masks" not in given and not coco:
         given["masks"] = ask(reply, "Folder of their masks", _likely(MASKS, given["images"].parent), _folder)
     if "unlabelled" not in given:
-        text = "Folder of images without masks, to pre-train on; or none"
+        text = "Folder of images without masks, to pre-train on; same: those with masks, less the test images; or none"
         near = _likely(UNLABELLED, given["images"].parent) or "none"
-        given["unlabelled"] = ask(reply, text, near, _folder_or_none)
+        given["unlabelled"] = ask(reply, text, near, _folder_same_or_none)
     if "tasks" not in given:
         text = (
             "Folder of another task to train on before the masks, with one sub-folder of images per class; usually none"
@@ -325,6 +344,10 @@ def _folder(text: str) -> Path:
 
 def _folder_or_none(text: str) -> Path | None:
     return None if text == "none" else _folder(text)
+
+
+def _folder_same_or_none(text: str) -> Path | None:
+    return Path(SAME) if text == SAME else _folder_or_none(text)
 
 
 def _classes_or_none(text: str) -> dict[int | str, str]:

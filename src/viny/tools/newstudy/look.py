@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +45,7 @@ RARE = 5  # masks; a class in fewer is called rare
 DARK = 64  # of 255: images with no brighter sample may have been made with another range in mind
 MOST = 65535  # the greatest value of a mask that may be a class
 SPLIT_SEED = 42  # the default of studies
+SECONDS = 5.0  # of reading masks for their values; a dialogue may have to read them twice
 LOST = 0.1  # of a class's masks: the most in which packing may leave no pixel of it
 
 
@@ -53,7 +56,7 @@ class Request:
     Attributes:
         name: of the study.
         images, masks: folders.
-        unlabelled: folder of images to pre-train on.
+        unlabelled: folder of images to pre-train on; that of `images` for these, without the test images.
         tasks: folder of class folders, by name of the intermediate task.
         spatial: whether the majority class of each patch is a task too.
         classes, ignore: what mask values mean, see `viny.data.survey.find_coding`.
@@ -62,7 +65,7 @@ class Request:
         group: as `segmentation.group`; empty for none; None: by the images' names, if neighbours look alike.
         budget: name of one; None: by whether there is a GPU.
         image_size, patch_size: pixels; 0: from the budget, less for small images.
-        sequences: groups that the images' names suggest, if that was looked at before.
+        sequences, values: groups that the images' names suggest, and what masks hold, if that was looked at before.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Request:
     image_size: int = 0
     patch_size: int = 0
     sequences: Found | None = None
+    values: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,20 @@ class Inspection:
     """What is in the folders.
 
     Attributes:
-        wanted: the request, with the mask suffix, the budget, the split, the group and the sequences filled in.
+        wanted: the request, with the mask suffix, the budget, the split, the group, the sequences and the values filled
+            in.
         pairs: images with their masks.
         train, test: images of each part; `test` is 0 if neither a file nor folders give it.
         grouped: images for the test in whole groups; 0 without groups, or if a split is given.
         groups: of the test images; 0 without groups.
         shapes: heights and widths of the images, int [N, 2].
         model: image_size, patch_size and, unless they are ViNy's, the other dimensions.
-        values, coding, looked: of the masks looked at.
-        unlabelled: how many images there are.
+        values, coding: of the masks that were read.
+        looked: pairs among them whose pixels were looked at.
+        sampled: how many these are.
+        on_labelled: whether pre-training is on the labelled images, without their masks.
+        unlabelled: how many images there are to pre-train on; if it is on the labelled ones, those that are not for the
+            test.
         bad_unlabelled: how many of these probably cannot be opened.
         unusable: how many other images cannot be used, by their headers or their masks'.
         missing: how many images and masks are links that lead to no file.
@@ -115,6 +124,8 @@ class Inspection:
     values: Values
     coding: Coding
     looked: Looked
+    sampled: int
+    on_labelled: bool
     unlabelled: int
     bad_unlabelled: int
     unusable: int
@@ -170,39 +181,43 @@ def inspect(wanted: Request) -> Inspection:
     model = model_for(wanted, shapes)
 
     opened = max(LEAST, min(LOOKED_AT, int(PIXELS / shapes.prod(1).mean())))
-    colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
-    values = read_values(spread(pairs.masks, opened), colours, [] if wanted.classes else heads.palettes())
+    values = wanted.values or _values(pairs.masks, opened, heads, wanted)
+    wanted = replace(wanted, values=values)
     check_labels(values, wanted.masks)
     _check_values(values, heads, wanted)
     coding = find_coding(values, wanted.classes, wanted.ignore, wanted.masks)
-    read = decide(heads, coding.indices, values.colours, LOOKED_AT, also=set(spread(pairs.images, opened)))
-    sample = spread(list(zip(pairs.images, pairs.masks, read.turns, strict=True)), opened)
+    masks_read = {*values.of, *(error.path for error in values.unreadable)}
+    picked = spread([at for at, mask in enumerate(pairs.masks) if mask in masks_read], opened)
+    read = decide(heads, coding.indices, values.colours, LOOKED_AT, also={pairs.images[at] for at in picked})
+    sample = [(pairs.images[at], pairs.masks[at], read.turns[at]) for at in picked]
     looked = look_at_pairs(sample, values, coding, model["image_size"], FIT, SHOWN, read.white)
-    notes += values.said + said(read.about) + coding.said + _about_classes(looked, coding, model)
+    notes += values.said + said(read.about) + coding.said + _about_classes(looked, values, coding, model)
     if looked.brightest < DARK:
         notes.append(f"images are dark: their brightest sample is {looked.brightest} of 255; check the range")
     useless = unusable(heads, read.turns)
     if useless.said:
         notes.append(f"{useless.said}. They are skipped")
     known = useless.images | useless.masks | useless.sizes
-    if others := {error.path: error.reason for error in looked.refused if error.path not in known}:
-        notes.append(f"{len(others)} of {len(sample)} pairs cannot be used and are skipped: {by_reason(others)}")
+    refused = (*values.unreadable, *looked.refused)
+    if others := {error.path: error.reason for error in refused if error.path not in known}:
+        notes.append(f"{len(others)} of {len(masks_read)} pairs cannot be used and are skipped: {by_reason(others)}")
     parts = [TRAIN] * count
     if wanted.split == Path(BY_FOLDERS):
         parts, _ = split_by_folders(pairs.names, wanted.images)
     elif wanted.split:
         parts = split_by_file(wanted.split, pairs.images, wanted.images, pairs.images_without_mask)
-    bad = max(_in_all(len(looked.refused), len(sample), count), useless.pairs)
+    shares = ((looked.refused, len(sample)), (values.unreadable, len(masks_read)))
+    bad = max(useless.pairs, *(_in_all(len(some), of, count) for some, of in shares))
 
-    if len(sample) < count:
+    if len(masks_read) < count:
         notes.append(
-            f"{count - len(sample):,} masks were not looked at: a value found only there stops packing, which names it"
+            f"{count - len(masks_read):,} masks were not read, for lack of time: a value found only there stops "
+            "packing, which names it"
         )
-    unlabelled, bad_unlabelled, absent = _unlabelled(wanted.unlabelled, pairs, notes)
+    on_labelled = _is_folder_of(pairs, wanted)
+    unlabelled, bad_unlabelled, absent = (0, 0, 0) if on_labelled else _unlabelled(wanted.unlabelled, pairs, notes)
     missing += absent
     lost = useless.pairs
-    if not unlabelled and pairs.images_without_mask:
-        notes.append("images without a mask can be pre-trained on: --unlabelled with a folder of them")
     tasks = {}
     for name, folder in wanted.tasks.items():
         spec = {"path": str(folder), "holds": "classes", "held_out": 0.2, "split": "", "on_bad_image": "skip"}
@@ -239,6 +254,10 @@ def inspect(wanted: Request) -> Inspection:
                 f"of {groups.said()}, {tested_groups} groups with {grouped} images are for the test: intervals are "
                 "over groups, not images"
             )
+    room = train - (0 if test else grouped or held_out_of(train))
+    if on_labelled:
+        unlabelled = max(0, room)
+    notes += _about_pretraining(pairs, on_labelled, unlabelled, room)
     return Inspection(
         wanted=wanted,
         pairs=count,
@@ -251,6 +270,8 @@ def inspect(wanted: Request) -> Inspection:
         values=values,
         coding=coding,
         looked=looked,
+        sampled=len(sample),
+        on_labelled=on_labelled,
         unlabelled=unlabelled,
         bad_unlabelled=bad_unlabelled,
         unusable=lost,
@@ -259,6 +280,53 @@ def inspect(wanted: Request) -> Inspection:
         notes=notes,
         about_groups=about_groups,
     )
+
+
+def _values(masks: Sequence[Path], first: int, heads: Heads, wanted: Request) -> Values:
+    """The values in masks: in all of them, or in as many, evenly spaced, as `SECONDS` are enough for.
+
+    Args:
+        masks: files.
+        first: how many are read in any case.
+        heads: of the data set.
+        wanted: says whether values are colours.
+    """
+    colours = any(isinstance(value, str) for value in (*wanted.classes, *wanted.ignore)) or None
+    palettes = [] if wanted.classes else heads.palettes()
+    begun = time.monotonic()
+    values = read_values(spread(masks, first), colours, palettes)
+    enough = int(first * SECONDS / max(1e-9, time.monotonic() - begun))
+    return read_values(spread(masks, enough), colours, palettes) if min(enough, len(masks)) > first else values
+
+
+def _is_folder_of(pairs: Pairs, wanted: Request) -> bool:
+    """Whether the folder of images to pre-train on holds the labelled images, and nothing else that is pre-trained on:
+    it is that of the images, or has the same files."""
+    folder = wanted.unlabelled
+    if folder is None or not os.path.isdir(folder):
+        return False
+    if os.path.samefile(folder, wanted.images):
+        return True
+    files = list_below(folder).images
+    return len(files) == len(pairs.images) == len(same_files(pairs.images, files))
+
+
+def _about_pretraining(pairs: Pairs, on_labelled: bool, unlabelled: int, room: int) -> list[str]:
+    """What else could be pre-trained on, in a line."""
+    others = len(pairs.images_without_mask)
+    if on_labelled and others:
+        return [
+            f"pre-training is on images with masks: the {others:,} without are left out; --unlabelled with a folder of "
+            "those alone takes them instead"
+        ]
+    if unlabelled:
+        return []
+    if others:
+        return ["images without a mask can be pre-trained on: --unlabelled with a folder of them"]
+    return [
+        f"no pre-training: --unlabelled same pre-trains on the {room:,} images with masks that are not for the test, "
+        "without their masks"
+    ]
 
 
 def _can_part(names: Sequence[str], pattern: str, test_size: int) -> bool:
@@ -336,7 +404,7 @@ def _unlabelled(folder: Path | None, pairs: Pairs, notes: list[str]) -> tuple[in
     if both := same_files(pairs.images, files):
         notes.append(
             f"{len(both)} labelled images, some for the test, are among the unlabelled ones: pre-training sees them, "
-            "not their masks; tables/duplicates.md will count them"
+            "not their masks; tables/duplicates.md will count them, and a folder of the others alone leaves them out"
         )
     notes += [f"unlabelled, of {len(shown)} looked at: {line}" for line in said(decide(heads).about)]
     return len(files), _in_all(len(unopened), len(shown), len(files)), len(found.missing)
@@ -379,16 +447,24 @@ def _in_all(bad: int, looked_at: int, count: int) -> int:
     return bad if looked_at == count else math.ceil(2 * count * bad / looked_at)
 
 
-def _about_classes(looked: Looked, coding: Coding, model: Mapping[str, int]) -> list[str]:
+def _about_classes(looked: Looked, values: Values, coding: Coding, model: Mapping[str, int]) -> list[str]:
     """Classes that are small or rare, one sentence each."""
+    indices = coding.indices
+    # In a file with one bit per pixel, a 1 without a name is 255.
+    held = Counter(
+        index
+        for some in values.of.values()
+        for index in {indices.get(value, indices.get(IGNORE, IGNORE)) for value in some}
+    )
     size, patch = model["image_size"], model["patch_size"]
     notes = []
     if len(coding.names) > 20 and all(name.startswith("class_") for name in coding.names):
         notes.append(f"{len(coding.names)} classes: if values number objects instead, this study does not suit them")
     rare, small = [], []
-    for name, area, shown, lost in zip(coding.names, looked.area, looked.masks_with, looked.lost, strict=True):
-        if shown + lost < RARE:
-            rare.append(f"{name} (in {shown + lost} masks)")
+    of_pixels = zip(coding.names, looked.area, looked.masks_with, looked.lost, strict=True)
+    for index, (name, area, shown, lost) in enumerate(of_pixels):
+        if held[index] < RARE:
+            rare.append(f"{name} (in {held[index]} masks)")
         elif lost > LOST * (shown + lost):
             small.append(f"{name} (lost in {lost} of {shown + lost} masks)")
         elif area < patch**2 / 4:

@@ -102,12 +102,10 @@ def _body(found: Inspection) -> list[str]:
     if {*spatial} & {*found.tasks}:
         raise InputError(f"--task {SPATIAL}: --spatial's task has that name too; choose another")
     model = ModelSettings(**found.model)
+    of = f" of {found.unlabelled:,}" * bool(found.unlabelled)
+    what = f"images{of} with masks" if found.on_labelled else f"unlabelled images{of}"
     rows = [
-        (
-            "pretrain_sizes",
-            grid["pretrain_sizes"],
-            f"unlabelled images{f' of {found.unlabelled:,}' * bool(found.unlabelled)}; 0 is a random start",
-        ),
+        ("pretrain_sizes", grid["pretrain_sizes"], f"{what}; 0 is a random start"),
         ("intermediates", ["none", *found.tasks, *spatial], "tasks between pre-training and fine-tuning"),
         ("finetune_sizes", grid["finetune_sizes"], f"labelled images of {found.train - found.held_out:,} to train on"),
         ("seeds", grid["seeds"], "each repeats every cell; their spread is the uncertainty"),
@@ -122,6 +120,8 @@ def _body(found: Inspection) -> list[str]:
     lines += [*_section("model", f"{side} x {side} patches of {model.patch_size} pixels", rows), ""]
     if wanted.unlabelled:
         rows = [("source", "folder", ""), ("path", _path(wanted.unlabelled), f"{found.unlabelled:,} images")]
+        if found.on_labelled:
+            rows = [("source", "segmentation", "the images with masks: without these, and without the test images")]
         rows += training_lines(*budget.pretrain, max(grid["pretrain_sizes"]), 1, 0.8)
         lines += [*_section("pretrain", "SimMIM", [*rows, ("lr", budget.lr, "learning rate")]), ""]
     if found.tasks or spatial:
@@ -187,7 +187,8 @@ def about(config: Mapping[str, Any], images: Images) -> list[str]:
     starts, seeds, tasks = (len(grid[key]) for key in ("pretrain_sizes", "seeds", "intermediates"))
     asked, stages = [], []
     if max(grid["pretrain_sizes"]):
-        asked.append(f"pre-training on {max(grid['pretrain_sizes']):,} unlabelled images")
+        kind = "of the labelled" if config["pretrain"]["source"] == "segmentation" else "unlabelled"
+        asked.append(f"pre-training on {max(grid['pretrain_sizes']):,} {kind} images")
         stages.append(("pre-training", seeds, sum(grid["pretrain_sizes"]), config["pretrain"]["epochs"]))
     for name, task in config["intermediate"].items():
         asked.append(f"the task {name}")
@@ -224,7 +225,8 @@ def images_of(found: Inspection) -> Images:
     held_out = {name: packed[name] - trained[name] for name in trained}
     unlabelled = {"pretrain": found.unlabelled - found.bad_unlabelled or None}
     given = (found.train, found.test) if found.test else None
-    packed |= {**unlabelled, "segmentation": found.pairs}
+    packed |= {"pretrain": found.pairs} if found.on_labelled else unlabelled
+    packed["segmentation"] = found.pairs
     return Images(packed, unlabelled, trained, held_out, room, tested, given, groups=found.groups)
 
 
