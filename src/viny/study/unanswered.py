@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viny.runtime.units import tested_words
+from viny.runtime.units import counted, tested_words
 from viny.study.arms import is_published, schedule, settings_of
 from viny.study.grid import Arm, arms, places
 from viny.study.inventory import Images
@@ -142,7 +142,7 @@ def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> li
 def _labels(sizes: list[int]) -> list[Unanswered]:
     if len(sizes) >= LEAST_LABEL_SIZES:
         return []
-    why = f"{_numbered(len(sizes), 'size')}, not {LEAST_LABEL_SIZES}"
+    why = f"{counted(len(sizes), 'size')}, not {LEAST_LABEL_SIZES}"
     halves = [max(sizes) >> by for by in range(1, LEAST_LABEL_SIZES)]
     new = [n for n in halves if n not in sizes and n >= FEW_LABELS][: LEAST_LABEL_SIZES - len(sizes)]
     remedy = "more masks"
@@ -154,7 +154,7 @@ def _labels(sizes: list[int]) -> list[Unanswered]:
 def _seeds(count: int) -> list[Unanswered]:
     if count >= LEAST_SEEDS:
         return []
-    why = f"{_numbered(count, 'seed')}, not {LEAST_SEEDS}"
+    why = f"{counted(count, 'seed')}, not {LEAST_SEEDS}"
     return [Unanswered(SURE, why, f"grid.seeds: {list(range(LEAST_SEEDS))}")]
 
 
@@ -167,12 +167,8 @@ def _tests(images: Images, labels: int) -> list[Unanswered]:
         return []
     remedy = f"segmentation.test_size: {wanted}"
     if room is not None and (lacking := wanted + labels - tested - room) > 0:
-        remedy = f"{_numbered(lacking, 'more mask')}{', of other groups' * (least == FEW_GROUPS)}"
+        remedy = f"{counted(lacking, 'more mask')}{', of other groups' * (least == FEW_GROUPS)}"
     return [Unanswered(SMALL, f"{tested_words([tested], groups)}, not {least}", remedy)]
-
-
-def _numbered(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _of(some: Collection[Arm], count: int) -> str:

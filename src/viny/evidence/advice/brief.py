@@ -12,9 +12,9 @@ from viny.evidence.advice.best import Best
 from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, tasks_answer
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
-from viny.evidence.statistics.crossed import counted
 from viny.evidence.tables import OF_CLASS
 from viny.evidence.verdicts import Decision
+from viny.runtime.units import counted
 
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}

@@ -11,7 +11,7 @@ from typing import Any
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.runtime.load import QUIET, busy
-from viny.runtime.units import duration, short
+from viny.runtime.units import counted, duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
@@ -273,11 +273,11 @@ def show(planned: Mapping[str, Any]) -> None:
     rows += [{"stage": "summaries", **summaries}, {"stage": "in all", **total}]
     rows = [_cells_of(row)[: len(columns)] for row in rows]
     out.print(table(columns, rows))
-    where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
-    where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
+    where = counted(wall["cores"], "core")
+    where += f" and {counted(wall['gpus'], 'GPU')}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
     if wall["stack"] > 1:
-        beside = f"in {wall['beside']} stack{'s' * (wall['beside'] > 1)} of up to {wall['stack']} trainings"
+        beside = f"in {counted(wall['beside'], 'stack')} of up to {wall['stack']} trainings"
     meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
     share = planned["share_of_cores"]
 

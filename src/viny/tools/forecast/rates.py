@@ -16,6 +16,7 @@ from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.load import busy, share_in
 from viny.runtime.shapes import NUMBERS
+from viny.runtime.units import counted
 from viny.study.graph import TRAININGS, TRAINS, Job, Key
 from viny.study.grid import BASE, Arm
 from viny.study.specs import mask_class_count
@@ -217,7 +218,7 @@ def _rate_in_record(job: Job, root: Path, threads: int, device: str) -> tuple[fl
 def _known(title: str, found: list[tuple[float, str | None, float]]) -> dict[str, Any]:
     hosts = sorted({host for _, host, _ in found if host})
     where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
-    jobs_done = f"{len(found)} finished job{'s' * (len(found) > 1)}{where}"
+    jobs_done = f"{counted(len(found), 'finished job')}{where}"
     rate, share = (statistics.median(one[at] for one in found) for at in (0, 2))
     return {"what": title, "images_per_second": rate, "from": f"{jobs_done} {busy(share)}".rstrip()}
 
