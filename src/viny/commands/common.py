@@ -120,10 +120,7 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
             return read_config(path)
         return {key: value for key, value in read_study(path).items() if key != "listings"}
 
-    raw: dict[str, Any] = {}
-    for more in [*map(read, paths), *changes]:
-        raw = merge(raw, more)
-    return resolve(raw)
+    return resolve(merge(*map(read, paths), *changes))
 
 
 def study_files(p: argparse.ArgumentParser) -> None:
