@@ -18,7 +18,7 @@ from viny.evidence.figures import kit
 from viny.evidence.report import page
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import means, miou_table
-from viny.evidence.report.words import code, counted, images_of, listed, percent, points, words
+from viny.evidence.report.words import code, images_of, listed, percent, points, words
 from viny.evidence.statistics.crossed import Runs
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
@@ -65,7 +65,6 @@ def test_numbers_and_names_in_words() -> None:
     assert points(-0.0051) == "−0.51"
     assert listed([0, 45000, 100000]) == "0, 45,000 or 100,000"
     assert listed(["none"]) == "none"
-    assert (counted(1, "seed"), counted(2000, "seed")) == ("1 seed", "2,000 seeds")
     assert images_of({"source": "synthetic"}) == "synthetic images"
     assert images_of({"source": "folder", "path": "mine"}) == "images of mine"
     assert images_of({"source": "folder", "path": "data", "images": "photos"}) == "images of photos"

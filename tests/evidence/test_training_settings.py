@@ -38,9 +38,10 @@ def test_what_differs_is_seen_and_tasks_stand_beside_the_nearest_of_the_paper() 
     )
     stages = list(dict.fromkeys(table["Stage"]))
     assert stages == [
-        "Pre-training", "Task intel", "Task intel_mean (paper: intel)", "Task scenes (paper: intel)",
+        "Pre-training", "Task intel", "Task intel_mean (paper: intel)", "Task scenes",
         "Task pets_spatial", "Task own (paper: pets_spatial)", "Fine-tuning",
     ]  # fmt: skip
+    assert set(table[table["Stage"] == "Task scenes"]["The paper"]) == {"no such task"}
     mine = table[table["Stage"] == "Fine-tuning"].set_index("Setting")
     assert tuple(mine.loc["Learning rate"])[1:] == ("1e−05", "0.002")
     assert tuple(mine.loc["Augmentation"])[1:] == (
@@ -48,6 +49,17 @@ def test_what_differs_is_seen_and_tasks_stand_beside_the_nearest_of_the_paper() 
         "flip, contrast ±30 %, drawn once for all epochs, not normalised",
     )
     assert table.groupby("Stage", sort=False).size().nunique() == 1
+
+
+@pytest.mark.parametrize("name", ["spatial", "pets_spatial", "intel"])
+def test_a_task_on_other_images_stands_beside_none_of_the_paper_s(name: str) -> None:
+    masks = {"images": "mine", "masks": "masks", "classes": {0: "ground", 255: "sky"}}
+    task = {name: OWN if name != "intel" else {"source": "folder", "path": "mine", "target": "image"}}
+    grid = {"intermediates": ["none", name]}
+    table = table_of({"grid": grid, "intermediate": task, "segmentation": {"source": "folder", **masks}})
+    mine = table[table["Stage"].str.startswith("Task")]
+    assert set(mine["Stage"]) == {f"Task {name}"} and set(mine["The paper"]) == {"no such task"}
+    assert set(table[table["Stage"] == "Fine-tuning"]["The paper"]).isdisjoint({"no such task"})
 
 
 def test_files_say_whose_settings_they_hold(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from viny.runtime.gpus import job_environment
 TRAININGS = {"pretrain", "intermediate", "finetune"}
 TRAINING = TRAININGS | {"tune", "reference"}
 WITH_MODEL = TRAINING | {"evaluate", "geometry", "figures"}
+SUMMARIES = {"tables", "figures", "statistics", "representations", "scorecard", "report"}
 COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
 
 
@@ -48,6 +49,7 @@ COVERED = {stage: set(modules_of(stage)) for stage in ENTRY}
         ("evidence.paper.claims", {"scorecard"}),
         ("evidence.paper.scorecard", {"scorecard"}),
         ("evidence.report.page", {"report"}),
+        ("runtime.units", SUMMARIES),  # words of tables and pages, which no training has
     ],
 )
 def test_an_edit_touches_what_uses_the_module(module: str, stages: set[str]) -> None:

@@ -329,6 +329,8 @@ def test_merge_goes_into_mappings_only() -> None:
     base = {"a": {"x": 1, "y": [1, 2]}, "b": 1}
     over = {"a": {"y": [3]}, "c": {"z": 0}}
     assert merge(base, over) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {"z": 0}}
+    assert merge(base, over, {"a": {"x": 4}}) == {"a": {"x": 4, "y": [3]}, "b": 1, "c": {"z": 0}}
+    assert merge() == {}
     assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 1}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -342,6 +343,18 @@ def test_a_card_tells_data_settings_results_and_hashes(evaluated: tuple[Path, Ce
     files = [tmp_path / name for name in ("a.safetensors", "a.json", "a.safetensors.md")]
     write_card(replace(trained, manifest=deep), "timm", files)
     assert "from 0 and 4095 to 0 and 255" in files[-1].read_text()
+
+
+def test_a_card_tells_of_how_many_groups_the_test_images_are(evaluated: tuple[Path, Cell], tmp_path: Path) -> None:
+    root, cell = tmp_path / "results" / "tiny", evaluated[1]
+    shutil.copytree(evaluated[0], root)
+    images = read_json(layout.metrics_file(root, cell), "metrics")["test_images"]
+    assert f"Tested on {images} test images, held out" in card_of(root, cell, tmp_path)
+    number = np.arange(images)
+    np.savez(root / layout.CONFUSION.format(cell=cell.name), indices=number, groups=number // 2)
+    body = card_of(root, cell, tmp_path)
+    said = f"{images} test images of {(images + 1) // 2} groups"
+    assert f"Tested on {said}, held out" in body and f"Percent, on {said}" in body
 
 
 def test_a_card_says_what_it_cannot_know(evaluated: tuple[Path, Cell], tmp_path: Path) -> None:

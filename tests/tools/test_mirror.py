@@ -18,11 +18,12 @@ from viny.cli import main
 from viny.learning.run import CURVE_COLUMNS
 from viny.runtime.files import write_json
 from viny.study.config import resolve
-from viny.study.grid import cells
-from viny.study.layout import Training, metrics_file, trainings
+from viny.study.grid import Reference, cells, references
+from viny.study.layout import Training, metrics_file, reference_file, trainings
 from viny.study.reading import read_config
 from viny.study.saved import write_study
 from viny.study.specs import training_spec
+from viny.tools.mirror import TOOLS, Mirrored, mirror
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 METRICS = {"miou": 0.25, "iou_a/b (left)": 0.5, "iou_c": None}
@@ -52,6 +53,35 @@ def study(tmp_path: Path) -> tuple[Path, dict[str, Any], list[Training]]:
     for one in some:
         finish(root, one, config)
     return root, config, some
+
+
+def finish_reference(root: Path, reference: Reference) -> None:
+    """Leave what a U-Net's job does, without weights and matrices."""
+    record = {"stage": "reference", "spec": {"cell": reference.as_dict(), "train": {"lr": 0.001}}, "metrics": METRICS}
+    record |= {"images": 8, "precision": "float32", "provenance": {"started": "2026-11-27T00:00:00+00:00"}}
+    write_json(reference_file(root, reference, "record"), record)
+    reference_file(root, reference, "curve").write_text("epoch,loss,lr,images_per_second,seconds\n1,0.5,0.001,9,2\n")
+
+
+def test_the_u_nets_beside_a_study_are_mirrored_too(
+    study: tuple[Path, dict[str, Any], list[Training]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, config, some = study
+    found: list[Mirrored] = []
+    monkeypatch.setitem(TOOLS, "mlflow", (lambda runs, *_: found.extend(runs), "json"))
+    first, second = references({**config, "references": True})[:2]
+    finish_reference(root, first)
+    mirror(root, "mlflow", tmp_path)
+    assert sorted(one.name for one in found) == names(some)  # the study has none
+    found.clear()
+    write_study(root, config | {"references": True})
+    reference_file(root, second, "curve").write_text("epoch,loss,seconds\n1,0.5,2\n")  # of one that still runs
+    mirror(root, "mlflow", tmp_path)
+    assert sorted(one.name for one in found) == sorted([*names(some), f"reference/{first.name}"])
+    one = next(one for one in found if one.stage == "reference")
+    assert one.metrics == {"test/miou": 0.25, "test/iou_a/b (left)": 0.5}
+    expected = {"finetune_size": first.finetune_size, "lr": 0.001, "images": 8}
+    assert expected.items() <= one.settings.items() and one.last == (1, one.started + 2)
 
 
 def names(some: list[Training]) -> list[str]:

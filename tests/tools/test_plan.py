@@ -79,6 +79,7 @@ def test_jobs_and_what_is_to_do_are_snakemake_s(tmp_path: Path, tiny: dict[str, 
     trainings = [job for job in mine if job.stage in TRAININGS]
     assert {str(job.checkpoints(relative)) for job in trainings} == set(re.findall(r"--checkpoints (\S+)", out))
     assert [job.key for job in to_do(mine, root)] == [job.key for job in mine]
+    assert re.search(rf"^total +{len(mine) + 1}$", out, re.MULTILINE)  # with rule all, as `show` says
 
     for at, job in enumerate(mine):
         make(job, root, 1e9 + at)
@@ -523,7 +524,7 @@ def test_a_study_without_its_data_is_planned(tmp_path: Path, monkeypatch: pytest
     assert main(["plan", str(STUDIES / "paper.yaml"), "--rate", "1400", "--gpus", "4", "--cores", "32"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert re.search(r"paper: 144 cells, 389 jobs, 389 of them to do", out)
+    assert "paper: 144 cells, 389 jobs, 389 of them to do (390 as Snakemake counts, with its rule all)\n" in out
     assert "intel: no data set at data/intel; it is taken to have 20,000 images" in out
     assert "32 cores and 4 GPUs, in 4 stacks of up to 24 trainings" in out
     assert list(tmp_path.iterdir()) == []
@@ -537,8 +538,11 @@ def test_hours_beside_other_work_are_said(tmp_path: Path, tiny: dict[str, Any], 
     assert ": 9 min for all.\n" in said
     counts = re.findall(r"^(\S+|in all) +(\d+) +0 +\d+ ", said, re.MULTILINE)  # a row each
     assert counts[-2] == ("summaries", "7") and counts[-1] == ("in all", str(sum(int(n) for _, n in counts[:-1])))
+    assert "63 jobs, 63 of them to do (64 as Snakemake counts, with its rule all)\n" in said
     show({**planned, "share_of_cores": 0.5})
     assert ": 9 min for all (18 min with the other work that runs now).\n" in capsys.readouterr().out
+    show({**planned, "total": {**planned["total"], "to_do": 0}})
+    assert "63 jobs, 0 of them to do\n" in capsys.readouterr().out
 
 
 def test_json_is_for_programs_and_settings_can_be_changed(

@@ -31,7 +31,8 @@ from viny.study.inventory import count_images
 from viny.study.layout import metrics_file
 from viny.study.reading import read_config
 from viny.study.saved import write_study
-from viny.tools.forecast.plan import SNAKEMAKE_JOB, plan
+from viny.tools.forecast.forecast import SNAKEMAKE_JOB
+from viny.tools.forecast.plan import plan
 from viny.tools.power import claims
 from viny.tools.power.costs import NOT_KNOWN, Costs
 from viny.tools.power.power import cheapest, in_words, power, show

@@ -29,6 +29,7 @@ from viny.study.inventory import count_images
 from viny.study.reading import parse_config, read_config
 from viny.study.saved import write_study
 from viny.study.unanswered import PRETRAINING, unanswered
+from viny.tools.forecast.plan import plan
 from viny.tools.newstudy.edit import edited, nested
 from viny.tools.newstudy.machine import Machine
 from viny.tools.newstudy.resize import LONGER, fitted, resized
@@ -77,6 +78,12 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 
 
 # What fits
+
+
+def test_a_study_s_hours_are_those_of_viny_plan(tmp_path: Path) -> None:
+    raw = parse_config(TEXTS["arms"])
+    planned = plan(resolve(raw), tmp_path, tmp_path / "packs", rate=RATE)
+    assert machine(raw).hours(resolve(raw)) == pytest.approx(planned["wall_clock"]["hours"])
 
 
 @settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -463,6 +463,28 @@ def test_images_added_to_a_folder_make_what_learned_from_it_out_of_date(
     assert f"out of date: {planned['total']['to_do']} of the jobs to do" in " ".join(planned["notes"])
 
 
+def test_results_of_other_code_are_said_to_be_readable(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said() -> str:
+        assert main(["status", str(root)]) == SOMETHING_WRONG
+        return " ".join(capsys.readouterr().out.split())
+
+    readable = "`viny advise` still reads the results of other code; the same snakemake command makes them anew."
+    unfinished = "Not finished, and nothing runs: the same snakemake command goes on from here."
+    finish(root)
+    for record in root.glob("finetune/*/model.json"):
+        change(record, spec={**json.loads(record.read_text())["spec"], "code": "of before"})
+    now = said()
+    assert "0 of 16 cells done, 16 out of date" in now and readable in now and unfinished not in now
+    metrics = root / f"metrics/{CELL}.json"
+    before = metrics.read_text()
+    metrics.unlink()
+    assert f"{readable} {unfinished}" in said()
+    metrics.write_text(before)
+    change(metrics, hashes={**json.loads(before)["hashes"], "pack": "another"})  # such cells are left out of the advice
+    now = said()
+    assert unfinished in now and readable not in now
+
+
 def test_what_was_made_from_other_weights_is_out_of_date(root: Path) -> None:
     finish(root)
     watcher = Watcher(root)

@@ -438,13 +438,16 @@ def test_a_run_says_a_line_for_each_job_and_its_log_has_the_rest(tmp_path: Path)
     assert again.count("    reason: ") == again.count("Finished jobid: ") == sum(job == "split" for _, job in jobs)
 
 
-def test_ctrl_c_says_where_each_training_was_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stop_of_the_run_says_where_each_training_was_stopped(tmp_path: Path, name: str) -> None:
     project = Project.new(tmp_path / "project", grid__pretrain_sizes=[0], finetune__epochs=100_000)
     run = project.start()
     until(lambda: list(project.root.glob("checkpoints/finetune/*/progress.json")), "a fine-tuning")
-    os.killpg(run.pid, signal.SIGINT)
+    os.killpg(run.pid, signal.Signals[name])
     assert run.wait(timeout=60) == 1
-    assert re.search(r"^\d\d:\d\d:\d\d  finetune \S+: stopped by SIGINT in epoch \d+ of 100000", project.said, re.M)
+    assert re.search(rf"^\d\d:\d\d:\d\d  finetune \S+: stopped by {name} in epoch \d+ of 100000", project.said, re.M)
+    assert "Will exit after" not in project.said
+    assert project.said.count("no more jobs start; those that run end first") == (name == "SIGTERM")
     assert "Error" not in project.said  # nothing that sounds like a fault
     assert "Not done.\nThe same command goes on from here." in project.said
     assert list(project.root.glob("checkpoints/finetune/*/*.safetensors"))

@@ -172,11 +172,13 @@ def name_slurm_jobs(root):
 
 
 def failures():
-    """A line for each failed job: the last line of its log, what Slurm says, and where the log is."""
+    """A line for each job that failed of itself: the last line of its log, what Slurm says, and where the log is."""
     # 9.27.1: the jobs, and groups of jobs, that failed. Without them, the logs are still there to look at.
     for failed in inside("scheduler.failed", []):
         members = [job for level in failed.toposorted for job in level] if failed.is_group() else [failed]
         job = next((job for job in members if not all(map(os.path.exists, job.output))), members[-1])
+        if stop_of(job.log):
+            continue
         log = Path(str(job.log[0]))
         said = last_lines(log) if log.is_file() else []
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing said")

@@ -14,12 +14,15 @@ def title(rule, logs):
 
 
 def stop_of(logs):
-    """Where Ctrl-C stopped a job, by the last line of its log; empty if it was not that which ended it."""
+    """Where Ctrl-C, or SIGTERM to the run, stopped a job, by the last line of its log; empty if neither ended it."""
+    # 9.27.1: set at SIGTERM. Without it, jobs that this stopped are shown as failed.
+    signals = ("SIGINT", "SIGTERM") if inside("scheduler._user_kill", None) else ("SIGINT",)
     try:
         last = last_lines(logs[0])[-1]
     except (IndexError, OSError):
         return ""
-    return last.removeprefix("viny: ").partition(";")[0] if last.startswith("viny: stopped by SIGINT") else ""
+    said = last.removeprefix("viny: ").partition(";")[0]
+    return said if said.startswith(tuple(f"stopped by {name}" for name in signals)) else ""
 
 
 class LineForEachJob(logging.Handler):
@@ -35,7 +38,7 @@ class LineForEachJob(logging.Handler):
     def __init__(self, whole):
         super().__init__()
         self.whole, self.titles, self.ended = whole, {}, []
-        self.stopped = self.failed = False
+        self.stopped = self.failed = self.ending = False
 
     def line(self, text):
         print(f"{time.strftime('%H:%M:%S')}  {text}", file=self.whole.stream, flush=True)
@@ -55,7 +58,11 @@ class LineForEachJob(logging.Handler):
             self.stopped = True
             self.line(f"{title(record.rule_name, record.log)}: {stop}")
         elif self.stopped and not self.failed and "At least one job did not complete successfully" in str(record.msg):
-            pass  # because Ctrl-C stopped it, which is said
+            pass  # because it was stopped, which is said
+        elif str(record.msg).startswith("Will exit after finishing currently running jobs"):
+            if not self.ending:  # else again at each job's end
+                self.line("stopped by SIGTERM: no more jobs start; those that run end first")
+            self.ending = True
         elif event not in self.BLOCKS and not str(record.msg).startswith(self.TEXTS):
             self.failed |= event == "JOB_ERROR"
             self.whole.handle(record)

@@ -116,11 +116,8 @@ def settings_of(paths: Sequence[Path], changes: Sequence[dict[str, Any]] = ()) -
     from viny.study.reading import read_config
     from viny.study.saved import read_study
 
-    raw: dict[str, Any] = {}
     read = (as_written(read_study(path)) if path.is_dir() else read_config(path) for path in paths)
-    for more in [*read, *changes]:
-        raw = merge(raw, more)
-    return resolve(raw)
+    return resolve(merge(*read, *changes))
 
 
 def study_files(p: argparse.ArgumentParser) -> None:

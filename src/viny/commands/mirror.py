@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> None:
     with console(errors=True).status(f"writing for {args.to}"):
         found = mirror(args.root, args.to, out)
     evaluated = sum(bool(one.metrics) for one in found)
-    print(f"{out}: {len(found)} trainings, {evaluated} of them with their cell's metrics")
+    print(f"{out}: {len(found)} trainings, {evaluated} of them with test metrics")
     print(f"look at them with: {SHOWN[args.to].format(out=shlex.quote(str(out)))}")

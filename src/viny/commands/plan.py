@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import reduce
 from pathlib import Path
 
 from viny.commands.common import RATE, People, positive, settings_of, study_and_changes
@@ -50,4 +49,4 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(planned)
         if args.set and len(args.study) == 1:
-            print(f"\nTo write this into its file: viny resize {args.study[0]} {as_flags(reduce(merge, args.set, {}))}")
+            print(f"\nTo write this into its file: viny resize {args.study[0]} {as_flags(merge(*args.set))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import reduce
 from pathlib import Path
 
 from viny.commands.common import RATE, People, changes, positive
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from viny.tools.terminal import say, show_unanswered
 
     study = file_of(args.study)
-    found = resize_file(study, args.minutes, reduce(merge, args.set, {}), args.rate, args.results)
+    found = resize_file(study, args.minutes, merge(*args.set), args.rate, args.results)
     say(f"{study}: {duration(3600 * found.before)} by forecast as it was, {duration(3600 * found.hours)} now")
     for key, (before, after) in found.changed.items():
         say(f"  {'.'.join(key)}: {before} -> {after}")

@@ -13,11 +13,11 @@ from viny.runtime.files import write_text
 from viny.runtime.text import markdown
 
 OPTIMISERS = {"adam": "Adam", "adamw": "AdamW"}
-LIKE = {"image": "intel", "patch": "pets_spatial"}  # the paper's task that a task of its own kind is compared with
+NO_TASK = "no such task"  # in the paper
 TITLE = "Table A1: training settings"
 ABOUT = (
     "The paper's are those of its Table A1 and, for the tasks on Pets, of its version 2; optimisers, batch sizes and "
-    "augmentation are those of its code. A task that the paper does not have stands beside the nearest of its own."
+    "augmentation are those of its code. A task stands beside the paper's of the same images and kind of target."
 )
 
 
@@ -30,12 +30,25 @@ def training_settings(study: Mapping[str, Any], paper: Mapping[str, Any]) -> pd.
     """
     rows = []
     for stage, mine in study.items():
-        name = stage if stage in paper else LIKE[mine["target"]]
+        name = _of_paper(stage, mine, paper)
         heading = {"pretrain": "Pre-training", "finetune": "Fine-tuning"}.get(stage, f"Task {stage}")
-        heading += "" if name == stage else f" (paper: {name})"
-        for (setting, ours), theirs in zip(_in_words(mine).items(), _in_words(paper[name]).values(), strict=True):
-            rows.append({"Stage": heading, "Setting": setting, "This study": ours, "The paper": theirs})
+        heading += "" if name in (stage, None) else f" (paper: {name})"
+        theirs = _in_words(paper[name]) if name else {}
+        for setting, ours in _in_words(mine).items():
+            row = {"Stage": heading, "Setting": setting, "This study": ours}
+            rows.append({**row, "The paper": theirs.get(setting, NO_TASK)})
     return pd.DataFrame(rows)
+
+
+def _of_paper(stage: str, mine: Mapping[str, Any], paper: Mapping[str, Any]) -> str | None:
+    """The stage of the paper's that a stage stands beside; of a task the one of the same images and kind of target,
+    whatever its name, or None."""
+
+    def kind(section: Mapping[str, Any]) -> tuple[Any, ...]:
+        return section.get("source"), section.get("target")  # neither, but of tasks
+
+    names = [stage, *paper]
+    return next((name for name in names if name in paper and kind(paper[name]) == kind(mine)), None)
 
 
 def _in_words(section: Mapping[str, Any]) -> dict[str, str]:

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, counted, step
-from viny.runtime.units import capital
+from viny.evidence.statistics.crossed import ALPHA, LEVEL, Estimates, Runs, step
+from viny.runtime.units import capital, counted
 
 MARGIN = 0.01  # an effect within it, either way, is as good as none
 ASSURANCE = 0.8  # how often the advised seeds narrow an interval to the target

@@ -23,6 +23,11 @@ def short(number: float, unit: str = "") -> str:
     return f"{number:.0f} {unit}".strip()
 
 
+def counted(number: int, what: str) -> str:
+    """A number with its noun: 1 seed, 2 seeds, 1,200 cells."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def tested_words(images: Iterable[int], groups: int = 0) -> str:
     """How many test images there are and, where images belong to groups, of how many: '96 test images of 6 groups'.
 

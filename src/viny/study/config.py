@@ -24,12 +24,13 @@ ARM_KEYS = ("starts", "variants", "lineages")  # of a grid; a study without arms
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top; mappings merge, everything else is replaced."""
-    out = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = merge(out[key], value) if both else copy.deepcopy(value)
+def merge(*settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on top of each other, later ones above; mappings merge, everything else is replaced."""
+    out: dict[str, Any] = {}
+    for over in settings:
+        for key, value in over.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merge(out[key], value) if both else copy.deepcopy(value)
     return out
 
 

@@ -431,6 +431,7 @@ def _trainings(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {"pretrain": _train(config["pretrain"]) | {"crop_scale": config["pretrain"]["crop_scale"]}}
     for task, section in config["intermediate"].items():
         found[task] = _train(section) | {key: section[key] for key in ("contrast", "mixup", "target")}
+        found[task]["source"] = source_spec(config, task)["source"]
     switches = {key: config["switches"][key] for key in ("augmentation", "normalise_finetune")}
     found["finetune"] = _train(config["finetune"]) | {"contrast": config["finetune"]["contrast"]} | switches
     return found

@@ -190,6 +190,11 @@ def _reason(job: Job, by_key: Mapping[Key, Job], root: Path, store: Path, record
     return ""
 
 
+def stored_pack(job: Job, store: Path) -> Path:
+    """A pack's folder in the store, where the workflow's job puts it."""
+    return stored_at({**job.spec, "code": code_fingerprint("pack")}, store)
+
+
 def _pack_reason(job: Job, record: Mapping[str, Any], root: Path, store: Path) -> str:
     if job.spec.get("listing", record.get("contents")) != record.get("contents"):
         return INPUTS
@@ -197,7 +202,7 @@ def _pack_reason(job: Job, record: Mapping[str, Any], root: Path, store: Path) -
     if not link.is_symlink():
         return ""  # copied without links; its arrays are checked when it is opened
     name = Path(os.readlink(link)).parent.name
-    if name == stored_at({**job.spec, "code": code_fingerprint("pack")}, store).name:
+    if name == stored_pack(job, store).name:
         return ""
     spec = {"source": record["source"], "size": record["resolution"]}
     return _difference({key: job.spec[key] for key in spec}, spec) or f"{SETTINGS} or code"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viny.runtime.units import tested_words
+from viny.runtime.units import counted, tested_words
 from viny.study.arms import is_published, schedule, settings_of
 from viny.study.grid import Arm, arms, places
 from viny.study.inventory import Images
@@ -146,7 +146,7 @@ def _finetuning(config: Mapping[str, Any], sizes: Mapping[Arm, list[int]]) -> li
 def _labels(sizes: list[int]) -> list[Unanswered]:
     if len(sizes) >= LEAST_LABEL_SIZES:
         return []
-    why = f"{_numbered(len(sizes), 'label size')}, not {LEAST_LABEL_SIZES}"
+    why = f"{counted(len(sizes), 'label size')}, not {LEAST_LABEL_SIZES}"
     halves = [max(sizes) >> by for by in range(1, LEAST_LABEL_SIZES)]
     new = [n for n in halves if n not in sizes and n >= FEW_LABELS][: LEAST_LABEL_SIZES - len(sizes)]
     remedy = "more masks"
@@ -158,7 +158,7 @@ def _labels(sizes: list[int]) -> list[Unanswered]:
 def _seeds(count: int) -> list[Unanswered]:
     if count >= LEAST_SEEDS:
         return []
-    why = f"{_numbered(count, 'seed')}, not {LEAST_SEEDS}"
+    why = f"{counted(count, 'seed')}, not {LEAST_SEEDS}"
     return [Unanswered(SURE, why, f"grid.seeds: {list(range(LEAST_SEEDS))}")]
 
 
@@ -168,19 +168,15 @@ def _tests(images: Images, labels: int) -> list[Unanswered]:
     if tested < FEW_IMAGES:
         wanted[f"{tested_words([tested])}, not {FEW_IMAGES}"] = FEW_IMAGES
     if 0 < groups < FEW_GROUPS:  # at as many images a group as now
-        why = f"test images of {_numbered(groups, 'group')}, not {FEW_GROUPS}"
+        why = f"test images of {counted(groups, 'group')}, not {FEW_GROUPS}"
         wanted[why] = math.ceil(tested * FEW_GROUPS / groups)
     found = []
     for why, n in wanted.items():
         remedy = f"segmentation.test_size: {n}"
         if room is not None and (lacking := n + labels - tested - room) > 0:
-            remedy = f"{_numbered(lacking, 'more mask')}{', of other groups' * (groups > 0)}"
+            remedy = f"{counted(lacking, 'more mask')}{', of other groups' * (groups > 0)}"
         found.append(Unanswered(SMALL, why, remedy))
     return found
-
-
-def _numbered(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _of(some: Collection[Arm], count: int) -> str:

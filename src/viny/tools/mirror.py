@@ -20,8 +20,8 @@ import pandas as pd
 from viny.evidence.statistics.held_out import read_curves
 from viny.runtime.errors import InputError
 from viny.runtime.files import digest, read_json
-from viny.study.grid import Cell, cells
-from viny.study.layout import Training, metrics_file, trainings
+from viny.study.grid import Cell, Reference, cells, references
+from viny.study.layout import Training, metrics_file, reference_file, trainings
 from viny.study.saved import saved_study
 
 Setting = int | float | str
@@ -34,11 +34,11 @@ class Mirrored:
 
     Attributes:
         name: stage and folder, such as 'pretrain/size-4000_seed-0'.
-        stage: pretrain, intermediate or finetune.
+        stage: pretrain, intermediate, finetune or reference.
         settings: its cell and how it was trained, by name.
         curve: a row an epoch: 'epoch', 'loss', 'lr' and so on; 'seconds' since it began.
         started: seconds since 1970 UTC.
-        metrics: of the evaluated cell, fractions; empty for other trainings, and for cells not yet evaluated.
+        metrics: of the evaluated cell or U-Net, fractions; empty for other trainings, and for cells not yet evaluated.
     """
 
     name: str
@@ -79,6 +79,9 @@ def mirror(root: Path, to: str, out: Path) -> list[Mirrored]:
         raise InputError(f'mirroring to {to} needs the package {package}; install it with: pip install "viny[{to}]"')
     config = saved_study(root)
     found = [_mirrored(root, training) for training in trainings(cells(config)) if _is_finished(root, training)]
+    found += [
+        _mirrored_reference(root, one) for one in references(config) if reference_file(root, one, "record").is_file()
+    ]
     if not found:
         raise InputError(f"{root}: no training has finished yet, so there is nothing to mirror; run the study first")
     # Neither says anywhere that it was used, unless a person has set these otherwise.
@@ -96,19 +99,36 @@ def _is_finished(root: Path, training: Training) -> bool:
 def _mirrored(root: Path, training: Training) -> Mirrored:
     record = read_json(training.file(root, "record"), "a weights record")
     run = read_json(training.file(root, "run"), "the provenance of a training")
-    path = training.file(root, "curve")
+    metrics = _metrics(root, training.key, record) if isinstance(training.key, Cell) else {}
+    name = f"{training.stage}/{training.name}"
+    return _of_record(name, training.cell, record, run, training.file(root, "curve"), metrics)
+
+
+def _mirrored_reference(root: Path, reference: Reference) -> Mirrored:
+    record = read_json(reference_file(root, reference, "record"), "a reference")
+    curve, name = reference_file(root, reference, "curve"), f"reference/{reference.name}"
+    return _of_record(name, reference.as_dict(), record, record["provenance"], curve, _tested(record))
+
+
+def _of_record(
+    name: str,
+    cell: Mapping[str, Any],
+    record: Mapping[str, Any],
+    run: Mapping[str, Any],
+    path: Path,
+    metrics: dict[str, float],
+) -> Mirrored:
     curve = read_curves({(0, 0): path})[0, 0]
     if missing := {"epoch", "loss", "seconds"} - set(curve.columns):
         raise InputError(f"{path}: no column '{min(missing)}', so no learning curve; run its training again")
     if curve.empty:
         raise InputError(f"{path}: no epochs, so no learning curve; run its training again")
-    settings = {key: value for key, value in training.cell.items() if key != "name"}
+    settings = {key: value for key, value in cell.items() if key != "name"}
     settings |= record["spec"]["train"] | {"images": record["images"], "precision": record["precision"]}
     settings |= {"lr": record["tuned"]["lr"]} if "tuned" in record else {}
     simple = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
-    metrics = _metrics(root, training.key, record) if isinstance(training.key, Cell) else {}
     started = datetime.fromisoformat(run["started"]).timestamp()
-    return Mirrored(f"{training.stage}/{training.name}", training.stage, simple, curve, started, metrics)
+    return Mirrored(name, name.partition("/")[0], simple, curve, started, metrics)
 
 
 def _metrics(root: Path, cell: Cell, record: Mapping[str, Any]) -> dict[str, float]:
@@ -119,6 +139,10 @@ def _metrics(root: Path, cell: Cell, record: Mapping[str, Any]) -> dict[str, flo
     found = read_json(path, "the metrics of an evaluated cell")
     if found.get("hashes", {}).get("weights") != record["weights_sha256"]:
         return {}
+    return _tested(found)
+
+
+def _tested(found: Mapping[str, Any]) -> dict[str, float]:
     return {f"test/{name}": value for name, value in found["metrics"].items() if value is not None}
 
 

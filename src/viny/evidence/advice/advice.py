@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import counted
-from viny.runtime.units import tested_words
+from viny.runtime.units import counted, tested_words
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, 
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
 from viny.evidence.advice.references import better_model
-from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import Decision
-from viny.runtime.units import capital
+from viny.runtime.units import capital, counted
 
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}

@@ -10,10 +10,9 @@ import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts, interval_words, start_words
-from viny.evidence.statistics.crossed import counted
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
 from viny.evidence.verdicts import Question, answer, in_points, span
-from viny.runtime.units import capital
+from viny.runtime.units import capital, counted
 from viny.study.changes import as_keys
 
 # Pre-training

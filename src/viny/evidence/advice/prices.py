@@ -14,7 +14,7 @@ from viny.evidence.advice.facts import Facts, start_words
 from viny.evidence.advice.labels import more_labels
 from viny.evidence.advice.purchase import Mix, Mixes, Prices, cheapest, mix_at, mixes, rounds
 from viny.evidence.advice.trainings import measured_on_others
-from viny.evidence.statistics.crossed import Runs, counted, read_runs
+from viny.evidence.statistics.crossed import Runs, read_runs
 from viny.evidence.statistics.surface import (
     BEYOND,
     LEAST_BEYOND,
@@ -26,7 +26,7 @@ from viny.evidence.statistics.surface import (
 from viny.evidence.tables import GROUP, read_metrics, with_arms
 from viny.evidence.verdicts import bare, in_points
 from viny.runtime.errors import InputError
-from viny.runtime.units import duration
+from viny.runtime.units import counted, duration
 from viny.study.arms import SECTIONS, settings_of
 from viny.study.changes import changed
 from viny.study.checks import check_sizes

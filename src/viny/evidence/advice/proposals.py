@@ -15,10 +15,9 @@ from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
 from viny.evidence.power.simulate import Simulation, more_seeds
 from viny.evidence.power.truth import from_runs
-from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.learning.settings import moved_milestones
-from viny.runtime.units import capital, duration
+from viny.runtime.units import capital, counted, duration
 from viny.study.changes import as_flags, as_keys, keys
 from viny.study.config import merge
 from viny.study.unanswered import LEAST_STEPS, finetuning_epochs

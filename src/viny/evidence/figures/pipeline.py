@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from viny.evidence.figures import kit
+from viny.runtime.units import counted
 
 LINE, GAP, PAD = 0.155, 0.26, 0.09  # inches: per line of text, between boxes, within a box
 LEFT, RIGHT = 0.08, 4.06  # inches, of the boxes; to their right, the ways around them
@@ -53,22 +54,22 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
     if sizes[-1]:
         data.insert(0, f"unlabelled: {sizes[-1]:,} {SOURCES[about['pretrain']['source']]}")
         masked = f"{100 * spec['mask_ratio']:.0f} % of the patches masked"
-        epochs = _counted(about["pretrain"]["epochs"], "epoch")
+        epochs = counted(about["pretrain"]["epochs"], "epoch")
         lines = [f"{_listed([size for size in sizes if size])} images, {epochs}, {masked}"]
-        lines.append(_counted(trained["pretrain"], "training"))
+        lines.append(counted(trained["pretrain"], "training"))
         found.append(Step(f"SimMIM pre-training{' (or a random start)' * (not sizes[0])}", lines, not sizes[0]))
     if tasks:
         data += [f"task {task}: {images[task]:,} {SOURCES[about['tasks'][task]['source']]}" for task in tasks]
         optional = "none" in grid["intermediates"]
-        lines = [f"{task}: {_counted(about['tasks'][task]['epochs'], 'epoch')}" for task in tasks]
-        lines = ["; ".join(lines), _counted(trained["intermediate"], "training")]
+        lines = [f"{task}: {counted(about['tasks'][task]['epochs'], 'epoch')}" for task in tasks]
+        lines = ["; ".join(lines), counted(trained["intermediate"], "training")]
         found.append(Step(f"Intermediate task{' (or none)' * optional}", lines, optional))
     lines = [
-        f"segmentation: {_listed(labels)} labels, {_counted(about['finetune']['epochs'], 'epoch')}",
-        f"{_counted(trained['finetune'], 'training')}: every cell with {_counted(len(grid['seeds']), 'seed')}",
+        f"segmentation: {_listed(labels)} labels, {counted(about['finetune']['epochs'], 'epoch')}",
+        f"{counted(trained['finetune'], 'training')}: every cell with {counted(len(grid['seeds']), 'seed')}",
     ]
     found.append(Step("Fine-tuning", lines))
-    found.append(Step("Evaluation", [f"mIoU of {_counted(trained['finetune'], 'model')} on {tested}"]))
+    found.append(Step("Evaluation", [f"mIoU of {counted(trained['finetune'], 'model')} on {tested}"]))
     return [Step("Data", data), *found]
 
 
@@ -122,7 +123,3 @@ def _arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 def _listed(sizes: Iterable[int]) -> str:
     words = [f"{size:,}" for size in sizes]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

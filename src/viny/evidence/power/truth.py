@@ -11,9 +11,10 @@ import numpy as np
 
 from viny.evidence.paper.facts import SPATIAL, TASK, paper_facts
 from viny.evidence.power.noise import EVERY, Factors, Key, Shared
-from viny.evidence.statistics.crossed import LEAST_SEEDS, Runs, counted, read_runs
+from viny.evidence.statistics.crossed import LEAST_SEEDS, Runs, read_runs
 from viny.evidence.tables import read_metrics
 from viny.runtime.errors import InputError
+from viny.runtime.units import counted
 from viny.study.grid import base_cells
 from viny.study.layout import metrics_file
 from viny.study.saved import saved_study

@@ -26,7 +26,7 @@ from viny.evidence.report import CAPTIONS
 from viny.evidence.report.arms import arms_answer, cell_words
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import arms_table, ends, miou_table
-from viny.evidence.report.words import capitalised, code, counted, images_of, listed, percent, words
+from viny.evidence.report.words import capitalised, code, images_of, listed, percent, words
 from viny.evidence.statistics.arm_pages import held_out_words
 from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
@@ -35,7 +35,7 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import ARM, GROUP, OF_CLASS, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
-from viny.runtime.units import tested_words
+from viny.runtime.units import counted, tested_words
 from viny.study.arms import settings_of
 from viny.study.grid import arms, base_cells, cells, has_arms
 from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metrics_file, summarised, trainings

@@ -50,11 +50,6 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 def listed(values: Iterable[Any]) -> str:
     """A list in words."""
     said = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]

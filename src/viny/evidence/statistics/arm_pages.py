@@ -20,12 +20,13 @@ from viny.evidence.statistics.arms import (
     questions,
     time_in_words,
 )
-from viny.evidence.statistics.crossed import Runs, counted
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.statistics.effects import INTERVALS, decisions_table
 from viny.evidence.tables import about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import answer, bare, in_points
 from viny.runtime.files import write_text
 from viny.runtime.text import markdown
+from viny.runtime.units import counted
 
 BEST, BOUGHT = "best arm", "what bought the gain"  # kinds of rows of arm_decisions.csv besides those of decisions
 HEADINGS = {BEST: "Which arm is best", BOUGHT: "Images or steps", "": "What was compared"}

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from viny.evidence.statistics.crossed import ALPHA, Estimates, Runs, counted, step
+from viny.evidence.statistics.crossed import ALPHA, Estimates, Runs, step
 from viny.evidence.statistics.held_out import HELD_OUT, held_out_table
 from viny.evidence.tables import ARM, GROUP
 from viny.evidence.verdicts import MARGIN, Decision, Question, Weights, answer, bare, holm
+from viny.runtime.units import counted
 from viny.study import grid
 from viny.study.grid import RANDOM, STUDY
 

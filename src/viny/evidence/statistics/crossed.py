@@ -350,11 +350,6 @@ def step(few: Hashable, many: Hashable, doublings: float = 1.0) -> dict[Hashable
     return {many: 1 / doublings, few: -1 / doublings}
 
 
-def counted(count: int, what: str) -> str:
-    """A count with its noun: 1 seed, 2 seeds."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _centred(values: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means [K] of values [S, K], and scores [S, K] whose squares add up to the variance of each mean over seeds."""
     few = np.maximum(n, 1)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.statistics.crossed import LEAST_SEEDS, LEVEL, counted
+from viny.evidence.statistics.crossed import LEAST_SEEDS, LEVEL
 from viny.evidence.verdicts import UNKNOWN
 from viny.runtime.errors import InputError
+from viny.runtime.units import counted
 
 LOSS = "held_out_loss"  # a column of a learning curve, empty at most epochs
 HELD_OUT = ["pretrain_size", "n", "epochs", "epoch_lowest", "lowest", "last"]

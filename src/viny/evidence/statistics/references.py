@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from viny.evidence.constant import constant_answer
-from viny.evidence.statistics.crossed import Runs, Score, counted, crossed, influence, read_confusion, step
+from viny.evidence.statistics.crossed import Runs, Score, crossed, influence, read_confusion, step
 from viny.evidence.statistics.effects import INTERVALS
 from viny.evidence.tables import OF_CLASS, about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import (
@@ -28,6 +28,7 @@ from viny.evidence.verdicts import (
 )
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
+from viny.runtime.units import counted
 from viny.study.grid import Reference
 from viny.study.layout import reference_file
 

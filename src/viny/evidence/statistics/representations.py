@@ -20,6 +20,7 @@ from viny.evidence.verdicts import holm, p_in_words
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.text import markdown
+from viny.runtime.units import counted
 from viny.study.grid import KINDS
 
 # Metrics of a layer, each with its heading and unit; readers see shares in percent.
@@ -351,7 +352,7 @@ def _correlation(pairs: pd.DataFrame, metric: str, runs: Runs | None, draws: int
     x, y = np.nanmean(changes, axis=0), np.nanmean(harms, axis=0)
     for values, what in ((x, "change"), (y, "mIoU difference")):
         if (distinct := len(np.unique(np.round(values, 12)))) < LEAST_VALUES:
-            few = f"{distinct} distinct value{'' if distinct == 1 else 's'} of the {what}"
+            few = f"{counted(distinct, 'distinct value')} of the {what}"
             return row | {"problem": f"too few to rank: {few}, at least {LEAST_VALUES} needed"}
     row["rho"] = float(_spearman(x[unit_of][None], y[None])[0])
     row["p"], row["p_least"] = _permutation_p(x, y, unit_of, units, seed)

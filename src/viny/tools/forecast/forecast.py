@@ -6,17 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from viny.data.pack import stored_at
 from viny.learning import unet_settings
 from viny.learning.settings import TRAINING, ModelSettings
 from viny.runtime.errors import InputError
-from viny.runtime.fingerprint import code_fingerprint
-from viny.study.graph import TRAININGS, TRAINS, Job
+from viny.study.graph import TRAININGS, TRAINS, Job, Key
 from viny.study.inventory import Images
 from viny.study.specs import mask_class_count, on_segmentation_data
 from viny.study.workload import UNKNOWN, pack_bytes, parameters
-from viny.tools.forecast.rates import START, Rates, kind, kind_of_forward, operations_a_pass
+from viny.tools.forecast.rates import START, Rates, is_stored, kind, kind_of_forward, operations_a_pass
 
+SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
 AROUND = 0.1  # before and after such a job: shell, the end of the process
 ALONE = {
     **{"pack": 0.4, "start": 2.2, "split": 0.2, "duplicates": 0.2, "tables": 0.3, "figures": 4.4},
@@ -27,11 +26,6 @@ PACKING = 220.0  # photographs per second and thread; only if there is no file t
 # Bytes of a job's results besides weights: records, curve, confusion matrices, arrays, tables, figures.
 RESULTS = {"split": 13e3, **dict.fromkeys((*TRAINS, "start"), 5e3), "evaluate": 20e3, "geometry": 60e3}
 RESULTS |= {"figures": 2e6, "statistics": 1e6, "representations": 1e6, "report": 2e6}
-
-
-def stored_pack(job: Job, store: Path) -> Path:
-    """A pack's manifest in the store, where the workflow's job puts it."""
-    return stored_at({**job.spec, "code": code_fingerprint("pack")}, store) / "manifest.json"
 
 
 class Forecast:
@@ -57,6 +51,10 @@ class Forecast:
         wanted["segmentation"] = max(self.config["grid"]["finetune_sizes"]) + self.images.tested
         return wanted.get(job.name, UNKNOWN)
 
+    def spent(self, some: Iterable[Job]) -> dict[Key, float]:
+        """Seconds of each of some jobs, with those that Snakemake takes to start it."""
+        return {job.key: self.seconds(job) + SNAKEMAKE_JOB for job in some}
+
     def seconds(self, job: Job) -> float:
         """Seconds of one job, from its start to its end."""
         rates, pace = self.rates, self.rates.start / START
@@ -72,7 +70,7 @@ class Forecast:
             probes = self._tokens(job) * PROBES
             a_pass = rates.a_pass.get(kind_of_forward(job), job.work.forward)
             return pace * (START + AROUND + probes) + job.work.passes * a_pass / self._speed(job)
-        if job.stage == "pack" and not stored_pack(job, self.store).exists():
+        if job.stage == "pack" and not is_stored(job, self.store):
             a_second = rates.images.get(kind(job), PACKING) * self.config["compute"]["pack_threads"]
             return ALONE["pack"] + self.packed(job) / a_second
         return pace * ALONE[job.stage]

@@ -11,7 +11,7 @@ from typing import Any
 from viny.runtime.errors import InputError
 from viny.runtime.gpus import visible_gpus
 from viny.runtime.load import QUIET, busy
-from viny.runtime.units import duration, short
+from viny.runtime.units import counted, duration, short
 from viny.study.arms import lineages, settings_of
 from viny.study.checks import check_sizes
 from viny.study.graph import STAGES, SUMMARIES, TRAININGS, TRAINS, Job, Key, jobs
@@ -21,12 +21,11 @@ from viny.study.specs import pack_spec, takes_steps
 from viny.study.todo import what_to_do
 from viny.study.unanswered import Unanswered, unanswered
 from viny.study.workload import UNKNOWN
-from viny.tools.forecast.forecast import Forecast, stored_pack
+from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
 from viny.tools.forecast.schedule import Resources, most_beside
 from viny.tools.terminal import console, say, show_unanswered, table
 
-SNAKEMAKE_JOB = 0.03  # seconds to choose a job and start it
 CHECKPOINTS = 3 * 3  # times the weights: two kept and one being written, each with Adam's two moments
 
 
@@ -69,18 +68,17 @@ def plan(
     place = Resources.of(config, cores, gpus)
     if gpus and rate is None and gpus > len(visible_gpus()):
         raise InputError(f"--gpus {gpus}: this machine has {len(visible_gpus())}, so say with --rate how fast one is")
-    device = "cuda" if place.gpus else config["compute"]["device"]
     if rate is not None:
         rates = rates_stated(all_jobs, rate)
     else:
-        seen = rates_seen(all_jobs, root, place.train_threads, device) if use_seen else Rates()
+        seen = rates_seen(all_jobs, root, place.train_threads, place.device(config)) if use_seen else Rates()
         # Where more cores are asked for than are here, they are taken to be like those here.
-        beside = min(place.beside, Resources.of(config, None, gpus).beside, most_beside(all_jobs))
-        packs = [job for job in all_jobs if job.stage == "pack" and not stored_pack(job, store).exists()]
-        unpacked = {job.key for job in packs if job.key in stale or not (use_seen and job.is_done(root))}
-        rates = rates_measured(config, all_jobs, beside, seconds, unpacked, seen)
+        beside = min(place.beside, Resources.of(config, None, gpus).beside)
+        packs = [job for job in all_jobs if job.stage == "pack" and job.key not in stale]
+        packed = {job.key for job in packs if use_seen and job.is_done(root)}
+        rates = rates_measured(config, all_jobs, beside, seconds, store, seen, packed)
     forecast = Forecast(config, images, rates, store)
-    spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in all_jobs}
+    spent = forecast.spent(all_jobs)
     stages = [_row(stage, all_jobs, left, spent, forecast, root) for stage in STAGES]
     stages = [row for row in stages if row["jobs"]]
     total = {key: sum(row[key] or 0 for row in stages) for key in ("jobs", "done", "to_do", *SUMMED)}
@@ -264,7 +262,10 @@ def _notes(config: Mapping[str, Any], images: Images, rates: Rates, stale: int) 
 def show(planned: Mapping[str, Any]) -> None:
     """Print what `plan` returns as tables."""
     out, total, wall = console(), planned["total"], planned["wall_clock"]
-    out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {total['to_do']} of them to do\n")
+    to_do = f"{total['to_do']} of them to do"
+    if total["to_do"]:
+        to_do += f" ({total['to_do'] + 1} as Snakemake counts, with its rule all)"
+    out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {to_do}\n")
     columns = ["stage", "jobs", "done", "to do", "image passes", "disk", "memory a job"]
     columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
     parts = [row for row in planned["stages"] if row["stage"] in SUMMARIES]
@@ -273,11 +274,11 @@ def show(planned: Mapping[str, Any]) -> None:
     rows += [{"stage": "summaries", **summaries}, {"stage": "in all", **total}]
     rows = [_cells_of(row)[: len(columns)] for row in rows]
     out.print(table(columns, rows))
-    where = f"{wall['cores']} core{'s' * (wall['cores'] > 1)}"
-    where += f" and {wall['gpus']} GPU{'s' * (wall['gpus'] > 1)}" if wall["gpus"] else ""
+    where = counted(wall["cores"], "core")
+    where += f" and {counted(wall['gpus'], 'GPU')}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
     if wall["stack"] > 1:
-        beside = f"in {wall['beside']} stack{'s' * (wall['beside'] > 1)} of up to {wall['stack']} trainings"
+        beside = f"in {counted(wall['beside'], 'stack')} of up to {wall['stack']} trainings"
     meanwhile = f"up to {short(planned['checkpoint_bytes'], 'B')} of checkpoints meanwhile"
     share = planned["share_of_cores"]
 

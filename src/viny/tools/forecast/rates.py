@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
 from viny.runtime.load import busy, share_in
 from viny.runtime.shapes import NUMBERS
+from viny.runtime.units import counted
 from viny.study.graph import TRAININGS, TRAINS, Job, Key
 from viny.study.grid import BASE, Arm
 from viny.study.specs import mask_class_count
+from viny.study.todo import stored_pack
+from viny.tools.forecast.schedule import most_beside
 
 # Seconds, measured where docs/speed.md was, two jobs side by side; if START is measured, the others scale with it.
 START = 1.0  # to start Python with PyTorch and the stages
@@ -114,6 +117,11 @@ def _title(job: Job) -> str:
     arm = Arm(keys.get("start", BASE.start), keys.get("variant", BASE.variant))
     said = f", {arm.name}" if arm != BASE else ""
     return f"{job.stage} {name}".strip() + said
+
+
+def is_stored(job: Job, store: Path) -> bool:
+    """Whether a pack is in the store."""
+    return (stored_pack(job, store) / "manifest.json").exists()
 
 
 def seconds_of(job: Job, root: Path) -> float | None:
@@ -217,7 +225,7 @@ def _rate_in_record(job: Job, root: Path, threads: int, device: str) -> tuple[fl
 def _known(title: str, found: list[tuple[float, str | None, float]]) -> dict[str, Any]:
     hosts = sorted({host for _, host, _ in found if host})
     where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} machines" if hosts else ""
-    jobs_done = f"{len(found)} finished job{'s' * (len(found) > 1)}{where}"
+    jobs_done = f"{counted(len(found), 'finished job')}{where}"
     rate, share = (statistics.median(one[at] for one in found) for at in (0, 2))
     return {"what": title, "images_per_second": rate, "from": f"{jobs_done} {busy(share)}".rstrip()}
 
@@ -240,23 +248,31 @@ def rates_stated(all_jobs: Iterable[Job], rate: float) -> Rates:
 
 
 def rates_measured(
-    config: Mapping[str, Any], all_jobs: list[Job], beside: int, seconds: float, unpacked: set[Key], seen: Rates
+    config: Mapping[str, Any],
+    all_jobs: list[Job],
+    beside: int,
+    seconds: float,
+    store: Path,
+    seen: Rates,
+    packed: Collection[Key] = (),
 ) -> Rates:
     """Measure what finished jobs do not tell, with as many jobs side by side as will run.
 
     Args:
         config: resolved settings.
         all_jobs: those that the rates are for.
-        beside: processes side by side.
+        beside: most processes side by side.
         seconds: for all measurements together.
-        unpacked: keys of the packs that are still to be made; some of their images are packed as a trial.
+        store: folder of packs; some images of those that are still to be made are packed as a trial.
         seen: from `rates_seen`, which takes precedence.
+        packed: keys of jobs whose packs are there, whatever the store holds.
 
     Returns:
         The rates, and how much of the cores other work leaves so many processes now.
     """
     from viny.tools.forecast.throughput import Step, measure, share_now
 
+    beside = min(beside, most_beside(all_jobs))
     steps: dict[str, Step] = {}
     first: dict[str, Job] = {}  # of each kind
     by_key = {job.key: job for job in all_jobs}
@@ -275,7 +291,7 @@ def rates_measured(
         elif job.stage == "evaluate":
             of = next(by_key[key] for key in job.needs if key[0] == "finetune")
             steps[name] = Step(name, of.spec, job.work.passes, side, "evaluate", classes)
-        elif job.key in unpacked:
+        elif job.stage == "pack" and job.key not in packed and not is_stored(job, store):
             steps[name] = Step(name, job.spec, 1, job.spec["size"], "pack")
         first[name] = job
     gpus = [] if config["compute"]["device"] == "cpu" else visible_gpus()

@@ -105,6 +105,10 @@ class Resources:
         stack = stack_of(config) if gpus else 1
         return cls(cores or found, gpus, compute["jobs_per_gpu"], compute["train_threads"], stack)
 
+    def device(self, config: Mapping[str, Any]) -> str:
+        """What trainings compute on, as `rates_seen` takes it."""
+        return "cuda" if self.gpus else config["compute"]["device"]
+
     @property
     def places(self) -> int | None:
         return self.gpus * self.jobs_per_gpu if self.gpus else None

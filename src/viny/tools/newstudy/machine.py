@@ -10,10 +10,9 @@ from viny.runtime.gpus import visible_gpus
 from viny.study.graph import jobs
 from viny.study.inventory import Images
 from viny.study.workload import CPU_RATE, GPU_RATE
-from viny.tools.forecast.forecast import Forecast, stored_pack
-from viny.tools.forecast.plan import SNAKEMAKE_JOB
+from viny.tools.forecast.forecast import Forecast
 from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated
-from viny.tools.forecast.schedule import Resources, most_beside
+from viny.tools.forecast.schedule import Resources
 
 SECONDS = 8.0  # of a measurement, besides the start of its processes: `viny plan` measures for longer
 
@@ -43,18 +42,15 @@ class Machine:
         if self.rate is not None:
             self.rates = self.guess(config)
             return
-        every, place, store = jobs(config, self.images), Resources.of(config, None, None), Path(config["pack_store"])
+        every, place = jobs(config, self.images), Resources.of(config, None, None)
         if self.results is not None:
-            device = "cuda" if place.gpus else config["compute"]["device"]
-            self.rates = rates_seen(every, self.results / config["study"], place.train_threads, device)
-        unpacked = {job.key for job in every if job.stage == "pack" and not stored_pack(job, store).exists()}
-        beside = min(place.beside, most_beside(every))
-        self.rates = rates_measured(config, every, beside, SECONDS, unpacked, self.rates)
+            root = self.results / config["study"]
+            self.rates = rates_seen(every, root, place.train_threads, place.device(config))
+        self.rates = rates_measured(config, every, place.beside, SECONDS, Path(config["pack_store"]), self.rates)
 
     def hours(self, config: Mapping[str, Any]) -> float:
         """Hours of a whole study from start to end, as `viny plan` forecasts them."""
         every, place = jobs(config, self.images), Resources.of(config, None, None)
         rates = self.rates if self.rates.images else self.guess(config)
         forecast = Forecast(config, self.images, rates, Path(config["pack_store"]))
-        spent = {job.key: forecast.seconds(job) + SNAKEMAKE_JOB for job in every}
-        return place.hours(every, spent, config)
+        return place.hours(every, forecast.spent(every), config)

@@ -12,10 +12,9 @@ import numpy as np
 from viny.evidence.power.noise import Key
 from viny.evidence.power.simulate import STUDIES, Simulation
 from viny.evidence.power.truth import Truth, from_paper, from_study, stand_ins, stated
-from viny.evidence.statistics.crossed import counted
 from viny.evidence.verdicts import ASSURANCE, MARGIN, Question, questions
 from viny.runtime.errors import InputError
-from viny.runtime.units import duration, tested_words
+from viny.runtime.units import counted, duration, tested_words
 from viny.study.arms import base_alone
 from viny.study.grid import Arm, arms, cells, has_arms
 from viny.study.inventory import Images, count_images

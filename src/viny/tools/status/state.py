@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from viny.study.graph import SUMMARIES, TRAINS, Job, Key, jobs
 from viny.study.grid import cells
 from viny.study.inventory import changed_files, count_images, read_files, with_listings
 from viny.study.saved import saved_study, study_file
-from viny.study.todo import JsonCache, explain, to_do, what_to_do
+from viny.study.todo import CODE, DAMAGED, JsonCache, explain, to_do, what_to_do
 from viny.tools.status.running import Failed, Running, done_in_checkpoints, epochs_of, share_done, state_of
 from viny.tools.status.time_left import seconds_left
 
@@ -38,6 +38,8 @@ class Status:
         holder: who is running the study, in words; empty if nobody is.
         slurm: its jobs in Slurm's queue, in words; empty if there are none.
         why: what is out of date and why, a line each: files that changed, then results.
+        of_other_code: whether cells are there, and all that is out of date was made with other code or sums such
+            results up, so that what they say holds.
     """
 
     study: str
@@ -51,6 +53,7 @@ class Status:
     holder: str
     slurm: str
     why: list[str] = field(default_factory=list)
+    of_other_code: bool = False
 
     @property
     def done(self) -> bool:
@@ -156,7 +159,13 @@ class Watcher:
             holder=str(holder) if holder is not None else "",
             slurm=slurm,
             why=why,
+            of_other_code=self._of_other_code(todo.stale, stages["evaluate"]),
         )
+
+    def _of_other_code(self, stale: Mapping[Key, str], evaluated: Counter[str]) -> bool:
+        there = evaluated["done"] + evaluated["out of date"]
+        made = [reason for (stage, _), reason in stale.items() if stage not in SUMMARIES]
+        return bool(there and made) and not self.changed and {*made} == {CODE} and DAMAGED not in stale.values()
 
     def _queue(self) -> str:
         """The last run's jobs in Slurm's queue; asked only now and then, as others use Slurm too."""

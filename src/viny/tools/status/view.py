@@ -76,7 +76,12 @@ def show(status: Status, width: int | None = None, columns: int | None = None) -
         if len(status.failed) > SHOWN:
             parts.append(Text(f"  and {len(status.failed) - SHOWN} more"))
     if not status.done and not status.alive:
-        parts.append(Text("\nNot finished, and nothing runs: the same snakemake command goes on from here."))
+        last = ["Not finished, and nothing runs: the same snakemake command goes on from here."]
+        if status.of_other_code:
+            all_there = not {"waiting", "failed"} & {name for one in counts.values() for name in +one}
+            read = "`viny advise` still reads the results of other code; the same snakemake command makes them anew."
+            last = [read, *([] if all_there else last)]
+        parts.append(Text("\n" + "\n".join(last)))
     return Group(*parts)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,10 +22,11 @@ from viny.evidence.figures import kit
 from viny.learning.model import count_parameters
 from viny.learning.unet import UNet
 from viny.runtime.errors import InputError
-from viny.runtime.files import read_json, write_text
+from viny.runtime.files import load_arrays, read_json, write_text
 from viny.runtime.text import markdown
-from viny.study.grid import Cell, Reference
-from viny.study.layout import chain, metrics_file, pack_manifest, reference_file
+from viny.runtime.units import tested_words
+from viny.study.grid import Cell, Reference, cells
+from viny.study.layout import CONFUSION, chain, metrics_file, pack_manifest, reference_file
 from viny.tools.trained.cell import TrainedCell
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -154,7 +156,7 @@ def _results(cell: TrainedCell) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "seeds": len(frame),
-        "test_images": mine["test_images"],
+        "tested": tested_words([mine["test_images"]], _groups(cell)),
         "worst": min(known, key=known.__getitem__, default=None),
         "worst_iou": min(known.values(), default=None),
         "undefined": [name for name in cell.classes if name not in known],
@@ -167,6 +169,17 @@ def _measured(root: Path, key: Cell | Reference) -> tuple[Path, str]:
     if isinstance(key, Reference):
         return reference_file(root, key, "record"), "a reference"
     return metrics_file(root, key), "the metrics of an evaluated cell"
+
+
+def _groups(cell: TrainedCell) -> int:
+    """How many groups the test images are of, by the matrices of a cell on the same images; 0 without groups."""
+    named = [cell.key] if isinstance(cell.key, Cell) else cells(cell.config)
+    of = next((one for one in named if chain(one)[-1].split == cell.split), None)
+    path = of and cell.root / CONFUSION.format(cell=of.name)
+    if path is None or not path.is_file():
+        return 0
+    found = load_arrays(path, "confusion matrices", ("indices",), ("groups",))
+    return len(np.unique(found["groups"])) if "groups" in found else 0
 
 
 def _plain(value: Any) -> Any:
