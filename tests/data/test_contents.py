@@ -78,6 +78,15 @@ def test_names_and_hashes_are_those_of_the_files(folder: Path) -> None:
     assert found.sha256 == read_contents(listing(folder), spec(folder), None).sha256
 
 
+def test_a_list_in_the_folder_where_one_works_has_a_name_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--split split.csv` gives it: a path without a folder."""
+    monkeypatch.chdir(folder)
+    Path("split.csv").write_text("image,part\n")
+    files = listing(folder)
+    here = Listing(files.images, masks=files.masks, lists=[Path("split.csv")])
+    assert read_contents(here, spec(folder), None).names[-1] == "../split.csv"
+
+
 @pytest.mark.usefixtures("settled")
 def test_only_files_that_may_have_changed_are_read_again(folder: Path, reads: list[int]) -> None:
     first = look(folder)

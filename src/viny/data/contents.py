@@ -115,7 +115,7 @@ def _names(files: Iterable[Path], base: str) -> list[str]:
     for file in map(os.fspath, files):
         folder, name = os.path.split(file)
         if folder not in below:
-            relative = Path(os.path.relpath(folder, base)).as_posix()
+            relative = Path(os.path.relpath(folder or ".", base)).as_posix()
             below[folder] = "" if relative == "." else f"{relative}/"
         names.append(below[folder] + name)
     return names

@@ -206,8 +206,9 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     say(f"Look at {sheet}: do masks lie on their images, are the names right?", f"Names and sizes: {study}")
     print("\nNext:")
+    plan = [] if sized else [f"viny plan {study}"]  # else it is known what it takes
     for command in (
-        f"viny plan {study}",
+        *plan,
         f"snakemake --cores {cores} --configfile {study}",
         f"viny advise results/{name}",
     ):
