@@ -30,6 +30,7 @@ from viny.study.reading import parse_config, read_config
 from viny.study.saved import write_study
 from viny.study.unanswered import PRETRAINING, unanswered
 from viny.tools.forecast.plan import plan
+from viny.tools.forecast.throughput import Step, Throughput
 from viny.tools.newstudy.edit import edited, nested
 from viny.tools.newstudy.machine import Machine
 from viny.tools.newstudy.resize import LONGER, fitted, resized
@@ -369,3 +370,24 @@ def test_too_short_a_time_is_refused_with_the_least(own: Path, capsys: Any) -> N
     least = int(re.search(r"the least takes about (\d+) minutes", said)[1])
     assert not Path("studies").exists()
     assert main(["init", "mine", *FOLDERS, "--minutes", str(least), "--rate", str(RATE)]) == 0
+
+
+def test_what_was_measured_is_not_measured_again_for_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def measure(steps: list[Step], *_: Any) -> Throughput:
+        asked.append([step.name for step in steps])
+        return Throughput({step.name: 100.0 for step in steps}, 1.0, 1.0)
+
+    monkeypatch.setattr("viny.tools.forecast.throughput.measure", measure)
+    raw = read_config(Path(__file__).parents[1] / "tiny.yaml")
+    config = resolve(raw)
+    made = Machine(count_images(config, NOWHERE), None, tmp_path)
+    made.learn(config)
+    assert len(asked) == 1 and made.rates.images
+    made.learn(resolve(merge(raw, {"finetune": {"epochs": 30}, "pretrain": {"epochs": 30}})))
+    assert len(asked) == 1  # longer trainings are as fast
+    made.learn(resolve(merge(raw, {"model": {"depth": 4}})))
+    assert len(asked) == 2

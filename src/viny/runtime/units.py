@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -42,3 +43,9 @@ def tested_words(images: Iterable[int], groups: int = 0) -> str:
 def capital(text: str) -> str:
     """A text that begins a sentence."""
     return text[:1].upper() + text[1:]
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Values in words, such as '10, 20 or 1,000'."""
+    said = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from viny.evidence.figures import kit
-from viny.runtime.units import counted
+from viny.runtime.units import counted, listed
 
 LINE, GAP, PAD = 0.155, 0.26, 0.09  # inches: per line of text, between boxes, within a box
 LEFT, RIGHT = 0.08, 4.06  # inches, of the boxes; to their right, the ways around them
@@ -55,7 +55,7 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
         data.insert(0, f"unlabelled: {sizes[-1]:,} {SOURCES[about['pretrain']['source']]}")
         masked = f"{100 * spec['mask_ratio']:.0f} % of the patches masked"
         epochs = counted(about["pretrain"]["epochs"], "epoch")
-        lines = [f"{_listed([size for size in sizes if size])} images, {epochs}, {masked}"]
+        lines = [f"{listed([size for size in sizes if size])} images, {epochs}, {masked}"]
         lines.append(counted(trained["pretrain"], "training"))
         found.append(Step(f"SimMIM pre-training{' (or a random start)' * (not sizes[0])}", lines, not sizes[0]))
     if tasks:
@@ -65,7 +65,7 @@ def steps(spec: Mapping[str, Any], trained: Mapping[str, int], images: Mapping[s
         lines = ["; ".join(lines), counted(trained["intermediate"], "training")]
         found.append(Step(f"Intermediate task{' (or none)' * optional}", lines, optional))
     lines = [
-        f"segmentation: {_listed(labels)} labels, {counted(about['finetune']['epochs'], 'epoch')}",
+        f"segmentation: {listed(labels)} labels, {counted(about['finetune']['epochs'], 'epoch')}",
         f"{counted(trained['finetune'], 'training')}: every cell with {counted(len(grid['seeds']), 'seed')}",
     ]
     found.append(Step("Fine-tuning", lines))
@@ -118,8 +118,3 @@ def _arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
         axes.plot(*zip(*points[:-1], strict=True), color=kit.GREY, linewidth=1.0, solid_joinstyle="round")
     style = {"arrowstyle": "-|>", "color": kit.GREY, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", points[-1], points[-2], arrowprops=style)
-
-
-def _listed(sizes: Iterable[int]) -> str:
-    words = [f"{size:,}" for size in sizes]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

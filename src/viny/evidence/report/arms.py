@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from viny.evidence.report.words import capitalised, percent
+from viny.evidence.report.words import percent
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, COMPARED_AS, difference, rate_in_words
 from viny.evidence.statistics.arms import COMPARED, Arms, time_in_words
+from viny.runtime.units import capital
 
 ANSWERS = ("published against own pre-training", "SimMIM on top of a start")  # of the question, besides the best
 
@@ -44,7 +45,7 @@ def _best(row: Mapping[str, Any]) -> dict[str, str]:
     interval = "no interval" if math.isnan(row["low"]) else f"{percent(row['low'])} to {percent(row['high'])}"
     shown = {"labels": f"{int(row['what']):,}", "value": percent(row["mean"]), "interval": interval}
     return shown | {
-        "name": capitalised(row["name"]),
+        "name": capital(row["name"]),
         "further": row["reason"] if isinstance(row["reason"], str) else "",
     }
 

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from viny.evidence.report.words import capitalised, percent
+from viny.evidence.report.words import percent
 from viny.evidence.statistics.arms import KEY, Arms, Key
 from viny.evidence.statistics.crossed import LEVEL, Runs
 from viny.evidence.tables import GROUP, in_order
+from viny.runtime.units import capital
 from viny.study.grid import Cell
 from viny.study.layout import chain, metrics_file
 
@@ -76,7 +77,7 @@ def arms_table(
 
     def title(start: str, variant: str, size: int, task: str) -> dict[str, str]:
         said = [arms.variant(variant), "" if not several else "no task" if task == "none" else f"task {task}"]
-        return {"start": capitalised(arms.words(start, arms.base[1], size)), "task": ", ".join(filter(None, said))}
+        return {"start": capital(arms.words(start, arms.base[1], size)), "task": ", ".join(filter(None, said))}
 
     place = {key: i for i, key in enumerate(arms.sorted(runs.keys))}
     table = means(runs, KEY)

@@ -26,7 +26,7 @@ from viny.evidence.report import CAPTIONS
 from viny.evidence.report.arms import arms_answer, cell_words
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import arms_table, ends, miou_table
-from viny.evidence.report.words import capitalised, code, images_of, listed, percent, words
+from viny.evidence.report.words import code, images_of, percent, words
 from viny.evidence.statistics.arm_pages import held_out_words
 from viny.evidence.statistics.arms import COMPARED, COMPARISON, KEY, Arms
 from viny.evidence.statistics.crossed import Runs, read_runs
@@ -35,7 +35,7 @@ from viny.evidence.summary import Summary
 from viny.evidence.tables import ARM, GROUP, OF_CLASS, absent_words, read_metrics, with_arms
 from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
-from viny.runtime.units import counted, tested_words
+from viny.runtime.units import capital, counted, listed, tested_words
 from viny.study.arms import settings_of
 from viny.study.grid import arms, base_cells, cells, has_arms
 from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metrics_file, summarised, trainings
@@ -237,7 +237,7 @@ class _Page:
             by_labels = {row["finetune_size"]: row for row in mine.to_dict("records")}
             shown = [by_labels.get(n) for n in labels]
             cells = [row and {"mean": percent(row["mean"]), "interval": ends(row["low"], row["high"])} for row in shown]
-            rows.append({"name": capitalised(mine["name"].iloc[0]), "cells": cells})
+            rows.append({"name": capital(mine["name"].iloc[0]), "cells": cells})
         return rows
 
     def arms(self) -> dict[str, Any] | None:
@@ -321,7 +321,7 @@ class _Page:
         if not max(grid["pretrain_sizes"]):
             before = "no pre-training"
         return (
-            f"{capitalised(''.join([*arms, before]))}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
+            f"{capital(''.join([*arms, before]))}, {f'task {listed(tasks)}' if tasks else 'no task'}, "
             f"{listed(grid['finetune_sizes'])} labelled {images_of(self.spec['segmentation'])}, "
             f"{counted(len(grid['seeds']), 'seed')}."
         )
@@ -423,7 +423,7 @@ class _Page:
         why = numbers.groupby(["verdict", "reason"]).size().sort_values(kind="stable")
         if len(why) and why.iloc[-1] > len(numbers) / 2:  # one reason for most
             verdict, reason = why.index[-1]
-            lines.append(f"{capitalised(verdict)}: {reason}.")
+            lines.append(f"{capital(verdict)}: {reason}.")
         shown = pd.DataFrame(
             {
                 "The paper's claim": claims["what"],

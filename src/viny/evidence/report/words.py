@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -43,17 +43,6 @@ def code(text: str) -> Markup:
 def _code(text: str) -> Markup:
     words_of_it = (Markup("<i>{}</i>").format(one) for one in text.split(" "))
     return Markup("<code>{}</code>").format(Markup(" ").join(words_of_it))
-
-
-def capitalised(text: str) -> str:
-    """Text as a sentence begins; later letters stay as they are."""
-    return text[:1].upper() + text[1:]
-
-
-def listed(values: Iterable[Any]) -> str:
-    """A list in words."""
-    said = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
 
 
 def images_of(section: Mapping[str, Any]) -> str:

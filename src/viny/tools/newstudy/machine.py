@@ -11,7 +11,7 @@ from viny.study.graph import jobs
 from viny.study.inventory import Images
 from viny.study.workload import CPU_RATE, GPU_RATE
 from viny.tools.forecast.forecast import Forecast
-from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated
+from viny.tools.forecast.rates import Rates, kind, rates_measured, rates_seen, rates_stated
 from viny.tools.forecast.schedule import Resources
 
 SECONDS = 8.0  # of a measurement, besides the start of its processes: `viny plan` measures for longer
@@ -42,10 +42,13 @@ class Machine:
         if self.rate is not None:
             self.rates = self.guess(config)
             return
-        every, place = jobs(config, self.images), Resources.of(config, None, None)
+        every, place, known = jobs(config, self.images), Resources.of(config, None, None), self.rates
         if self.results is not None:
             root = self.results / config["study"]
             self.rates = rates_seen(every, root, place.train_threads, place.device(config))
+        for job in every:
+            if kind(job) in known.images:  # learnt of other settings
+                self.rates.learn(job, known.images[kind(job)])
         self.rates = rates_measured(config, every, place.beside, SECONDS, Path(config["pack_store"]), self.rates)
 
     def hours(self, config: Mapping[str, Any]) -> float:
