@@ -265,15 +265,7 @@ def show(planned: Mapping[str, Any]) -> None:
     to_do = f"{total['to_do']} of them to do"
     if total["to_do"]:
         to_do += f" ({total['to_do'] + 1} as Snakemake counts, with its rule all)"
-    out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {to_do}\n")
-    columns = ["stage", "jobs", "done", "to do", "image passes", "disk", "memory a job"]
-    columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
-    parts = [row for row in planned["stages"] if row["stage"] in SUMMARIES]
-    summaries = {key: sum(row[key] or 0 for row in parts) for key in ("jobs", "done", "to_do", "bytes", *SUMMED)}
-    rows = [row for row in planned["stages"] if row not in parts]
-    rows += [{"stage": "summaries", **summaries}, {"stage": "in all", **total}]
-    rows = [_cells_of(row)[: len(columns)] for row in rows]
-    out.print(table(columns, rows))
+    out.print(f"{planned['study']}: {planned['cells']} cells, {total['jobs']} jobs, {to_do}")
     where = counted(wall["cores"], "core")
     where += f" and {counted(wall['gpus'], 'GPU')}" if wall["gpus"] else ""
     beside = f"up to {wall['beside']} trainings side by side" if wall["beside"] > 1 else "one training after the other"
@@ -287,11 +279,20 @@ def show(planned: Mapping[str, Any]) -> None:
         return f"{duration(3600 * hours)} for {what}{loaded}"
 
     out.print(
-        f"\nFrom start to end on {where}, {beside}: {lasts(wall['hours'], 'all')}"
+        f"From start to end on {where}, {beside}: {lasts(wall['hours'], 'all')}"
         + (f", {lasts(wall['hours_to_do'], 'what is to do')}" if total["done"] else "")
         + ".\n"
         f"Disk: {short(total['bytes'], 'B')}, and {meanwhile}.\n"
     )
+    columns = ["stage", "jobs", "done", "to do", "image passes", "disk", "memory a job"]
+    columns += ["job time", "of those to do", "the done took"] if total["done"] else ["job time"]
+    parts = [row for row in planned["stages"] if row["stage"] in SUMMARIES]
+    summaries = {key: sum(row[key] or 0 for row in parts) for key in ("jobs", "done", "to_do", "bytes", *SUMMED)}
+    rows = [row for row in planned["stages"] if row not in parts]
+    rows += [{"stage": "summaries", **summaries}, {"stage": "in all", **total}]
+    rows = [_cells_of(row)[: len(columns)] for row in rows]
+    out.print(table(columns, rows))
+    out.print()
     if "arms" in planned:
         _show_arms(planned)
     rates = [(one["what"], f"{one['images_per_second']:,.0f}", one["from"]) for one in planned["rates"]]
