@@ -38,8 +38,7 @@ def measured_on_others(root: Path, some: Iterable[Cell]) -> list[Cell]:
     Raises:
         InputError: a damaged file.
     """
-    path = pack_manifest(root, "segmentation")
-    current = read_record(path, "a pack manifest").get("sha256") if path.is_file() else None
+    current = _current_pack(root)
     if current is None:
         return []
     found = []
@@ -60,15 +59,19 @@ def trained_on_these(root: Path, some: Iterable[Reference]) -> list[Reference]:
     Raises:
         InputError: a damaged file.
     """
-    manifest = pack_manifest(root, "segmentation")
-    current = read_record(manifest, "a pack manifest").get("sha256") if manifest.is_file() else None
-    found = []
+    current, found = _current_pack(root), []
     for one in some:
         record, confusion = (reference_file(root, one, what) for what in ("record", "confusion"))
         if record.is_file() and confusion.is_file():
             pack = read_record(record, "the record of a reference").get("pack_sha256")
             found += [one] if current in (None, pack) else []
     return found
+
+
+def _current_pack(root: Path) -> str | None:
+    """The hash of the segmentation pack; None if there is none to compare with."""
+    path = pack_manifest(root, "segmentation")
+    return read_record(path, "a pack manifest").get("sha256") if path.is_file() else None
 
 
 def read_record(path: Path, what: str) -> Mapping[str, Any]:
