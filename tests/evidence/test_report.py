@@ -18,10 +18,11 @@ from viny.evidence.figures import kit
 from viny.evidence.report import page
 from viny.evidence.report.classes import class_table
 from viny.evidence.report.means import means, miou_table
-from viny.evidence.report.words import code, images_of, listed, percent, points, words
+from viny.evidence.report.words import code, images_of, percent, points, words
 from viny.evidence.statistics.crossed import Runs
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
+from viny.runtime.units import listed
 from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.layout import metrics_file, trainings
@@ -181,7 +182,7 @@ def test_the_page_says_what_the_tables_say(study: tuple[dict[str, Any], Path]) -
     text = written(study)
     said = " ".join(shown(text).split())
     parts = [
-        "Pre-training on 24 images",
+        "Pre-training",
         "mIoU in percent",
         "IoU of each class",
         "Warnings",

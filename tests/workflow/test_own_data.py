@@ -183,7 +183,7 @@ def test_the_u_net_beside_the_cells_predicts_and_is_exported(project: Path, tmp_
     assert "--format onnx" in refused.stderr
     viny(project, "export", *cell, "--format", "onnx", "--out", str(tmp_path / "unet.onnx"))
     card = (tmp_path / "unet.onnx.md").read_text()
-    assert "A small U-Net from scratch" in card and "pre-training" not in card and "8 held-out images" in card
+    assert "A small U-Net from scratch" in card and "pre-training" not in card and "8 test images" in card
 
 
 def test_other_weights_of_the_u_net_are_found(project: Path, tmp_path: Path) -> None:
