@@ -19,7 +19,7 @@ from viny.runtime.units import capital, counted
 WORDS = 130  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
 SHARE |= {"warning": 20}  # words of a line at most
-LEAST = 5  # words of a line that is cut
+LEAST, BARE = 5, 9  # words of a line that is cut, and of a warning where there is little room
 TOLD = 2  # tasks that are spelled out
 
 
@@ -47,9 +47,9 @@ def brief_lines(
     """
     beaten = better_model(references)
     lines = []
-    if facts.missing:
-        what = f"{len(facts.missing):,} of {counted(len(facts.cells), 'cell')}"
-        lines.append(Line("provisional", "Provisional", f"{what} are missing; answers may turn."))
+    lacking = {"are missing": facts.missing, "were measured on other images and are left out": facts.outdated}
+    if said := [f"{len(some):,} of {counted(len(facts.cells), 'cell')} {how}" for how, some in lacking.items() if some]:
+        lines.append(Line("provisional", "Provisional", f"{', '.join(said)}; answers may turn."))
     lines += [Line("references", "This model", item.data["brief"]) for item in beaten]
     several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
     label = "Best of the first arm" if several else "Its best" if beaten else "Best"
@@ -72,26 +72,39 @@ def brief_lines(
         lines.append(Line("references", "Other models", "No U-Net is trained yet; one may do better."))
     elif not beaten:
         lines += [Line("references", "Other models", item.data["brief"]) for item in references[-1:]]
-    if model := beaten[0].data.get("model") if beaten else best.name:
+    ahead = [item for item in references if item.data["lead"] < 0]  # clearly or not
+    if model := ahead[-1].data.get("model") if ahead else best.name:
         command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
         lines.append(Line("use", "To use it", f"`{command}`."))
     lines.append(Line("next", "Next", _next(proposals)))
     longer = any("epochs" in item.data and item.data["rank"] == 1 for item in proposals)
-    said = {"brief", "missing", *(("steps", "falling") if longer else ())}  # what is above already
-    warnings = [item for item in warnings if not said & item.data.keys()]
+    above = {"brief", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
+    warnings = [item for item in warnings if not above & item.data.keys()]
     lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]
     return fitted(lines)
 
 
 def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
-    """Lines of no more words than `most` in all, as far as the longest ones can be cut: one with code stays whole."""
+    """Lines of no more words than `most` in all.
+
+    The warning is cut first, then what was not asked is left out, then the longest line is cut. One with code stays
+    whole.
+    """
     lines = [Line(line.key, line.label, _cut(line.text, SHARE.get(line.key, most))) for line in lines]
-    while (over := sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most) > 0:
+
+    def over() -> int:
+        return sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most
+
+    if over() > 0:
+        lines = [Line(x.key, x.label, _cut(x.text, BARE) if x.key == "warning" else x.text) for x in lines]
+    if over() > 0:
+        lines = [line for line in lines if line.key != "not asked"]
+    while (more := over()) > 0:
         lengths = {i: len(line.text.split()) for i, line in enumerate(lines) if "`" not in line.text}
         at = max(lengths, key=lengths.__getitem__, default=None)
         if at is None or lengths[at] <= LEAST:
             break
-        text = _cut(lines[at].text, max(LEAST, lengths[at] - min(over, LEAST)))
+        text = _cut(lines[at].text, max(LEAST, lengths[at] - min(more, LEAST)))
         lines[at] = Line(lines[at].key, lines[at].label, text)
     return lines
 
@@ -147,7 +160,8 @@ def _next(proposals: Sequence[Item]) -> str:
     command = f"`{data['command']}`" if "command" in data else capital(str(data["change"]))
     takes = f"({_in_brief(data)})"
     if "epochs" in data:
-        return f"Train longer {takes}: {command}."
+        why = "pre-training is short" if data.get("short") else "losses still fall"
+        return f"Train longer, as {why} {takes}: {command}."
     what = ", ".join(map(str, item.data["settles"]))
     return f"{command} {takes}, for {_cut(what.rstrip(','), 12)}."
 

@@ -34,6 +34,7 @@ def reference_items(facts: Facts) -> list[Item]:
         key, gain = (row["reference"], row["finetune_size"]), row["gain_words"]
         gain = gain if isinstance(gain, str) else ""
         data = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row), "gain": gain}
+        data["lead"] = row["lead"]
         if key in classes:
             seed = min(one.seed for one in facts.references if one.finetune_size == row["finetune_size"])
             data["model"] = Reference(row["finetune_size"], seed).name

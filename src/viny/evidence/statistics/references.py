@@ -134,7 +134,9 @@ def references_table(
         if not decisions:
             continue
         means = runs.contrasts(runs.weights(*({decision.what: 1.0} for decision in decisions))).mean
-        lead = decisions[int(means.argmax())]
+        at = int(means.argmax())
+        (alone,) = answer(runs, [decisions[at].question], margin)
+        lead = alone if alone.verdict == "down" else decisions[at]
         row = {"reference": kind, "name": _name(kind, about[key]), "finetune_size": labels}
         row |= reached[key]
         row |= {"parameters": max(about[key]) if kind == UNET else 0, "best": _cell(lead.what), "cells": len(decisions)}
