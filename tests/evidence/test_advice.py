@@ -164,7 +164,7 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
     assert any(re.fullmatch(r"`segmentation.test_size: \d{2,}`", change) for change in changes)
     assert not any("grid.seeds" in change for change in changes)
     assert "more of those, not more seeds" in said(advice, "next")
-    few = r"Only 12 test images: their draw alone is worth ±\d+\.\d\d points of mIoU"
+    few = r"Only 12 test images: by their draw alone a single mIoU is uncertain by ±\d+\.\d\d points"
     assert re.search(few, said(advice, "warnings"))
 
 
@@ -487,7 +487,7 @@ def test_longer_trainings_come_first_where_some_are_not_converged(tmp_path: Path
     row = part(advise(tmp_path / "short"), "next")[0]
     assert row["epochs"] == {"pretrain.epochs": 3334}  # of 3 steps each
     assert row["text"].startswith(
-        "1. Train longer first, as verdicts may turn, with `pretrain.epochs: 3334`, `pretrain.milestones: [1667]`"
+        "1. Train longer, as verdicts may turn, with `pretrain.epochs: 3334`, `pretrain.milestones: [1667]`"
     )
     # What has no pre-training stays: 12 cells with 3 pre-trainings and 3 trainings of the task.
     assert (row["new_cells"], row["trainings"]) == (12, 3 + 3 + 12)

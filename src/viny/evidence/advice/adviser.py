@@ -78,8 +78,9 @@ def advise(
     labels = label_advice(facts, best)
     references = reference_items(facts)
     constant = constant_items(facts, best)
-    means = class_means(best, better_model(references))
-    proposals = proposal_items(facts, best, pretraining, labels, tasks, lost_classes(means))
+    beaten = better_model(references)
+    means = class_means(best, beaten)
+    proposals = proposal_items(facts, best, pretraining, labels, tasks, lost_classes(means), bool(beaten))
     # Models that stand for other images come before what they are worth.
     stale = outdated_items(facts)
     warnings = [*stale, *better_model_warnings(references), *warning_items(facts, best)[len(stale) :]]

@@ -16,10 +16,10 @@ from viny.evidence.advice.references import better_model
 from viny.evidence.verdicts import Decision
 from viny.runtime.units import capital, counted
 
-WORDS = 130  # of all lines together; a title and a last line come on top
+WORDS = 127  # of all lines together; a title and a last line come on top
 SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
 SHARE |= {"warning": 20}  # words of a line at most
-LEAST, BARE = 5, 9  # words of a line that is cut, and of a warning where there is little room
+LEAST, BARE = 5, 8  # words of a line that is cut, and of a warning where there is little room
 TOLD = 2  # tasks that are spelled out
 
 
@@ -57,7 +57,7 @@ def brief_lines(
     asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
     if facts.sizes:
         text = pretraining_brief(facts) or _first_sentence(pretraining_answer(facts))
-        lines.append(Line("pre-training", "Pre-training", text))
+        lines.append(Line("pre-training", "Its pre-training" if beaten else "Pre-training", text))
     if gain := next((item.data["gain"] for item in beaten), ""):  # of the model that is worth labels
         lines.append(Line("labels", "More labels", gain))
     else:
@@ -76,8 +76,8 @@ def brief_lines(
     if model := ahead[-1].data.get("model") if ahead else best.name:
         command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
         lines.append(Line("use", "To use it", f"`{command}`."))
-    lines.append(Line("next", "Next", _next(proposals)))
     longer = any("epochs" in item.data and item.data["rank"] == 1 for item in proposals)
+    lines.append(Line("next", "Next for it" if beaten and longer else "Next", _next(proposals)))
     above = {"brief", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
     warnings = [item for item in warnings if not above & item.data.keys()]
     lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]

@@ -33,6 +33,7 @@ def proposal_items(
     labels: LabelAdvice,
     tasks: Sequence[Decision],
     lost: Sequence[str],
+    beaten: bool,
 ) -> list[Item]:
     """What would settle the rest: proposals by rank, then a remark on each open question.
 
@@ -43,6 +44,7 @@ def proposal_items(
         labels: the advice on the next doubling of labels.
         tasks: effects of the intermediate tasks.
         lost: classes that are as good as not found.
+        beaten: whether a simple reference does better, which larger images help too and longer pre-training does not.
 
     Raises:
         InputError: a damaged pack manifest.
@@ -77,7 +79,9 @@ def proposal_items(
         seconds = item.data["seconds"]
         return np.inf if seconds is None else max(seconds, 1.0) / max(LEAST_CHANCE, expected(item.data))
 
-    proposals = [*first, *_longer(facts), *_larger_images(facts, lost), *sorted(filter(None, further), key=price)]
+    longer, larger = _longer(facts), _larger_images(facts, lost)
+    before = [*larger, *longer] if beaten else [*longer, *larger]
+    proposals = [*first, *before, *sorted(filter(None, further), key=price)]
     numbered = [Item(f"{i}. {item.text}", {"rank": i} | item.data) for i, item in enumerate(proposals, 1)]
     return [*numbered, *remarks] or [Item("Nothing that this study asks is open at this target.")]
 
@@ -312,7 +316,7 @@ def _longer(facts: Facts) -> list[Item]:
     if facts.refused(setting):
         return []
     change = as_keys(setting)
-    text = f"Train longer first, as verdicts may turn, with {change}: {counted(anew, 'cell')} anew, "
+    text = f"Train longer, as verdicts may turn, with {change}: {counted(anew, 'cell')} anew, "
     text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
     data = {"change": change, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
     data |= {"seconds": seconds, "epochs": epochs, "short": bool(facts.short)}

@@ -82,7 +82,7 @@ def _small_test_set(facts: Facts, best: Best) -> list[Item]:
     half = stats.t.ppf((1 + LEVEL) / 2, max((groups or tests) - 1, 1)) * facts.runs.contrasts(one).se_images[0]
     text = f"Only {tested_words([tests], groups)}"
     if not math.isnan(half):
-        text += f": their draw alone is worth ±{bare(half)} points of mIoU (95 %)"
+        text += f": by their draw alone a single mIoU is uncertain by ±{bare(half)} points (95 %)"
     remedy = "Neither seeds nor more images of the same groups mend that." if groups else "Seeds do not mend that."
     return [Item(f"{text}. {remedy}", {"test_images": tests, "test_groups": groups, "half_width": half})]
 

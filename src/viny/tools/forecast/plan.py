@@ -22,7 +22,7 @@ from viny.study.todo import what_to_do
 from viny.study.unanswered import Unanswered, unanswered
 from viny.study.workload import UNKNOWN
 from viny.tools.forecast.forecast import Forecast
-from viny.tools.forecast.rates import Rates, rates_measured, rates_seen, rates_stated, seconds_of
+from viny.tools.forecast.rates import Rates, loaded, rates_measured, rates_seen, rates_stated, seconds_of
 from viny.tools.forecast.schedule import Resources, most_beside
 from viny.tools.terminal import console, say, show_unanswered, table
 
@@ -275,8 +275,7 @@ def show(planned: Mapping[str, Any]) -> None:
     share = planned["share_of_cores"]
 
     def lasts(hours: float, what: str) -> str:
-        loaded = f" ({duration(3600 * hours / share)} with the other work that runs now)" if share < QUIET else ""
-        return f"{duration(3600 * hours)} for {what}{loaded}"
+        return f"{duration(3600 * hours)} for {what}{loaded(hours, share)}"
 
     out.print(
         f"From start to end on {where}, {beside}: {lasts(wall['hours'], 'all')}"

@@ -14,9 +14,9 @@ from viny.learning.settings import TRAINING, ModelSettings, forward_operations
 from viny.runtime.errors import InputError
 from viny.runtime.files import canonical_json, digest, last_lines, read_json
 from viny.runtime.gpus import job_environment, visible_gpus
-from viny.runtime.load import busy, share_in
+from viny.runtime.load import QUIET, busy, share_in
 from viny.runtime.shapes import NUMBERS
-from viny.runtime.units import counted
+from viny.runtime.units import counted, duration
 from viny.study.graph import TRAININGS, TRAINS, Job, Key
 from viny.study.grid import BASE, Arm
 from viny.study.specs import mask_class_count
@@ -139,6 +139,16 @@ def _share_of(job: Job, root: Path) -> float:
         return share_in(read_json(root / job.record, "a record")["provenance"])
     except (AttributeError, InputError, LookupError, TypeError):
         return 1.0
+
+
+def loaded(hours: float, share: float) -> str:
+    """What hours become with the other work that runs now, in words; empty on a quiet machine.
+
+    Args:
+        hours: on a quiet machine.
+        share: see `Rates`.
+    """
+    return f" ({duration(3600 * hours / share)} with the other work that runs now)" if share < QUIET else ""
 
 
 def rates_seen(all_jobs: Iterable[Job], root: Path, threads: int, device: str) -> Rates:

@@ -18,6 +18,7 @@ from viny.study.inventory import Images, check_starts, count_images
 from viny.study.reading import parse_config, read_config
 from viny.study.saved import read_study, study_file
 from viny.study.unanswered import Unanswered, unanswered
+from viny.tools.forecast.rates import loaded
 from viny.tools.newstudy.budgets import BUDGETS
 from viny.tools.newstudy.edit import KeyPath, edited
 from viny.tools.newstudy.look import Inspection, inspect, model_for
@@ -68,7 +69,8 @@ def for_minutes(
     chosen = models[name]
     if chosen.model != found.model:
         chosen = inspect(chosen.wanted)
-    said = f"Sized for {minutes:g} minutes: about {duration(3600 * fit.hours)} by forecast, with {BUDGETS[name].said}."
+    said = f"Sized for {minutes:g} minutes: about {duration(3600 * fit.hours)} by forecast"
+    said += f"{loaded(fit.hours, machine.rates.share)}, with {BUDGETS[name].said}."
     return chosen, text, [said, *time_alone(parse_config(text), images, machine.hours, study)]
 
 
