@@ -109,7 +109,7 @@ def test_references_are_grey_lines_with_intervals_beside_the_arms() -> None:
 
 def test_a_constant_answer_far_below_does_not_squeeze_the_curves() -> None:
     runs = runs_of(study([0, 50], ["none"], [250, 1000], seeds=3).assign(miou=lambda frame: 0.5 + frame["seed"] / 1000))
-    low, near = references_at(0.025), references_at(0.42)
+    low, near = references_at(0.025), references_at(0.498)
     low.loc[low["finetune_size"] == 1000, "mean"] += 0.002 * (low["reference"] == "constant")
     figure = figures.miou_curves(runs, references=low)
     (axes,) = figure.axes
@@ -118,6 +118,15 @@ def test_a_constant_answer_far_below_does_not_squeeze_the_curves() -> None:
     assert len(axes.containers) == 3
     assert legend(figures.miou_curves(runs, references=near))[3:] == ["one class everywhere"]
     assert_readable(figure)
+
+
+def test_a_wide_interval_of_the_u_net_does_not_squeeze_the_curves() -> None:
+    runs = runs_of(study([0, 50], ["none"], [250, 1000], seeds=3).assign(miou=lambda frame: 0.5 + frame["seed"] / 1000))
+    others = references_at(0.025)
+    others.loc[0, ["low", "high"]] = 0.1, 0.9
+    (axes,) = figures.miou_curves(runs, references=others).axes
+    low, high = axes.get_ylim()
+    assert 45 < low < 50 < high < 55  # all that the cells and the U-Net's means need
 
 
 @pytest.mark.parametrize(("sizes", "columns"), [([12, 24, 48, 96, 110], 1), ([250, 500, 1000, 2000, 4000, 6000], 2)])

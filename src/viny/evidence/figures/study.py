@@ -25,8 +25,8 @@ STAGES = {"pretrain": "Pre-training", "intermediate": "Intermediate task", "fine
 BESIDE = 1.05  # inches beside images, for what a row shows
 COLUMNS = 5  # images beside one another
 BESIDES = {"color": "0.45", "linewidth": 1.1, "marker": "", "zorder": 1}
-REFERENCES = {  # lines without marks, as they are none of the study's
-    "unet": {**BESIDES, "linestyle": "-."},
+REFERENCES = {
+    "unet": {**BESIDES, "linestyle": "-.", "marker": "x", "markersize": 4.5},
     "constant": {**BESIDES, "linestyle": ":"},
 }
 BELOW = {
@@ -35,7 +35,8 @@ BELOW = {
     "markersize": 7,
     "marker": "$\\downarrow$",
 }  # the mark of what lies below the axis
-FAR = 1 / 3  # of the axis
+FAR = 1 / 3  # of the axis, which a constant answer may take below all else
+MARGIN = 0.06  # of the axis, above and below
 IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}
 NO_TASK = "This study has no intermediate task, so there is no difference to show."
 NO_PAIR = "No seed was run both with and without an intermediate task."
@@ -49,7 +50,8 @@ def miou_curves(runs: Runs, note: str = "", references: pd.DataFrame | None = No
         runs: the study's.
         note: printed under the figure.
         references: what `references.reference_means` returns, grey lines in every panel; none: no such lines. A
-            constant answer far below all else is left to the legend.
+            constant answer far below all else is left to the legend, and an interval of theirs may leave the axis,
+            which is for the study's cells.
     """
     table = means.of_cells(runs)
     if table.empty:
@@ -58,7 +60,9 @@ def miou_curves(runs: Runs, note: str = "", references: pd.DataFrame | None = No
     tasks = kit.tasks_in_order(table["intermediate"])
     others = {} if references is None else dict(list(references.groupby("reference")))
     constant = others.get("constant")
-    below = constant is not None and _far_below(constant, [table, *others.values()])
+    ends = [table["low"], table["high"], table["mean"]]
+    ends = pd.concat([*ends, *(line["mean"] for name, line in others.items() if name != "constant")])
+    below = constant is not None and ends.min() - constant["mean"].min() > FAR * (ends.max() - constant["mean"].min())
     drawn = {name: line for name, line in others.items() if not (below and name == "constant")}
     places = [*styles, *[math.inf] * ("unet" in drawn)]  # beside one another at a tick
     figure, panels = kit.panels(len(tasks), kit.columns_for(len(labels), len(places)))
@@ -74,6 +78,11 @@ def miou_curves(runs: Runs, note: str = "", references: pd.DataFrame | None = No
         if tasks != ["none"]:
             axes.set_title(kit.task_title(task))
         kit.fine_ticks(axes.yaxis)
+    if others:
+        low = ends.min() if below or constant is None else min(ends.min(), constant["mean"].min())
+        room = MARGIN * (ends.max() - low) or 0.01
+        for axes in panels:
+            axes.set_ylim(100 * (low - room), 100 * (ends.max() + room))
     kit.size_axis(panels, labels)
     kit.label_rows(panels, "mIoU (%)")
     handles = [Line2D([], [], **REFERENCES[name], label=IN_WORDS[name]) for name in REFERENCES if name in drawn]
@@ -84,13 +93,6 @@ def miou_curves(runs: Runs, note: str = "", references: pd.DataFrame | None = No
     kit.size_legend(figure, styles, kit.seeds_in_words(table["n"]), handles)
     kit.add_note(figure, note)
     return figure
-
-
-def _far_below(line: pd.DataFrame, every: Sequence[pd.DataFrame]) -> bool:
-    """Whether a line below the others would take more than `FAR` of an axis with all of them."""
-    others = pd.concat([one for one in every if one is not line])[["mean", "low", "high"]]
-    bottom, low, high = line["mean"].min(), others.min(axis=None), others.max(axis=None)
-    return bool(low - bottom > FAR * (high - bottom))
 
 
 @kit.in_style
