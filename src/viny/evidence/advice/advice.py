@@ -28,7 +28,7 @@ class Line:
 
     Attributes:
         key: 'provisional', 'arms', 'best', 'pre-training', 'labels', 'task', 'not asked', 'classes', 'references',
-            'use', 'next' or 'warning'.
+            'use', 'next', 'warning' or 'note'.
         label: what it is about, in a word or two.
         text: what is said.
     """

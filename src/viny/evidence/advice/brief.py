@@ -67,7 +67,7 @@ def brief_lines(
     if left := [name for name, some in asked.items() if not some]:
         lines.append(Line("not asked", "Not asked", f"{capital(' and '.join(left))}."))
     if weakest := _weakest(classes, proposals):
-        lines.append(Line("classes", "Weakest classes", weakest))
+        lines.append(Line("classes", "Weakest of the U-Net" if beaten else "Weakest classes", weakest))
     if not references and facts.study.get("references"):
         lines.append(Line("references", "Other models", "No U-Net is trained yet; one may do better."))
     elif not beaten:
@@ -75,20 +75,21 @@ def brief_lines(
     ahead = [item for item in references if item.data["lead"] < 0]  # clearly or not
     if model := ahead[-1].data.get("model") if ahead else best.name:
         command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
-        lines.append(Line("use", "To use it", f"`{command}`."))
+        lines.append(Line("use", "To use the U-Net" if ahead else "To use it", f"`{command}`."))
     longer = any("epochs" in item.data and item.data["rank"] == 1 for item in proposals)
     lines.append(Line("next", "Next for it" if beaten and longer else "Next", _next(proposals)))
     above = {"brief", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
     warnings = [item for item in warnings if not above & item.data.keys()]
-    lines += [Line("warning", "Mind", _first_sentence(item.text)) for item in warnings[:1]]
+    for item in warnings[:1]:
+        lines.append(Line("note" if "note" in item.data else "warning", "Mind", _first_sentence(item.text)))
     return fitted(lines)
 
 
 def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
     """Lines of no more words than `most` in all.
 
-    The warning is cut first, then what was not asked is left out, then the longest line is cut. One with code stays
-    whole.
+    First the study's own note is left out and a warning is cut, then what was not asked is left out, then the longest
+    line is cut. What is said of the U-Net, and lines with code, stay whole.
     """
     lines = [Line(line.key, line.label, _cut(line.text, SHARE.get(line.key, most))) for line in lines]
 
@@ -96,11 +97,13 @@ def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
         return sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most
 
     if over() > 0:
+        lines = [line for line in lines if line.key != "note"]
         lines = [Line(x.key, x.label, _cut(x.text, BARE) if x.key == "warning" else x.text) for x in lines]
     if over() > 0:
         lines = [line for line in lines if line.key != "not asked"]
     while (more := over()) > 0:
-        lengths = {i: len(line.text.split()) for i, line in enumerate(lines) if "`" not in line.text}
+        cuttable = (line.key != "references" and "`" not in line.text for line in lines)
+        lengths = {i: len(lines[i].text.split()) for i, can in enumerate(cuttable) if can}
         at = max(lengths, key=lengths.__getitem__, default=None)
         if at is None or lengths[at] <= LEAST:
             break
@@ -121,7 +124,7 @@ def _weakest(means: pd.Series, proposals: Sequence[Item]) -> str:
 
 def _in_brief(proposal: Mapping[str, object]) -> str:
     """What a proposal takes, in few words."""
-    return str(proposal["takes"]).partition(" of training")[0]
+    return str(proposal["takes"]).partition(",")[0]
 
 
 def _cut(text: str, most: int) -> str:
