@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from viny.study.arms import SECTIONS
-from viny.study.config import SOURCE_FOLDERS, least_pack_size, merge, resolve
+from viny.study.config import SOURCE_FOLDERS, least_pack_size, merge, resolve, usual_path
 from viny.study.protocols import PROTOCOLS
 
 
@@ -67,8 +66,7 @@ def as_written(config: Mapping[str, Any]) -> dict[str, Any]:
     written["switches"] = _unlike(protocol, written.get("switches", {}))
     for section in (segmentation, pretrain, *written.get("intermediate", {}).values()):
         source = section.get("source")
-        usual = Path(written.get("data_root", "")) / SOURCE_FOLDERS[source] if source in SOURCE_FOLDERS else None
-        derived = [None if usual is None else usual.as_posix()]
+        derived = [usual_path(written.get("data_root", ""), source)] if source in SOURCE_FOLDERS else []
         derived += [section.get("images")] if section is segmentation else []
         derived += [config["segmentation"].get("path")] if source == "segmentation" else []
         if section.get("path") in derived:

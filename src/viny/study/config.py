@@ -24,6 +24,11 @@ ARM_KEYS = ("starts", "variants", "lineages")  # of a grid; a study without arms
 SOURCE_FOLDERS = {"imagenet": "imagenet", "intel": "intel", "pets": "", "segmentation": "", "synthetic": ""}
 
 
+def usual_path(data_root: str, source: str) -> str:
+    """Where the images of a source are, unless a study says it."""
+    return (Path(data_root) / SOURCE_FOLDERS[source]).as_posix()
+
+
 def merge(*settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings on top of each other, later ones above; mappings merge, everything else is replaced."""
     out: dict[str, Any] = {}
@@ -76,7 +81,7 @@ def resolve(raw: Mapping[str, Any], schema_path: str | Path = SCHEMA) -> dict[st
         if section is config["pretrain"] and section["source"] == "segmentation":
             section["path"] = config["segmentation"]["path"]
         elif "path" not in section:
-            section["path"] = (Path(config["data_root"]) / SOURCE_FOLDERS[section["source"]]).as_posix()
+            section["path"] = usual_path(config["data_root"], section["source"])
     if config["pretrain"]["pack_size"] == 0:
         config["pretrain"]["pack_size"] = least_pack_size(
             config["model"]["image_size"], config["pretrain"]["crop_scale"]

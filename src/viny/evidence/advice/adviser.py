@@ -83,7 +83,7 @@ def advise(
     proposals = proposal_items(facts, best, pretraining, labels, tasks, lost_classes(means), bool(beaten))
     # Models that stand for other images come before what they are worth.
     stale = outdated_items(facts)
-    warnings = [*stale, *better_model_warnings(references), *warning_items(facts, best)[len(stale) :]]
+    warnings = [*stale, *better_model_warnings(beaten), *warning_items(facts, best)[len(stale) :]]
     sections = [
         Section("pretraining", "What pre-training is worth", pretraining_items(facts)),
         Section("labels", "What the next doubling of labels would bring", labels.items),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -76,8 +77,9 @@ def brief_lines(
     if model := ahead[-1].data.get("model") if ahead else best.name:
         command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
         lines.append(Line("use", "To use the U-Net" if ahead else "To use it", f"`{command}`."))
-    longer = any("epochs" in item.data and item.data["rank"] == 1 for item in proposals)
-    lines.append(Line("next", "Next for it" if beaten and longer else "Next", _next(proposals)))
+    first = next((item.data for item in proposals if "rank" in item.data), {})
+    longer = "epochs" in first
+    lines.append(Line("next", "Next for it" if beaten and longer else "Next", _next(first, bool(facts.short))))
     above = {"brief", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
     warnings = [item for item in warnings if not above & item.data.keys()]
     for item in warnings[:1]:
@@ -122,7 +124,7 @@ def _weakest(means: pd.Series, proposals: Sequence[Item]) -> str:
     return f"{said} IoU{hint}."
 
 
-def _in_brief(proposal: Mapping[str, object]) -> str:
+def _in_brief(proposal: Mapping[str, Any]) -> str:
     """What a proposal takes, in few words."""
     return str(proposal["takes"]).partition(",")[0]
 
@@ -155,17 +157,16 @@ def _tasks(decisions: Sequence[Decision]) -> str:
     return " ".join(said)
 
 
-def _next(proposals: Sequence[Item]) -> str:
-    item = next((item for item in proposals if "rank" in item.data), None)
-    if item is None:
+def _next(data: Mapping[str, Any], short: bool) -> str:
+    """The first proposal, by its data; empty for none. `short` says whether pre-training is."""
+    if not data:
         return "Nothing that this study asks is open that a larger grid would settle."
-    data: Mapping[str, object] = item.data
     command = f"`{data['command']}`" if "command" in data else capital(str(data["change"]))
     takes = f"({_in_brief(data)})"
     if "epochs" in data:
-        why = "pre-training is short" if data.get("short") else "losses still fall"
+        why = "pre-training is short" if short else "losses still fall"
         return f"Train longer, as {why} {takes}: {command}."
-    what = ", ".join(map(str, item.data["settles"]))
+    what = ", ".join(map(str, data["settles"]))
     return f"{command} {takes}, for {_cut(what.rstrip(','), 12)}."
 
 

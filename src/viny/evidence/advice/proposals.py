@@ -319,8 +319,7 @@ def _longer(facts: Facts) -> list[Item]:
     text = f"Train longer, as verdicts may turn, with {change}: {counted(anew, 'cell')} anew, "
     text += f"{counted(trainings, 'training')}, {_takes(seconds)}. For: all that follows."
     data = {"change": change, "settles": ["all that follows"], "new_cells": anew, "trainings": trainings}
-    data |= {"seconds": seconds, "epochs": epochs, "short": bool(facts.short)}
-    return [_with_command(facts, Item(text, data), setting)]
+    return [_with_command(facts, Item(text, data | {"seconds": seconds, "epochs": epochs}), setting)]
 
 
 def _larger_images(facts: Facts, lost: Sequence[str]) -> list[Item]:

@@ -79,7 +79,7 @@ def better_model(references: Sequence[Item]) -> list[Item]:
     return [item for item in references if item.data["verdict"] == "down"][-1:]
 
 
-def better_model_warnings(references: Sequence[Item]) -> list[Item]:
-    """That something simple does better than the study's best cell, if so."""
+def better_model_warnings(beaten: Sequence[Item]) -> list[Item]:
+    """That something simple does better than the study's best cell, from `better_model`."""
     text = "A simple reference does better, so this model may not be the one to use."
-    return [Item(f"{text} {item.text}", item.data) for item in better_model(references)]
+    return [Item(f"{text} {item.text}", item.data) for item in beaten]

@@ -125,10 +125,15 @@ def image_grid(
     figure = new_figure(side * tall * rows + above, layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
+        bare(axes)
     return figure, panels
+
+
+def bare(axes: Axes) -> None:
+    """Leave nothing of axes but what is drawn, an image."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
 
 
 def say(text: str, note: str) -> Figure:

@@ -29,12 +29,7 @@ REFERENCES = {
     "unet": {**BESIDES, "linestyle": "-.", "marker": "x", "markersize": 4.5},
     "constant": {**BESIDES, "linestyle": ":"},
 }
-BELOW = {
-    "color": "0.45",
-    "linestyle": "",
-    "markersize": 7,
-    "marker": "$\\downarrow$",
-}  # the mark of what lies below the axis
+BELOW = {**BESIDES, "linestyle": "", "marker": "$\\downarrow$", "markersize": 7}  # what lies below the axis
 FAR = 1 / 3  # of the axis, which a constant answer may take below all else
 MARGIN = 0.06  # of the axis, above and below
 IN_WORDS = {"unet": "U-Net", "constant": "one class everywhere"}

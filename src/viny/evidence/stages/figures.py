@@ -24,7 +24,7 @@ from viny.evidence.evaluate import draws_of_test_images, predict
 from viny.evidence.figures import kit, pipeline, study
 from viny.evidence.figures.study import Prediction
 from viny.evidence.metrics import iou, miou_of_images
-from viny.evidence.statistics.crossed import crossed, read_confusion, read_runs, read_scores
+from viny.evidence.statistics.crossed import crossed, read_confusion, read_scores
 from viny.evidence.statistics.references import reference_means, reference_scores
 from viny.evidence.summary import Summary
 from viny.evidence.tables import GROUP, read_metrics
@@ -84,13 +84,13 @@ def write_figures(spec: Mapping[str, Any], *, root: Path, out: Path, record: Pat
     summary.reads(*(reference_file(root, one, what) for one in compared for what in ("record", "confusion")))
 
     frame = read_metrics(metrics)
-    runs = read_runs(frame, metrics[0].parent)
+    scores = read_scores(frame, metrics[0].parent)
+    runs = crossed(scores)
     kit.save(pipeline.pipeline(_steps(spec, root, frame, runs.groups), note), drawn / "pipeline")
     others = None
     if compared:
-        scores = reference_scores(root, compared)[0]
-        beside = crossed({**read_scores(frame, metrics[0].parent), **scores})
-        others = reference_means(beside, [key for _, key in scores])
+        reached = reference_scores(root, compared)[0]
+        others = reference_means(crossed({**scores, **reached}), [key for _, key in reached])
     kit.save(study.miou_curves(runs, note, others), drawn / "miou_curves")
     kit.save(study.miou_difference(runs, note), drawn / "miou_difference")
     kit.save(study.learning_curves(curves, note), drawn / "learning_curves")

@@ -13,7 +13,7 @@ from viny.evidence.statistics import pages
 from viny.evidence.statistics.arm_pages import write_arms, write_held_out
 from viny.evidence.statistics.arms import KEY, Arms
 from viny.evidence.statistics.costs import arm_costs, chain_costs
-from viny.evidence.statistics.crossed import read_runs, read_scores
+from viny.evidence.statistics.crossed import crossed, read_runs, read_scores
 from viny.evidence.statistics.held_out import read_curves
 from viny.evidence.statistics.references import reference_scores, write_references
 from viny.evidence.summary import Summary
@@ -50,7 +50,9 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         summary.reads(*(root / TUNING.format(cell=cell.name) for cell in base))
     spent = chain_costs(root, base, ModelSettings(**spec["model"]), tuned)
     tables = pages.write_statistics(paths, root / "metrics", spent, out / "tables")
-    runs, note = read_runs(read_metrics(paths), root / "metrics"), spec["note"]
+    frame, note = read_metrics(paths), spec["note"]
+    scores = read_scores(frame, root / "metrics")
+    runs = crossed(scores)
     drawn = {
         "effects": effects.effects(runs, tables["decisions"], note),
         "returns": effects.returns(runs, tables["fits"], tables["marginal_gains"], note),
@@ -59,8 +61,6 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
     }
     if others := references(spec):
         summary.reads(*(reference_file(root, one, what) for one in others for what in ("record", "confusion")))
-        frame = read_metrics(paths)
-        scores = read_scores(frame, root / "metrics")
         write_references(frame, scores, *reference_scores(root, others), runs.groups, out / "tables")
     if has_arms(spec) or held_out_curves(spec):
         drawn |= _arms(spec, root, out, summary)

@@ -47,9 +47,7 @@ def contact_sheet(looked: Looked, classes: Sequence[str], title: str) -> Figure:
     def show(row: int, column: int, beside: int, image: np.ndarray, aspect: float) -> Axes:
         wide = COLUMNS // beside
         axes = figure.add_subplot(grid[row, column * wide : (column + 1) * wide])
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
+        kit.bare(axes)
         axes.imshow(image, aspect=aspect, interpolation="antialiased")
         return axes
 
