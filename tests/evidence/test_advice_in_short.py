@@ -17,7 +17,7 @@ from test_advice import LONG, SECONDS, confusions, folders_of, make, packed, par
 from viny.cli import main
 from viny.evidence.advice.advice import Advice, Line, as_dict, as_text
 from viny.evidence.advice.adviser import advise
-from viny.evidence.advice.brief import WORDS, fitted
+from viny.evidence.advice.brief import GIVES, Draft, fitted
 from viny.evidence.statistics.pages import write_statistics
 from viny.runtime.files import write_sealed
 from viny.study.changes import changed
@@ -214,6 +214,22 @@ def test_a_u_net_that_does_worse_is_told_too(tmp_path: Path) -> None:
     assert "U-Net" not in lines["labels"]
 
 
+def test_the_u_net_is_compared_with_the_best_of_all_arms(tmp_path: Path) -> None:
+    def truth(cell: Cell) -> float:
+        return 0.4 + 0.3 * (cell.variant == "frozen") + 0.001 * cell.seed
+
+    config = make(tmp_path, truth, references=True, grid={"variants": ["study", "frozen"]}, **LONG)
+    unets(tmp_path, config, {8: 0.55, 16: 0.6})  # above the first arm, below the other
+    lines = lines_of(tmp_path)
+    assert "frozen encoder" in lines["arms"] and lines["best"].endswith("40.10 % mIoU.")
+    assert lines["references"].startswith("This model is worth its while")
+    name = re.search(r"--cell (\S+) ", lines["use"])[1]
+    assert name.endswith("_fine-16_seed-0_variant-frozen") and name in {cell.name for cell in cells(config)}
+    # Of cells that were measured on other images nothing is said.
+    packed(tmp_path, config, lambda cell: cell.variant == "frozen")
+    assert "do not use it" in lines_of(tmp_path)["references"].lower()
+
+
 def test_a_run_that_goes_on_tells_of_the_u_nets_that_are_there(tmp_path: Path) -> None:
     config = make(tmp_path, lambda cell: 0.5 + 0.001 * cell.seed, references=True, **LONG)
     unets(tmp_path, config, {8: 0.6})
@@ -270,38 +286,73 @@ def test_models_that_stand_for_other_images_are_said_first(tmp_path: Path) -> No
     assert lines["next"].startswith("Finish the grid (run the workflow again)")
 
 
-def test_lines_that_are_too_long_are_cut_but_never_a_command() -> None:
-    lines = [Line(key, key, "word " * 200) for key in ("arms", "best", "task", "warning")]
-    command = f"`viny plan results/a --set 'grid.seeds={list(range(20))}'` to settle it."
-    made = fitted([*lines, Line("next", "Next", command)])
-    assert made[-1].text == command
-    # Even where nothing else is left to cut.
-    assert [line.text for line in fitted([Line(key, key, command) for key in "abcde"], most=20)] == [command] * 5
-    assert sum(len(f"{line.label}: {line.text}".split()) for line in made) <= WORDS
+def words_of(lines: list[Line]) -> int:
+    return sum(len(f"{line.label}: {line.text}".split()) for line in lines)
 
 
-def test_a_warning_and_what_was_not_asked_make_room_for_answers() -> None:
-    answer = Line(
-        "labels", "More labels", "Doubling 36 labels to 72 with the U-Net helps: +5.41 points (+2.75 to +8.06)."
-    )
-    warning = Line(
-        "warning", "Mind", "Only 51 test images of 9 groups: their draw alone is worth ±2.12 points of mIoU."
-    )
-    lines = [*[answer] * 3, Line("not asked", "Not asked", "An intermediate task."), warning]
-    every = sum(len(f"{line.label}: {line.text}".split()) for line in lines)
-    assert fitted(lines, every) == lines
-    made = fitted(lines, every - 8)
-    assert made[:4] == lines[:4] and made[4].text == "Only 51 test images of 9 groups ..."
-    made = fitted(lines, every - 12)
-    assert made[:3] == lines[:3] and [line.key for line in made[3:]] == ["warning"]
+def test_lines_give_way_in_turn_and_no_sentence_is_cut() -> None:
+    drafts = [
+        Draft("best", "Best", ("a b c d e f", "a b")),
+        Draft("task", "Task", ("a b c d e", "a b c", "a")),
+        Draft("use", "To use it", ("`viny predict`.",)),
+        Draft("warning", "Mind", ("a b c d", "a b", "")),
+    ]
+    order = [key for key in GIVES if key in ("best", "task", "warning")]
+    assert order == ["best", "warning", "task", "task", "task", "best", "warning"]
+    whole = words_of(fitted(drafts))
+    seen = []
+    for most in range(whole, -1, -1):
+        made = {line.key: line.text for line in fitted(drafts, most)}
+        seen.append(made)
+        assert all(made[draft.key] in draft.texts for draft in drafts if draft.key in made)
+        assert {"best", "task", "use"} <= set(made)  # a line without an empty wording is never left out
+        assert words_of(fitted(drafts, most)) <= max(most, 10)  # the fewest that there can be
+    assert seen[0] == {draft.key: draft.texts[0] for draft in drafts}
+    assert seen[-1] == {"best": "a b", "task": "a", "use": "`viny predict`."}
+    # What was given up for little is taken back where a later line made more room.
+    drafts = [Draft("best", "Best", ("a b c", "a b")), Draft("warning", "Mind", ("a b c d e f g h", "a b", ""))]
+    assert [line.text for line in fitted(drafts, 9)] == ["a b c", "a b"]
 
 
-def test_a_list_is_cut_between_its_parts() -> None:
-    text = "The loss was still falling at the end: pre-training by 9 %; fine-tuning on 8 labels by 12 %; and more of it"
-    (line,) = fitted([Line("warning", "Mind", text)])
-    assert (
-        line.text == "The loss was still falling at the end: pre-training by 9 %; fine-tuning on 8 labels by 12 % ..."
-    )
+@pytest.mark.parametrize("arms", [False, True], ids=["one arm", "arms"])
+@pytest.mark.parametrize("unet", [0.3, 0.42, 0.9])
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=["one seed", "three seeds"])
+@pytest.mark.parametrize("tasks", [0, 1, 3])
+def test_what_is_decided_stays_whole_whatever_a_study_asks(
+    tmp_path: Path, tasks: int, seeds: list[int], unet: float, arms: bool
+) -> None:
+    names = [f"task_of_a_long_name_{i}" for i in range(tasks)]
+    changes: dict[str, Any] = {
+        "references": True,
+        "grid": {"intermediates": ["none", *names], "finetune_sizes": [8, 16], "seeds": seeds},
+        "intermediate": {name: {"source": "synthetic", "epochs": 1, "milestones": []} for name in names},
+    }
+    if arms:
+        changes["grid"]["variants"] = ["study", "frozen"]
+    ious = {f"iou_{name}": 0.01 * i for i, name in enumerate(("road", "traffic light", "traffic sign", "car"))}
+    rng = np.random.default_rng(0)
+    noise = {}
+
+    def truth(cell: Cell) -> float:
+        noise.setdefault(cell.name, 0.02 * rng.normal())
+        return 0.4 + noise[cell.name]
+
+    config = make(tmp_path, truth, seeds=seeds, ious=lambda cell: ious, images=40, noise=0.2, **changes)
+    unets(tmp_path, config, {8: unet, 16: unet}, ious)
+    advice = advise(tmp_path)
+    text = as_text(advice, 10**6)
+    assert len(text.split()) <= MOST
+    assert "..." not in text
+    numbers = r"[+-]\d+\.\d\d points \((one seed|[+-]\d+\.\d\d to [+-]\d+\.\d\d)\)"
+    for line in advice.short:
+        assert line.text.endswith((".", "`.")), line
+        if line.key in ("pre-training", "labels") or (line.key == "task" and tasks == 1):
+            assert re.search(numbers, line.text), line
+        assert line.text.count("(") == line.text.count(")")
+    keys = [line.key for line in advice.short]
+    assert {"best", "pre-training", "labels", "references", "use", "next"} <= set(keys)
+    assert ("task" in keys) == (tasks > 0) and ("arms" in keys) == arms
+    assert (keys[0] == "references") == (unet == 0.9 and len(seeds) > 1)
 
 
 def test_the_command_is_short_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

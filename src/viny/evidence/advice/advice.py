@@ -16,10 +16,17 @@ from viny.runtime.units import counted, tested_words
 
 @dataclass(frozen=True)
 class Item:
-    """One statement, and the numbers behind it."""
+    """One statement, and the numbers behind it.
+
+    Attributes:
+        text: what is said.
+        data: the numbers.
+        short: the same in few words and in fewer, for the short advice; empty if its first sentence is short enough.
+    """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

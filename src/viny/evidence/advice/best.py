@@ -121,7 +121,8 @@ def constant_items(facts: Facts, best: Best) -> list[Item]:
     names = (facts.manifest("segmentation") or {}).get("mask_classes", ())
     name = names[most] if len(names) == pixels.shape[1] else "the most frequent class"
     text = f"Even the best model {words} what always answering {name} would get ({100 * miou:.1f} %)."
-    return [Item(text, {"constant": name, "miou": miou})]
+    short = f"The best model {words} always answering {name} ({100 * miou:.1f} %)."
+    return [Item(text, {"constant": name, "miou": miou}, (text, short))]
 
 
 def _cell_words(size: int, task: str, labels: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,14 +15,32 @@ from viny.evidence.advice.effects import pretraining_answer, pretraining_brief, 
 from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.labels import LabelAdvice
 from viny.evidence.advice.references import better_model
-from viny.evidence.verdicts import Decision
+from viny.evidence.verdicts import Decision, bare
 from viny.runtime.units import capital, counted
 
 WORDS = 127  # of all lines together; a title and a last line come on top
-SHARE = {"arms": 34, "best": 28, "pre-training": 36, "labels": 30, "task": 40, "references": 36, "next": 34}
-SHARE |= {"warning": 20}  # words of a line at most
-LEAST, BARE = 5, 8  # words of a line that is cut, and of a warning where there is little room
+# Which line takes its next shorter wording, where there are too many words. Effects keep their intervals.
+GIVES = (
+    *("note", "classes", "best", "warning", "pre-training", "not asked", "next", "labels", "task", "pre-training"),
+    *("classes", "references", "task", "classes", "arms", "provisional", "task", "best", "warning"),
+)
+ONE_SEED = re.compile(r"\((a difference with )?one seed, no interval\)")
 TOLD = 2  # tasks that are spelled out
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A line of the short advice, before it is fitted.
+
+    Attributes:
+        key, label: see `Line`.
+        texts: what is said, and the same in fewer and fewer words, each a whole sentence; an empty one leaves the line
+            out.
+    """
+
+    key: str
+    label: str
+    texts: tuple[str, ...]
 
 
 def brief_lines(
@@ -47,81 +66,96 @@ def brief_lines(
         warnings: the most important first.
     """
     beaten = better_model(references)
-    lines = []
-    lacking = {"are missing": facts.missing, "were measured on other images and are left out": facts.outdated}
-    if said := [f"{len(some):,} of {counted(len(facts.cells), 'cell')} {how}" for how, some in lacking.items() if some]:
-        lines.append(Line("provisional", "Provisional", f"{', '.join(said)}; answers may turn."))
-    lines += [Line("references", "This model", item.data["brief"]) for item in beaten]
-    several = [Line("arms", "Which arm", item.data["brief"]) for item in arms if "brief" in item.data][:1]
+    several = [item for item in arms if item.short][:1]
+    drafts = _provisional(facts)
+    drafts += [Draft("references", "This model", item.short) for item in beaten]
+    drafts += [Draft("arms", "Which arm", item.short) for item in several]
     label = "Best of the first arm" if several else "Its best" if beaten else "Best"
-    lines += [*several, Line("best", label, f"{capital(best.words)}.")]
+    words = f"{capital(best.words)}."
+    said = f"{words.rpartition(' (')[0]}."
+    drafts.append(Draft("best", label, (words, said, *([f"{bare(best.level['mean'])} %."] if several else []))))
     asked = {"pre-training": facts.sizes, "an intermediate task": facts.tasks}
     if facts.sizes:
-        text = pretraining_brief(facts) or _first_sentence(pretraining_answer(facts))
-        lines.append(Line("pre-training", "Its pre-training" if beaten else "Pre-training", text))
-    if gain := next((item.data["gain"] for item in beaten), ""):  # of the model that is worth labels
-        lines.append(Line("labels", "More labels", gain))
-    else:
-        lines.append(_line("labels", "More labels", labels.effects[:1], labels.answer))
+        texts = pretraining_brief(facts) or _unanswered(pretraining_answer(facts))
+        drafts.append(Draft("pre-training", "Its pre-training" if beaten else "Pre-training", texts))
+    gain = next((item.data["gain"] for item in beaten), "")  # of the model that is worth labels
+    drafts.append(Draft("labels", "More labels", (gain,) if gain else _labels(labels)))
     if facts.tasks:
-        lines.append(Line("task", "Task", _tasks(facts.decided("task")) or tasks_answer(facts)))
+        drafts.append(Draft("task", "Task", _tasks(facts.decided("task")) or _unanswered(tasks_answer(facts))))
     if left := [name for name, some in asked.items() if not some]:
-        lines.append(Line("not asked", "Not asked", f"{capital(' and '.join(left))}."))
+        drafts.append(Draft("not asked", "Not asked", (f"{capital(' and '.join(left))}.", "")))
     if weakest := _weakest(classes, proposals):
-        lines.append(Line("classes", "Weakest of the U-Net" if beaten else "Weakest classes", weakest))
+        drafts.append(Draft("classes", "Weakest of the U-Net" if beaten else "Weakest classes", weakest))
     if not references and facts.study.get("references"):
-        lines.append(Line("references", "Other models", "No U-Net is trained yet; one may do better."))
+        drafts.append(Draft("references", "Other models", ("No U-Net is trained yet; one may do better.",)))
     elif not beaten:
-        lines += [Line("references", "Other models", item.data["brief"]) for item in references[-1:]]
+        drafts += [Draft("references", "Other models", item.short) for item in references[-1:]]
     ahead = [item for item in references if item.data["lead"] < 0]  # clearly or not
-    if model := ahead[-1].data.get("model") if ahead else best.name:
-        command = f"viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks"
-        lines.append(Line("use", "To use the U-Net" if ahead else "To use it", f"`{command}`."))
+    own = several[0].data["model"] if several else best.name
+    if model := ahead[-1].data.get("model") if ahead else own:
+        command = f"`viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks`."
+        drafts.append(Draft("use", "To use the U-Net" if ahead else "To use it", (command,)))
     first = next((item.data for item in proposals if "rank" in item.data), {})
     longer = "epochs" in first
-    lines.append(Line("next", "Next for it" if beaten and longer else "Next", _next(first, bool(facts.short))))
-    above = {"brief", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
-    warnings = [item for item in warnings if not above & item.data.keys()]
-    for item in warnings[:1]:
-        lines.append(Line("note" if "note" in item.data else "warning", "Mind", _first_sentence(item.text)))
-    return fitted(lines)
+    drafts.append(Draft("next", "Next for it" if beaten and longer else "Next", _next(first, bool(facts.short))))
+    above = {"reference", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
+    for item in [item for item in warnings if not above & item.data.keys()][:1]:
+        key = "note" if "note" in item.data else "warning"
+        drafts.append(Draft(key, "Mind", (*(item.short or (_first_sentence(item.text),)), "")))
+    return fitted([Draft(x.key, x.label, tuple(ONE_SEED.sub("(one seed)", text) for text in x.texts)) for x in drafts])
 
 
-def fitted(lines: Iterable[Line], most: int = WORDS) -> list[Line]:
-    """Lines of no more words than `most` in all.
+def fitted(drafts: Sequence[Draft], most: int = WORDS) -> list[Line]:
+    """Lines of no more words than `most` in all, as far as their wordings allow: `GIVES` says which gives way first.
 
-    First the study's own note is left out and a warning is cut, then what was not asked is left out, then the longest
-    line is cut. What is said of the U-Net, and lines with code, stay whole.
+    Then what fits after all is taken back.
     """
-    lines = [Line(line.key, line.label, _cut(line.text, SHARE.get(line.key, most))) for line in lines]
 
-    def over() -> int:
-        return sum(len(f"{line.label}: {line.text}".split()) for line in lines) - most
+    def made(given: Sequence[str]) -> list[Line]:
+        texts = (draft.texts[min(given.count(draft.key), len(draft.texts) - 1)] for draft in drafts)
+        lines = (Line(draft.key, draft.label, text) for draft, text in zip(drafts, texts, strict=True))
+        return [line for line in lines if line.text]
 
-    if over() > 0:
-        lines = [line for line in lines if line.key != "note"]
-        lines = [Line(x.key, x.label, _cut(x.text, BARE) if x.key == "warning" else x.text) for x in lines]
-    if over() > 0:
-        lines = [line for line in lines if line.key != "not asked"]
-    while (more := over()) > 0:
-        cuttable = (line.key != "references" and "`" not in line.text for line in lines)
-        lengths = {i: len(lines[i].text.split()) for i, can in enumerate(cuttable) if can}
-        at = max(lengths, key=lengths.__getitem__, default=None)
-        if at is None or lengths[at] <= LEAST:
+    def fits(given: Sequence[str]) -> bool:
+        return sum(len(f"{line.label}: {line.text}".split()) for line in made(given)) <= most
+
+    given: list[str] = []
+    for key in GIVES:
+        if fits(given):
             break
-        text = _cut(lines[at].text, max(LEAST, lengths[at] - min(more, LEAST)))
-        lines[at] = Line(lines[at].key, lines[at].label, text)
-    return lines
+        given.append(key)
+    for at in reversed(range(len(given))):
+        if fits(less := given[:at] + given[at + 1 :]):
+            given = less
+    return made(given)
 
 
-def _weakest(means: pd.Series, proposals: Sequence[Item]) -> str:
+def _provisional(facts: Facts) -> list[Draft]:
+    """That answers may turn, while some cells are not in."""
+    lacking = {"are missing": facts.missing, "were measured on other images and are left out": facts.outdated}
+    said = [f"{len(some):,} of {counted(len(facts.cells), 'cell')} {how}" for how, some in lacking.items() if some]
+    if not said:
+        return []
+    count = len(facts.missing) + len(facts.outdated)
+    texts = (", ".join(said), f"{count:,} of {counted(len(facts.cells), 'cell')} are missing or of other images")
+    return [Draft("provisional", "Provisional", tuple(f"{text}; answers may turn." for text in texts))]
+
+
+def _labels(labels: LabelAdvice) -> tuple[str, ...]:
+    if not labels.effects:
+        return _unanswered(labels.answer)
+    said = labels.effects[0]
+    return said.short, f"{capital(said.name.partition(' with ')[0])} {said.words}: {said.number}."
+
+
+def _weakest(means: pd.Series, proposals: Sequence[Item]) -> tuple[str, ...]:
     """The classes with the lowest IoU, where there are more than two, and what may help those that are lost."""
     if len(means) <= 2:
-        return ""
-    said = ", ".join(f"{name} {100 * iou:.0f} %" for name, iou in means.sort_values(kind="stable")[:3].items())
+        return ()
+    said = [f"{name} {100 * iou:.0f} %" for name, iou in means.sort_values(kind="stable")[:3].items()]
     larger = [item.data for item in proposals if "image_size" in item.data and item.data["rank"] > 1]
     hint = f"; images of {larger[0]['image_size']} pixels may help ({_in_brief(larger[0])})" if larger else ""
-    return f"{said} IoU{hint}."
+    return f"{', '.join(said)} IoU{hint}.", f"{', '.join(said)} IoU.", f"{said[0]} IoU.", ""
 
 
 def _in_brief(proposal: Mapping[str, Any]) -> str:
@@ -129,45 +163,46 @@ def _in_brief(proposal: Mapping[str, Any]) -> str:
     return str(proposal["takes"]).partition(",")[0]
 
 
-def _cut(text: str, most: int) -> str:
-    """A text of so many words at most, cut outside brackets, where a part ends if one ends in its second half."""
-    words = text.split()
-    if len(words) <= most or "`" in text:
-        return text
-    kept = words[: most - 1]
-    while len(kept) > 1 and (said := " ".join(kept)).count("(") > said.count(")"):
-        kept.pop()
-    ends = [at for at, word in enumerate(kept, 1) if word[-1] in ",;:" and 2 * at > len(kept)]
-    return f"{' '.join(kept[: ends[-1]]).rstrip(',;:') if ends else ' '.join(kept)} ..."
-
-
-def _line(key: str, label: str, decisions: Sequence[Decision], otherwise: str) -> Line:
-    return Line(key, label, decisions[0].short if decisions else _first_sentence(otherwise))
-
-
-def _tasks(decisions: Sequence[Decision]) -> str:
+def _tasks(decisions: Sequence[Decision]) -> tuple[str, ...]:
     """Tasks that are decided first, and how many others there are."""
+    if len(decisions) == 1:
+        (one,) = decisions
+        return one.short, f"{one.what} {one.words}: {one.number}."
     order = sorted(decisions, key=lambda one: one.verdict == "undecided")
-    said = [one.short for one in order[:TOLD]]
-    left = order[TOLD:]
-    open_ = sum(one.verdict == "undecided" for one in left)
-    if left:
-        told = f"{counted(len(left), 'other task')}, {open_} of them open." if open_ else ""
-        said.append(told or f"{counted(len(left), 'other task')} decided too.")
-    return " ".join(said)
+    texts = []
+    for told in range(TOLD, 0, -1) if order else ():
+        left = order[told:]
+        open_ = sum(one.verdict == "undecided" for one in left)
+        said = [one.short for one in order[:told]]
+        if left:
+            more = f"{counted(len(left), 'other task')}, {open_} of them open."
+            said.append(more if open_ else f"{counted(len(left), 'other task')} decided too.")
+        texts.append(" ".join(said))
+    told = [f"{one.what} {one.words}" for one in order if one.verdict != "undecided"]
+    rest = len(order) - len(told)
+    none = f"None of {len(order)} tasks can be told to help or hurt."
+    fewest = f"{', '.join(told)}{f'; {rest} cannot be told' if rest else ''}." if told else none
+    return (*texts, fewest) if order else ()
 
 
-def _next(data: Mapping[str, Any], short: bool) -> str:
-    """The first proposal, by its data; empty for none. `short` says whether pre-training is."""
+def _next(data: Mapping[str, Any], short: bool) -> tuple[str, ...]:
+    """The first proposal, by its data. `short` says whether pre-training is."""
     if not data:
-        return "Nothing that this study asks is open that a larger grid would settle."
+        return ("Nothing that this study asks is open that a larger grid would settle.",)
     command = f"`{data['command']}`" if "command" in data else capital(str(data["change"]))
     takes = f"({_in_brief(data)})"
     if "epochs" in data:
         why = "pre-training is short" if short else "losses still fall"
-        return f"Train longer, as {why} {takes}: {command}."
-    what = ", ".join(map(str, data["settles"]))
-    return f"{command} {takes}, for {_cut(what.rstrip(','), 12)}."
+        return f"Train longer, as {why} {takes}: {command}.", f"Train longer {takes}: {command}."
+    what, *others = map(str, data["settles"])
+    more = f" and {len(others)} more" if others else ""
+    return f"{command} {takes}, for {what.rstrip(',')}{more}.", f"{command} {takes}."
+
+
+def _unanswered(answer: str) -> tuple[str, ...]:
+    """An answer without a number, which may go on with what to add to the grid."""
+    said = _first_sentence(answer)
+    return said, f"{re.split('[:;]', said)[0].rstrip('.')}."
 
 
 def _first_sentence(text: str) -> str:

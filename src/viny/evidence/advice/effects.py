@@ -24,23 +24,18 @@ def pretraining_answer(facts: Facts) -> str:
     return decisions[-1].sentence if decisions else _pretraining_not_asked(facts)
 
 
-def pretraining_brief(facts: Facts) -> str:
-    """The same in few words, with what it is worth with the most labels if there are no tasks, which take words too.
-
-    Empty if it is not asked.
-    """
+def pretraining_brief(facts: Facts) -> tuple[str, ...]:
+    """The same in few words, with what it is worth with the most labels, and in fewer; empty if it is not asked."""
     decisions = facts.decided("pre-training")
     if not decisions:
-        return ""
+        return ()
     decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
-    if len(decision.cells) == 1 or math.isnan(most["low"]):
-        return decision.short
     subject = "It" if len(facts.sizes) == 1 else capital(decision.name)
+    if len(decision.cells) == 1 or math.isnan(most["low"]):
+        return decision.short, f"{subject} {decision.words}: {decision.number}."
     over = f"{subject} {decision.words}: {decision.number} over {counted(len(decision.cells), decision.over)}"
-    if facts.tasks:
-        return f"{over}."
     here = f"with {int(most['finetune_size']):,} labels {in_points(most['mean'])} ({span(most['low'], most['high'])})"
-    return f"{over}; {here}."
+    return f"{over}; {here}.", f"{over}.", f"{subject} {decision.words}: {decision.number}."
 
 
 def pretraining_items(facts: Facts) -> list[Item]:

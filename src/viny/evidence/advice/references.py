@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,10 +10,15 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import Facts
-from viny.evidence.statistics.references import CONSTANT, reference_scores, references_table
-from viny.evidence.tables import OF_CLASS
+from viny.evidence.advice.trainings import measured_on_others
+from viny.evidence.statistics.arms import KEY, Arms
+from viny.evidence.statistics.crossed import Score, read_scores
+from viny.evidence.statistics.references import CONSTANT, cell_in_words, reference_scores, references_table
+from viny.evidence.tables import OF_CLASS, read_metrics, with_arms
 from viny.runtime.units import capital
-from viny.study.grid import Reference
+from viny.study.grid import Reference, cells, has_arms
+from viny.study.layout import metrics_file
+from viny.study.specs import statistics_spec
 
 LOST = 0.05  # IoU below which a class counts as lost
 
@@ -27,20 +32,30 @@ def reference_items(facts: Facts) -> list[Item]:
         InputError: a damaged file.
     """
     scores, about, classes = reference_scores(facts.root, facts.references)
-    table = references_table(facts.scores, scores, about)
+    models, called = _compared(facts)
+    table = references_table(models, scores, about, called=called)
     found = []
     # What is better than a constant answer is said last: it is the harder test.
     for row in table[table["finetune_size"] == table["finetune_size"].max()].to_dict("records"):
         key, gain = (row["reference"], row["finetune_size"]), row["gain_words"]
         gain = gain if isinstance(gain, str) else ""
-        data = {"reference": row["reference"], "verdict": row["verdict"], "brief": _brief(row), "gain": gain}
-        data["lead"] = row["lead"]
+        data = {"reference": row["reference"], "verdict": row["verdict"], "gain": gain, "lead": row["lead"]}
         if key in classes:
             seed = min(one.seed for one in facts.references if one.finetune_size == row["finetune_size"])
             data["model"] = Reference(row["finetune_size"], seed).name
             data["classes"] = classes[key].mean().dropna().to_dict()
-        found.append(Item(f"{row['sentence']} {gain}".rstrip(), data))
+        found.append(Item(f"{row['sentence']} {gain}".rstrip(), data, _brief(row)))
     return found
+
+
+def _compared(facts: Facts) -> tuple[Mapping[tuple[int, Hashable], Score], Callable[[Any], str]]:
+    """The mIoU of the cells of all arms, see `references_table`, and what a cell is called."""
+    if not has_arms(facts.study):
+        return facts.scores, cell_in_words
+    there = [cell for cell in cells(facts.study) if metrics_file(facts.root, cell).is_file()]
+    stale = set(measured_on_others(facts.root, there))
+    frame = with_arms(read_metrics([metrics_file(facts.root, cell) for cell in there if cell not in stale]))
+    return read_scores(frame, facts.root / "metrics", by=KEY), Arms.of(statistics_spec(facts.study)).called
 
 
 def class_means(best: Best, beaten: Sequence[Item]) -> pd.Series:
@@ -64,14 +79,18 @@ def lost_classes(means: pd.Series) -> list[str]:
     return [] if len(means) <= 2 else list(means[means < LOST].sort_values(kind="stable").index)
 
 
-def _brief(row: Mapping[str, Any]) -> str:
-    """How a reference compares with the study's best cell, in few words."""
+def _brief(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a reference compares with the study's best cell, in few words and in fewer."""
     reached, ahead = (f"{100 * abs(row[key]):.1f}" for key in ("mean", "lead"))
     name, side = str(row["name"]).removesuffix(" from scratch"), "less" if row["lead"] > 0 else "more"
-    answer = capital(str(row["answer"]))  # first, where nothing cuts it off
+    answer = str(row["answer"])
     if row["verdict"] == "down":
-        answer = "Worse than none" if row["reference"] == CONSTANT else "Do not use it"
-    return f"{answer}: {name} has {reached} % mIoU with {row['finetune_size']:,} labels, {ahead} points {side}."
+        answer = "worse than none" if row["reference"] == CONSTANT else "do not use it"
+    labels = f"with {row['finetune_size']:,} labels"
+    return (
+        f"{capital(answer)}: {name} has {reached} % mIoU {labels}, {ahead} points {side}.",
+        f"{capital(name)} has {reached} %, {ahead} points {side}; {answer}.",
+    )
 
 
 def better_model(references: Sequence[Item]) -> list[Item]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from viny.evidence.advice.advice import Item
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, arm_decisions
@@ -43,9 +45,13 @@ def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
         spent = arm_costs(root, there, about.tuned)
     except InputError:  # a training that is not there any more
         spent = None
-    said = arm_decisions(runs, about, arms_table(runs, about, spent))
+    table = arms_table(runs, about, spent)
+    said = arm_decisions(runs, about, table)
+    models = {str(labels): _model(rows, about, there) for labels, rows in table.groupby("finetune_size")}
     items = [
-        Item(row["sentence"], {"kind": row["kind"], "labels": row["what"]} | _brief(row))
+        Item(
+            row["sentence"], {"kind": row["kind"], "labels": row["what"], "model": models.get(row["what"])}, _brief(row)
+        )
         for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records")
     ]
     first = about.words(*about.base, 0)
@@ -53,11 +59,17 @@ def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
     return [*items, Item(alone, {"start": about.base[0], "variant": about.base[1]})]
 
 
-def _brief(row: Mapping[str, Any]) -> dict[str, str]:
+def _model(rows: pd.DataFrame, arms: Arms, there: Sequence[Cell]) -> str:
+    """The cell with the highest mean of these rows of the table of arms, its first seed, as other commands take it."""
+    key = arms.cell(*rows.loc[rows["miou"].idxmax(), KEY])
+    return min((cell.seed, cell.name) for cell in there if tuple(getattr(cell, name) for name in KEY) == key)[1]
+
+
+def _brief(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The best arm in few words; empty for other rows."""
     if row["kind"] != BEST:
-        return {}
+        return ()
     interval = "one seed" if math.isnan(row["low"]) else f"{bare(row['low'])} to {bare(row['high'])}"
-    further = str(row["reason"]).partition(". ")[0].partition(":")[0]
-    said = f"{capital(row['name'])} with {int(row['what']):,} labels: {bare(row['mean'])} %"
-    return {"brief": f"{said} ({interval}). {further}".strip().rstrip(".") + "."}
+    further = str(row["reason"]).partition(". ")[0].partition(":")[0].rstrip(".")
+    said = f"{capital(row['name'])} with {int(row['what']):,} labels: {bare(row['mean'])} % ({interval})."
+    return (f"{said} {further}.", said) if further else (said,)

@@ -68,10 +68,11 @@ def _few_seeds(facts: Facts) -> list[Item]:
     seeds = facts.frame["seed"].nunique()
     if seeds > 2:
         return []
-    text = "One seed: no interval anywhere, and any difference may be chance."
+    text, short = "One seed: no interval anywhere, and any difference may be chance.", "One seed: all may be chance."
     if seeds == 2:
         text = "Two seeds: their spread is hardly known, so that intervals are very wide."
-    return [Item(text, {"seeds": seeds})]
+        short = "Two seeds: intervals are very wide."
+    return [Item(text, {"seeds": seeds}, (text, short))]
 
 
 def _small_test_set(facts: Facts, best: Best) -> list[Item]:
@@ -84,7 +85,8 @@ def _small_test_set(facts: Facts, best: Best) -> list[Item]:
     if not math.isnan(half):
         text += f": by their draw alone a single mIoU is uncertain by ±{bare(half)} points (95 %)"
     remedy = "Neither seeds nor more images of the same groups mend that." if groups else "Seeds do not mend that."
-    return [Item(f"{text}. {remedy}", {"test_images": tests, "test_groups": groups, "half_width": half})]
+    data = {"test_images": tests, "test_groups": groups, "half_width": half}
+    return [Item(f"{text}. {remedy}", data, (f"{text}.", f"{text.partition(':')[0]}."))]
 
 
 def _switches(facts: Facts) -> list[Item]:
@@ -98,7 +100,8 @@ def _switches(facts: Facts) -> list[Item]:
             "All seeds learn from the same labelled images of a size: intervals leave out the luck of which images "
             "were labelled (`switches.subsets: per_seed` has it in)."
         )
-        items.append(Item(text, {"subsets": "shared"}))
+        short = "Intervals leave out the luck of which images were labelled."
+        items.append(Item(text, {"subsets": "shared"}, (short,)))
     return items
 
 
@@ -116,7 +119,8 @@ def _duplicates(facts: Facts) -> list[Item]:
         return []
     words = [f"{n} {'in' if kind == 'exact' else 'by their look in'} {role}" for (kind, role), n in found.items()]
     text = f"Test images that are also among training images: {'; '.join(words)}. tables/duplicates.csv names them."
-    return [Item(text, {f"{role}, {kind}": int(n) for (kind, role), n in found.items()})]
+    short = "Some test images are also among training images."
+    return [Item(text, {f"{role}, {kind}": int(n) for (kind, role), n in found.items()}, (short,))]
 
 
 def _classes(facts: Facts) -> list[Item]:
@@ -140,18 +144,20 @@ def _classes(facts: Facts) -> list[Item]:
     items = []
     if texts:
         text = f"{' '.join(texts)} Such classes hold mIoU down, and their luck moves it."
-        items.append(Item(text, {"hardly_ever_found": hardly.to_dict(), "often_missed": often.to_dict()}))
+        short = f"{len(hardly) + len(often)} of {len(missed)} classes are hardly ever found or often missed."
+        items.append(Item(text, {"hardly_ever_found": hardly.to_dict(), "often_missed": often.to_dict()}, (short,)))
     if nowhere:
         text = f"No test mask has a pixel of these classes, so nothing is known of them: {listed(nowhere)}."
         if facts.metrics["miou_is"].iloc[0] == "per_image":
             text += " Each counts 0 in every image's mIoU."
         else:
             text += " mIoU is a mean over the others."
-        items.append(Item(f"{text} Split the images anew, or leave these classes out.", {"nowhere": nowhere}))
+        text += " Split the images anew, or leave these classes out."
+        items.append(Item(text, {"nowhere": nowhere}, ("Nothing is known of classes that no test mask has.",)))
     if untrained := absent_classes(facts.metrics, "training"):
         words = [f"{name} (in {len(some)} of {len(facts.metrics)} cells)" for name, some in untrained.items()]
         text = f"No mask that a cell was fine-tuned on has a pixel of: {listed(words)}. It cannot be learnt there."
-        items.append(Item(text, {"not_in_training": untrained}))
+        items.append(Item(text, {"not_in_training": untrained}, ("Some cells lack a class in all training masks.",)))
     return items
 
 
@@ -163,7 +169,10 @@ def _short_pretraining(facts: Facts) -> list[Item]:
         f"Short pre-training: {words}. Fewer than {LEAST_STEPS:,} have made results worse in this project's own "
         "studies; the paper took 35,000 or more. A longer one may turn the verdict."
     )
-    return [Item(text, {"steps": facts.short})]
+    may = "a longer one may turn the verdict."
+    return [
+        Item(text, {"steps": facts.short}, (f"Short pre-training ({words}): {may}", f"Pre-training is short: {may}"))
+    ]
 
 
 def _falling(facts: Facts) -> list[Item]:
@@ -179,7 +188,7 @@ def _falling(facts: Facts) -> list[Item]:
         f"The loss was still falling at the end: {'; '.join(words)} (median; from the tenth of epochs before the last "
         f"to the last tenth; the limit is {100 * FALLING:g} %). Train longer."
     )
-    return [Item(text, {"falling": data})]
+    return [Item(text, {"falling": data}, ("Losses were still falling at the end of trainings.",))]
 
 
 def _note(facts: Facts) -> list[Item]:

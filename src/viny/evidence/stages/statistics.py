@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from viny.evidence.statistics import pages
 from viny.evidence.statistics.arm_pages import write_arms, write_held_out
 from viny.evidence.statistics.arms import KEY, Arms
 from viny.evidence.statistics.costs import arm_costs, chain_costs
-from viny.evidence.statistics.crossed import crossed, read_runs, read_scores
+from viny.evidence.statistics.crossed import Score, crossed, read_scores
 from viny.evidence.statistics.held_out import read_curves
-from viny.evidence.statistics.references import reference_scores, write_references
+from viny.evidence.statistics.references import cell_in_words, reference_scores, write_references
 from viny.evidence.summary import Summary
 from viny.evidence.tables import read_metrics, with_arms
 from viny.learning.settings import ModelSettings
@@ -59,23 +59,30 @@ def write_statistics(spec: Mapping[str, Any], *, root: Path, out: Path, record: 
         "transfer": effects.transfer(tables["transfer"], runs, note),
         "costs": effects.cost(tables["costs"], runs, note),
     }
+    compared, called = scores, cell_in_words
+    if has_arms(spec) or held_out_curves(spec):
+        figures, of_arms = _arms(spec, root, out, summary)
+        drawn |= figures
+        if has_arms(spec):
+            compared, called = of_arms, Arms.of(spec).called
     if others := references(spec):
         summary.reads(*(reference_file(root, one, what) for one in others for what in ("record", "confusion")))
-        write_references(frame, scores, *reference_scores(root, others), runs.groups, out / "tables")
-    if has_arms(spec) or held_out_curves(spec):
-        drawn |= _arms(spec, root, out, summary)
+        write_references(frame, compared, *reference_scores(root, others), runs.groups, called, out / "tables")
     for name, figure in drawn.items():
         kit.save(figure, out / "figures" / name)
     summary.write(record, [out / made for made in summarised("statistics", spec)])
 
 
-def _arms(spec: Mapping[str, Any], root: Path, out: Path, summary: Summary) -> dict[str, Figure]:
-    """Write the tables of all arms, and of the held-out loss of pre-training; returns their figures."""
+def _arms(
+    spec: Mapping[str, Any], root: Path, out: Path, summary: Summary
+) -> tuple[dict[str, Figure], dict[tuple[int, Hashable], Score]]:
+    """Write the tables of all arms, and of the held-out loss of pre-training; returns their figures, and all scores."""
     every, about, drawn = cells(spec), Arms.of(spec), {}
     metrics = [metrics_file(root, cell) for cell in every]
     summary.reads(*metrics, *(path.with_suffix(".npz") for path in metrics))
     frame = with_arms(read_metrics(metrics))
-    runs = read_runs(frame, root / "metrics", by=KEY)
+    scores = read_scores(frame, root / "metrics", by=KEY)
+    runs = crossed(scores)
     if has_arms(spec):
         tuned = [cell for cell in every if cell.variant in about.tuned]
         summary.reads(*(training.file(root, "run") for training in trainings(every)))
@@ -95,4 +102,4 @@ def _arms(spec: Mapping[str, Any], root: Path, out: Path, summary: Summary) -> d
         curves = {arm: read_curves(mine) for arm, mine in files.items()}
         gains = write_held_out(runs, about, frame, curves, out / "tables")
         drawn["held_out"] = arms.held_out(curves, gains, about, spec["note"])
-    return drawn
+    return drawn, scores

@@ -111,6 +111,11 @@ class Arms:
             said = f"SimMIM on {size:,} images {'on top of' if start in self.published else 'from'} {said}"
         return " ".join(filter(None, (said, "" if task == "none" else f"and the task {task}", self.variant(variant))))
 
+    def called(self, key: Key) -> str:
+        """A cell, by its key, in words; without its labels."""
+        start, variant, size, task, _ = key
+        return self.words(start, variant, size, task)
+
     def cell(self, *place: Any) -> Key:
         """The key of the cell at a place of the grid: start, variant, pre-train size, task, labels."""
         return self.shared.get(place, place)

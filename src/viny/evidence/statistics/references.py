@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,18 @@ def reference_means(runs: Runs, keys: Iterable[Key]) -> pd.DataFrame:
     return table.assign(**{name: getattr(found, name) for name in MEANS})
 
 
+def cell_in_words(key: tuple[int, str, int]) -> str:
+    """The best cell of a number of labels, in words."""
+    size, task, _ = key
+    return start_in_words(size) + ("" if task == "none" else f", the task {task}")
+
+
 def references_table(
     cells: Mapping[tuple[int, Hashable], Score],
     scores: Mapping[tuple[int, Key], Score],
     about: Mapping[Key, Any],
     margin: float = MARGIN,
+    called: Callable[[Any], str] = cell_in_words,
 ) -> pd.DataFrame:
     """References beside the best cell with as many labels.
 
@@ -110,9 +117,11 @@ def references_table(
     for one that was picked among so many; that it is worse, only for itself.
 
     Args:
-        cells: of the first arm, by seed and (pretrain_size, intermediate, finetune_size), see `crossed.read_scores`.
+        cells: of all arms, by seed and (pretrain_size, intermediate, finetune_size), see `crossed.read_scores`; in a
+            study with arms their keys begin with start and variant.
         scores, about: from `reference_scores`.
         margin: see `verdicts.answer`.
+        called: a cell's key, without labels, in words.
 
     Returns:
         One row per reference and label size, the constant answer first: reference ('constant' or 'unet'), name,
@@ -128,8 +137,10 @@ def references_table(
     every = list(dict.fromkeys(key for _, key in cells))
     for key in sorted(about, key=lambda key: (key[0] != CONSTANT, key[1])):
         kind, labels = key
-        mine = [cell for cell in every if cell[2] == labels]
-        asked = [Question("reference", cell, "", "cell", [cell[::2]], [{cell: 1.0, key: -1.0}], kind) for cell in mine]
+        mine = [cell for cell in every if cell[-1] == labels]
+        asked = [
+            Question("reference", cell, "", "cell", [cell[-3::2]], [{cell: 1.0, key: -1.0}], kind) for cell in mine
+        ]
         decisions = answer(runs, asked, margin)
         if not decisions:
             continue
@@ -139,7 +150,11 @@ def references_table(
         lead = alone if alone.verdict == "down" else decisions[at]
         row = {"reference": kind, "name": _name(kind, about[key]), "finetune_size": labels}
         row |= reached[key]
-        row |= {"parameters": max(about[key]) if kind == UNET else 0, "best": _cell(lead.what), "cells": len(decisions)}
+        row |= {
+            "parameters": max(about[key]) if kind == UNET else 0,
+            "best": called(lead.what),
+            "cells": len(decisions),
+        }
         row |= {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high, "p_holm": lead.p_holm}
         row |= {"verdict": lead.verdict, "words": lead.words.replace(kind, row["name"])}
         row["answer"] = ADVICE[kind, lead.verdict]
@@ -165,11 +180,6 @@ def _name(kind: str, about: set[Any]) -> str:
     if kind == UNET:
         return "a small U-Net from scratch"
     return f"every pixel called {' or '.join(sorted(about))}"
-
-
-def _cell(key: tuple[int, str, int]) -> str:
-    size, task, _ = key
-    return start_in_words(size) + ("" if task == "none" else f", the task {task}")
 
 
 ADVICE = {
@@ -219,18 +229,19 @@ def write_references(
     models: Mapping[Key, Any],
     classes: Mapping[Key, pd.DataFrame],
     groups: int,
+    called: Callable[[Any], str],
     out_dir: Path,
 ) -> pd.DataFrame:
     """Write references.csv and references.md; returns what `references_table` does.
 
     Args:
         frame: what `tables.read_metrics` returns of the cells.
-        cells, scores, models: see `references_table`, of which models is `about`.
+        cells, scores, models, called: see `references_table`, of which models is `about`.
         classes: from `reference_scores`; for each class the table gets columns of its mean, lowest and highest IoU.
         groups: see `Runs.groups`.
         out_dir: folder for the tables; made if missing.
     """
-    table = references_table(cells, scores, models)
+    table = references_table(cells, scores, models, called=called)
     keys = [*zip(table["reference"], table["finetune_size"], strict=True)]
     of_class = pd.DataFrame([_over_seeds(classes[key]) if key in classes else {} for key in keys], table.index)
     table = table.join(of_class)
