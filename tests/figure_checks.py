@@ -79,7 +79,7 @@ def colours(figure: Figure) -> Iterator[tuple[str, float]]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """Colours with contrast, letters large enough on a phone, true minus signs, nothing cut and no title on another."""
+    """Colours with contrast, letters to be read on a phone, true minus signs, nothing cut, nothing on another."""
     for text in texts(figure):
         assert contrast(text.get_color()) >= 4.5, text.get_text()
         assert text.get_size() / 72 / kit.WIDTH * PHONE >= LEAST_LETTERS, text.get_text()
@@ -92,6 +92,12 @@ def assert_readable(figure: Figure) -> None:
     assert inside.x1 <= page.x1
     assert inside.y0 >= page.y0
     assert inside.y1 <= page.y1
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        told = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+        drawn = [text.get_window_extent() for text in told if text.get_text()]
+        assert not any(a.overlaps(b) for i, a in enumerate(drawn) for b in drawn[:i]), [x.get_text() for x in told]
     boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     for drawn in figure.legends:

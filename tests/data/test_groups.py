@@ -246,7 +246,7 @@ def test_a_whole_study_keeps_groups_apart_and_verify_sees_where_one_is_not(
     assert f"Only {tested}" in said and "over seeds and groups of test images" in said
     for name in ("report.html", "tables/decisions.md", "tables/fits.md"):
         assert tested in (root / name).read_text()
-    assert any("test images of 2 groups, not 10" in one.why for one in unanswered(config, count_images(config, root)))
+    assert any("test images, 2 of 10 groups" in one.why for one in unanswered(config, count_images(config, root)))
     # A split by another hand, with seals and hashes of its own, that parts a film.
     record = root / "splits" / "finetune" / "size-12_seed-0.json"
     split = read_split(record, record.with_suffix(".npz"), pack)

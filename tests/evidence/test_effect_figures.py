@@ -220,6 +220,23 @@ def test_cost_has_a_panel_for_operations_and_one_a_device() -> None:
     assert labels[1:] == ["Seconds on cpu", "Seconds on cuda"]
 
 
+@pytest.mark.parametrize("powers", [0.2, 0.7, 1.5, 2, 3, 7])
+@pytest.mark.parametrize("least", [0.05, 20, 5e5])
+def test_ticks_of_cost_are_plain_numbers_apart_from_each_other(least: float, powers: float) -> None:
+    frame = study(("a",))
+    table = costs(frame)
+    table["seconds"] = np.geomspace(least, least * 10**powers, len(table))
+    table["operations"] = 1e9 * table["seconds"]
+    figure = effect_figures.cost(table, runs_of(frame))
+    assert_readable(figure)
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        said = [text.get_text() for at, text in ticks if low <= at <= high]
+        assert 2 <= len(said) <= 12 or powers < 0.5
+        assert not any("^" in label for label in said)
+
+
 def test_nothing_to_draw_is_said_in_words() -> None:
     none = study(())
     apart = study(("a",)).assign(seed=lambda f: f["seed"] + 9 * (f["intermediate"] == "a"))

@@ -113,16 +113,17 @@ def test_more_test_images_are_asked_for_only_where_they_are() -> None:
     assert remedy(259) == "1 more mask"
 
 
-def test_few_images_and_few_groups_are_each_lacking() -> None:
+def test_few_images_and_few_groups_are_one_question() -> None:
     def said(tested: int, groups: int, room: int) -> list[tuple[str, str]]:
         images = Images({}, {"pretrain": 640}, {}, {}, room, tested, None, groups=groups)
         return [(one.why, one.remedy) for one in unanswered(resolve(FULL), images)]
 
-    few, of_few = "51 test images, not 100", "test images of 9 groups, not 10"
-    assert said(51, 9, 164) == [(few, "45 more masks, of other groups"), (of_few, "2 more masks, of other groups")]
-    assert said(51, 10, 164) == [(few, "45 more masks, of other groups")]
-    assert said(51, 0, 164) == [(few, "45 more masks")]
-    assert said(120, 9, 200) == [(of_few, "segmentation.test_size: 134")]
+    both = "51 of 100 test images, 9 of 10 groups"
+    assert said(51, 9, 164) == [(both, "45 more masks, of other groups")]
+    assert said(95, 6, 164) == [(both.replace("51", "95").replace("9 of", "6 of"), "60 more masks, of other groups")]
+    assert said(51, 10, 164) == [("51 test images, not 100", "45 more masks, of other groups")]
+    assert said(51, 0, 164) == [("51 test images, not 100", "45 more masks")]
+    assert said(120, 9, 200) == [("test images of 9 groups, not 10", "segmentation.test_size: 134")]
     assert said(100, 10, 164) == said(100, 0, 164) == []
 
 
@@ -131,7 +132,7 @@ def test_few_images_and_few_groups_are_each_lacking() -> None:
     [
         (76, {}, "grid.pretrain_sizes: add 76"),
         (76, {"held_out": 6}, "grid.pretrain_sizes: add 70"),
-        (None, {}, "pretrain.source: images to pre-train on"),
+        (None, {}, "pretrain.source: add images"),
     ],
 )
 def test_what_pre_training_lacks_is_its_images_or_their_number(
@@ -141,7 +142,7 @@ def test_what_pre_training_lacks_is_its_images_or_their_number(
     config = resolve(merge(FULL, {"grid": grid, "pretrain": held_out}))
     found = unanswered(config, Images({}, {"pretrain": count}, {}, {}, 76, 51, None, groups=9))
     assert [one.remedy for one in found if one.question == module.PRETRAINING] == [remedy]
-    assert len(found) == 5 and all(len(line) <= 100 for line in unanswered_lines(found))
+    assert len(found) == 4 and all(len(line) <= 100 for line in unanswered_lines(found))
 
 
 def test_of_arms_those_are_named_whose_trainings_are_too_short() -> None:

@@ -633,7 +633,7 @@ def test_without_unlabelled_images_the_file_says_what_it_cannot_tell(tmp_path: P
     text = study_text(inspect(Request("mine", Path("images"), Path("masks"))))
     assert "pretrain_sizes: [0]" in text
     assert re.search(
-        r"^# Is pre-training worth it\? +no pre-training +pretrain.source: images to pre-train on$", text, re.MULTILINE
+        r"^# Is pre-training worth it\? +no pre-training +pretrain.source: add images$", text, re.MULTILINE
     )
     assert re.search(r"^# Does a task help\? +no intermediate task ", text, re.MULTILINE)
 

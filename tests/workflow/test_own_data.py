@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def test_every_class_is_measured_and_ignored_pixels_are_not(project: Path) -> No
     assert (root / "report.html").is_file()
     page = (root / "report.html").read_text()
     assert "mine/unlabelled" in page
+    stages = re.findall(r"pre-training|intermediate tasks|fine-tuning|U-Nets beside the study", page[page.index("Trainings</th>") :])
+    assert stages[:4] == ["pre-training", "intermediate tasks", "fine-tuning", "U-Nets beside the study"]
     assert "Against the paper" not in page
 
 

@@ -45,7 +45,7 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[Any], word: str = "or") -> str:
     """Values in words, such as '10, 20 or 1,000'."""
     said = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} or {said[-1]}"
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} {word} {said[-1]}"

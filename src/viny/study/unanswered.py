@@ -96,7 +96,7 @@ def _pretraining(config: Mapping[str, Any], images: Images, sizes: Mapping[Arm, 
         if published:
             return []
         room = (images.unlabelled["pretrain"] or 0) - config["pretrain"].get("held_out", 0)
-        remedy = f"grid.pretrain_sizes: add {room}" if room > 0 else "pretrain.source: images to pre-train on"
+        remedy = f"grid.pretrain_sizes: add {room}" if room > 0 else "pretrain.source: add images"
         return [Unanswered(PRETRAINING, "no pre-training", remedy)]
     found = []
     if 0 not in every:
@@ -164,19 +164,21 @@ def _seeds(count: int) -> list[Unanswered]:
 
 def _tests(images: Images, labels: int) -> list[Unanswered]:
     tested, room, groups = images.tested, images.room, images.groups
-    wanted = {}  # test images, by what is lacking
-    if tested < FEW_IMAGES:
-        wanted[f"{tested_words([tested])}, not {FEW_IMAGES}"] = FEW_IMAGES
-    if 0 < groups < FEW_GROUPS:  # at as many images a group as now
-        why = f"test images of {counted(groups, 'group')}, not {FEW_GROUPS}"
-        wanted[why] = math.ceil(tested * FEW_GROUPS / groups)
-    found = []
-    for why, n in wanted.items():
-        remedy = f"segmentation.test_size: {n}"
-        if room is not None and (lacking := n + labels - tested - room) > 0:
-            remedy = f"{counted(lacking, 'more mask')}{', of other groups' * (groups > 0)}"
-        found.append(Unanswered(SMALL, why, remedy))
-    return found
+    few, few_groups = tested < FEW_IMAGES, 0 < groups < FEW_GROUPS
+    if not (few or few_groups):
+        return []
+    if few and few_groups:
+        why = f"{tested} of {FEW_IMAGES} test images, {groups} of {FEW_GROUPS} groups"
+    else:
+        why = f"{tested_words([tested])}, not {FEW_IMAGES}"
+        if few_groups:
+            why = f"test images of {counted(groups, 'group')}, not {FEW_GROUPS}"
+    # Groups at as many images each as now.
+    wanted = max(FEW_IMAGES if few else 0, math.ceil(tested * FEW_GROUPS / groups) if few_groups else 0)
+    remedy = f"segmentation.test_size: {wanted}"
+    if room is not None and (lacking := wanted + labels - tested - room) > 0:
+        remedy = f"{counted(lacking, 'more mask')}{', of other groups' * (groups > 0)}"
+    return [Unanswered(SMALL, why, remedy)]
 
 
 def _of(some: Collection[Arm], count: int) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
 
 from viny.evidence.figures import kit, means
 from viny.evidence.figures.study import NO_PAIR, NO_TASK
@@ -281,15 +281,18 @@ def cost(table: pd.DataFrame, runs: Runs, note: str = "") -> Figure:
         return kit.say("No costs are known of this study's cells.", note)
     table = table.merge(means.of_cells(runs)[[*GROUP, "mean", "low", "high"]], on=GROUP)
     timed = table[table["seconds"] > 0]
-    plans = [("operations", "front", table[table["operations"] > 0], "Operations (FLOP)")]
-    plans += [("seconds", "front_seconds", mine, f"Seconds on {name}") for name, mine in timed.groupby("device")]
+    operations, seconds = EngFormatter(), FuncFormatter(lambda value, _: f"{value:,g}")
+    plans = [("operations", "front", table[table["operations"] > 0], "Operations (FLOP)", operations)]
+    plans += [
+        ("seconds", "front_seconds", mine, f"Seconds on {name}", seconds) for name, mine in timed.groupby("device")
+    ]
     plans = [plan for plan in plans if len(plan[2])]
     if not plans:
         return kit.say("No cell of this study has a cost above zero.", note)
     styles, tasks = kit.size_styles(table["pretrain_size"]), kit.tasks_in_order(table["intermediate"])
     markers = {task: kit.MARKERS[i % len(kit.MARKERS)] for i, task in enumerate(tasks)}
     figure, panels = kit.panels(len(plans), columns=1, height=2.5)
-    for axes, (by, front, rows, label) in zip(panels, plans, strict=True):
+    for axes, (by, front, rows, label, form) in zip(panels, plans, strict=True):
         best = rows[rows[front].astype(bool)].sort_values(by)
         axes.step(best[by], 100 * best["mean"], where="post", color=kit.GREY, linewidth=0.9, zorder=1, label="_front")
         for (size, task), mine in rows.groupby(["pretrain_size", "intermediate"]):
@@ -300,6 +303,7 @@ def cost(table: pd.DataFrame, runs: Runs, note: str = "") -> Figure:
             )  # fmt: skip
         axes.set_xscale("log")
         axes.margins(x=0.08, y=0.08)
+        kit.log_ticks(axes.xaxis, form)
         _label_front(axes, best[by], 100 * best["mean"], best["finetune_size"])
         axes.set_xlabel("\n".join(textwrap.wrap(label, 50)))
         kit.fine_ticks(axes.yaxis)

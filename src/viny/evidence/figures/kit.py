@@ -25,7 +25,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import AutoMinorLocator, MaxNLocator
+from matplotlib.ticker import AutoMinorLocator, Formatter, LogLocator, MaxNLocator, NullFormatter
 
 from viny.evidence.figures import NOTHING
 from viny.runtime.files import atomic_path
@@ -54,6 +54,7 @@ LEGEND_CLASSES = 16  # the most that a legend names
 TITLE = 28  # letters that fit above half the width
 MINUS = "\N{MINUS SIGN}"
 BARS = "bars: 95 % interval"
+FEW_POWERS = 200  # the largest value of a logarithmic axis, by its smallest, for ticks between powers of ten
 
 P = ParamSpec("P")
 
@@ -330,6 +331,16 @@ def fine_ticks(axis: Any, most: int = 6) -> None:
     """Round ticks, few enough for their labels to fit, with smaller ones in between."""
     axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 2.5, 4, 5, 10]))
     axis.set_minor_locator(AutoMinorLocator())
+
+
+def log_ticks(axis: Any, form: Formatter) -> None:
+    """Ticks of a logarithmic axis: a few to a power of ten if there are few powers, and none whose labels touch."""
+    low, high = axis.get_view_interval()
+    some = (1.0, 2.0, 5.0) if high < FEW_POWERS * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=some, numticks=20))
+    axis.set_minor_locator(LogLocator(subs=range(1, 10), numticks=99))
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def bars(axes: Axes, x: Sequence[float], table: pd.DataFrame, **style: Any) -> None:

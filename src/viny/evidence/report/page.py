@@ -37,10 +37,20 @@ from viny.runtime.errors import InputError
 from viny.runtime.files import read_sealed, write_text
 from viny.runtime.units import capital, counted, listed, tested_words
 from viny.study.arms import settings_of
-from viny.study.grid import arms, base_cells, cells, has_arms
-from viny.study.layout import FIGURE, SCORES, SUMMARIES, held_out_curves, metrics_file, summarised, trainings
+from viny.study.grid import arms, base_cells, cells, has_arms, references
+from viny.study.layout import (
+    FIGURE,
+    SCORES,
+    SUMMARIES,
+    held_out_curves,
+    metrics_file,
+    reference_file,
+    summarised,
+    trainings,
+)
 
 STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
+STAGES |= {"reference": "U-Nets beside the study"}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
 RETURNS = "Labels and pre-training"
 TASKS = "The intermediate task"
@@ -179,6 +189,10 @@ class _Page:
         self.trained = [
             (training.stage, self._json(training.file(root, "run"), "the provenance of a training"))
             for training in trainings(self.cells)
+        ]
+        self.trained += [
+            ("reference", self._json(reference_file(root, one, "record"), "a reference")["provenance"])
+            for one in references(self.settings)
         ]
 
     @cached_property
@@ -398,7 +412,7 @@ class _Page:
                     "passes": run["image_passes"],
                     "seconds": run["training_seconds"],
                 }
-                for stage, run in self.trained
+                for stage, run in sorted(self.trained, key=lambda one: [*STAGES].index(one[0]))
             ]
         )
         sums = frame.groupby(["stage", "device"], sort=False).sum().reset_index()

@@ -20,6 +20,7 @@ from typing import Any
 
 from viny.learning.settings import moved_milestones
 from viny.runtime.errors import InputError
+from viny.runtime.units import listed
 from viny.study.config import merge, resolve
 from viny.study.inventory import Images
 from viny.study.protocols import BUILT_IN_TASKS
@@ -141,18 +142,24 @@ def least_hours(raw: Mapping[str, Any], images: Images, price: Price) -> float:
 
 
 def time_alone(raw: Mapping[str, Any], images: Images, price: Price, study: Path) -> list[str]:
-    """A line on how many of a study's open questions take only time, and how much by forecast; none if no one does."""
+    """A line on which of a study's open questions take only time, and how much by forecast; none if no one does."""
     config = resolve(raw)
     longer = [
         resolve(merge(raw, nested(sizes(raw, config, images, rung.lists, ENOUGH))))
         for rung in _rungs(config, images, True)
         if rung.least == ENOUGH
     ]
-    left, hours = min((len(unanswered(one, images)), price(one)) for one in longer)
-    now = len(unanswered(config, images))
+    left = {price(one): {each.question for each in unanswered(one, images)} for one in longer}
+    hours = min(left, key=lambda hours: (len(left[hours]), hours))
+    now = [one.question for one in unanswered(config, images)]
+    settled = [place for place, question in enumerate(now, 1) if question not in left[hours]]
+    if not settled:
+        return []
     minutes = _tidy(math.ceil(MARGIN * 60 * hours))
-    said = f"Only time is lacking for {now - left} of these {now}: viny resize {study} --minutes {minutes}"
-    return [said] if left < now else []
+    which = f"question{'s' * (len(settled) > 1)} {listed(settled, 'and')} of these {len(now)}"
+    if len(settled) == len(now):
+        which = f"all of these {len(now)}" if len(now) > 1 else "this question"
+    return [f"Only time is lacking for {which}: viny resize {study} --minutes {minutes}"]
 
 
 def too_short(minutes: float, least: float) -> str:
@@ -224,10 +231,10 @@ def _fewest_labels(config: Mapping[str, Any]) -> int:
 
 
 def _to_four(labels: Sequence[int], fewest: int, room: int | None) -> list[int]:
-    """Label sizes, at least four if halves and doubles of them can be had."""
-    found = sorted(labels)
-    while len(found) < LEAST_LABEL_SIZES and found[0] // 2 >= fewest:
-        found.insert(0, found[0] // 2)
+    """Label sizes, at least four if halves of the largest and doubles of it can be had."""
+    found, half = sorted(labels), max(labels) // 2
+    while len(found) < LEAST_LABEL_SIZES and half >= fewest:
+        found, half = sorted({*found, half}), half // 2
     while len(found) < LEAST_LABEL_SIZES and room is not None and 2 * found[-1] <= room:
         found.append(2 * found[-1])
     return found if len(found) > len(labels) else [*labels]
