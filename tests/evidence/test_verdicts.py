@@ -220,7 +220,7 @@ def test_an_interval_clear_of_zero_that_is_one_of_several_says_why_it_names_noth
     for _ in range(200):
         for d in decide(study(rng, tasks=("none", "a", "b", "c"), harm=0.004)):
             clear = d.low > 0 or d.high < 0
-            assert ("as one of" in d.words) == (clear and d.verdict == "undecided")
+            assert ("corrected for" in d.words) == (clear and d.verdict == "undecided")
             if clear and d.verdict == "undecided":
                 assert d.family > 1
                 assert f"but {p_in_words(d.p_holm)} after Holm's correction over {d.family}" in d.sentence

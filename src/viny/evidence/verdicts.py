@@ -441,7 +441,7 @@ def _words(question: Question, verdict: str, mean: Mapping[str, float], family: 
     if verdict in ("up", "down") and max(abs(mean["low"]), abs(mean["high"])) <= margin:
         return f"{words}, by under {points}"
     if verdict == "undecided" and (mean["low"] > 0 or mean["high"] < 0):  # which its interval alone would not say
-        return f"{words}, as one of {family} questions"
+        return f"{words}, corrected for {family} questions"
     return words
 
 

@@ -121,6 +121,12 @@ def title(advice: Advice) -> str:
 
 
 LONG = "`--long` for all."
+WORDS = 150  # of the short advice at most
+
+
+def room(advice: Advice) -> int:
+    """How many words the lines of the short advice may have, between its title and its last line."""
+    return WORDS - len(f"{title(advice)} {LONG}".split())
 
 
 def as_text(advice: Advice, width: int = 100, long: bool = False) -> str:
@@ -129,7 +135,7 @@ def as_text(advice: Advice, width: int = 100, long: bool = False) -> str:
     Args:
         advice: from `advise`.
         width: of a line, in characters.
-        long: all sections, in place of 150 words at most.
+        long: all sections, in place of `WORDS` words at most.
 
     Returns:
         Wrapped lines; each heading has a line to itself, after a blank line.

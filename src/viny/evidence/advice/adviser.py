@@ -6,12 +6,13 @@ Each section is a function of the facts; what one section finds for another is p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from viny.evidence.advice.advice import Advice, Item, Section
+from viny.evidence.advice.advice import Advice, Item, Section, room
 from viny.evidence.advice.best import best_items, constant_items, find_best
 from viny.evidence.advice.brief import brief_lines
 from viny.evidence.advice.effects import (
@@ -101,7 +102,7 @@ def advise(
     arms = arm_items(root, config)
     summary = [*stale, *arms, *best_items(best), *references, *constant, *answers]
     every, there = evaluated_cells(root, config)
-    return Advice(
+    advice = Advice(
         study=config["study"],
         note=str(config.get("note", "")),
         cells=len(every),
@@ -111,9 +112,11 @@ def advise(
         test_groups=facts.runs.groups,
         image_size=facts.config["model"]["image_size"],
         target=target,
-        short=brief_lines(facts, best, labels, arms, references, means, proposals, _by_weight(constant, warnings)),
+        short=[],
         sections=[Section("summary", "In short", summary), *sections],
     )
+    about = (facts, best, labels, arms, references, means, proposals, _by_weight(constant, warnings))
+    return replace(advice, short=brief_lines(*about, most=room(advice)))
 
 
 def sources(root: Path, config: Mapping[str, Any]) -> list[Path]:

@@ -18,11 +18,10 @@ from viny.evidence.advice.references import better_model
 from viny.evidence.verdicts import Decision, bare
 from viny.runtime.units import capital, counted
 
-WORDS = 127  # of all lines together; a title and a last line come on top
 # Which line takes its next shorter wording, where there are too many words. Effects keep their intervals.
 GIVES = (
     *("note", "classes", "best", "warning", "pre-training", "not asked", "next", "labels", "task", "pre-training"),
-    *("classes", "references", "task", "classes", "arms", "provisional", "task", "best", "warning"),
+    *("classes", "references", "task", "classes", "arms", "provisional", "task", "best", "warning", "next"),
 )
 ONE_SEED = re.compile(r"\((a difference with )?one seed, no interval\)")
 TOLD = 2  # tasks that are spelled out
@@ -52,8 +51,9 @@ def brief_lines(
     classes: pd.Series,
     proposals: Sequence[Item],
     warnings: Sequence[Item],
+    most: int,
 ) -> list[Line]:
-    """The short advice, of at most `WORDS` words.
+    """The short advice.
 
     Args:
         facts: the study's.
@@ -64,6 +64,7 @@ def brief_lines(
         classes: the IoU of each class by the model to use.
         proposals: what would settle the rest, the best first.
         warnings: the most important first.
+        most: words.
     """
     beaten = better_model(references)
     several = [item for item in arms if item.short][:1]
@@ -97,15 +98,16 @@ def brief_lines(
         drafts.append(Draft("use", "To use the U-Net" if ahead else "To use it", (command,)))
     first = next((item.data for item in proposals if "rank" in item.data), {})
     longer = "epochs" in first
-    drafts.append(Draft("next", "Next for it" if beaten and longer else "Next", _next(first, bool(facts.short))))
+    drafts.append(Draft("next", "If you keep it" if beaten and longer else "Next", _next(first, bool(facts.short))))
     above = {"reference", "missing", "outdated", *(("steps", "falling") if longer else ())}  # what is said already
     for item in [item for item in warnings if not above & item.data.keys()][:1]:
         key = "note" if "note" in item.data else "warning"
         drafts.append(Draft(key, "Mind", (*(item.short or (_first_sentence(item.text),)), "")))
-    return fitted([Draft(x.key, x.label, tuple(ONE_SEED.sub("(one seed)", text) for text in x.texts)) for x in drafts])
+    drafts = [Draft(x.key, x.label, tuple(ONE_SEED.sub("(one seed)", text) for text in x.texts)) for x in drafts]
+    return fitted(drafts, most)
 
 
-def fitted(drafts: Sequence[Draft], most: int = WORDS) -> list[Line]:
+def fitted(drafts: Sequence[Draft], most: int) -> list[Line]:
     """Lines of no more words than `most` in all, as far as their wordings allow: `GIVES` says which gives way first.
 
     Then what fits after all is taken back.
@@ -193,10 +195,10 @@ def _next(data: Mapping[str, Any], short: bool) -> tuple[str, ...]:
     takes = f"({_in_brief(data)})"
     if "epochs" in data:
         why = "pre-training is short" if short else "losses still fall"
-        return f"Train longer, as {why} {takes}: {command}.", f"Train longer {takes}: {command}."
+        return f"Train longer, as {why} {takes}: {command}.", f"Train longer {takes}: {command}.", f"{command}."
     what, *others = map(str, data["settles"])
     more = f" and {len(others)} more" if others else ""
-    return f"{command} {takes}, for {what.rstrip(',')}{more}.", f"{command} {takes}."
+    return f"{command} {takes}, for {what.rstrip(',')}{more}.", f"{command} {takes}.", f"{command}."
 
 
 def _unanswered(answer: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.facts import Facts, interval_words, start_words
 from viny.evidence.statistics.transfer import NOT_TOLD, transfer
-from viny.evidence.verdicts import Question, answer, in_points, span
+from viny.evidence.verdicts import UNKNOWN, Question, answer, in_points, span
 from viny.runtime.units import capital, counted
 from viny.study.changes import as_keys
 
@@ -31,11 +31,15 @@ def pretraining_brief(facts: Facts) -> tuple[str, ...]:
         return ()
     decision, most = decisions[-1], decisions[-1].cells.nlargest(1, "finetune_size").iloc[0]
     subject = "It" if len(facts.sizes) == 1 else capital(decision.name)
-    if len(decision.cells) == 1 or math.isnan(most["low"]):
-        return decision.short, f"{subject} {decision.words}: {decision.number}."
+    fewest = f"{subject} {decision.words}: {decision.number}."
+    if len(decision.cells) == 1:
+        return decision.short, fewest
     over = f"{subject} {decision.words}: {decision.number} over {counted(len(decision.cells), decision.over)}"
-    here = f"with {int(most['finetune_size']):,} labels {in_points(most['mean'])} ({span(most['low'], most['high'])})"
-    return f"{over}; {here}.", f"{over}.", f"{subject} {decision.words}: {decision.number}."
+    if math.isnan(most["low"]):
+        return f"{over}.", fewest
+    unclear = f" it {UNKNOWN}:" if most["low"] <= 0 <= most["high"] and decision.verdict in ("up", "down") else ""
+    here = f"{in_points(most['mean'])} ({span(most['low'], most['high'])})"
+    return f"{over}; with {int(most['finetune_size']):,} labels{unclear} {here}.", f"{over}.", fewest
 
 
 def pretraining_items(facts: Facts) -> list[Item]:

@@ -13,7 +13,7 @@ from viny.evidence.advice.facts import Facts
 from viny.evidence.advice.trainings import measured_on_others
 from viny.evidence.statistics.arms import KEY, Arms
 from viny.evidence.statistics.crossed import Score, read_scores
-from viny.evidence.statistics.references import CONSTANT, cell_in_words, reference_scores, references_table
+from viny.evidence.statistics.references import CONSTANT, between, cell_in_words, reference_scores, references_table
 from viny.evidence.tables import OF_CLASS, read_metrics, with_arms
 from viny.runtime.units import capital
 from viny.study.grid import Reference, cells, has_arms
@@ -86,10 +86,11 @@ def _brief(row: Mapping[str, Any]) -> tuple[str, ...]:
     answer = str(row["answer"])
     if row["verdict"] == "down":
         answer = "worse than none" if row["reference"] == CONSTANT else "do not use it"
-    labels = f"with {row['finetune_size']:,} labels"
+    ends = (row["lead_low"], row["lead_high"]) if row["lead"] > 0 else (-row["lead_high"], -row["lead_low"])
+    apart = f"{ahead} points {side}{between(*ends)}"
     return (
-        f"{capital(answer)}: {name} has {reached} % mIoU {labels}, {ahead} points {side}.",
-        f"{capital(name)} has {reached} %, {ahead} points {side}; {answer}.",
+        f"{capital(answer)}: {name} has {reached} % mIoU with {row['finetune_size']:,} labels, {apart}.",
+        f"{capital(name)} has {reached} %, {apart}; {answer}.",
     )
 
 

@@ -245,7 +245,7 @@ def budget_words(parts: Sequence[Decision]) -> str:
             return f"{what} {named[part.verdict]} {bare(abs(part.mean))} points ({bare(low)} to {bare(high)})"
         size = "changed little" if part.verdict == "small" else "cannot be told to have bought anything"
         clear = part.verdict == "undecided" and (part.low > 0 or part.high < 0)
-        return f"{what} {size}{f', as one of {part.family} questions' if clear else ''}: {part.number}"
+        return f"{what} {size}{f', corrected for {part.family} questions' if clear else ''}: {part.number}"
 
     gain = f"{whole.name[0].upper()}{whole.name[1:]} brought {whole.number}"
     verdict = BOUGHT.get((steps.verdict, images.verdict), "Which of the two bought what cannot be told.")
