@@ -228,7 +228,9 @@ def test_the_u_net_is_compared_with_the_best_of_all_arms(tmp_path: Path) -> None
     assert name.endswith("_fine-16_seed-0_variant-frozen") and name in {cell.name for cell in cells(config)}
     # Of cells that were measured on other images nothing is said.
     packed(tmp_path, config, lambda cell: cell.variant == "frozen")
-    assert "do not use it" in lines_of(tmp_path)["references"].lower()
+    lines = lines_of(tmp_path)
+    assert "do not use it" in lines["references"].lower() and "frozen" not in lines["arms"]
+    assert advise(tmp_path).evaluated == advise(tmp_path).cells / 2
 
 
 def test_a_run_that_goes_on_tells_of_the_u_nets_that_are_there(tmp_path: Path) -> None:

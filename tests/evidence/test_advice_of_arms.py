@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from arms_study import ARMS, summarise, write_arms_study
 
-from viny.evidence.advice.starts import arm_items, evaluated_cells
+from viny.evidence.advice.facts import TARGET, gather_facts
+from viny.evidence.advice.starts import arm_items
+from viny.evidence.statistics.crossed import read_scores
 from viny.study.config import merge, resolve
 from viny.study.grid import cells
 from viny.study.reading import read_config
@@ -25,10 +28,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_best_arm_is_named_as_in_the_tables(root: Path) -> None:
     config = resolve(merge(read_config(TINY), ARMS))
-    every, there = evaluated_cells(root, config)
-    assert every == there == cells(config)
-    said = [item.text for item in arm_items(root, config)]
+    facts = gather_facts(root, config, TARGET, None)
+    assert list(facts.current) == cells(config)
+    said = [item.text for item in arm_items(facts)]
     told = pd.read_csv(root / "tables" / "arm_decisions.csv")
     assert said[:-1] == list(told.loc[told["kind"].isin(["best arm", "what bought the gain"]), "sentence"])
     assert "about one arm alone, a random start," in said[-1]
-    assert arm_items(root, resolve(read_config(TINY))) == []
+
+
+def test_the_first_arm_reads_its_own_scores(root: Path) -> None:
+    facts = gather_facts(root, resolve(merge(read_config(TINY), ARMS)), TARGET, None)
+    alone = read_scores(facts.frame, root / "metrics")
+    assert list(facts.scores) == list(alone) and set(facts.arm_scores) > {
+        (seed, ("random", "study", *key)) for seed, key in alone
+    }
+    for key, score in alone.items():
+        np.testing.assert_equal(vars(facts.scores[key]), vars(score))

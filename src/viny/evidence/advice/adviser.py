@@ -32,7 +32,7 @@ from viny.evidence.advice.references import (
     lost_classes,
     reference_items,
 )
-from viny.evidence.advice.starts import arm_items, evaluated_cells
+from viny.evidence.advice.starts import arm_items
 from viny.evidence.advice.warnings import outdated_items, warning_items
 from viny.evidence.statistics.crossed import ALPHA, LEVEL
 from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, UNKNOWN, target_words
@@ -99,14 +99,13 @@ def advise(
         Item(f"How many more masks? {labels.answer}", {"question": "labels"}),
         Item(f"Will the intermediate task hurt? {tasks_answer(facts)}", {"question": "task"}),
     ]
-    arms = arm_items(root, config)
+    arms = arm_items(facts)
     summary = [*stale, *arms, *best_items(best), *references, *constant, *answers]
-    every, there = evaluated_cells(root, config)
     advice = Advice(
         study=config["study"],
         note=str(config.get("note", "")),
-        cells=len(every),
-        evaluated=len(there) - len(facts.outdated),
+        cells=len(cells(config)),
+        evaluated=len(facts.current),
         seeds=len(facts.grid["seeds"]),
         test_images=list(facts.test_images),
         test_groups=facts.runs.groups,

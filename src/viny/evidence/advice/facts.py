@@ -16,13 +16,14 @@ import pandas as pd
 
 from viny.evidence.advice.trainings import Trainings, measured_on_others, on_images, read_record, trained_on_these
 from viny.evidence.advice.trial import AtHand, images_at_hand, own_side
+from viny.evidence.statistics.arms import KEY
 from viny.evidence.statistics.crossed import Runs, Score, crossed, read_scores
-from viny.evidence.tables import read_metrics
+from viny.evidence.tables import read_metrics, with_arms
 from viny.evidence.verdicts import Decision, decide, in_points, span, start_in_words
 from viny.runtime.errors import InputError
 from viny.study.arms import settings_of
 from viny.study.changes import changed
-from viny.study.grid import Cell, Reference, arms, base_cells, references
+from viny.study.grid import Cell, Reference, arms, base_cells, cells, has_arms, references
 from viny.study.layout import metrics_file, pack_manifest
 from viny.study.unanswered import LEAST_STEPS, pretraining_steps
 
@@ -49,10 +50,12 @@ class Facts:
         missing: cells without metrics.
         outdated: cells measured on images other than the study's current ones.
         done: all other cells.
+        current: the cells of all arms that were evaluated, on these images.
         references: the U-Nets that are trained, on the study's current images.
         metrics: one row for each cell in `done`, see `read_metrics`.
         frame: the rows of `metrics` that have an mIoU.
         scores: mIoU by seed and cell, with the influence of each test image, see `crossed.read_scores`.
+        arm_scores: the same of `current`, keyed by `statistics.arms.KEY`; empty in a study with one arm.
         runs: the same as arrays.
         decisions: what the study decides, at the target.
         test_images: how many there are, in ascending order; one number unless the test set moves.
@@ -77,10 +80,12 @@ class Facts:
     missing: tuple[Cell, ...]
     outdated: tuple[Cell, ...]
     done: tuple[Cell, ...]
+    current: tuple[Cell, ...]
     references: tuple[Reference, ...]
     metrics: pd.DataFrame
     frame: pd.DataFrame
     scores: Mapping[tuple[int, Hashable], Score]
+    arm_scores: Mapping[tuple[int, Hashable], Score]
     runs: Runs
     decisions: tuple[Decision, ...]
     test_images: tuple[int, ...]
@@ -150,11 +155,13 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     """
     study, config = config, _of_first_arm(config)
     every = base_cells(study)
-    missing = [cell for cell in every if not metrics_file(root, cell).is_file()]
-    absent = set(missing)
-    there = [cell for cell in every if cell not in absent]
-    outdated = measured_on_others(root, there)
-    stale = set(outdated)
+    evaluated = [cell for cell in cells(study) if metrics_file(root, cell).is_file()]
+    stale = set(measured_on_others(root, evaluated))
+    current = [cell for cell in evaluated if cell not in stale]
+    known = set(evaluated)
+    missing = [cell for cell in every if cell not in known]
+    there = [cell for cell in every if cell in known]
+    outdated = [cell for cell in there if cell in stale]
     done = [cell for cell in there if cell not in stale]
     if there and not done:
         raise InputError(
@@ -170,7 +177,15 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
     frame = metrics.dropna(subset="miou").reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root}: no evaluated cell has an mIoU; look at its masks with `viny verify`")
-    scores = read_scores(frame, root / "metrics")
+    scores: Mapping[tuple[int, Hashable], Score]
+    arm_scores: Mapping[tuple[int, Hashable], Score] = {}
+    if has_arms(study):
+        of_all = with_arms(read_metrics([metrics_file(root, cell) for cell in current]))
+        arm_scores = read_scores(of_all, root / "metrics", by=KEY)
+        first = arms(study)[0].start, arms(study)[0].variant
+        scores = {(seed, key[2:]): score for (seed, key), score in arm_scores.items() if key[:2] == first}
+    else:
+        scores = read_scores(frame, root / "metrics")
     runs = crossed(scores)
     trainings = Trainings(root, config, there, outdated)
     held_out = trainings.held_out()
@@ -189,10 +204,12 @@ def gather_facts(root: Path, config: Mapping[str, Any], target: float, minutes_p
         missing=tuple(missing),
         outdated=tuple(outdated),
         done=tuple(done),
+        current=tuple(current),
         references=tuple(trained_on_these(root, references(study))),
         metrics=metrics,
         frame=frame,
         scores=scores,
+        arm_scores=arm_scores,
         runs=runs,
         decisions=tuple(decide(runs, target / 100)),
         test_images=tuple(sorted({int(n) for n in metrics["test_images"]})),

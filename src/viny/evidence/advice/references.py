@@ -10,14 +10,12 @@ import pandas as pd
 from viny.evidence.advice.advice import Item
 from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import Facts
-from viny.evidence.advice.trainings import measured_on_others
-from viny.evidence.statistics.arms import KEY, Arms
-from viny.evidence.statistics.crossed import Score, read_scores
+from viny.evidence.statistics.arms import Arms
+from viny.evidence.statistics.crossed import Score
 from viny.evidence.statistics.references import CONSTANT, between, cell_in_words, reference_scores, references_table
-from viny.evidence.tables import OF_CLASS, read_metrics, with_arms
+from viny.evidence.tables import OF_CLASS
 from viny.runtime.units import capital
-from viny.study.grid import Reference, cells, has_arms
-from viny.study.layout import metrics_file
+from viny.study.grid import Reference, has_arms
 from viny.study.specs import statistics_spec
 
 LOST = 0.05  # IoU below which a class counts as lost
@@ -52,10 +50,7 @@ def _compared(facts: Facts) -> tuple[Mapping[tuple[int, Hashable], Score], Calla
     """The mIoU of the cells of all arms, see `references_table`, and what a cell is called."""
     if not has_arms(facts.study):
         return facts.scores, cell_in_words
-    there = [cell for cell in cells(facts.study) if metrics_file(facts.root, cell).is_file()]
-    stale = set(measured_on_others(facts.root, there))
-    frame = with_arms(read_metrics([metrics_file(facts.root, cell) for cell in there if cell not in stale]))
-    return read_scores(frame, facts.root / "metrics", by=KEY), Arms.of(statistics_spec(facts.study)).called
+    return facts.arm_scores, Arms.of(statistics_spec(facts.study)).called
 
 
 def class_means(best: Best, beaten: Sequence[Item]) -> pd.Series:

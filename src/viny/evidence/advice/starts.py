@@ -4,45 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from viny.evidence.advice.advice import Item
+from viny.evidence.advice.facts import Facts
 from viny.evidence.statistics.arm_pages import BEST, BOUGHT, arm_decisions
 from viny.evidence.statistics.arms import KEY, Arms, arms_table
 from viny.evidence.statistics.costs import arm_costs
-from viny.evidence.statistics.crossed import read_runs
-from viny.evidence.tables import read_metrics, with_arms
+from viny.evidence.statistics.crossed import crossed
 from viny.evidence.verdicts import bare
 from viny.runtime.errors import InputError
 from viny.runtime.units import capital
-from viny.study.grid import Cell, cells, has_arms
-from viny.study.layout import metrics_file
+from viny.study.grid import Cell, has_arms
 from viny.study.specs import statistics_spec
 
 
-def evaluated_cells(root: Path, config: Mapping[str, Any]) -> tuple[list[Cell], list[Cell]]:
-    """All cells of a study, of every arm, and those of them that are evaluated."""
-    every = cells(config)
-    return every, [cell for cell in every if metrics_file(root, cell).is_file()]
-
-
-def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
+def arm_items(facts: Facts) -> list[Item]:
     """Which arm is best, and what all else is about; nothing for a study without arms.
 
     Raises:
         InputError: a damaged file.
     """
-    if not has_arms(config):
+    if not has_arms(facts.study):
         return []
-    _, there = evaluated_cells(root, config)
-    about = Arms.of(statistics_spec(config))
-    frame = with_arms(read_metrics([metrics_file(root, cell) for cell in there]))
-    runs = read_runs(frame, root / "metrics", by=KEY)
+    about, there = Arms.of(statistics_spec(facts.study)), facts.current
+    runs = crossed(facts.arm_scores)
     try:
-        spent = arm_costs(root, there, about.tuned)
+        spent = arm_costs(facts.root, there, about.tuned)
     except InputError:  # a training that is not there any more
         spent = None
     table = arms_table(runs, about, spent)
@@ -55,7 +45,8 @@ def arm_items(root: Path, config: Mapping[str, Any]) -> list[Item]:
         for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records")
     ]
     first = about.words(*about.base, 0)
-    alone = f"All that follows is about one arm alone, {first}, with and without pre-training and tasks."
+    but = ", but for the comparison with simple models," if facts.references else ""
+    alone = f"All that follows{but} is about one arm alone, {first}, with and without pre-training and tasks."
     return [*items, Item(alone, {"start": about.base[0], "variant": about.base[1]})]
 
 
