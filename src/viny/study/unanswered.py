@@ -165,14 +165,14 @@ def _seeds(count: int) -> list[Unanswered]:
 def _tests(images: Images, labels: int) -> list[Unanswered]:
     tested, room, groups = images.tested, images.room, images.groups
     few, few_groups = tested < FEW_IMAGES, 0 < groups < FEW_GROUPS
-    if not (few or few_groups):
-        return []
     if few and few_groups:
         why = f"{tested} of {FEW_IMAGES} test images, {groups} of {FEW_GROUPS} groups"
-    else:
+    elif few:
         why = f"{tested_words([tested])}, not {FEW_IMAGES}"
-        if few_groups:
-            why = f"test images of {counted(groups, 'group')}, not {FEW_GROUPS}"
+    elif few_groups:
+        why = f"test images of {counted(groups, 'group')}, not {FEW_GROUPS}"
+    else:
+        return []
     # Groups at as many images each as now.
     wanted = max(FEW_IMAGES if few else 0, math.ceil(tested * FEW_GROUPS / groups) if few_groups else 0)
     remedy = f"segmentation.test_size: {wanted}"

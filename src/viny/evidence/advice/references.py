@@ -12,7 +12,7 @@ from viny.evidence.advice.best import Best
 from viny.evidence.advice.facts import Facts
 from viny.evidence.statistics.arms import Arms
 from viny.evidence.statistics.crossed import Score
-from viny.evidence.statistics.references import CONSTANT, between, cell_in_words, reference_scores, references_table
+from viny.evidence.statistics.references import CONSTANT, apart_by, cell_in_words, reference_scores, references_table
 from viny.evidence.tables import OF_CLASS
 from viny.runtime.units import capital
 from viny.study.grid import Reference, has_arms
@@ -81,8 +81,7 @@ def _brief(row: Mapping[str, Any]) -> tuple[str, ...]:
     answer = str(row["answer"])
     if row["verdict"] == "down":
         answer = "worse than none" if row["reference"] == CONSTANT else "do not use it"
-    ends = (row["lead_low"], row["lead_high"]) if row["lead"] > 0 else (-row["lead_high"], -row["lead_low"])
-    apart = f"{ahead} points {side}{between(*ends)}"
+    apart = f"{ahead} points {side}{apart_by(row['lead'], row['lead_low'], row['lead_high'])}"
     return (
         f"{capital(answer)}: {name} has {reached} % mIoU with {row['finetune_size']:,} labels, {apart}.",
         f"{capital(name)} has {reached} %, {apart}; {answer}.",

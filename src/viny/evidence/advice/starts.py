@@ -37,13 +37,12 @@ def arm_items(facts: Facts) -> list[Item]:
         spent = None
     table = arms_table(runs, about, spent)
     said = arm_decisions(runs, about, table)
-    models = {str(labels): _model(rows, about, there) for labels, rows in table.groupby("finetune_size")}
-    items = [
-        Item(
-            row["sentence"], {"kind": row["kind"], "labels": row["what"], "model": models.get(row["what"])}, _brief(row)
-        )
-        for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records")
-    ]
+    items = []
+    for row in said[said["kind"].isin([BEST, BOUGHT])].to_dict("records"):
+        data = {"kind": row["kind"], "labels": row["what"]}
+        if row["kind"] == BEST:
+            data["model"] = _model(table[table["finetune_size"] == int(row["what"])], about, there)
+        items.append(Item(row["sentence"], data, _brief(row)))
     first = about.words(*about.base, 0)
     but = ", but for the comparison with simple models," if facts.references else ""
     alone = f"All that follows{but} is about one arm alone, {first}, with and without pre-training and tasks."

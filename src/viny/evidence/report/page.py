@@ -49,8 +49,10 @@ from viny.study.layout import (
     trainings,
 )
 
-STAGES = {"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"}
-STAGES |= {"reference": "U-Nets beside the study"}
+STAGES = {
+    **{"pretrain": "pre-training", "intermediate": "intermediate tasks", "finetune": "fine-tuning"},
+    "reference": "U-Nets beside the study",
+}
 TINTS = dict.fromkeys(IN_FAVOUR, "good") | dict.fromkeys(AGAINST, "bad")
 RETURNS = "Labels and pre-training"
 TASKS = "The intermediate task"

@@ -197,17 +197,12 @@ ADVICE = {
 def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
     """A row in words."""
     size = f" ({row['parameters'] / 1e6:.2f} M parameters)" if row["reference"] == UNET else ""
-    reached = f"{100 * row['mean']:.1f} %{between(row['low'], row['high'])}"
+    reached = f"{100 * row['mean']:.1f} %{_between(row['low'], row['high'])}"
     best = f"the best of {counted(row['cells'], 'cell')}" if row["cells"] > 1 else "the study's cell"
     gap, side = f"{100 * abs(lead.mean):.1f} points", "below" if lead.mean > 0 else "above"
-    if lead.verdict in ("up", "down"):
-        low, high = sorted((abs(lead.low), abs(lead.high)))  # both of one sign
-        apart = f"{gap} {side} {best}{between(low, high)}"
-    elif lead.verdict == "small":
+    apart = f"{gap} {side} {best}{apart_by(lead.mean, lead.low, lead.high)}"
+    if lead.verdict == "small":
         apart = f"within {target_words(100 * margin)} of {best}"
-    else:
-        ends = (lead.low, lead.high) if lead.mean > 0 else (-lead.high, -lead.low)  # in the direction that is said
-        apart = f"{gap} {side} {best}{between(*ends)}"
     verb = "reaches" if row["reference"] == UNET else "gives"
     said = f"With {row['finetune_size']:,} labels {row['name']}{size} {verb} {reached}, {apart}"
     why = ""
@@ -218,8 +213,12 @@ def _sentence(row: Mapping[str, Any], lead: Decision, margin: float) -> str:
     return f"{said}: {row['answer']}{why}."
 
 
-def between(low: float, high: float) -> str:
-    """The interval of fractions in points behind what it is of; empty where there is none."""
+def apart_by(lead: float, low: float, high: float) -> str:
+    """The interval of a lead in points, in its own direction: of a loss that by which it is behind; empty for none."""
+    return _between(low, high) if lead > 0 else _between(-high, -low)
+
+
+def _between(low: float, high: float) -> str:
     return "" if math.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -252,7 +251,7 @@ def write_references(
             "Reference": row["name"],
             "Labels": row["finetune_size"],
             "Runs": row["n"],
-            "mIoU, %": bare(row["mean"]) + between(row["low"], row["high"]),
+            "mIoU, %": bare(row["mean"]) + _between(row["low"], row["high"]),
             "Best cell": row["best"],
             "Best cell minus reference": in_points(row["lead"])
             + ("" if math.isnan(row["lead_low"]) else f" ({span(row['lead_low'], row['lead_high'])})"),

@@ -149,10 +149,10 @@ def time_alone(raw: Mapping[str, Any], images: Images, price: Price, study: Path
         for rung in _rungs(config, images, True)
         if rung.least == ENOUGH
     ]
-    left = {price(one): {each.question for each in unanswered(one, images)} for one in longer}
-    hours = min(left, key=lambda hours: (len(left[hours]), hours))
+    tried = ((price(one), {each.question for each in unanswered(one, images)}) for one in longer)
+    hours, left = min(tried, key=lambda one: (len(one[1]), one[0]))
     now = [one.question for one in unanswered(config, images)]
-    settled = [place for place, question in enumerate(now, 1) if question not in left[hours]]
+    settled = [place for place, question in enumerate(now, 1) if question not in left]
     if not settled:
         return []
     minutes = _tidy(math.ceil(MARGIN * 60 * hours))
