@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import websocket  # of the package websocket-client
+from patience import PATIENCE, until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
-PATIENCE = 60.0  # seconds for whatever the browser should do
 # For pages, a machine without a mouse has one; the numbers are Blink's HoverType and PointerType.
 MOUSE = "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
 OFFLINE = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
@@ -82,10 +82,7 @@ class Page:
 
     def until(self, script: str) -> None:
         """Wait for an expression to become true."""
-        end = time.monotonic() + PATIENCE
-        while not self.ask(script):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.02)
+        until(lambda: self.ask(script), script, every=0.02)
 
     def middle(self, selector: str) -> dict[str, float]:
         """The middle of an element, scrolled into view."""

@@ -36,7 +36,7 @@ from viny.runtime.processes import place, process_tag
 VALUES = {1: 0, 2: 1, 3: 2}
 HEIGHT, WIDTH = 30, 40
 GENERATED = settings(
-    max_examples=60, derandomize=True, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, derandomize=True, deadline=60_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

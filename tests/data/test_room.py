@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from PIL import Image
 
 from viny.data import decoding
@@ -40,7 +41,14 @@ def test_threads_hold_no_more_than_there_is() -> None:
 
 
 def test_small_requests_are_served_together() -> None:
-    assert held_together(Room(100), [10] * 5) > 10
+    room, all_hold = Room(100), threading.Barrier(5)
+
+    def hold(count: int) -> None:
+        with room.taken(count):
+            all_hold.wait(PATIENCE)
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(hold, [10] * 5))
 
 
 def test_more_than_there_is_gets_all() -> None:

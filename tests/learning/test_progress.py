@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import until
 from tiny_study import Study
 
 from viny.learning import progress, run, stages, train
@@ -257,12 +259,18 @@ def test_a_reader_finds_it_whole_while_it_is_written(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for step in range(1, 201):
-        writer.write(ProgressReport(step / 200, 1, step, 200, loss=0.1, images_per_second=1 / 3, seconds_left=1e-9))
+    steps = itertools.count(1)
+
+    def write() -> bool:
+        step = next(steps)
+        values = {"loss": 0.1, "images_per_second": 1 / 3, "seconds_left": 1e-9}
+        writer.write(ProgressReport(step / 10**6, 1, step, 10**6, **values))
+        return step >= 200 and len(found) > 10
+
+    until(write, "reads of many different reports", every=0)
     ended.set()
     reader.join()
     assert None not in found
-    assert len(found) > 10
     assert [path.name for path in tmp_path.iterdir()] == [PROGRESS]
 
 

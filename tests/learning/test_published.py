@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from patience import PATIENCE
 from safetensors.torch import save_file
 from test_model import carried_over, shaken
 from torch import Tensor, nn
@@ -355,4 +356,4 @@ def test_a_normalisation_of_no_three_channels_is_refused(found: dict[str, Any]) 
 
 def test_timm_is_not_loaded_before_it_is_needed() -> None:
     code = "import sys, viny.learning.stages, viny.learning.published; assert 'timm' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from patience import PATIENCE, until
 from tiny_study import Study
 
 from viny import cli
@@ -59,13 +60,6 @@ def spawn() -> Iterator[Spawn]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def until(ready: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.005)
 
 
 HOLD = """
@@ -170,7 +164,7 @@ def test_a_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     claim = Claim(path)
     claim.acquire()
     aged(path, 1000)
-    until(lambda: time.time() - path.stat().st_mtime < 500, "a sign of life", 10)
+    until(lambda: time.time() - path.stat().st_mtime < 500, "a sign of life")
     written(path, pid=7, started="1")  # another's by now
     aged(path, 1000)
     time.sleep(0.1)
@@ -314,7 +308,7 @@ def test_one_of_many_holds_a_claim_at_a_time(links: str, tmp_path: Path, spawn: 
     (tmp_path / "counter").write_text("0")
     workers = [spawn(TURNS, tmp_path, links, 20, stdout=subprocess.DEVNULL) for _ in range(6)]
     for worker in workers:
-        assert worker.communicate(timeout=240)[1] == ""
+        assert worker.communicate(timeout=PATIENCE)[1] == ""
     assert (tmp_path / "counter").read_text() == "120"
     claim = Claim(tmp_path / "claim")
     assert claim.acquire() is None
@@ -322,12 +316,22 @@ def test_one_of_many_holds_a_claim_at_a_time(links: str, tmp_path: Path, spawn: 
     assert [p.name for p in tmp_path.iterdir()] == ["counter"]
 
 
+def end_when_waited_for(process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep = time.sleep
+
+    def killing(seconds: float) -> None:
+        process.kill()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", killing)
+
+
 def test_waiting_says_for_whom_and_ends_when_the_holder_does(
-    tmp_path: Path, spawn: Spawn, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, spawn: Spawn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "claim"
     other = holding(spawn, path)
-    threading.Timer(0.2, other.kill).start()
+    end_when_waited_for(other, monkeypatch)
     with claimed(path, "finetune", poll=0.01) as waited:
         assert waited
         assert Claim(path).holder() == Owner.me()
@@ -343,8 +347,7 @@ def test_waiting_says_for_whom_and_ends_when_the_holder_does(
 
 def test_a_claim_within_a_claim_is_the_same(tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    other = holding(spawn, tmp_path / "claim")
-    threading.Timer(0.2, other.kill).start()
+    end_when_waited_for(holding(spawn, tmp_path / "claim"), monkeypatch)
     with claimed(Path("claim"), "finetune", poll=0.01) as waited, claimed(tmp_path / "claim", "finetune") as again:
         assert waited and again
         with claimed(tmp_path / "other", "finetune") as apart:
@@ -358,13 +361,13 @@ def test_a_claim_within_a_claim_is_the_same(tmp_path: Path, spawn: Spawn, monkey
         held.start()
         held.join(0.2)
         assert held.is_alive()  # another thread waits, as another process does
-    held.join(10)
+    held.join(PATIENCE)
 
 
 def test_a_claim_ends_with_its_process_s_orderly_end(tmp_path: Path, spawn: Spawn) -> None:
     code = HOLD.replace("time.sleep(600)", "import atexit; atexit.register(claim.release); sys.exit(3)")
     process = spawn(code, tmp_path / "claim")
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -450,7 +453,7 @@ def test_a_job_is_told_when_its_driver_is_killed(parent: str, tmp_path: Path, sp
     told = tmp_path / "told"
     try:
         if parent == "mine":
-            until(lambda: told.exists() and told.read_text(), "the child's end", 10)
+            until(lambda: told.exists() and told.read_text(), "the child's end")
             assert told.read_text() == "stopped by SIGTERM "
         else:
             time.sleep(0.3)
@@ -588,8 +591,8 @@ def test_of_two_processes_at_one_stage_the_second_waits(
     assert said == f"finetune: waiting for process {first.pid} on {platform.node()}, which is working on it\n"
     assert not (tmp_path / "out" / "model.json").exists()
     first.send_signal(signal.SIGCONT if fate == "goes on" else signal.SIGKILL)
-    first.communicate(timeout=240)
-    rest, errors = second.communicate(timeout=240)
+    first.communicate(timeout=PATIENCE)
+    rest, errors = second.communicate(timeout=PATIENCE)
     assert (second.returncode, errors) == (0, "")
     run = json.loads((tmp_path / "out" / "model.run").read_text())
     if fate == "goes on":
@@ -617,7 +620,7 @@ def test_a_stopped_command_ends_with_one_line_and_the_signal_s_code(number: int,
     process = spawn(None, *pack_arguments(tmp_path, count=1_000_000))
     until(lambda: list(tmp_path.glob("store/.*/labels.npy")), "the pack's start")
     process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=PATIENCE)[1]
     assert (process.returncode, errors) == (128 + number, f"viny: stopped by {signal.Signals(number).name}\n")
     assert list((tmp_path / "store").iterdir()) == []
 
@@ -735,7 +738,7 @@ end(3)
 
 @pytest.mark.parametrize("case", ["alone", "thread"])
 def test_a_process_ends_with_its_code_and_output_but_its_memory_is_not_taken_apart(case: str) -> None:
-    done = subprocess.run([sys.executable, "-c", END, case], capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run([sys.executable, "-c", END, case], capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 3 and not done.stderr
     assert done.stdout == {"alone": "done at exit\n", "thread": "done thread at exit\ntaken apart\n"}[case]
 
@@ -743,7 +746,9 @@ def test_a_process_ends_with_its_code_and_output_but_its_memory_is_not_taken_apa
 def test_a_profiler_gets_its_result(tmp_path: Path) -> None:
     script, found = tmp_path / "script.py", tmp_path / "found"
     script.write_text(END, encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "cProfile", "-o", found, script, "alone"], capture_output=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "cProfile", "-o", found, script, "alone"], capture_output=True, timeout=PATIENCE
+    )
     assert found.stat().st_size
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, until
 
 from viny.runtime import stacks
 from viny.runtime.claims import Claim
@@ -56,6 +57,7 @@ class Run:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise error[self.how]
         self.step += 1
+        (self.kept / "going").touch()
         if self.step >= self.work.spec["cell"]["steps"]:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             with open(self.out, "a") as f:
@@ -199,15 +201,13 @@ def jobs(tmp_path: Path) -> Iterator[Callable[..., Jobs]]:
             process.wait()
 
 
-def until(ready: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
-
-
 def taken(all_jobs: Jobs, *names: str) -> Callable[[], bool]:
     return lambda: all("from step" in all_jobs.said(name) for name in names)
+
+
+def going(all_jobs: Jobs, *names: str) -> Callable[[], bool]:
+    """Each has taken a step."""
+    return lambda: all((all_jobs.kept(name) / "going").exists() for name in names)
 
 
 def test_a_key_is_of_what_must_be_equal(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_one_job_leads_and_the_others_are_trained_by_it(jobs: Callable[..., Jobs
     first = all_jobs.start("first", steps=100000)
     until(taken(all_jobs, "first"), "a leader")
     others = [all_jobs.start(f"m{number}") for number in range(4)]
-    assert [one.wait(30) for one in others] == [0] * 4
+    assert [one.wait(PATIENCE) for one in others] == [0] * 4
     assert first.poll() is None
     for number in range(4):
         said = all_jobs.said(f"m{number}").splitlines()
@@ -239,7 +239,7 @@ def test_one_job_leads_and_the_others_are_trained_by_it(jobs: Callable[..., Jobs
         assert not all_jobs.kept(f"m{number}").with_name(f"m{number}.claim").exists()
     assert "m0" not in all_jobs.said("first")
     first.send_signal(signal.SIGTERM)
-    assert first.wait(30) == 128 + signal.SIGTERM
+    assert first.wait(PATIENCE) == 128 + signal.SIGTERM
     assert (all_jobs.left(), all_jobs.places()) == ([], [])
 
 
@@ -255,7 +255,7 @@ def test_a_stack_holds_as_many_as_it_is_told(jobs: Callable[..., Jobs]) -> None:
     assert sum(taken(all_jobs, name)() for name in names) == 2
     assert sum("waiting for one of 1 GPUs, with 1 jobs each" in all_jobs.said(name) for name in names) >= 2
     first.send_signal(signal.SIGTERM)
-    assert first.wait(30) == 128 + signal.SIGTERM
+    assert first.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -271,11 +271,11 @@ def test_a_work_that_fails_fails_in_its_own_job_as_it_would_alone(
 ) -> None:
     all_jobs = jobs()
     alone = all_jobs.start("alone", how=how)
-    assert alone.wait(30) == code
+    assert alone.wait(PATIENCE) == code
     first = all_jobs.start("first", steps=100000)
     until(taken(all_jobs, "first"), "a leader")
     member, sound = all_jobs.start("member", how=how), all_jobs.start("sound")
-    assert (member.wait(30), sound.wait(30), first.poll()) == (code, 0, None)
+    assert (member.wait(PATIENCE), sound.wait(PATIENCE), first.poll()) == (code, 0, None)
     assert all_jobs.said("alone").splitlines()[-1] == all_jobs.said("member").splitlines()[-1] == said
     assert f" in {first.pid}," in all_jobs.said("member")
 
@@ -286,14 +286,14 @@ def test_a_work_with_an_unknown_fault_ends_up_alone(how: str, jobs: Callable[...
     all_jobs = jobs(gpus=2)
     bad = all_jobs.start("bad", how=how)
     sound = [all_jobs.start(f"m{number}", steps=250 if how == "odd" else 40) for number in range(5)]
-    code = bad.wait(90)
+    code = bad.wait(PATIENCE)
     log = all_jobs.said("bad")
     assert code == (1 if how == "odd" else -signal.SIGKILL)
     assert f" in {bad.pid}," in log.rpartition("from step")[2]
     assert "attempt" not in log or "attempt 4 is its own" in log
     if how == "odd":
         assert "Traceback" in log and log.splitlines()[-1] == "ZeroDivisionError: odd"
-    codes = [one.wait(30) for one in sound]
+    codes = [one.wait(PATIENCE) for one in sound]
     assert set(codes) <= {0, -signal.SIGKILL} and codes.count(-signal.SIGKILL) <= (0 if how == "odd" else 3)
     assert all(count == 1 for count in all_jobs.made().values())
 
@@ -305,7 +305,7 @@ def test_a_member_that_is_stopped_while_it_waits_takes_its_work_back(jobs: Calla
     waiting = all_jobs.start("waiting")
     until(lambda: "waiting for one of" in all_jobs.said("waiting"), "a job that waits")
     waiting.send_signal(signal.SIGTERM)
-    assert waiting.wait(10) == 128 + signal.SIGTERM
+    assert waiting.wait(PATIENCE) == 128 + signal.SIGTERM
     assert all_jobs.said("waiting").splitlines()[-1] == "viny: stopped by SIGTERM while it waited for a GPU"
     assert not [name for name in all_jobs.left() if not name.startswith("leader")]
     first.kill()
@@ -315,16 +315,15 @@ def test_a_member_that_is_stopped_ends_after_a_checkpoint_and_goes_on_from_it(jo
     all_jobs = jobs()
     first = all_jobs.start("first", steps=100000)
     until(taken(all_jobs, "first"), "a leader")
-    member = all_jobs.start("member", steps=1000)
-    until(taken(all_jobs, "member"), "a member")
-    time.sleep(0.2)
+    member = all_jobs.start("member", steps=100000)
+    until(going(all_jobs, "member"), "a member")
     member.send_signal(signal.SIGINT)
-    assert member.wait(10) == 128 + signal.SIGINT
+    assert member.wait(PATIENCE) == 128 + signal.SIGINT
     step = int((all_jobs.kept("member") / "step").read_text())
     assert all_jobs.said("member").splitlines()[-1] == f"viny: stopped by SIGINT in step {step}"
     assert step > 0 and first.poll() is None
     again = all_jobs.start("member", steps=step + 5)
-    assert again.wait(30) == 0
+    assert again.wait(PATIENCE) == 0
     assert f"member: from step {step} in {first.pid}, on 0" in all_jobs.said("member")
     assert all_jobs.made() == {"member": 1}
 
@@ -338,8 +337,8 @@ def test_a_member_that_is_killed_is_dropped_and_not_mistaken_for_its_next_job(jo
     member.kill()
     member.wait()
     again = all_jobs.start("member", steps=10)  # the first one's work would not end
-    assert again.wait(30) == 0
-    until(lambda: all(name.startswith("leader") for name in all_jobs.left()), "a clean folder", 5)
+    assert again.wait(PATIENCE) == 0
+    until(lambda: all(name.startswith("leader") for name in all_jobs.left()), "a clean folder")
     assert first.poll() is None
 
 
@@ -350,11 +349,11 @@ def test_if_the_leader_ends_a_member_leads_the_rest(number: int, jobs: Callable[
     until(taken(all_jobs, "first"), "a leader")
     names = ["a", "b", "c"]
     members = [all_jobs.start(name, steps=100) for name in names]
-    until(taken(all_jobs, *names), "members")
+    until(going(all_jobs, *names), "members")
     first.send_signal(number)
-    code = first.wait(10)
+    code = first.wait(PATIENCE)
     assert code == (128 + number if number == signal.SIGTERM else -number)
-    assert [one.wait(30) for one in members] == [0] * 3
+    assert [one.wait(PATIENCE) for one in members] == [0] * 3
     leaders = {all_jobs.leader_of(name) for name in names}
     assert len(leaders) == 1 and leaders < {one.pid for one in members}
     assert all_jobs.made() == dict.fromkeys(names, 1)
@@ -376,11 +375,11 @@ def test_a_leader_that_does_not_answer_is_waited_for_no_longer_than_that(jobs: C
     first.send_signal(signal.SIGSTOP)
     try:
         member.send_signal(signal.SIGTERM)
-        assert member.wait(10) == 128 + signal.SIGTERM
+        assert member.wait(PATIENCE) == 128 + signal.SIGTERM
     finally:
         first.send_signal(signal.SIGCONT)
     assert "stopped by SIGTERM while another process trained it" in all_jobs.said("member").splitlines()[-1]
-    until(lambda: all(name.startswith("leader") for name in all_jobs.left()), "a clean folder", 5)
+    until(lambda: all(name.startswith("leader") for name in all_jobs.left()), "a clean folder")
 
 
 def test_all_end_with_a_signal_to_all(jobs: Callable[..., Jobs]) -> None:
@@ -390,7 +389,7 @@ def test_all_end_with_a_signal_to_all(jobs: Callable[..., Jobs]) -> None:
     until(taken(all_jobs, *names), "all at work")
     for one in members:
         one.send_signal(signal.SIGTERM)
-    assert {one.wait(15) for one in members} == {128 + signal.SIGTERM}
+    assert {one.wait(PATIENCE) for one in members} == {128 + signal.SIGTERM}
     assert all("viny: stopped by SIGTERM" in all_jobs.said(name).splitlines()[-1] for name in names)
     assert all((all_jobs.kept(name) / "step").is_file() for name in names)
     assert (all_jobs.left(), all_jobs.places()) == ([], [])
@@ -444,7 +443,7 @@ def test_what_dead_processes_left_is_swept(jobs: Callable[..., Jobs]) -> None:
     (folder / "leader_ab_3-b").write_text("half")
     (folder / f".waiting_2.{place()}-{dead.pid}-0.tmp").mkdir()
     (folder / "unknown").touch()
-    assert all_jobs.start("one").wait(30) == 0
+    assert all_jobs.start("one").wait(PATIENCE) == 0
     assert all_jobs.left() == ["unknown"]
     assert not earlier.exists()
 
@@ -464,7 +463,7 @@ def test_a_work_whose_folder_is_lost_or_damaged_is_handed_in_again(jobs: Callabl
     leader = all_jobs.start("leader", steps=100)
     (again / "work.json").write_text("{}")
     first.kill()
-    assert (one.wait(30), leader.wait(30)) == (0, 0)
+    assert (one.wait(PATIENCE), leader.wait(PATIENCE)) == (0, 0)
     assert all_jobs.made() == {"one": 1, "leader": 1}
 
 
@@ -546,7 +545,7 @@ def test_with_jobs_killed_at_random_each_work_is_done_and_nothing_is_left(jobs: 
     # A job may be killed in the moment between its last step and its end, and then its work is done once more.
     assert all(count <= 1 + ended.total() - ended["0"] for count in made.values())
     last = all_jobs.start("last")
-    assert last.wait(30) == 0
+    assert last.wait(PATIENCE) == 0
     assert (all_jobs.left(), all_jobs.places()) == ([], [])
 
 
@@ -554,6 +553,6 @@ def test_each_of_many_works_is_done_once_by_several_leaders(jobs: Callable[..., 
     all_jobs = jobs(gpus=3, stack=5)
     names = [f"m{number}" for number in range(20)]
     members = [all_jobs.start(name, steps=15) for name in names]
-    assert [one.wait(90) for one in members] == [0] * 20
+    assert [one.wait(PATIENCE) for one in members] == [0] * 20
     assert all_jobs.made() == dict.fromkeys(names, 1)
     assert (all_jobs.left(), all_jobs.places()) == ([], [])

@@ -38,7 +38,7 @@ GENERATED = settings(
     max_examples=200,
     derandomize=True,
     database=None,
-    deadline=10_000,  # milliseconds: a hang, not a busy machine
+    deadline=60_000,  # milliseconds: a hang, not a busy machine
     suppress_health_check=list(HealthCheck),
 )
 

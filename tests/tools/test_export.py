@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from patience import PATIENCE
 from PIL import Image
 from tiny_study import Study
 from trained_cell import make_cell
@@ -118,7 +119,7 @@ def test_the_card_loads_a_model_whose_scores_are_the_cells_own(
             np.save(folder / f"images-{count}.npy", rng.random((count, 3, 24, 24), np.float32))
         Image.fromarray(rng.integers(0, 256, (31, 50, 3)).astype(np.uint8)).save(folder / "image.jpg", quality=95)
     folders = [str(tmp_path / case / "exported") for case in CASES]
-    subprocess.run([sys.executable, "-c", PROGRAM, *folders], check=True, timeout=120, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", PROGRAM, *folders], check=True, timeout=PATIENCE, cwd=tmp_path)
     for case, (_, _, loss, normalised, fit, _) in CASES.items():
         folder = tmp_path / case / "exported"
         cell = tmp_path / case / "study" / "finetune" / CELL.name
@@ -242,7 +243,7 @@ def test_no_other_command_loads_what_the_onnx_export_needs() -> None:
         "import sys, viny.tools.trained.export, viny.tools.trained.model_card, viny.tools.trained.predict\n"
         "assert not {'onnx', 'onnxscript', 'onnxruntime', 'timm'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_files_are_replaced_only_when_told_and_end_as_they_must(

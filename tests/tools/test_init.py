@@ -23,6 +23,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from PIL import Image, ImageFilter
 
 from viny.cli import main
@@ -1038,7 +1039,7 @@ def test_ctrl_c_on_a_terminal_leaves_nothing_but_the_command_to_go_on(tmp_path: 
     )
     os.close(terminal)
     said = b""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while b"images that have masks" not in said and time.monotonic() < until:
         said += os.read(own, 1000)
     # A signal between the question and the wait for its answer only takes effect at the next one.
@@ -1047,7 +1048,7 @@ def test_ctrl_c_on_a_terminal_leaves_nothing_but_the_command_to_go_on(tmp_path: 
         time.sleep(0.1)
     assert b"viny init --ask own" in said + os.read(own, 1000)
     os.close(own)
-    assert process.wait(1) == 128 + signal.SIGINT
+    assert process.wait(PATIENCE) == 128 + signal.SIGINT
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
 
 

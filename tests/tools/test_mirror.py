@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 pytest.importorskip("jsonschema", reason="the settings that a study wrote are completed by its schema")
 
@@ -148,7 +149,7 @@ def test_wandb_gets_one_offline_run_a_training(
     command = [sys.executable, "-m", "viny", "mirror", str(root), "--to", "wandb", "--out", str(tmp_path / "out")]
     found = []
     for _ in range(2):
-        subprocess.run(command, check=True, timeout=120, env={**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9"})
+        subprocess.run(command, check=True, timeout=PATIENCE, env={**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9"})
         found.append(sorted(path.name for path in (tmp_path / "out" / "wandb").rglob("run-*.wandb")))
     assert found[0] == found[1] and len(found[0]) == len(some)
 
@@ -177,5 +178,7 @@ def test_what_cannot_be_mirrored_is_said(
 
 def test_no_command_loads_the_tools_before_it_mirrors() -> None:
     code = "import json, sys, viny.cli, viny.tools.mirror; print(json.dumps(list(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=PATIENCE, capture_output=True, text=True
+    ).stdout
     assert not {"torch", "tensorboard", "wandb", "mlflow"} & set(json.loads(said))

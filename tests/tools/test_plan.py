@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from PIL import Image
 
 pytest.importorskip("jsonschema")
@@ -24,6 +26,7 @@ from viny.learning.model import ViNy, count_parameters
 from viny.learning.settings import ModelSettings, forward_operations, timm_model
 from viny.runtime.errors import InputError
 from viny.runtime.fingerprint import code_fingerprint
+from viny.runtime.load import QUIET, share_of_cores, time_run
 from viny.study import grid, layout, workload
 from viny.study.arms import settings_of
 from viny.study.config import merge, resolve
@@ -36,7 +39,7 @@ from viny.tools.forecast.forecast import AROUND, Forecast
 from viny.tools.forecast.plan import plan, show
 from viny.tools.forecast.rates import Rates, kind, rates_seen, rates_stated
 from viny.tools.forecast.schedule import SNAKEMAKE, Resources, makespan
-from viny.tools.forecast.throughput import Step, Throughput, measure, share_of_cores, time_run
+from viny.tools.forecast.throughput import Step, Throughput, measure
 
 TINY, ARMS = (Path(__file__).parents[1] / f"{name}.yaml" for name in ("tiny", "arms"))
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -314,34 +317,46 @@ def test_a_whole_number_of_finished_jobs_is_forecast_as_it_was(tmp_path: Path, t
             assert forecast.seconds(job) == pytest.approx(job.work.passes / speeds[job.stage] + 5, rel=0.05)
 
 
-def spin(core: int, seconds: float) -> None:
-    os.sched_setaffinity(0, {core})
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
+ALONE_ON_A_CORE = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+from viny.runtime.load import share_of_cores, time_run
+print(flush=True)
+input()
+"""
+SLEEPS_AND_COMPUTES = """
+began, wall, end = time_run(), time.monotonic(), time.process_time() + 0.5
+time.sleep(0.5)
+while time.process_time() < end:
+    pass
+print(share_of_cores(began), 0.5 / (time.monotonic() - wall - 0.5))
+"""
+COMPUTES = """
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    pass
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not count waiting threads")
 def test_waiting_for_a_core_that_others_use_is_noticed() -> None:
-    before, core = os.sched_getaffinity(0), min(os.sched_getaffinity(0))
-    rivals = [multiprocessing.get_context("spawn").Process(target=spin, args=(core, 60)) for _ in range(3)]
+    core = str(min(os.sched_getaffinity(0)))
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    codes = [COMPUTES] * 3 + [SLEEPS_AND_COMPUTES]
+    started = [subprocess.Popen([sys.executable, "-c", ALONE_ON_A_CORE + code, core], **pipes) for code in codes]
     try:
-        for rival in rivals:
-            rival.start()
-        os.sched_setaffinity(0, {core})
-        time.sleep(2)
-        began = time_run()
-        end = time.process_time() + 0.3
-        while time.process_time() < end:
-            pass
-        assert share_of_cores(began) < 0.5
-        began, slept = time_run(), time.monotonic()
-        time.sleep(0.3)
-        assert time.monotonic() - slept < 3
+        for process in started:
+            process.stdout.readline()  # it is ready
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        share, of_the_clock = map(float, started[-1].communicate(timeout=PATIENCE)[0].split())
     finally:
-        os.sched_setaffinity(0, before)
-        for rival in rivals:
-            rival.kill()
+        for process in started:
+            process.kill()
+            process.communicate()
+    # The clock ran on while it had to wait, and a little for its own: what it had is no less. Sleep is no waiting.
+    assert of_the_clock - 0.05 < share < QUIET
     ran, waited = time_run()
     assert share_of_cores((ran + 10**12, waited)) == 1.0  # nothing ran since: nothing is known
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from left_behind import change, finish
+from patience import PATIENCE
 from PIL import Image
 from rich.console import Console
 
@@ -616,7 +617,7 @@ def test_on_a_terminal_it_stays_until_it_is_interrupted(root: Path, run: Claim) 
     shown = b""
     with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
         os.close(follower)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while shown.count(b"0 of 16 cells") < 3 and time.monotonic() < end:
             shown += os.read(leader, 4096)
         assert process.poll() is None

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from patience import PATIENCE, until
 
 pytest.importorskip("snakemake", reason="the workflow needs Snakemake; the library does not")
 import psutil
@@ -145,13 +146,6 @@ class Project:
 def finished_jobs(said: str) -> dict[str, int]:
     names = re.findall(r"^\d\d:\d\d:\d\d  \d+ of \d+  (\w+)", said, re.MULTILINE)
     return {k: v for k, v in Counter(names).items() if k != "all"}
-
-
-def until(ready: Callable[[], object], what: str, seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +438,7 @@ def test_a_stop_of_the_run_says_where_each_training_was_stopped(tmp_path: Path, 
     run = project.start()
     until(lambda: list(project.root.glob("checkpoints/finetune/*/progress.json")), "a fine-tuning")
     os.killpg(run.pid, signal.Signals[name])
-    assert run.wait(timeout=60) == 1
+    assert run.wait(timeout=PATIENCE) == 1
     assert re.search(rf"^\d\d:\d\d:\d\d  finetune \S+: stopped by {name} in epoch \d+ of 100000", project.said, re.M)
     assert "Will exit after" not in project.said
     assert project.said.count("no more jobs start; those that run end first") == (name == "SIGTERM")
@@ -607,8 +601,8 @@ def test_after_a_kill_the_same_command_ends_the_same(
             run.terminate()
         case "interrupt":
             os.killpg(run.pid, signal.SIGINT)
-    run.wait(timeout=120)
-    until(lambda: all(map(is_over, jobs)), "the end of all jobs", 20)
+    run.wait(timeout=PATIENCE)
+    until(lambda: all(map(is_over, jobs)), "the end of all jobs")
     print(f"{kill}: all over after {time.monotonic() - began:.2f} s")
     other = next(name for name in undisturbed if name != done)
     kept = list((project.root / "checkpoints" / "finetune" / other).glob("*.safetensors"))
