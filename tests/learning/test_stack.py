@@ -745,8 +745,9 @@ def test_epochs_of_one_step_take_their_share_of_the_time(
     train_together(House([Visitor(run)]), MACHINE, most=1)
     rows = list(read_rows(run.curve_path))
     rates = sorted(row["images_per_second"] for row in rows)
-    assert len(rows) == 100 and rates[40] < 100 * rates[0]  # on a CPU, the last ones are there when they are asked for
     seconds = [row["seconds"] for row in rows]
+    overall = 100 * 8 / seconds[-1]
+    assert len(rows) == 100 and rates[40] < 20 * overall  # on a CPU, the last ones are there when they are asked for
     assert sorted(set(seconds)) == seconds
     assert sum(8 / rate for rate in rates) == pytest.approx(seconds[-1], rel=0.01)
 
