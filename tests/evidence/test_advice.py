@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ pytest.importorskip("jsonschema")
 
 from viny.cli import main
 from viny.evidence import verdicts
+from viny.evidence.advice import proposals
 from viny.evidence.advice.advice import Advice, as_dict, as_text
 from viny.evidence.advice.adviser import advise
 from viny.evidence.advice.proposals import expected
+from viny.evidence.statistics.crossed import Runs
 from viny.evidence.verdicts import seeds_needed
 from viny.runtime.errors import InputError
 from viny.runtime.files import write_json
@@ -168,6 +171,19 @@ def test_a_sign_that_other_test_images_may_turn_is_not_named(tmp_path: Path) -> 
     assert re.search(few, said(advice, "warnings"))
 
 
+def test_more_test_images_are_to_be_of_other_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a study with groups, more of the same would not help."""
+    monkeypatch.setattr(Runs, "groups", 4)
+    monkeypatch.setattr(proposals, "_most_tests", lambda *_: 12)
+    make(tmp_path, steps(0.03, 0.03, 0.001), images=12, noise=0.3, seeds=range(4))
+    (row,) = [row for row in part(advise(tmp_path), "next") if "more test images" in row.get("change", "")]
+    more, groups, every = re.search(
+        r"abel (\d+) more test images of (\d+) other groups, for ([\d,]+) in all", row["text"]
+    ).groups()
+    assert int(more) + 12 == int(every)
+    assert int(groups) == math.ceil(4 * int(every) / 12) - 4
+
+
 # Seeds
 
 
@@ -235,6 +251,20 @@ def test_a_spread_that_no_sensible_number_of_seeds_overcomes_is_said(tmp_path: P
     assert "more than 20 seeds" in row["text"]
     assert "Seeds are not the way" in row["text"]
     assert not any("the task scenes" in row.get("settles", []) for row in part(advice, "next"))
+
+
+def test_seeds_that_decide_are_proposed_though_none_narrow_it_to_the_target(tmp_path: Path) -> None:
+    """A large effect with a large spread."""
+    make(tmp_path, lambda cell: 0.5 + (cell.intermediate != "none") * (0.2 + 0.1 * (cell.seed - 1)))
+    advice = advise(tmp_path)
+    row = next(row for row in part(advice, "next") if row.get("question") == "the task scenes")
+    assert (row["seeds"], row["half_width"] > 0.01) == (None, True)
+    assert 4 <= row["seeds_to_decide"] <= 20
+    assert f"takes more than 20 seeds; {row['seeds_to_decide']} seeds would decide it with a chance of" in row["text"]
+    assert "Seeds are not the way" not in row["text"]
+    (more,) = [row for row in part(advice, "next") if "the task scenes" in row.get("settles", [])]
+    assert len(more["set"]["grid.seeds"]) == row["seeds_to_decide"]
+    assert more["chances"][more["settles"].index("the task scenes")] >= 0.8
 
 
 @pytest.mark.parametrize("df", [2, 5])
@@ -651,6 +681,30 @@ def test_settings_may_come_from_study_files_instead(tmp_path: Path, capsys: pyte
     assert "study.json: no such file" in capsys.readouterr().err
     assert main(["advise", str(tmp_path / "results"), "--study", str(TINY)]) == 0
     assert "Study tiny: 16 of 16 cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["advise", "verify"])
+def test_the_file_of_another_study_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "results"
+    make(root, steps(0.05), seeds=[0, 1])
+    other = tmp_path / "other.yaml"
+    other.write_text("study: other\n")
+    assert main([command, str(root), "--study", str(TINY), str(other)]) == 2
+    said = capsys.readouterr().err
+    assert f"--study {TINY}, {other}: is study other, but the results in {root} are of study tiny; give" in said
+
+
+def test_commands_name_the_folder_that_was_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it was moved to."""
+    make(tmp_path / "moved here" / "study", steps(0.05), seeds=[0, 1])
+    monkeypatch.chdir(tmp_path)
+    assert main(["advise", "moved here/study", "--long"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Try: `viny plan 'moved here/study' --set " in said
+    assert main(["advise", "moved here/study"]) == 0
+    assert "viny predict --root 'moved here/study' --cell " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

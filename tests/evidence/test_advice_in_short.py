@@ -73,7 +73,7 @@ def proposed(advice: Advice) -> list[dict[str, Any]]:
     found = []
     for command in commands(advice):
         file, *rest = shlex.split(command)
-        assert file == "results/tiny" and set(rest[::2]) == {"--set"}
+        assert Path(file).is_dir() and set(rest[::2]) == {"--set"}
         change: dict[str, Any] = {}
         for one in rest[1::2]:
             key, value = one.split("=", 1)
@@ -189,7 +189,7 @@ def test_a_u_net_that_does_better_comes_first_and_is_the_model_to_use(tmp_path: 
     said += r"(\d\.\d) points more \((\d\.\d) to (\d+\.\d)\)\."
     lead, low, high = map(float, re.fullmatch(said, lines["references"]).groups())
     assert 0 < low < lead < high
-    assert f"--root results/{config['study']} --cell unet_fine-16_seed-0 " in lines["use"]
+    assert f"--root {tmp_path} --cell unet_fine-16_seed-0 " in lines["use"]
     assert lines["labels"].startswith("Doubling 8 labels to 16 with the U-Net helps: +")  # not the model that loses
     assert lines["classes"].startswith("pole 1 %, car 50 %, road 90 % IoU")
     assert not lines.get("warning", "").startswith("A simple reference does better")

@@ -7,6 +7,7 @@ import gc
 import importlib
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,9 +151,25 @@ def study_and_changes(p: argparse.ArgumentParser) -> None:
 
 
 def other_settings(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The settings that --study and --set give a command on results; None for those of the results themselves."""
+    """The settings that --study and --set give a command on results; None for those of the results themselves.
+
+    Raises:
+        InputError: settings that are no study's, or another's than that of the results.
+    """
     if args.study:
-        return settings_of(args.study, args.set)
+        from viny.study.saved import read_study
+
+        given = settings_of(args.study, args.set)
+        ran = given["study"]
+        with suppress(InputError):  # what --study may be given for: settings that are lost
+            ran = read_study(args.root)["study"]
+        if given["study"] != ran:
+            files = ", ".join(map(str, args.study))
+            raise InputError(
+                f"--study {files}: is study {given['study']}, but the results in {args.root} are of study {ran}; "
+                "give that study's file, or leave --study out"
+            )
+        return given
     if args.set:
         raise InputError("--set changes what a study's files say; name these with --study")
     return None

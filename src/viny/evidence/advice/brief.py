@@ -94,7 +94,7 @@ def brief_lines(
     ahead = [item for item in references if item.data["lead"] < 0]  # clearly or not
     own = several[0].data["model"] if several else best.name
     if model := ahead[-1].data.get("model") if ahead else own:
-        command = f"`viny predict --root results/{facts.config['study']} --cell {model} FOLDER --out masks`."
+        command = f"`viny predict --root {facts.called} --cell {model} FOLDER --out masks`."
         drafts.append(Draft("use", "To use the U-Net" if ahead else "To use it", (command,)))
     first = next((item.data for item in proposals if "rank" in item.data), {})
     longer = "epochs" in first

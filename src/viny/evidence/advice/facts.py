@@ -6,6 +6,7 @@ Frames hold fractions; text gives percent and percentage points.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,11 @@ class Facts:
     @property
     def grid(self) -> Mapping[str, Any]:
         return self.config["grid"]
+
+    @property
+    def called(self) -> str:
+        """The study's folder as the caller names it, for commands."""
+        return shlex.quote(str(self.root))
 
     def refused(self, change: Mapping[str, Any]) -> bool:
         """Whether `viny check` would refuse the study's settings with a change."""

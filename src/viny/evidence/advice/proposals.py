@@ -15,7 +15,7 @@ from viny.evidence.advice.labels import LabelAdvice, more_labels
 from viny.evidence.advice.trainings import epochs_key
 from viny.evidence.power.simulate import Simulation, more_seeds
 from viny.evidence.power.truth import from_runs
-from viny.evidence.verdicts import MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
+from viny.evidence.verdicts import ASSURANCE, MOST_SEEDS, Decision, bare, chance_with, seeds_needed, spread_interval
 from viny.learning.settings import moved_milestones
 from viny.runtime.units import capital, counted, duration
 from viny.study.changes import as_flags, as_keys, keys
@@ -150,7 +150,7 @@ def _with_command(facts: Facts, item: Item, setting: Mapping[str, Any]) -> Item:
     data = item.data | {"takes": _takes(item.data["seconds"])}
     if not setting:
         return Item(item.text, data)
-    command = f"viny plan results/{facts.config['study']} {as_flags(setting)}"
+    command = f"viny plan {facts.called} {as_flags(setting)}"
     return Item(f"{item.text} Try: `{command}`.", data | {"set": keys(setting), "command": command})
 
 
@@ -171,19 +171,21 @@ def _more_seeds(facts: Facts, best: Best, n: int, settled: Sequence[Decision]) -
 
 
 def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
-    """How many seeds would settle an effect, or None if seeds would not, and a remark on it."""
+    """The fewest seeds that would decide an effect or narrow it to the target, None if none would, and a remark."""
     name, half, images, goal = effect.name.rstrip(","), effect.half, effect.half_images, facts.target / 100
     if math.isnan(effect.low):
         seeds = ENOUGH_SEEDS if len(facts.grid["seeds"]) < ENOUGH_SEEDS else None
         text = f"{name}: {effect.reason}; {ENOUGH_SEEDS} seeds in every cell give one, and a spread to plan with."
         return seeds, Item(text, {"question": name, "seeds": seeds})
     data: dict[str, Any] = {"question": name, "half_width": half, "half_width_images": images}
+    deciding, chance = _deciding(facts, effect)
+    decide = f"{deciding} seeds would decide it with a chance of {100 * chance:.0f} %"
+    data |= {"seeds_to_decide": deciding}
     if effect.lacks == "images":
-        text = (
-            f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the {facts.runs.drawn}. It takes "
-        )
-        text += "more of those, not more seeds."
-        return None, Item(text, data | {"goal": goal, "seeds": None})
+        text = f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the {facts.runs.drawn}. "
+        takes = "It takes more of those"
+        text += f"{takes} to narrow it; {decide}." if deciding else f"{takes}, not more seeds."
+        return deciding, Item(text, data | {"goal": goal, "seeds": None})
     text = f"{name}: ±{bare(half)} points with {counted(effect.n, 'seed')}"
     if half <= goal:
         goal = half / 2
@@ -195,14 +197,26 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     if seeds is not None:
         seeds = max(seeds, len(facts.grid["seeds"]) + 1)
     said = [f"more than {MOST_SEEDS}" if n is None else str(n) for n in (seeds, *ends)]
-    text += f" takes about {said[0]} seeds ({said[1]} to {said[2]}, as the true spread is {low:.2g} to {high:.2g} "
-    text += "times the one seen)."
-    if seeds is None:
+    text += f" takes {said[0] if seeds is None else f'about {seeds}'} seeds"
+    if ends[0] is not None:  # a smaller spread would need fewer
+        text += f" ({said[1]} to {said[2]}, as the true spread is {low:.2g} to {high:.2g} times the one seen)"
+    text += f"; {decide}." if deciding else "."
+    if seeds is None and deciding is None:
         text += " Seeds are not the way: take this width, or train so that the effect is larger."
     if images > facts.target / 100:
         text += f" The draw of the {facts.runs.drawn} is another ±{bare(images)}: more of those too."
     data |= {"goal": goal, "seeds": seeds, "seeds_low": ends[0], "seeds_high": ends[1]}
-    return seeds, Item(text, data | {"spread_low": low, "spread_high": high})
+    fewest = min((n for n in (seeds, deciding) if n is not None), default=None)
+    return fewest, Item(text, data | {"spread_low": low, "spread_high": high})
+
+
+def _deciding(facts: Facts, effect: Decision) -> tuple[int | None, float]:
+    """The fewest seeds in all that are likely to decide an effect, and the chance; None if `MOST_SEEDS` are not."""
+    for n in range(len(facts.grid["seeds"]) + 1, MOST_SEEDS + 1):
+        chance = chance_with(facts.runs, effect, n, facts.target / 100)
+        if chance >= ASSURANCE:
+            return n, chance
+    return None, math.nan
 
 
 def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
@@ -242,13 +256,15 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     if not noisy:
         return None
     tests = facts.test_images[-1]
-    # The noise falls with the square root of the number of images.
+    # The noise falls with the square root of the number of images, or of groups of as many images as here.
     wanted = math.ceil(max(tests * (e.half_images / min(goal, e.half_images / 2)) ** 2 for e in noisy))
     trainings, seconds = facts.trainings.anew(facts.cells)
     fits = _most_tests(facts, wanted)
     names = [effect.name for effect in noisy]
     if fits < EXCESS * tests:  # which the images at hand cannot settle, but labelling can
-        change = f"label {wanted - tests:,} more test images, for {wanted:,} in all"
+        change = (
+            f"label {wanted - tests:,} more test images{_of_other_groups(facts, wanted / tests)}, for {wanted:,} in all"
+        )
         setting, fits = {}, wanted
     else:
         setting = {"segmentation": {"test_size": fits}}
@@ -256,9 +272,16 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     said, chances = _with_chances(names, _chances(facts, noisy, fits))
     text = f"{capital(change)}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
     if setting and fits < wanted:
-        text += f" It would take {wanted:,}; no more labelled images are left, so label more."
+        text += f" It would take {wanted:,}; no more labelled images are left, so label more"
+        text += f"{_of_other_groups(facts, wanted / tests)}."
     data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
     return _with_command(facts, Item(text, data | {"seconds": seconds, "chances": chances}), setting)
+
+
+def _of_other_groups(facts: Facts, times: float) -> str:
+    """Of how many groups more test images have to be, for so many times as many; nothing in a study without groups."""
+    groups = facts.runs.groups
+    return f" of {counted(math.ceil(groups * times) - groups, 'other group')}" if groups else ""
 
 
 def _most_tests(facts: Facts, wanted: int) -> int:
