@@ -400,8 +400,14 @@ def test_a_split_file_says_what_is_tested() -> None:
     assert (sorted(task["train"]), task["test"].tolist()) == (sorted(whole["train"]), whole["test"].tolist())
     with pytest.raises(InputError, match="21 is larger than the training part, 20 images"):
         finetune_split(made, 21, 0, test_size=0, given=True, **SOUND)
-    with pytest.raises(InputError, match="11 is larger than the test part, 10 images"):
+    with pytest.raises(InputError, match=r"11 is larger than the test part, 10 images$"):
         finetune_split(made, 5, 0, test_size=11, given=True, **SOUND)
+    made.manifest["skipped"] = [{"image": "a.jpg", "file": "a.jpg", "reason": "empty"}]
+    left_out = (
+        r"training part, 20 images \(packing left 1 out that cannot be used, and its log says why\); mend these, or"
+    )
+    with pytest.raises(InputError, match=left_out):
+        finetune_split(made, 21, 0, test_size=0, given=True, **SOUND)
 
 
 def test_split_files_name_images_by_path_or_name(tmp_path: Path) -> None:

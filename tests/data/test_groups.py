@@ -349,3 +349,12 @@ def test_only_images_that_become_squares_in_another_way_are_said_to(tmp_path: Pa
     config["intermediate"]["spatial"] |= {"target": "image"}
     (said,) = (line for line in folder_report(resolve(config)) if "other shapes" in line)
     assert said.startswith("segmentation.fit: pad, but spatial stretch:")  # crops for pre-training keep their shapes
+
+
+@pytest.mark.parametrize(("films", "helps"), [(1, False), (2, False), (3, True)])
+def test_fewer_test_images_are_advised_only_where_they_help(films: int, helps: bool) -> None:
+    names = [f"{film}_{frame}.png" for film in range(films) for frame in range(5)]
+    with pytest.raises(InputError, match=r"groups? do not give 15 test images in 2 or more groups") as error:
+        Groups.read(names, "(.*)_").parts(15, 0)
+    assert ("take a smaller segmentation.test_size, a pattern" in str(error.value)) == helps
+    assert "a pattern with more groups, or none" in str(error.value)

@@ -178,10 +178,22 @@ def test_more_test_images_are_to_be_of_other_groups(tmp_path: Path, monkeypatch:
     make(tmp_path, steps(0.03, 0.03, 0.001), images=12, noise=0.3, seeds=range(4))
     (row,) = [row for row in part(advise(tmp_path), "next") if "more test images" in row.get("change", "")]
     more, groups, every = re.search(
-        r"abel (\d+) more test images of (\d+) other groups, for ([\d,]+) in all", row["text"]
+        r"abel ([\d,]+) more test images of (\d+) other groups, for ([\d,]+) in all", row["text"]
     ).groups()
-    assert int(more) + 12 == int(every)
-    assert int(groups) == math.ceil(4 * int(every) / 12) - 4
+    more, every = (int(number.replace(",", "")) for number in (more, every))
+    assert more + 12 == every
+    assert int(groups) == math.ceil(4 * every / 12) - 4
+
+
+def test_a_grid_that_its_images_cannot_fill_is_not_to_be_finished(tmp_path: Path) -> None:
+    config = make(tmp_path, steps(0.05), seeds=[0, 1])
+    metrics_file(tmp_path, cells(config)[-1]).unlink()
+    first = part(advise(tmp_path), "next")[0]
+    assert first["change"] == "finish the grid (run the workflow again)"
+    write_json(tmp_path / "packs" / "segmentation" / "manifest.json", {"count": 5})
+    first = part(advise(tmp_path), "next")[0]
+    assert first["change"].startswith("make the grid fit its images, as it cannot be finished: grid.finetune_sizes")
+    assert advise(tmp_path).short
 
 
 # Seeds

@@ -767,11 +767,11 @@ def test_masks_are_read_for_a_time_and_those_that_are_not_are_counted(
     monkeypatch.setattr(look, "LOOKED_AT", 20)
     assert run() == 0
     said = capsys.readouterr().out
-    assert "values in all masks; shares of pixels in 20:" in said and "not read" not in said
+    assert "values in all masks; shares of pixels in 20 as the model sees them:" in said and "not read" not in said
     monkeypatch.setattr(look, "SECONDS", 0.0)
     assert run("--force") == 0
     said = capsys.readouterr().out
-    assert "values in 20 of 60 masks:" in said
+    assert "values in 20 of 60 masks; " in said
     assert "40 masks were not read, for lack of time: a value found only there stops packing, which names it" in said
 
 

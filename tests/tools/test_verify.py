@@ -23,8 +23,10 @@ from viny.cli import main
 from viny.learning.model import ViNy
 from viny.learning.progress import PROGRESS
 from viny.learning.settings import ModelSettings
+from viny.runtime.claims import Claim
 from viny.runtime.differences import differences
 from viny.runtime.files import digest, write_json, write_sealed
+from viny.runtime.processes import Owner
 from viny.study import layout
 from viny.study.config import merge, resolve
 from viny.study.graph import jobs
@@ -521,6 +523,19 @@ def test_what_does_not_belong_is_a_note(root: Path) -> None:
         ("note", "tables/.metrics.csv.ab12.tmp.csv"),
     ]
     assert "a job was interrupted; the next run goes on from it" in lines(report)[0]
+
+
+def test_what_a_run_is_at_is_not_judged(root: Path) -> None:
+    checkpoint = root / "checkpoints" / "finetune" / PLAIN / "state.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"x")
+    claim = Claim(root / ".claim")
+    assert claim.acquire() is None
+    (finding,) = verify_study(root).findings
+    assert (finding.severity, finding.file) == ("note", ".claim")
+    assert f"held by {Owner.me()}, which is running the study" in finding.message
+    claim.release()
+    assert [one.file for one in verify_study(root).findings] == [f"checkpoints/finetune/{PLAIN}/state.safetensors"]
 
 
 def test_progress_is_no_checkpoint(root: Path) -> None:

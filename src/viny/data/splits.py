@@ -73,10 +73,11 @@ def pretrain_split(
         never, _ = _fixed_test_set(pack, split_seed, spared, given)
         order = order[~np.isin(order, never)]
     if size > len(order):
-        raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(order)} images")
+        raise InputError(f"grid.pretrain_sizes: {size} is larger than the data, {len(order)} images{_left_out(pack)}")
     if size + held_out > len(order):
         raise InputError(
-            f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(order)} images; lower either"
+            f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(order)} images"
+            f"{_left_out(pack)}; lower either"
         )
     if held_out:
         others = _order(pack, "held_out", split_seed)
@@ -108,13 +109,16 @@ def finetune_split(
     if not given and size + test_size > len(pack):
         raise InputError(
             f"grid.finetune_sizes: {size} and segmentation.test_size {test_size} do not fit {len(pack)} images"
+            f"{_left_out(pack)}"
         )
     if test_set == "moving":
         order = torch_permutation(len(pack), split_seed)
         return {"train": order[:size], "test": order[size : size + test_size]}
     test, pool = _fixed_test_set(pack, split_seed, test_size, given)
     if size > len(pool):
-        raise InputError(f"grid.finetune_sizes: {size} is larger than the training part, {len(pool)} images")
+        raise InputError(
+            f"grid.finetune_sizes: {size} is larger than the training part, {len(pool)} images{_left_out(pack)}"
+        )
     if subsets == "per_seed":
         pool = pool[permutation(len(pool), "finetune", split_seed, seed)]
     return {"train": pool[:size], "test": test}
@@ -125,9 +129,18 @@ def _fixed_test_set(pack: Pack, split_seed: int, test_size: int, given: bool) ->
     if given:
         test, pool = (order[pack.parts[order] == part] for part in (TEST, TRAIN))
         if test_size > len(test) or len(test) == 0:
-            raise InputError(f"segmentation.test_size: {test_size} is larger than the test part, {len(test)} images")
+            raise InputError(
+                f"segmentation.test_size: {test_size} is larger than the test part, {len(test)} images{_left_out(pack)}"
+            )
         return np.sort(test[: test_size or len(test)]), pool
     return np.sort(order[len(pack) - test_size :]), order[: len(pack) - test_size]
+
+
+def _left_out(pack: Pack) -> str:
+    """Why a pack may hold fewer images than its data set, for an error about sizes."""
+    if not (left := len(pack.manifest.get("skipped", []))):
+        return ""
+    return f" (packing left {left:,} out that cannot be used, and its log says why); mend these, or take a smaller size"
 
 
 def task_split(

@@ -270,7 +270,8 @@ def _left_out(name: str, spec: Mapping[str, Any], found: Unusable) -> list[str]:
     if not found.said:
         return []
     if skips and 2 * found.pairs <= found.of:
-        return [f"{name}: {found.said}. Packing leaves them out; only headers were read here, so it may find more"]
+        more = "only headers were read here, so it may find more. Numbers and sizes here count them all"
+        return [f"{name}: {found.said}. Packing leaves them out; {more}"]
     way_out = "more than half, which on_bad_image: skip does not leave out"
     if not skips:
         way_out = "mend or remove them, or set on_bad_image: skip to leave them out"

@@ -156,9 +156,10 @@ def _reading(target: float, share: float, drawn: str) -> list[Item]:
         f"""An average effect is named where its interval is clear of zero and p is {ALPHA:g} or less after Holm's
         correction over the effects of its kind. One whose interval lies within ±{target_words(target)} is small, on
         average. Else it {UNKNOWN}. The report and the tables say the same, in the same words, for ±1 point.""",
-        f"""Seeds: so many that {100 * ASSURANCE:g} % of such studies reach ±{target_words(target)} (Kupper and
-        Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice. After longer trainings, proposals
-        stand in the order of questions that they can be expected to settle for the time, which is that of trainings one
-        after another, as measured here{load}; chances are of the noise seen. `--target` sets another target.""",
+        f"""Seeds: the fewest with which {100 * ASSURANCE:g} % of such studies decide the question, or reach
+        ±{target_words(target)} (Kupper and Hafner 1989), from the spread seen; more than {MOST_SEEDS} are no advice.
+        After longer trainings, proposals stand in the order of questions that they can be expected to settle for the
+        time, which is that of trainings one after another, as measured here{load}; chances are of the noise seen.
+        `--target` sets another target.""",
     ]
     return [Item(" ".join(text.split())) for text in words]

@@ -52,6 +52,8 @@ def proposal_items(
     first, remarks = [], []
     if facts.missing or facts.outdated:
         change = "finish the grid (run the workflow again)"
+        if facts.at_hand.unfit:
+            change = f"make the grid fit its images, as it cannot be finished: {facts.at_hand.unfit}"
         first.append(_proposal(facts, change, ["the gaps of this grid"], facts.grid["intermediates"]))
     still_open = [effect for effect in (*pretraining, *labels.effects, *tasks) if effect.verdict == "undecided"]
     needs: dict[int, list[Decision]] = {}

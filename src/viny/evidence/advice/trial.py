@@ -30,11 +30,13 @@ class AtHand:
         packed: how many each pack holds; None if unknown.
         given: labelled images for training and for testing, where a file, their folders or groups give them.
         names: of the labelled images, where groups give the parts, which then follow from other settings too.
+        unfit: why the images that are found do not fit the study; empty if they do. No more is known of them then.
     """
 
     packed: Mapping[str, int | None]
     given: tuple[int, int] | None = None
     names: Sequence[str] = ()
+    unfit: str = ""
 
     def limits(self, config: Mapping[str, Any]) -> dict[str, int | None]:
         """What `check_sizes` needs to know about some settings of the study.
@@ -81,7 +83,7 @@ class AtHand:
 def images_at_hand(config: Mapping[str, Any], root: Path) -> AtHand:
     """The images of a study, by its packs or, where they are not there, by its data sets.
 
-    A study that does not fit what is found now says nothing: its data have gone or changed.
+    A study that does not fit what is found now says nothing else: its data have gone or changed, or some are unusable.
 
     Args:
         config: resolved settings.
@@ -96,7 +98,8 @@ def images_at_hand(config: Mapping[str, Any], root: Path) -> AtHand:
             counts = {name: images.packed.get(name) if n is None else n for name, n in counts.items()}
             given = given or images.given
     found = AtHand(counts, given, _names(root) if "group" in pack_spec(config, "segmentation") else ())
-    return AtHand({}) if found.refusal(config, {}) else found
+    unfit = found.refusal(config, {})
+    return AtHand({}, unfit=unfit) if unfit else found
 
 
 def own_side(root: Path) -> int:

@@ -183,8 +183,8 @@ def report(found: Inspection, study: Path, sheet: Path, more: Sequence[str] = ()
     say(f"  images   {sides_in_words(found.shapes)}; the model sees {size} x {size}", hang=11)
     kinds = "colours" if found.values.colours else "values"
     of = "all" if len(found.values.of) == found.pairs else f"{len(found.values.of):,} of {found.pairs:,}"
-    pixels = "" if found.sampled >= len(found.values.of) else f"; shares of pixels in {found.sampled:,}"
-    say(f"  masks    {kinds} in {of} masks{pixels}:", hang=11)
+    sampled = "" if found.sampled >= len(found.values.of) else f" in {found.sampled:,}"
+    say(f"  masks    {kinds} in {of} masks; shares of pixels{sampled} as the model sees them:", hang=11)
     masks = found.values.masks()
     keys = {value: value_name(value, found.values.colours) for value in masks}
     known = {**found.coding.classes, **dict.fromkeys(found.coding.ignore, "ignored")}

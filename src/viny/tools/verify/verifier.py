@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from viny.learning.progress import PROGRESS
+from viny.runtime.claims import Claim
 from viny.runtime.differences import differences
 from viny.runtime.errors import InputError
 from viny.runtime.files import json_text, read_json
@@ -40,6 +41,7 @@ from viny.tools.verify.trainings import check_start, check_training, check_tunin
 # Names in the study's folder that are skipped, and the name of the folder of checkpoints.
 UNCHECKED = {Path(pattern).parts[0] for pattern in (layout.LOG, layout.BENCHMARK)}
 CHECKPOINTS = Path(layout.CHECKPOINTS).parts[0]
+CLAIM = ".claim"  # of whoever runs the study
 
 
 def verify_study(root: Path, config: Mapping[str, Any] | None = None, store: Path | None = None) -> Report:
@@ -203,16 +205,22 @@ def _checks(book: Book, cells: list[Cell]) -> list[tuple[Path, Callable[[], None
 
 def _check_strays(book: Book) -> None:
     """Note what does not belong to the study; a folder with nothing of the study's is one note."""
-    _stray_in(book, book.root, {parent for path in book.expected for parent in path.parents})
+    passed = set(UNCHECKED)
+    if (holder := Claim(book.root / CLAIM).holder()) is not None:
+        book.add(
+            NOTE, book.root / CLAIM, f"held by {holder}, which is running the study: what is under way is not judged"
+        )
+        passed |= {CLAIM, CHECKPOINTS}
+    _stray_in(book, book.root, {parent for path in book.expected for parent in path.parents}, passed)
 
 
-def _stray_in(book: Book, folder: Path, wanted: set[Path]) -> None:
+def _stray_in(book: Book, folder: Path, wanted: set[Path], passed: set[str]) -> None:
     of_study = folder == book.root
     for path in sorted(folder.iterdir()):
-        if path in book.expected or (of_study and path.name in UNCHECKED):
+        if path in book.expected or (of_study and path.name in passed):
             continue
         if path.is_dir() and not path.is_symlink() and path in wanted:
-            _stray_in(book, path, wanted)
+            _stray_in(book, path, wanted, passed)
         elif of_study and path.name == CHECKPOINTS:
             for file in sorted(p for p in path.rglob("*") if not p.is_dir() and p.name != PROGRESS):
                 book.add(NOTE, file, "a checkpoint: a job was interrupted; the next run goes on from it")
