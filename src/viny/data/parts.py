@@ -388,13 +388,12 @@ class Groups:
             count += sizes[group]
         if len(tested) == len(order):
             groups = f"{len(order)} group{'s' * (len(order) > 1)}"
-            smaller = (
-                "a smaller segmentation.test_size, " if len(order) > LEAST_GROUPS else ""
-            )  # which else cannot help
+            # With so few groups none is left to train on, however small the test part.
+            smaller = "" if len(order) <= LEAST_GROUPS else "a smaller segmentation.test_size, "
             raise InputError(
                 f"segmentation.group: {len(self.of)} images in {groups} do not give {test_size} test images in "
-                f"{LEAST_GROUPS} or more groups and a group to train on; take {smaller}a pattern with more "
-                "groups, or none"
+                f"{LEAST_GROUPS} or more groups and a group to train on; take {smaller}a "
+                "pattern with more groups, or none"
             )
         held_out = set(tested)
         return [PARTS["test" if group in held_out else "train"] for group in self.of]

@@ -77,7 +77,7 @@ def pretrain_split(
     if size + held_out > len(order):
         raise InputError(
             f"grid.pretrain_sizes: {size} and pretrain.held_out {held_out} do not fit {len(order)} images"
-            f"{_left_out(pack)}; lower either"
+            f"{_left_out(pack) or '; lower either'}"
         )
     if held_out:
         others = _order(pack, "held_out", split_seed)

@@ -264,9 +264,8 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     fits = _most_tests(facts, wanted)
     names = [effect.name for effect in noisy]
     if fits < EXCESS * tests:  # which the images at hand cannot settle, but labelling can
-        change = (
-            f"label {wanted - tests:,} more test images{_of_other_groups(facts, wanted / tests)}, for {wanted:,} in all"
-        )
+        others = _of_other_groups(facts, wanted / tests)
+        change = f"label {wanted - tests:,} more test images{others}, for {wanted:,} in all"
         setting, fits = {}, wanted
     else:
         setting = {"segmentation": {"test_size": fits}}
