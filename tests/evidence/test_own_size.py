@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +180,21 @@ def test_masks_come_back_from_few_bytes_and_no_other_bytes_do() -> None:
 
 
 def test_own_size_is_that_of_the_masks_as_people_see_them(tmp_path: Path) -> None:
-    """An evaluation counts what `viny predict` would have written, against the mask files turned upright."""
+    """Evaluations of a cell and of a U-Net count what `viny predict` would have written, against the mask files turned
+    upright.
+    """
     pytest.importorskip("jsonschema")
     from tiny_study import Study
 
     from viny.data.pack import open_pack
+    from viny.evidence.reference import train_reference
     from viny.learning.machine import Machine
     from viny.study.config import merge, resolve
-    from viny.study.grid import Cell
+    from viny.study.grid import Cell, Reference
+    from viny.study.layout import REFERENCE, reference_file
     from viny.study.reading import read_config
     from viny.study.saved import write_study
+    from viny.study.specs import reference_spec
     from viny.tools.trained.cell import load_cell
     from viny.tools.trained.predict import predict_files
 
@@ -224,19 +230,27 @@ def test_own_size_is_that_of_the_masks_as_people_see_them(tmp_path: Path) -> Non
         write_study(study.root, config)
         record = study.finetune(cell, None, f"finetune/{cell.name}")
         metrics = study.evaluate(cell, record)["metrics"]
-        trained = load_cell(record.parent)
+        unet = Reference(cell.finetune_size, cell.seed)
+        inputs = dict(zip(("manifest", "split", "indices"), study.finetune_inputs(cell), strict=True))
+        train_reference(
+            reference_spec(config, unet), **inputs, **{key: reference_file(study.root, unet, key) for key in REFERENCE}
+        )
+        beside = json.loads(reference_file(study.root, unet, "record").read_text())["metrics"]
         test = [images / name_of(at) for at in range(8)]
-        predict_files(trained, test, tmp_path / fit / "out", Machine.choose("cpu", "float32", 1), 1)
-        counts = []
-        for image in test:
-            guess = np.asarray(Image.open(tmp_path / fit / "out" / f"{image.stem}_mask.png"))
-            assert guess.shape == upright[image.name].shape and (fit == "crop") == (IGNORE in guess)
-            counts.append(own_size_counts(upright[image.name], guess, 2))
+        for name, found in ((unet.name, beside), (cell.name, metrics)):
+            trained = load_cell(name, study.root)
+            out = tmp_path / fit / f"out_{name}"
+            predict_files(trained, test, out, Machine.choose("cpu", "float32", 1), 1)
+            counts = []
+            for image in test:
+                guess = np.asarray(Image.open(out / f"{image.stem}_mask.png"))
+                assert guess.shape == upright[image.name].shape and (fit == "crop") == (IGNORE in guess)
+                counts.append(own_size_counts(upright[image.name], guess, 2))
+            assert found["own_size_miou_dataset"] == pytest.approx(own_size_iou(np.sum(counts, 0)).mean(), abs=1e-6)
+            assert found["own_size_miou_per_image"] == pytest.approx(own_size_iou(np.array(counts)).mean(), abs=1e-6)
         pack = open_pack(study.pack("segmentation"))
         assert (pack.large is None) == (tiles == 1)
         assert tiles == 1 or pack.large.shape == (20, 3, 48, 48)
-        assert metrics["own_size_miou_dataset"] == pytest.approx(own_size_iou(np.sum(counts, 0)).mean(), abs=1e-6)
-        assert metrics["own_size_miou_per_image"] == pytest.approx(own_size_iou(np.array(counts)).mean(), abs=1e-6)
         scores = pd.read_csv(study.root / "scores.csv")
         names = ["image", "index", "height", "width", "miou", "own_size_miou", "iou_ground", "iou_box"]
         assert list(scores.columns) == names

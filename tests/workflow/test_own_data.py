@@ -189,6 +189,18 @@ def test_the_u_net_beside_the_cells_predicts_and_is_exported(project: Path, tmp_
     assert "A small U-Net from scratch" in card and "pre-training" not in card and "8 test images" in card
 
 
+def test_the_u_net_is_measured_at_the_images_own_size_too(project: Path) -> None:
+    root = project / "results" / "own"
+    table = pd.read_csv(root / "tables" / "references.csv").set_index("reference")
+    record = json.loads((root / "references" / "unet_fine-10_seed-0.json").read_text())
+    for key in ("own_size_miou_dataset", "own_size_miou_per_image"):
+        assert 0 < record["metrics"][key] < 1
+        columns = [key, f"lowest_{key}", f"highest_{key}"]
+        assert table.loc["unet", columns].tolist() == pytest.approx([record["metrics"][key]] * 3, abs=1e-6)
+        assert np.isnan(table.loc["constant", key])
+    assert record["metrics"]["own_size_miou_dataset"] != record["metrics"]["miou_dataset"]
+
+
 def test_other_weights_of_the_u_net_are_found(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(project, folder, symlinks=True)

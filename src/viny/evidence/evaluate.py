@@ -111,6 +111,16 @@ class Tested:
     confusion: np.ndarray
     own: np.ndarray | None
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a file of them holds."""
+        return {"confusion": self.confusion} | ({} if self.own is None else {"own_size": self.own})
+
+    @property
+    def own_size(self) -> dict[str, Any]:
+        """mIoU at the images' own size, see `own_size_summary`; empty where they have no other."""
+        return {} if self.own is None else own_size_summary(self.own)
+
 
 def tested(
     model: Segmentation,
@@ -119,12 +129,8 @@ def tested(
     normalised: bool | Normalisation,
     draws: Draws | None,
     machine: Machine,
-    own_size: bool = True,
 ) -> Tested:
     """Predict some images of a pack and count right and wrong pixels; arguments as of `scored`.
-
-    Args:
-        own_size: whether to count at the images' own size too.
 
     Raises:
         InputError: a row of the pack is damaged.
@@ -138,7 +144,7 @@ def tested(
     confusion, own = [], []
     for positions, truth, scores in scored(model, pack, indices, normalised, draws, machine):
         confusion.append(confusion_matrices(truth, greatest(scores), model.classes).cpu().numpy().astype(np.int32))
-        if pack.own_masks is None or not own_size:
+        if pack.own_masks is None:
             continue
         if draws is not None:
             scores = flip(scores, draws.at(positions).flips)  # back, as the image is
@@ -202,11 +208,9 @@ def evaluate(
     found = summarise(matrices, names, pack.manifest.get("border_class"))
     classes = classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, lists["train"])}
     found["miou"] = found[f"miou_{spec['switches']['miou']}"]
-    own = {} if counts.own is None else {"own_size": counts.own}
-    if counts.own is not None:
-        found |= own_size_summary(counts.own)
+    found |= counts.own_size
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test, **own, **_groups(spec, pack, test))
+        np.savez_compressed(f, **counts.arrays, indices=test, **_groups(spec, pack, test))
     write_text(scores, scores_text(image_scores(pack, test, matrices, counts.own)))
     write_sealed(
         metrics,

@@ -115,7 +115,8 @@ def train_reference(
         indices: the split's index lists.
         record: JSON file to write, the metrics.
         weights: safetensors file to write, beside the record.
-        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack.
+        confusion: npz file to write: confusion [N, C, C] (true class first), indices [N] in the pack; own_size
+            [N, 3, C] where images have a size of their own, see `own_size_counts`.
         curve: CSV file to write, the learning curve.
         checkpoints: folder for checkpoints, from which a stopped job goes on; none: no checkpoints.
         checkpoint_minutes: minutes between checkpoints; none: $VINY_CHECKPOINT_MINUTES, else 5.
@@ -189,9 +190,10 @@ def _train(
             "leave it out with 'references: false'"
         ) from error
     draws, normalised = draws_of_test_images(spec, len(test)), spec["switches"]["normalise_finetune"]
-    matrices = tested(model.eval(), pack, test, normalised, draws, machine, own_size=False).confusion
+    counts = tested(model.eval(), pack, test, normalised, draws, machine)
+    matrices = counts.confusion
     with atomic_path(confusion) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(f, confusion=matrices, indices=test)
+        np.savez_compressed(f, **counts.arrays, indices=test)
     kind, common = spec["switches"]["miou"], commonest(pack, train)
     found, constant = (with_miou(one, names, border, kind) for one in (matrices, constant_answer(matrices, common)))
     write_sealed(
@@ -205,7 +207,7 @@ def _train(
             "cell": spec["cell"],
             **about,
             "weights_sha256": save_weights(weights, model.state_dict(), about),
-            "metrics": found,
+            "metrics": found | counts.own_size,
             "constant": {"class": names[common], "index": common, "metrics": constant},
             "classes": classes_in(matrices, names) | {"not_in_training": classes_lacking(pack, train)},
             "miou_is": kind,

@@ -25,6 +25,7 @@ ORDER = [*ARM, "intermediate", "pretrain_size", "finetune_size", "seed"]
 BEFORE = ["study", "protocol", "note", "cell", *KEYS]  # columns to the left of the metrics
 RUN = ["device", "precision", "threads", "seconds", "code"]  # taken from the provenance
 OF_CLASS = "iou_"  # how the columns of a class's IoU begin
+OWN_SIZE = "own_size_"  # and those of mIoU at the images' own size
 ABSENT = ["not_in_test", "not_in_training"]  # classes without a pixel in these masks, '; ' between their names
 AFTER = ["miou_is", "test_images", *ABSENT, *RUN]  # columns to the right of the metrics
 STATISTICS = {"mean": "mean", "std": "sd", "sem": "se"}  # pandas' names to ours; std and sem have ddof=1

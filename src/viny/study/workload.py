@@ -193,6 +193,14 @@ def _tuning(settings: Mapping[str, Any], images: int, epochs: int, trainings: in
     return replace(trained, operations=trained.operations + tokens.operations // TRAINING)
 
 
+def _tested(config: Mapping[str, Any], images: int | None) -> int:
+    """Forward passes that so many test images take; None for as many as `segmentation.test_size`."""
+    images = images or config["segmentation"]["test_size"]
+    tiles = config["segmentation"].get("tiles", 1)
+    # The whole image as it is and as small as a tile, and the tiles, see `own_size.tiled`.
+    return images * (2 + (2 * tiles - 1) ** 2) if tiles > 1 else images
+
+
 def reference_workload(config: Mapping[str, Any], labels: int, tested: int | None = None) -> Workload:
     """The U-Net beside the cells of a label size: its training, and its evaluation on the test images.
 
@@ -203,12 +211,13 @@ def reference_workload(config: Mapping[str, Any], labels: int, tested: int | Non
     """
     settings = settings_of(config, arms(config)[0])
     section, side, classes = settings["finetune"], settings["model"]["image_size"], mask_class_count(config)
-    passes, tested = labels * section["epochs"], tested or config["segmentation"]["test_size"]
+    passes = labels * section["epochs"]
     held = 1.5 * min(labels * side**2 * 4, IN_MEMORY)
     shown = max(min(section["batch_size"], labels), batch_of_masks(classes) // TRAINING)
     memory = BASE_MB + math.ceil((held + shown * (unet_settings.activation_bytes(side) + 16 * classes * side**2)) / 1e6)
     forward = unet_settings.forward_operations(side, classes)
-    return _looking_at(Workload(passes, passes * TRAINING * forward, memory, forward=forward), tested)
+    work = Workload(passes, passes * TRAINING * forward, memory, forward=forward)
+    return _looking_at(work, _tested(settings, tested))
 
 
 def training_workload(config: Mapping[str, Any], training: Training, images: Mapping[str, int | None]) -> Workload:
@@ -229,9 +238,7 @@ def evaluate_workload(config: Mapping[str, Any], images: int | None = None, arm:
         arm: the cell's.
     """
     config = settings_of(config, arm)
-    images = images or config["segmentation"]["test_size"]
-    if (tiles := config["segmentation"].get("tiles", 1)) > 1:
-        images *= 2 + (2 * tiles - 1) ** 2  # the whole image as it is and as small as a tile, see `own_size.tiled`
+    images = _tested(config, images)
     # BATCH images go through at once, but only one layer's activations are kept.
     at_once = math.ceil(2 * BATCH / config["model"]["depth"])
     trained = _workload(config, images, 1, at_once, config["model"]["image_size"], 4)

@@ -29,7 +29,7 @@ def reference_items(facts: Facts) -> list[Item]:
     Raises:
         InputError: a damaged file.
     """
-    scores, about, classes = reference_scores(facts.root, facts.references)
+    scores, about, others = reference_scores(facts.root, facts.references)
     models, called = _compared(facts)
     table = references_table(models, scores, about, called=called)
     found = []
@@ -38,10 +38,11 @@ def reference_items(facts: Facts) -> list[Item]:
         key, gain = (row["reference"], row["finetune_size"]), row["gain_words"]
         gain = gain if isinstance(gain, str) else ""
         data = {"reference": row["reference"], "verdict": row["verdict"], "gain": gain, "lead": row["lead"]}
-        if key in classes:
+        if key in others:
             seed = min(one.seed for one in facts.references if one.finetune_size == row["finetune_size"])
             data["model"] = Reference(row["finetune_size"], seed).name
-            data["classes"] = classes[key].mean().dropna().to_dict()
+            means = others[key].mean().dropna()
+            data["classes"] = means[[name for name in means.index if name.startswith(OF_CLASS)]].to_dict()
         found.append(Item(f"{row['sentence']} {gain}".rstrip(), data, _brief(row)))
     return found
 

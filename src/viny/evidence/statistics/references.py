@@ -12,7 +12,7 @@ import pandas as pd
 from viny.evidence.constant import constant_answer
 from viny.evidence.statistics.crossed import Runs, Score, crossed, influence, read_confusion, step
 from viny.evidence.statistics.effects import INTERVALS
-from viny.evidence.tables import OF_CLASS, about_numbers, to_markdown, write_csv
+from viny.evidence.tables import OF_CLASS, OWN_SIZE, about_numbers, to_markdown, write_csv
 from viny.evidence.verdicts import (
     MARGIN,
     UNKNOWN,
@@ -40,7 +40,7 @@ COLUMNS = [
 ]
 
 MEANS = ["n", "mean", "low", "high"]
-SPREAD = {"": "mean", "lowest_": "min", "highest_": "max"}  # before the name of a class's IoU: what over seeds
+SPREAD = {"": "mean", "lowest_": "min", "highest_": "max"}  # before the name of a further column: what over seeds
 GAIN = {"": "mean", "_low": "low", "_high": "high", "_words": "short"}  # of a decision
 
 Key = tuple[str, int]  # of a reference: CONSTANT or UNET, labels
@@ -57,14 +57,15 @@ def reference_scores(
 
     Returns:
         The scores by seed and `Key`. For each key a set: the classes that are the commonest in the training masks of
-        any seed, or the U-Net's number of parameters. And of U-Nets the IoU of each class, a row for each seed.
+        any seed, or the U-Net's number of parameters. And of U-Nets the IoU of each class and, where images have a size
+        of their own, the mIoU at it, a row for each seed.
 
     Raises:
         InputError: a missing or damaged file.
     """
     scores: dict[tuple[int, Key], Score] = {}
     about: dict[Key, set[Any]] = {}
-    classes: dict[Key, list[dict[str, float]]] = {}
+    others: dict[Key, list[dict[str, float]]] = {}
     for one in some:
         record = read_sealed(reference_file(root, one, "record"), "a reference")
         confusion, indices = read_confusion(reference_file(root, one, "confusion"))
@@ -79,9 +80,9 @@ def reference_scores(
                 key = name, one.finetune_size
                 scores[one.seed, key] = Score(miou, influence(matrices, kind), indices)
                 about.setdefault(key, set()).add(said)
-        of_class = {name: value for name, value in record["metrics"].items() if name.startswith(OF_CLASS)}
-        classes.setdefault((UNET, one.finetune_size), []).append(of_class)
-    return scores, about, {key: pd.DataFrame(rows, dtype=float) for key, rows in classes.items()}
+        further = {name: value for name, value in record["metrics"].items() if name.startswith((OF_CLASS, OWN_SIZE))}
+        others.setdefault((UNET, one.finetune_size), []).append(further)
+    return scores, about, {key: pd.DataFrame(rows, dtype=float) for key, rows in others.items()}
 
 
 def reference_means(runs: Runs, keys: Iterable[Key]) -> pd.DataFrame:
@@ -227,7 +228,7 @@ def write_references(
     cells: Mapping[tuple[int, Hashable], Score],
     scores: Mapping[tuple[int, Key], Score],
     models: Mapping[Key, Any],
-    classes: Mapping[Key, pd.DataFrame],
+    others: Mapping[Key, pd.DataFrame],
     groups: int,
     called: Callable[[Any], str],
     out_dir: Path,
@@ -237,14 +238,14 @@ def write_references(
     Args:
         frame: what `tables.read_metrics` returns of the cells.
         cells, scores, models, called: see `references_table`, of which models is `about`.
-        classes: from `reference_scores`; for each class the table gets columns of its mean, lowest and highest IoU.
+        others: from `reference_scores`; of each column the table gets the mean, the lowest and the highest.
         groups: see `Runs.groups`.
         out_dir: folder for the tables; made if missing.
     """
     table = references_table(cells, scores, models, called=called)
     keys = [*zip(table["reference"], table["finetune_size"], strict=True)]
-    of_class = pd.DataFrame([_over_seeds(classes[key]) if key in classes else {} for key in keys], table.index)
-    table = table.join(of_class)
+    further = pd.DataFrame([_over_seeds(others[key]) if key in others else {} for key in keys], table.index)
+    table = table.join(further)
     write_csv(table.assign(**dict(frame.iloc[0][["study", "protocol", "note"]])), out_dir / "references.csv")
     rows = [
         {
@@ -267,10 +268,10 @@ def write_references(
     return table
 
 
-def _over_seeds(iou: pd.DataFrame) -> dict[str, float]:
+def _over_seeds(values: pd.DataFrame) -> dict[str, float]:
     """Mean, lowest and highest of columns over rows, see `SPREAD`."""
-    found = {how: iou.agg(how) for how in SPREAD.values()}
-    return {f"{prefix}{name}": found[how][name] for name in iou for prefix, how in SPREAD.items()}
+    found = {how: values.agg(how) for how in SPREAD.values()}
+    return {f"{prefix}{name}": found[how][name] for name in values for prefix, how in SPREAD.items()}
 
 
 _WORDS = (
