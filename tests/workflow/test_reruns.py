@@ -544,15 +544,16 @@ def test_two_studies_share_a_pack_that_both_make_at_once(tmp_path: Path) -> None
 # Kills
 
 LONG: dict[str, Any] = {"grid__pretrain_sizes": [0], "grid__finetune_sizes": [8, 20], "finetune__epochs": 150}
+DONE, KILLED = (f"pre-0_mid-none_fine-{labels}_seed-0" for labels in LONG["grid__finetune_sizes"])
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Hashes of the weights of two longer fine-tunings that were never stopped."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Two longer fine-tunings that were never stopped; not to be changed."""
     project = Project.new(tmp_path_factory.mktemp("undisturbed"), **LONG)
     project.run("--until", "finetune")
-    assert len(project.weights()) == 2
-    return project.weights()
+    assert set(project.weights()) == {DONE, KILLED}
+    return project
 
 
 def is_over(process: psutil.Process) -> bool:
@@ -563,15 +564,17 @@ def is_over(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def under_way(tmp_path: Path) -> Iterator[tuple[Project, subprocess.Popen, list[psutil.Process]]]:
-    """A run with one of its fine-tunings done and the other not, and its jobs' processes."""
-    project = Project.new(tmp_path / "project", **LONG)
+def under_way(
+    undisturbed: Project, tmp_path: Path
+) -> Iterator[tuple[Project, subprocess.Popen, list[psutil.Process]]]:
+    """A run with one of its fine-tunings done and the other at its beginning, and its jobs' processes."""
+    project = undisturbed.copy(tmp_path / "project")
+    shutil.rmtree(project.root / "finetune" / KILLED)
     run = project.start("--until", "finetune")
     jobs: list[psutil.Process] = []
     try:
-        until(lambda: finished_jobs(project.said).get("finetune"), "one fine-tuning")
+        until(lambda: list(project.root.glob(f"checkpoints/finetune/{KILLED}/*.safetensors")), "a checkpoint")
         jobs += psutil.Process(run.pid).children(recursive=True)
-        assert len(project.weights()) == 1
         yield project, run, jobs
     finally:
         for process in jobs:
@@ -585,12 +588,10 @@ def under_way(tmp_path: Path) -> Iterator[tuple[Project, subprocess.Popen, list[
 def test_after_a_kill_the_same_command_ends_the_same(
     kill: str,
     under_way: tuple[Project, subprocess.Popen, list[psutil.Process]],
-    undisturbed: dict[str, str],
+    undisturbed: Project,
 ) -> None:
     project, run, jobs = under_way
     assert jobs
-    done = next(project.root.glob("finetune/*/model.json")).parent.name
-    first = (project.root / "finetune" / done / "run.json").read_bytes()
     began = time.monotonic()
     match kill:
         case "driver":
@@ -604,22 +605,22 @@ def test_after_a_kill_the_same_command_ends_the_same(
     run.wait(timeout=PATIENCE)
     until(lambda: all(map(is_over, jobs)), "the end of all jobs")
     print(f"{kill}: all over after {time.monotonic() - began:.2f} s")
-    other = next(name for name in undisturbed if name != done)
-    kept = list((project.root / "checkpoints" / "finetune" / other).glob("*.safetensors"))
+    kept = list((project.root / "checkpoints" / "finetune" / KILLED).glob("*.safetensors"))
     if kill == "terminate":  # Snakemake lets running jobs finish
-        assert set(project.weights()) == set(undisturbed)
+        assert set(project.weights()) == {DONE, KILLED}
     else:
-        assert set(project.weights()) == {done}
+        assert set(project.weights()) == {DONE}
         assert kept
     if kill in ("driver", "interrupt"):  # an orderly end of the jobs
         assert not list((project.root / "checkpoints").rglob("*.claim"))
     assert "unlock" not in project.said
     again = project.done("--until", "finetune")
     assert again == ({} if kill == "terminate" else {"finetune": 1})
-    assert project.weights() == undisturbed
-    assert (project.root / "finetune" / done / "run.json").read_bytes() == first
-    attempts = project.json(f"finetune/{other}/run.json")["earlier_attempts"]
+    assert project.weights() == undisturbed.weights()
+    first = f"finetune/{DONE}/run.json"
+    assert (project.root / first).read_bytes() == (undisturbed.root / first).read_bytes()
+    attempts = project.json(f"finetune/{KILLED}/run.json")["earlier_attempts"]
     print(f"{kill}: earlier attempts {attempts}, {len(kept)} checkpoints")
     assert len(attempts) == (kill != "terminate")
-    assert not (project.root / "checkpoints" / "finetune" / other).exists()
+    assert not (project.root / "checkpoints" / "finetune" / KILLED).exists()
     assert project.planned("--until", "finetune") == {}
