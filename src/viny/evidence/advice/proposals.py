@@ -180,13 +180,11 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
         text = f"{name}: {effect.reason}; {ENOUGH_SEEDS} seeds in every cell give one, and a spread to plan with."
         return seeds, Item(text, {"question": name, "seeds": seeds})
     data: dict[str, Any] = {"question": name, "half_width": half, "half_width_images": images}
-    deciding, chance = _deciding(facts, effect)
-    decide = f"{deciding} seeds would decide it with a chance of {100 * chance:.0f} %"
+    deciding, decide = _deciding(facts, effect)
     data |= {"seeds_to_decide": deciding}
     if effect.lacks == "images":
         text = f"{name}: ±{bare(half)} points, of which ±{bare(images)} are the draw of the {facts.runs.drawn}. "
-        takes = "It takes more of those"
-        text += f"{takes} to narrow it; {decide}." if deciding else f"{takes}, not more seeds."
+        text += f"It takes more of those{f' to narrow it{decide}' if decide else ', not more seeds'}."
         return deciding, Item(text, data | {"goal": goal, "seeds": None})
     text = f"{name}: ±{bare(half)} points with {counted(effect.n, 'seed')}"
     if half <= goal:
@@ -199,10 +197,10 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     if seeds is not None:
         seeds = max(seeds, len(facts.grid["seeds"]) + 1)
     said = [f"more than {MOST_SEEDS}" if n is None else str(n) for n in (seeds, *ends)]
-    text += f" takes {said[0] if seeds is None else f'about {seeds}'} seeds"
+    text += f" takes {'about ' * (seeds is not None)}{said[0]} seeds"
     if ends[0] is not None:  # a smaller spread would need fewer
         text += f" ({said[1]} to {said[2]}, as the true spread is {low:.2g} to {high:.2g} times the one seen)"
-    text += f"; {decide}." if deciding else "."
+    text += f"{decide}."
     if seeds is None and deciding is None:
         text += " Seeds are not the way: take this width, or train so that the effect is larger."
     if images > facts.target / 100:
@@ -212,13 +210,13 @@ def _seeds(facts: Facts, effect: Decision) -> tuple[int | None, Item]:
     return fewest, Item(text, data | {"spread_low": low, "spread_high": high})
 
 
-def _deciding(facts: Facts, effect: Decision) -> tuple[int | None, float]:
-    """The fewest seeds in all that are likely to decide an effect, and the chance; None if `MOST_SEEDS` are not."""
+def _deciding(facts: Facts, effect: Decision) -> tuple[int | None, str]:
+    """The fewest seeds that are likely to decide an effect, and a clause that says so; neither beyond `MOST_SEEDS`."""
     for n in range(len(facts.grid["seeds"]) + 1, MOST_SEEDS + 1):
         chance = chance_with(facts.runs, effect, n, facts.target / 100)
         if chance >= ASSURANCE:
-            return n, chance
-    return None, math.nan
+            return n, f"; {n} seeds would decide it with a chance of {100 * chance:.0f} %"
+    return None, ""
 
 
 def _further_labels(facts: Facts, best: Best, foreseen: bool) -> Item | None:
@@ -262,9 +260,8 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     wanted = math.ceil(max(tests * (e.half_images / min(goal, e.half_images / 2)) ** 2 for e in noisy))
     trainings, seconds = facts.trainings.anew(facts.cells)
     fits = _most_tests(facts, wanted)
-    names = [effect.name for effect in noisy]
+    names, others = [effect.name for effect in noisy], _of_other_groups(facts, wanted / tests)
     if fits < EXCESS * tests:  # which the images at hand cannot settle, but labelling can
-        others = _of_other_groups(facts, wanted / tests)
         change = f"label {wanted - tests:,} more test images{others}, for {wanted:,} in all"
         setting, fits = {}, wanted
     else:
@@ -273,8 +270,7 @@ def _further_tests(facts: Facts, still_open: Sequence[Decision]) -> Item | None:
     said, chances = _with_chances(names, _chances(facts, noisy, fits))
     text = f"{capital(change)}: all {len(facts.cells)} cells are fine-tuned anew, {_takes(seconds)}. For: {said}."
     if setting and fits < wanted:
-        text += f" It would take {wanted:,}; no more labelled images are left, so label more"
-        text += f"{_of_other_groups(facts, wanted / tests)}."
+        text += f" It would take {wanted:,}; no more labelled images are left, so label more{others}."
     data = {"change": change, "settles": names, "new_cells": len(facts.cells), "trainings": trainings}
     return _with_command(facts, Item(text, data | {"seconds": seconds, "chances": chances}), setting)
 
